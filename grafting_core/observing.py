@@ -1,0 +1,57 @@
+"""How a stage talks to whoever runs it. The core returns values; it neither logs, stores nor tracks."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StopRequested(Exception):
+    """Raised by a stage that was asked to stop, after it has saved a checkpoint."""
+
+
+class Observer(Protocol):
+    """Hears of every step. Calls are cheap: the observer decides what to pass on and when."""
+
+    def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        """`step` steps of `total_steps` are done; `values` are figures such as `loss`."""
+
+    def stop_requested(self) -> bool:
+        """Whether the stage should save a checkpoint and raise `StopRequested`."""
+
+
+class Checkpoints(Protocol):
+    """Keeps flat dicts of tensors by step; whole or not at all."""
+
+    def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
+        """The newest intact checkpoint, or None."""
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+
+    def save(self, step: int, tensors: "Mapping[str, Tensor]") -> None:
+        """Keep this state; older ones may be dropped once it is durable."""
+
+
+class Silent:
+    """An observer that hears nothing and never asks to stop."""
+
+    def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        return None
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+class NoCheckpoints:
+    """For work that is cheaper to redo than to save."""
+
+    def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
+        return None
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, step: int, tensors: "Mapping[str, Tensor]") -> None:
+        return None

@@ -1,0 +1,1 @@
+"""What is wanted, as frozen data and pure arithmetic. Nothing here imports torch."""

@@ -1,0 +1,117 @@
+"""What the lab knows of a backbone without loading it: sizes, digest, pretraining compute."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
+from grafting_core.spec.operators import OperatorBase
+from grafting_core.spec.operators.attention import MultiHeadAttention
+from grafting_core.spec.operators.mlp import Mlp
+from grafting_core.spec.site import GraftSite
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Pretraining(Frozen):
+    """What the backbone cost to make; the unit in which grafts are priced."""
+
+    flops: Annotated[float, Field(gt=0)]
+    images: Count
+    steps: Count
+    batch_size: Count
+    device_seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class BackboneRef(Frozen):
+    """A pretrained model by name and the digest of its weights."""
+
+    name: str
+    digest: str
+
+
+class BackboneCard(Frozen):
+    """A DiT: `depth` equal blocks over `grid` tokens, adaLN-zero conditioned on timestep and label.
+
+    `num_params` counts the transformer as it is stored. `digest` is SHA-256 over its weight files,
+    or of its name where no weights are at hand (`weights` is None: plan only, no runs).
+    """
+
+    name: str
+    family: Literal["dit"] = "dit"
+    digest: str
+    depth: Annotated[int, Field(ge=1)]
+    dims: BlockDims
+    patch_size: Annotated[int, Field(ge=1)]
+    latent_channels: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=1)]
+    num_params: Count
+    decoder_flops: Count
+    """FLOPs of decoding one latent to an image."""
+    pretraining: Pretraining
+    feature_network: str
+    """What its samples are judged with where a design does not say."""
+    num_images: Count
+    """Training images at hand for stages 1 and 2; 0 where none are."""
+    weights: str | None
+    """Folder of the weights relative to the card, or None."""
+    figures: dict[str, float] = {}
+
+    @property
+    def ref(self) -> BackboneRef:
+        return BackboneRef(name=self.name, digest=self.digest)
+
+    @property
+    def sites(self) -> list[GraftSite]:
+        return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in ("attention", "mlp")]
+
+    def original(self, slot: Slot) -> OperatorBase:
+        """The operator that stands in this slot of the unedited backbone."""
+        return MultiHeadAttention() if slot == "attention" else Mlp(ratio=self.dims.mlp_ratio)
+
+    @property
+    def overhead_flops(self) -> int:
+        """FLOPs of one forward outside the operators: adaLN, patch embedding, final layer."""
+        width, tokens = self.dims.width, self.dims.num_tokens
+        patch = self.patch_size**2 * self.latent_channels
+        modulation = self.depth * 12 * width**2 + 4 * width**2
+        return modulation + 2 * tokens * width * patch + 4 * tokens * width * patch
+
+    def forward_flops(self) -> int:
+        """FLOPs of one forward of one sample through the unedited backbone."""
+        block: list[OperatorFlops] = [self.original(s).flops(self.dims) for s in ("attention", "mlp")]
+        return self.overhead_flops + self.depth * sum(cost.total for cost in block)
+
+
+TESTBED_CARD = Path(__file__).parent.parent / "testbed" / "assets" / "card.json"
+
+DIT_XL_2_256 = BackboneCard(
+    name="dit-xl-2-256",
+    digest=hashlib.sha256(b"dit-xl-2-256").hexdigest(),
+    depth=28,
+    dims=BlockDims(width=1152, num_heads=16, mlp_ratio=4.0, grid=(16, 16)),
+    patch_size=2,
+    latent_channels=4,
+    num_classes=1000,
+    # The original implementation's count with its frozen position embedding; diffusers' has 749.8 M.
+    num_params=675_129_632,
+    decoder_flops=0,
+    # 7 M steps of 256 images (paper-facts section 1.4), three forwards' worth of FLOPs an image.
+    pretraining=Pretraining(
+        flops=3 * 237.2e9 * 7e6 * 256, images=7_000_000 * 256, steps=7_000_000, batch_size=256
+    ),
+    feature_network="inception",
+    num_images=0,
+    weights=None,
+)
+
+
+@cache
+def backbone_cards() -> dict[str, BackboneCard]:
+    """All backbones the lab can name, by name. Reads the shipped card; loads no weights."""
+    testbed = BackboneCard.model_validate_json(TESTBED_CARD.read_text())
+    return {card.name: card for card in (testbed, DIT_XL_2_256)}

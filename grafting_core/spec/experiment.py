@@ -1,0 +1,89 @@
+"""The whole submission, resolved: what is hashed, stored and handed to a worker."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Budget
+from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import GraftDesign
+from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+
+RECIPE_VERSIONS = {"distill": 1, "finetune": 1, "evaluate": 1}
+"""Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
+
+
+class Resources(Frozen):
+    """What an attempt asks of the cluster. Not part of any digest: it changes speed, not results."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
+
+
+class ExperimentSpec(Frozen):
+    """Design, the three stages' settings and limits. Name, budget and resources do not enter the digest."""
+
+    name: str
+    design: GraftDesign
+    distill: DistillPlan
+    finetune: FinetunePlan
+    evaluate: EvaluationProtocol
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+    @property
+    def digest(self) -> str:
+        """Names what is to be computed: equal digests, equal results."""
+        return evaluation_key(self)
+
+
+def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
+    """Key of the distilled operator of every edited site, by `str(site)`.
+
+    Everything that determines a scion is in its key, and nothing else: other edits of the design are not.
+    """
+    return {
+        str(edit.site): digest(
+            {
+                "stage": "distill",
+                "recipe": RECIPE_VERSIONS["distill"],
+                "backbone": spec.design.backbone.digest,
+                "edit": edit,
+                "plan": spec.distill,
+            }
+        )
+        for edit in spec.design.edits
+    }
+
+
+def finetune_key(spec: ExperimentSpec) -> str:
+    """Key of the grafted model after stage 2; the teacher's own is finetuned by nobody."""
+    if not spec.design.edits:
+        return digest({"stage": "teacher", "backbone": spec.design.backbone.digest})
+    return digest(
+        {
+            "stage": "finetune",
+            "recipe": RECIPE_VERSIONS["finetune"],
+            "scions": scion_keys(spec),
+            "backbone": spec.design.backbone.digest,
+            "plan": spec.finetune,
+        }
+    )
+
+
+def protocol_digest(spec: ExperimentSpec) -> str:
+    """Names how quality is measured; the leaderboard ranks within one of these."""
+    return digest(
+        {
+            "recipe": RECIPE_VERSIONS["evaluate"],
+            "backbone": spec.design.backbone.digest,
+            "protocol": spec.evaluate,
+        }
+    )
+
+
+def evaluation_key(spec: ExperimentSpec) -> str:
+    """Key of the evaluation of this very model under this very protocol."""
+    return digest({"stage": "evaluate", "model": finetune_key(spec), "protocol": protocol_digest(spec)})

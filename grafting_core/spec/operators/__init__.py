@@ -1,0 +1,34 @@
+"""The one table of operator specs. Adding a kind: its class in a family file, one line in `OPERATORS`."""
+
+from typing import TYPE_CHECKING, Annotated, Union
+
+from pydantic import Field
+
+from grafting_core.spec.dims import Slot
+from grafting_core.spec.operators.attention import MultiHeadAttention, WindowAttention
+from grafting_core.spec.operators.base import OperatorBase
+from grafting_core.spec.operators.hyena import HyenaX
+from grafting_core.spec.operators.mlp import Mlp
+
+OPERATORS: tuple[type[OperatorBase], ...] = (
+    MultiHeadAttention,
+    WindowAttention,
+    HyenaX,
+    Mlp,
+)
+
+KINDS: dict[str, type[OperatorBase]] = {cls.model_fields["kind"].default: cls for cls in OPERATORS}
+
+
+def kinds_for(slot: Slot) -> list[str]:
+    """Kinds that fit a slot, in table order."""
+    return [kind for kind, cls in KINDS.items() if cls.slot == slot]
+
+
+if TYPE_CHECKING:
+    OperatorSpec = OperatorBase
+else:
+    # Built from the table, so that one line registers a kind everywhere: documents, REST, OpenAPI.
+    OperatorSpec = Annotated[Union[OPERATORS], Field(discriminator="kind")]  # noqa: UP007
+
+__all__ = ["KINDS", "OPERATORS", "OperatorBase", "OperatorSpec", "kinds_for"]

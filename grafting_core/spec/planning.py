@@ -1,0 +1,134 @@
+"""What a submission will do and cost, by arithmetic alone."""
+
+from grafting_core.spec.backbone import BackboneCard, backbone_cards
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import (
+    ExperimentSpec,
+    evaluation_key,
+    finetune_key,
+    protocol_digest,
+    scion_keys,
+)
+
+
+class StagePlan(Frozen):
+    """One stage: what it will publish under which keys, and what it will use (device-seconds unknown: 0)."""
+
+    stage: str
+    keys: dict[str, str]
+    steps: int
+    spend: Spend
+
+
+class DesignCost(Frozen):
+    """Whole-model totals of a design beside its teacher's."""
+
+    num_params: int
+    teacher_params: int
+    flops_per_forward: int
+    teacher_flops_per_forward: int
+    flops_per_image: int
+    """One sampled image: all steps, both halves of the guidance, the decoder."""
+    teacher_flops_per_image: int
+
+
+class ExperimentPlan(Frozen):
+    """The answer to `graft plan`: resolved spec, digests, stages and cost. Nothing is stored."""
+
+    digest: str
+    protocol_digest: str
+    experiment: ExperimentSpec
+    cost: DesignCost
+    stages: tuple[StagePlan, ...]
+    total: Spend
+    share_of_pretraining: float
+    runnable: bool
+    """False where the lab has the backbone's sizes but not its weights."""
+
+
+def plan(spec: ExperimentSpec) -> ExperimentPlan:
+    """Stages, keys, parameters and FLOPs of a resolved experiment."""
+    card = backbone_cards()[spec.design.backbone.name]
+    stages = _stages(spec, card)
+    total = sum((stage.spend for stage in stages), Spend())
+    return ExperimentPlan(
+        digest=spec.digest,
+        protocol_digest=protocol_digest(spec),
+        experiment=spec,
+        cost=design_cost(spec, card),
+        stages=stages,
+        total=total,
+        share_of_pretraining=total.flops / card.pretraining.flops,
+        runnable=card.weights is not None,
+    )
+
+
+def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
+    """Parameters and FLOPs: the backbone's, less every operator cut out, plus every operator put in."""
+    params, forward = card.num_params, card.forward_flops()
+    for edit in spec.design.edits:
+        old = card.original(edit.site.slot)
+        params += edit.operator.num_params(card.dims) - old.num_params(card.dims)
+        forward += edit.operator.flops(card.dims).total - old.flops(card.dims).total
+    return DesignCost(
+        num_params=params,
+        teacher_params=card.num_params,
+        flops_per_forward=forward,
+        teacher_flops_per_forward=card.forward_flops(),
+        flops_per_image=image_flops(spec, card, forward),
+        teacher_flops_per_image=image_flops(spec, card, card.forward_flops()),
+    )
+
+
+def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:
+    """FLOPs of sampling and decoding one image under the experiment's protocol."""
+    halves = 2 if spec.evaluate.guidance > 1 else 1
+    return spec.evaluate.sampling_steps * halves * forward + card.decoder_flops
+
+
+def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
+    """One teacher forward serves every site; a trained operator costs three of its forwards."""
+    if not spec.design.edits:
+        return 0
+    operators = sum(edit.operator.flops(card.dims).total for edit in spec.design.edits)
+    return card.forward_flops() + 3 * operators
+
+
+def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
+    """Forward and backward of the whole graft: three forwards."""
+    return 3 * design_cost(spec, card).flops_per_forward if spec.design.edits else 0
+
+
+def _stages(spec: ExperimentSpec, card: BackboneCard) -> tuple[StagePlan, ...]:
+    cost = design_cost(spec, card)
+    evaluated = Spend(flops=float(spec.evaluate.samples * cost.flops_per_image))
+    evaluate = _stage("evaluate", {"evaluation": evaluation_key(spec)}, spec.evaluate.samples, evaluated)
+    if not spec.design.edits:
+        return (evaluate,)
+    return (
+        _training("distill", scion_keys(spec), spec.distill.steps, spec.distill.batch_size, spec, card),
+        _training(
+            "finetune",
+            {"model": finetune_key(spec)},
+            spec.finetune.steps,
+            spec.finetune.batch_size,
+            spec,
+            card,
+        ),
+        evaluate,
+    )
+
+
+def _stage(stage: str, keys: dict[str, str], steps: int, spend: Spend) -> StagePlan:
+    return StagePlan(stage=stage, keys=keys, steps=steps, spend=spend)
+
+
+def _training(
+    stage: str, keys: dict[str, str], steps: int, batch: int, spec: ExperimentSpec, card: BackboneCard
+) -> StagePlan:
+    per_image = (
+        distill_flops_per_image(spec, card) if stage == "distill" else finetune_flops_per_image(spec, card)
+    )
+    images = steps * batch
+    return _stage(stage, keys, steps, Spend(flops=float(images * per_image), training_images=images))

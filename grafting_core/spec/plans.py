@@ -1,0 +1,87 @@
+"""Settings of the three stages: the paper's as defaults, the testbed's beside them in `presets`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.dims import Slot
+
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+PositiveSteps = Annotated[int, Field(ge=1, le=10_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""CPU generators use the low 32 bits only, so larger seeds would silently collide."""
+
+Loss = Literal["l1", "l2", "huber", "nmse"]
+Schedule = Literal["constant", "cosine"]
+
+
+class DistillPlan(Frozen):
+    """Stage 1: every new operator learns to imitate the old one on the unedited model's activations.
+
+    Loss by slot as found best in the paper (section 3.3, Table 1): L1 for attention, L2 for MLP.
+    `steps` 25,000 of 64 are the paper's 200 epochs over 8,000 images.
+    """
+
+    steps: Steps = 25_000
+    batch_size: BatchSize = 64
+    learning_rate: LearningRate = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    attention_loss: Loss = "l1"
+    mlp_loss: Loss = "l2"
+    images: Annotated[int, Field(ge=1)] = 8_000
+    held_out: Annotated[int, Field(ge=8, le=65_536)] = 256
+    seed: Seed = 0
+
+    def loss_for(self, slot: Slot) -> Loss:
+        return self.attention_loss if slot == "attention" else self.mlp_loss
+
+
+class FinetunePlan(Frozen):
+    """Stage 2: the whole grafted network under the denoising objective (paper section 3.1, Eq. 1).
+
+    `steps` 0 skips the stage. EMA weights are what is evaluated; the decay warms up as
+    min(ema_decay, (1 + step) / (10 + step)).
+    """
+
+    steps: Steps = 50_000
+    batch_size: BatchSize = 256
+    learning_rate: LearningRate = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 1_000
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    images: Annotated[int, Field(ge=1)] = 128_000
+    seed: Seed = 0
+
+
+class EvaluationProtocol(Frozen):
+    """Stage 3: everything that a quality figure depends on. Its digest groups the leaderboard.
+
+    `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2),
+    "ddim" the deterministic one. Noise and label of sample i depend on (seed, i) alone.
+    """
+
+    samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
+    guidance: Annotated[float, Field(ge=1, le=100)] = 1.5
+    guidance_channels: Literal["all", "first_3"] = "first_3"
+    labels: Literal["uniform", "balanced"] = "uniform"
+    feature_network: str = "inception"
+    micro_batch: BatchSize = 50
+    """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
+    seed: Seed = 0
+
+    @property
+    def fid_name(self) -> str:
+        """`fid1k/fashion-cnn`: small-N FID is biased, so the count is part of the name."""
+        count = f"{self.samples // 1000}k" if self.samples % 1000 == 0 else str(self.samples)
+        return f"fid{count}/{self.feature_network}"

@@ -1,0 +1,158 @@
+"""The document a user writes, and how it becomes an `ExperimentSpec` or a list of problems."""
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from grafting_core.spec.backbone import BackboneCard, backbone_cards
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Budget
+from grafting_core.spec.design import GraftDesign, ReplaceOperator
+from grafting_core.spec.dims import Slot
+from grafting_core.spec.document import check_plain
+from grafting_core.spec.experiment import ExperimentSpec, Resources
+from grafting_core.spec.explain import explain, nearest
+from grafting_core.spec.operators import OperatorSpec, kinds_for
+from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.spec.presets import PRESETS, PresetName
+from grafting_core.spec.problems import Problem, SpecError, pointer, shown
+from grafting_core.spec.selectors import LayerSelector, resolve
+from grafting_core.spec.site import GraftSite
+
+P = TypeVar("P", bound=Frozen)
+Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
+
+
+class ReplaceEdit(Frozen):
+    """Replace the operators of one slot in the selected blocks."""
+
+    replace: Slot
+    layers: LayerSelector
+    with_: Annotated[OperatorSpec, Field(alias="with")]
+
+
+class Submission(Frozen):
+    """A design file: what to graft where, a preset of settings, overrides and limits."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    backbone: Annotated[str, Field(max_length=200)]
+    edits: Annotated[tuple[ReplaceEdit, ...], Field(max_length=1000)] = ()
+    preset: PresetName = "demo"
+    # Only the fields that were given count; the rest come from the preset.
+    distill: DistillPlan = DistillPlan()
+    finetune: FinetunePlan = FinetunePlan()
+    evaluate: EvaluationProtocol = EvaluationProtocol()
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+
+def parse_submission(document: Any) -> ExperimentSpec:
+    """Validate a plain document (see `read_document`) and resolve it against its backbone.
+
+    Raises SpecError naming every problem with a JSON pointer into the document.
+    """
+    check_plain(document)
+    try:
+        submission = Submission.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise SpecError(explain(error, document, Submission)) from error
+    card = _card(submission.backbone)
+    design = _design(submission, card)
+    return _spec(submission, card, design)
+
+
+def _card(name: str) -> BackboneCard:
+    cards = backbone_cards()
+    if name not in cards:
+        message = f"unknown backbone {shown(name)}{nearest(name, cards)}"
+        raise SpecError([_problem(("backbone",), "unknown-backbone", message, name, cards)])
+    return cards[name]
+
+
+def _problem(path: tuple[object, ...], code: str, message: str, given: Any, allowed: Any = ()) -> Problem:
+    return Problem(
+        pointer=pointer(*path), code=code, message=message, given=shown(given), allowed=tuple(allowed)
+    )
+
+
+def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
+    problems: list[Problem] = []
+    placed: dict[GraftSite, ReplaceOperator] = {}
+    for index, edit in enumerate(submission.edits):
+        problems += _operator_problems(index, edit, card)
+        for site in _sites(index, edit, card, problems):
+            if site in placed:
+                message = f"{site} is edited twice; one edit a site"
+                problems.append(
+                    _problem(("edits", index, "layers"), "site-edited-twice", message, site.block)
+                )
+            placed[site] = ReplaceOperator(site=site, operator=edit.with_)
+    if problems:
+        raise SpecError(problems)
+    return GraftDesign(
+        backbone=card.ref, edits=tuple(sorted(placed.values(), key=lambda edit: edit.site.order))
+    )
+
+
+def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> list[Problem]:
+    operator, allowed = edit.with_, kinds_for(edit.replace)
+    if operator.slot != edit.replace:
+        message = f"{operator.kind} fits the {operator.slot} slot, not {edit.replace}"
+        message += f"; use one of {', '.join(allowed)}"
+        return [_problem(("edits", index, "with", "kind"), "wrong-slot", message, operator.kind, allowed)]
+    return [
+        _problem(
+            ("edits", index, "with", field), "out-of-range", f"should be {right}", getattr(operator, field)
+        )
+        for field, right in operator.problems(card.dims)
+    ]
+
+
+def _sites(index: int, edit: ReplaceEdit, card: BackboneCard, problems: list[Problem]) -> list[GraftSite]:
+    try:
+        blocks = resolve(edit.layers, card.depth)
+    except ValueError as error:
+        given = edit.model_dump(mode="json")["layers"]
+        problems.append(_problem(("edits", index, "layers"), "bad-layers", str(error), given))
+        return []
+    return [GraftSite(block=block, slot=edit.replace) for block in blocks]
+
+
+def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> ExperimentSpec:
+    preset = PRESETS[submission.preset]
+    distill = _overridden(preset.distill, submission.distill)
+    finetune = _overridden(preset.finetune, submission.finetune)
+    evaluate = _overridden(preset.evaluate, submission.evaluate)
+    if "feature_network" not in submission.evaluate.model_fields_set:
+        evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
+    _check_feature_network(evaluate, card)
+    limit = card.num_images or None
+    return ExperimentSpec(
+        name=submission.name,
+        design=design,
+        distill=_capped(distill, limit),
+        finetune=_capped(finetune, limit),
+        evaluate=evaluate,
+        budget=submission.budget,
+        resources=submission.resources,
+    )
+
+
+def _overridden(preset: P, given: P) -> P:
+    return preset.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def _capped(plan: Plan, limit: int | None) -> Plan:
+    """Asking for more images than the backbone ships means all of them; the spec says what is used."""
+    return plan if limit is None or plan.images <= limit else plan.model_copy(update={"images": limit})
+
+
+def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
+    if protocol.feature_network != card.feature_network:
+        message = f"{card.name} is judged with {card.feature_network}, not {shown(protocol.feature_network)}"
+        path = ("evaluate", "feature_network")
+        allowed = [card.feature_network]
+        raise SpecError(
+            [_problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
+        )

@@ -1,0 +1,145 @@
+"""What the REST API answers; the client parses the same classes."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.plans import EvaluationProtocol
+from workers.contract import Event, Reason, StageReport
+
+RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED"]
+TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+
+class View(BaseModel):
+    """Answers tolerate fields a newer service adds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class StageProgress(View):
+    """Where the current stage is."""
+
+    stage: str
+    step: int
+    total_steps: int
+    seconds_left: float | None = None
+
+
+class RunView(View):
+    """One run as the list shows it."""
+
+    id: str
+    name: str
+    backbone: str
+    state: RunState
+    reason: Reason | None = None
+    message: str | None = None
+    attempt: int
+    experiment_digest: str
+    protocol_digest: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    progress: StageProgress | None = None
+    spend: Spend
+    share_of_pretraining: float
+    metrics: dict[str, float]
+    mlflow_url: str | None = None
+
+
+class RunDetail(RunView):
+    """One run with its spec and the reports of the stages done."""
+
+    experiment: ExperimentSpec
+    stages: list[StageReport]
+
+
+class RunPage(View):
+    """Newest first; `next_cursor` asks for older ones."""
+
+    runs: list[RunView]
+    next_cursor: str | None = None
+
+
+class SubmitAnswer(View):
+    """202: where the run will be found."""
+
+    run_id: str
+    experiment_digest: str
+    url: str
+
+
+class LeaderboardRow(View):
+    """One finished run; changes are relative to the teacher under the same protocol (0.1 is +10 %)."""
+
+    rank: int
+    run_id: str
+    name: str
+    is_teacher: bool
+    metric: str
+    value: float
+    value_change: float | None
+    num_params: int
+    params_change: float
+    flops_per_image: int
+    flops_change: float
+    spend: Spend
+    share_of_pretraining: float
+
+
+class LeaderboardGroup(View):
+    """Rows measured in the very same way; groups are never ranked together."""
+
+    backbone: str
+    protocol_digest: str
+    protocol: EvaluationProtocol
+    metric: str
+    rows: list[LeaderboardRow]
+
+
+class Leaderboard(View):
+    groups: list[LeaderboardGroup]
+
+
+class OperatorView(View):
+    """One kind: where it fits, its fields, and its cost at the dims of DiT-XL/2."""
+
+    kind: str
+    slot: str
+    summary: str
+    fields: dict[str, object]
+    num_params: int
+    operator_flops: int
+    feature_flops: int
+
+
+class BackboneView(View):
+    """One backbone the lab can name."""
+
+    name: str
+    digest: str
+    depth: int
+    width: int
+    num_heads: int
+    num_tokens: int
+    num_params: int
+    forward_flops: int
+    pretraining_flops: float
+    runnable: bool
+    figures: dict[str, float]
+
+
+class RunEvent(View):
+    """One event of a run as the stream sends it; `id` counts from 1 without gaps within the run."""
+
+    id: int
+    kind: Literal["state", "attempt"]
+    state: RunState | None = None
+    reason: Reason | None = None
+    event: Event | None = None
+    at: datetime

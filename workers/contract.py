@@ -1,0 +1,176 @@
+"""All that passes between the control plane and an attempt: a ticket in, events out, files between.
+
+Layout under the storage root (an fsspec URI):
+
+    scions/<key>/                      distilled operator: operator.safetensors, card.json
+    models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
+    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz
+    runs/<run>/ticket-<attempt>.json   what the scheduler asks for
+    runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, log.txt
+    runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors
+
+Every file is written whole or not at all. Event files are numbered from 1 without gaps.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import ExperimentSpec
+
+StageName = Literal["distill", "finetune", "evaluate"]
+STAGES: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
+
+Reason = Literal[
+    "user_request",
+    "budget_exhausted",
+    "diverged",
+    "out_of_memory",
+    "worker_lost",
+    "node_fault",
+    "preempted",
+    "deadline",
+    "invalid_checkpoint",
+    "storage_full",
+    "internal_error",
+]
+
+StopCause = Literal["completed", "reused", "budget_exhausted"]
+
+
+class RunTicket(Frozen):
+    """All a worker is told. It holds no database address and no secret."""
+
+    run_id: str
+    attempt: Annotated[int, Field(ge=1)]
+    experiment: ExperimentSpec
+    storage: str
+    spent: Spend = Spend()
+    """What earlier attempts used, for the budget."""
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
+
+
+class StageReport(Frozen):
+    """What one stage yielded."""
+
+    stage: StageName
+    key: str
+    artifacts: dict[str, str] = {}
+    """URI relative to the storage root, by name (`samples.png`, `model`, or a site's scion)."""
+    metrics: dict[str, float] = {}
+    spend: Spend = Spend()
+    stop_cause: StopCause = "completed"
+
+
+class AttemptStarted(Frozen):
+    """The driver is up."""
+
+    type: Literal["attempt_started"] = "attempt_started"
+    host: str
+    pid: int
+    device: str
+    versions: dict[str, str] = {}
+
+
+class StageStarted(Frozen):
+    """A stage begins, or resumes at `step` from a checkpoint."""
+
+    type: Literal["stage_started"] = "stage_started"
+    stage: StageName
+    key: str
+    step: int = 0
+    total_steps: int
+
+
+class Progress(Frozen):
+    """Where a stage is; `values` are curves (`loss`, `loss/block 1 attention`, `fid...`)."""
+
+    type: Literal["progress"] = "progress"
+    stage: StageName
+    step: int
+    total_steps: int
+    seconds_left: float | None = None
+    values: dict[str, float] = {}
+    spend: Spend = Spend()
+    """Of this attempt so far, all stages together."""
+
+
+class StageDone(Frozen):
+    """A stage has published its artifacts."""
+
+    type: Literal["stage_done"] = "stage_done"
+    report: StageReport
+
+
+class AttemptSucceeded(Frozen):
+    """Every stage is done."""
+
+    type: Literal["attempt_succeeded"] = "attempt_succeeded"
+    spend: Spend
+
+
+class AttemptStopped(Frozen):
+    """The attempt obeyed a stop file after writing a checkpoint."""
+
+    type: Literal["attempt_stopped"] = "attempt_stopped"
+    reason: Reason
+    spend: Spend
+
+
+class AttemptFailed(Frozen):
+    """The attempt gave up; `reason` decides whether another follows."""
+
+    type: Literal["attempt_failed"] = "attempt_failed"
+    reason: Reason
+    message: str
+    spend: Spend = Spend()
+
+
+EventBody = Annotated[
+    AttemptStarted | StageStarted | Progress | StageDone | AttemptSucceeded | AttemptStopped | AttemptFailed,
+    Field(discriminator="type"),
+]
+
+
+class Event(Frozen):
+    """One numbered fact from an attempt. `at` is the worker's clock and for display only."""
+
+    run_id: str
+    attempt: int
+    seq: Annotated[int, Field(ge=1)]
+    at: float
+    body: EventBody
+
+
+class Heartbeat(Frozen):
+    """Rewritten every few seconds by a thread of its own; readers look for change, not for time."""
+
+    beat: int
+    pid: int
+
+
+class Stop(Frozen):
+    """A wish to end the attempt at its next step."""
+
+    reason: Reason
+
+
+def attempt_folder(run_id: str, attempt: int) -> str:
+    """Relative to the storage root."""
+    return f"runs/{run_id}/attempts/{attempt}"
+
+
+def ticket_path(run_id: str, attempt: int) -> str:
+    return f"runs/{run_id}/ticket-{attempt}.json"
+
+
+def event_path(run_id: str, attempt: int, seq: int) -> str:
+    return f"{attempt_folder(run_id, attempt)}/events/{seq:08d}.json"
+
+
+def submission_id(run_id: str, attempt: int) -> str:
+    """Ray job id: create-if-absent, so submitting twice is harmless."""
+    return f"run-{run_id}-{attempt}"
