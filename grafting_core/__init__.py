@@ -1,1 +1,1 @@
-"""Everything about models: specs, operators, surgery, the three stages. Knows no service, Ray, SQL or MLflow."""
+"""Everything about models: specs, operators, surgery, the three stages."""

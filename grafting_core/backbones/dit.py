@@ -1,0 +1,64 @@
+"""Where the sites of a diffusers DiT are, and how a block calls what stands there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grafting_core.operators.attention import SoftmaxAttention
+from grafting_core.operators.mlp import FeedForward
+from grafting_core.spec.site import GraftSite
+
+
+class AttentionSlot(nn.Module):
+    """Lets an operator stand where diffusers' blocks call attention with arguments it has no use for."""
+
+    def __init__(self, operator: nn.Module) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def forward(self, hidden_BTD: Tensor, **unused: Any) -> Tensor:
+        out: Tensor = self.operator(hidden_BTD)
+        return out
+
+
+def _block(transformer: nn.Module, site: GraftSite) -> nn.Module:
+    blocks: Any = transformer.transformer_blocks
+    if site.block >= len(blocks):
+        raise ValueError(f"{site} does not exist; blocks are 0 to {len(blocks) - 1}")
+    block: nn.Module = blocks[site.block]
+    return block
+
+
+def get_operator(transformer: nn.Module, site: GraftSite) -> nn.Module:
+    """The module standing at `site`, as the block calls it. Raises ValueError beyond the last block."""
+    block = _block(transformer, site)
+    operator: nn.Module = block.get_submodule("attn1" if site.slot == "attention" else "ff")
+    return operator
+
+
+def set_operator(transformer: nn.Module, site: GraftSite, module: nn.Module) -> None:
+    """Put `module` at `site`; it must take what the block passes (see `AttentionSlot`)."""
+    setattr(_block(transformer, site), "attn1" if site.slot == "attention" else "ff", module)
+
+
+def adapt(site: GraftSite, operator: nn.Module) -> nn.Module:
+    """An operator [B, T, D] -> [B, T, D], made callable from its slot."""
+    return AttentionSlot(operator) if site.slot == "attention" else operator
+
+
+@torch.no_grad()
+def copy_weights(original: nn.Module, operator: nn.Module) -> None:
+    """Carry the weights of diffusers' attention or feed-forward into our operator of the same shape.
+
+    Raises TypeError for any other operator.
+    """
+    pairs: dict[str, str]
+    if isinstance(operator, SoftmaxAttention):
+        pairs = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+    elif isinstance(operator, FeedForward):
+        pairs = {"expand": "net.0.proj", "contract": "net.2"}
+    else:
+        raise TypeError(f"weights are copied into softmax attention or an MLP, not {type(operator).__name__}")
+    for ours, theirs in pairs.items():
+        operator.get_submodule(ours).load_state_dict(original.get_submodule(theirs).state_dict())

@@ -1,0 +1,93 @@
+"""Stage 3: samples to features to figures."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents
+from grafting_core.diffusion import add_noise, denoising_loss, linear_schedule
+from grafting_core.metrics.frechet import fid
+from grafting_core.metrics.moments import Moments
+from grafting_core.sampling import sample_images, sample_labels
+from grafting_core.spec.plans import EvaluationProtocol
+
+
+@dataclass(frozen=True)
+class EvaluatedChunk:
+    """Features float32 [n, F], asked and recognised labels [n] of samples first .. first + n."""
+
+    first: int
+    features: npt.NDArray[np.float32]
+    asked: npt.NDArray[np.int64]
+    recognised: npt.NDArray[np.int64]
+
+
+def evaluate_chunk(
+    backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, first: int, count: int
+) -> EvaluatedChunk:
+    """Sample indices first .. first + count and look at them with the feature network."""
+    indices = range(first, first + count)
+    images = sample_images(backbone, transformer, protocol, indices)
+    features, logits = extract_features(backbone, images, protocol.micro_batch)
+    asked = sample_labels(protocol, backbone.card.num_classes, indices)
+    return EvaluatedChunk(first, features.numpy(), asked.numpy(), logits.argmax(1).numpy())
+
+
+@torch.no_grad()
+def extract_features(backbone: Backbone, images_NHW: Tensor, micro_batch: int) -> tuple[Tensor, Tensor]:
+    """Features [N, F] and logits [N, classes] of uint8 images, on the CPU, at a fixed batch shape."""
+    features, logits = [], []
+    for chunk in images_NHW.split(micro_batch):
+        padded = torch.cat([chunk, chunk[-1:].expand(micro_batch - len(chunk), *chunk.shape[1:])])
+        pixels = padded.to(backbone.device).float().div(127.5).sub(1).unsqueeze(1)
+        found = backbone.features.features(pixels)
+        features.append(found[: len(chunk)].cpu())
+        logits.append(backbone.features.head(found)[: len(chunk)].cpu())
+    return torch.cat(features), torch.cat(logits)
+
+
+def finish(
+    chunks: Iterable[EvaluatedChunk], reference: Moments, protocol: EvaluationProtocol
+) -> dict[str, float]:
+    """FID under its full name and the share of samples recognised as the class that was asked for.
+
+    Raises ValueError unless the chunks cover samples 0 .. protocol.samples exactly once.
+    """
+    ordered = sorted(chunks, key=lambda chunk: chunk.first)
+    _check_cover(ordered, protocol.samples)
+    moments = Moments.of(np.concatenate([chunk.features for chunk in ordered]))
+    hits = np.concatenate([chunk.asked == chunk.recognised for chunk in ordered])
+    return {
+        protocol.fid_name: fid(reference, moments),
+        f"label_accuracy/{protocol.feature_network}": float(hits.mean()),
+    }
+
+
+def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
+    expected = 0
+    for chunk in ordered:
+        if chunk.first != expected:
+            raise ValueError(
+                f"samples {min(expected, chunk.first)} to {max(expected, chunk.first)} do not line up"
+            )
+        expected += len(chunk.features)
+    if expected != samples:
+        raise ValueError(f"{expected} samples were evaluated where the protocol asks for {samples}")
+
+
+@torch.no_grad()
+def denoising_loss_of(transformer: nn.Module, latents: Latents, draws: int = 512, seed: int = 0) -> float:
+    """Mean denoising loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
+    device, total, size = next(transformer.parameters()).device, 0.0, 64
+    for index in range(0, draws, size):
+        batch = latents.batch("loss-gap", seed, index, size).to(device)
+        schedule = linear_schedule()
+        noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
+        output = transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
+        total += denoising_loss(schedule, output, batch.clean, batch.noise, batch.timesteps).sum().item()
+    return total / (len(range(0, draws, size)) * size)

@@ -1,0 +1,56 @@
+"""What both training stages share: rates, non-finite losses, and optimisers as flat tensors."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from grafting_core.spec.plans import Schedule
+
+
+class Diverged(Exception):
+    """Training produced a number that is not finite: a result about the design, not a machine's fault."""
+
+
+def learning_rate(peak: float, schedule: Schedule, warmup: int, step: int, steps: int) -> float:
+    """Rate of step i (from 0): linear warm-up, then constant or cosine to zero."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Betas (0.9, 0.999) as the reference code has them."""
+    return torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """State of the optimiser under flat names, one per parameter and field."""
+    for index, fields in optimiser.state_dict()["state"].items():
+        for name, value in fields.items():
+            yield f"{prefix}{index}.{name}", torch.as_tensor(value)
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Undo `optimiser_tensors`."""
+    document = optimiser.state_dict()
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".")
+            document["state"].setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict(document)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 where it helps: on CUDA. CPUs compute in float32."""
+    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,100 @@
+"""Whole files in shared storage: a folder, NFS or an object store, by one fsspec URI."""
+
+import os
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import fsspec
+from pydantic import BaseModel
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Storage:
+    """Reads and writes whole files under a root. A reader never sees half a file.
+
+    Paths are relative, with forward slashes. Raises ValueError for any that could leave the root.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._filesystem, root = fsspec.core.url_to_fs(uri)
+        self._root = str(root).rstrip("/")
+        self.is_local = "file" in _protocols(self._filesystem)
+
+    def _full(self, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
+            raise ValueError(f"{path!r} is no path inside the storage; use relative names without '..'")
+        return f"{self._root}/{PurePosixPath(path)}"
+
+    def read_bytes(self, path: str) -> bytes:
+        """Raises FileNotFoundError."""
+        content: bytes = self._filesystem.cat_file(self._full(path))
+        return content
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Replace the file as a whole. Where that fails (OSError, a full disk too) nothing is left behind."""
+        full = self._full(path)
+        if self.is_local:
+            _write_local(Path(full), data)
+        else:
+            self._filesystem.pipe_file(full, data)
+
+    def exists(self, path: str) -> bool:
+        return bool(self._filesystem.exists(self._full(path)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where it does not exist. Unfinished files are not shown."""
+        full = self._full(folder)
+        self._filesystem.invalidate_cache()
+        if not self._filesystem.isdir(full):
+            return []
+        found = (str(entry).rsplit("/", 1)[-1] for entry in self._filesystem.ls(full, detail=False))
+        return sorted(name for name in found if not name.startswith(".tmp-"))
+
+    def delete(self, path: str) -> None:
+        """Remove a file; no error where it is gone already."""
+        if self.exists(path):
+            self._filesystem.rm_file(self._full(path))
+
+    def move(self, path: str, to: str) -> None:
+        """Rename a file within the storage."""
+        self._filesystem.mv(self._full(path), self._full(to))
+
+    def read_model(self, path: str, model: type[M]) -> M:
+        """Parse a JSON file. Raises FileNotFoundError or pydantic's ValidationError."""
+        return model.model_validate_json(self.read_bytes(path))
+
+    def write_model(self, path: str, value: BaseModel) -> None:
+        self.write_bytes(path, value.model_dump_json().encode())
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    """Temporary file beside, synced, renamed; then the folder synced, so that the name is durable too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

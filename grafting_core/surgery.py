@@ -1,0 +1,60 @@
+"""Cut operators out, put others in, and take it all back."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from grafting_core.backbones.dit import adapt, get_operator, set_operator
+from grafting_core.operators.catalog import build
+from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.dims import BlockDims
+from grafting_core.spec.site import GraftSite
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What stood where; `undo()` puts the very same modules back."""
+
+    transformer: nn.Module
+    originals: Mapping[GraftSite, nn.Module]
+
+    def undo(self) -> None:
+        for site, module in self.originals.items():
+            set_operator(self.transformer, site, module)
+
+
+def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
+    """A seed of its own for every site, whatever else a design edits."""
+    text = f"{purpose}/{seed}/{site.block}/{site.slot}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def new_operator(edit: ReplaceOperator, dims: BlockDims, seed: int) -> nn.Module:
+    """The edit's operator with random weights that depend on (seed, site) alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(site_seed(seed, edit.site))
+        return build(edit.operator, dims)
+
+
+def operate(
+    transformer: nn.Module,
+    edits: Sequence[ReplaceOperator],
+    dims: BlockDims,
+    *,
+    operators: Mapping[GraftSite, nn.Module] | None = None,
+    seed: int = 0,
+) -> Undo:
+    """Put every edit's operator in place: the one given for its site, else a new random one.
+
+    Edits `transformer` in place. Raises ValueError for a site beyond the last block, before any change.
+    """
+    originals = {edit.site: get_operator(transformer, edit.site) for edit in edits}
+    reference = next(transformer.parameters())
+    given = operators or {}
+    for edit in edits:
+        operator = given.get(edit.site) or new_operator(edit, dims, seed)
+        set_operator(transformer, edit.site, adapt(edit.site, operator.to(reference)))
+    return Undo(transformer, originals)

@@ -1,0 +1,1 @@
+"""The embedded model and data: small, real, shipped with the package."""

@@ -1,0 +1,48 @@
+"""Load what ships with the package. Everything is safetensors or plain arrays; nothing is unpickled."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grafting_core.metrics.moments import Moments
+from grafting_core.testbed.networks import FashionClassifier, silence_label_dropout
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def load_classifier(folder: Path = ASSETS) -> FashionClassifier:
+    """The feature network `fashion-cnn`, frozen."""
+    model = FashionClassifier()
+    model.load_state_dict(load_file(folder / "classifier.safetensors"))
+    return model.eval().requires_grad_(False)
+
+
+def load_autoencoder(folder: Path = ASSETS) -> AutoencoderKL:
+    """28x28 gray to 4x7x7 latents, frozen; `config.scaling_factor` gives them unit variance."""
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "autoencoder", use_safetensors=True)
+    return model.eval().requires_grad_(False)
+
+
+def load_transformer(folder: Path = ASSETS) -> DiTTransformer2DModel:
+    """The teacher, frozen, its embedders' own label dropout off."""
+    model: DiTTransformer2DModel = DiTTransformer2DModel.from_pretrained(
+        folder / "transformer", use_safetensors=True
+    )
+    silence_label_dropout(model)
+    return model.eval().requires_grad_(False)
+
+
+def load_images(folder: Path = ASSETS) -> tuple[Tensor, Tensor]:
+    """A stratified tenth of the training images: uint8 [6000, 28, 28] and labels [6000]."""
+    with np.load(folder / "images.npz", allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
+
+
+def load_reference(folder: Path = ASSETS) -> Moments:
+    """Feature moments of all 60,000 training images."""
+    with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+        return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])

@@ -1,0 +1,143 @@
+# ruff: noqa: E501 - the table reads best with a case a line
+"""A design file becomes a resolved experiment, or a list of problems that point into it."""
+
+from typing import Any
+
+import pytest
+
+from grafting_core.spec.document import read_document
+from grafting_core.spec.experiment import ExperimentSpec, scion_keys
+from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.submission import parse_submission
+
+HALF = {"replace": "attention", "layers": {"interleaved": 0.5}, "with": {"kind": "hyena_x"}}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {"name": "a", "backbone": "dit-xl-2-256", "edits": [HALF], **changes}
+
+
+def edit(**changes: Any) -> dict[str, Any]:
+    return document(edits=[{**HALF, **changes}])
+
+
+def problems_of(source: Any) -> list[Problem]:
+    with pytest.raises(SpecError) as caught:
+        parse_submission(read_document(source) if isinstance(source, str) else source)
+    return caught.value.problems
+
+
+def test_selectors_are_resolved_to_sites() -> None:
+    spec = parse_submission(document())
+    assert [edit.site.block for edit in spec.design.edits] == list(range(1, 28, 2))
+
+
+def test_overrides_change_single_fields_of_the_preset() -> None:
+    spec = parse_submission(document(preset="paper", finetune={"steps": 7}))
+    assert spec.finetune.steps == 7
+    assert spec.finetune.batch_size == 256
+
+
+def test_the_order_of_edits_does_not_change_the_digest() -> None:
+    mlp = {"replace": "mlp", "layers": [0], "with": {"kind": "mlp", "ratio": 3}}
+    assert (
+        parse_submission(document(edits=[HALF, mlp])).digest
+        == parse_submission(document(edits=[mlp, HALF])).digest
+    )
+
+
+def test_name_budget_and_resources_do_not_change_the_digest() -> None:
+    other = document(name="b", budget={"device_seconds": 9}, resources={"workers": 2})
+    assert parse_submission(other).digest == parse_submission(document()).digest
+
+
+def test_yaml_and_json_mean_the_same() -> None:
+    edits = "- {replace: attention, layers: {interleaved: 0.5}, with: {kind: hyena_x}}"
+    text = f"name: a\nbackbone: dit-xl-2-256\nedits:\n{edits}\n"
+    assert parse_submission(read_document(text)) == parse_submission(document())
+
+
+def test_a_spec_survives_json() -> None:
+    spec = parse_submission(document())
+    assert ExperimentSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_scion_is_shared_by_designs_that_differ_elsewhere() -> None:
+    one = scion_keys(parse_submission(edit(layers=[1])))
+    two = scion_keys(parse_submission(edit(layers=[1, 3])))
+    assert one["block 1 attention"] == two["block 1 attention"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"distill": {"seed": 1}}, {"distill": {"steps": 1}}, {"distill": {"attention_loss": "l2"}}]
+)
+def test_changing_what_determines_a_scion_changes_its_key(change: dict[str, Any]) -> None:
+    keys = scion_keys(parse_submission(document(**change)))
+    assert not set(keys.values()) & set(scion_keys(parse_submission(document())).values())
+
+
+BAD: list[tuple[str, Any, str, str]] = [
+    ("unknown backbone", document(backbone="dit-xl-2-255"), "/backbone", "unknown-backbone"),
+    ("unknown operator", edit(**{"with": {"kind": "hyena_z"}}), "/edits/0/with/kind", "unknown-operator"),
+    ("no operator", edit(**{"with": {}}), "/edits/0/with/kind", "missing-field"),
+    ("unknown slot", edit(replace="atention"), "/edits/0/replace", "not-allowed"),
+    ("layer out of range", edit(layers=[28]), "/edits/0/layers", "bad-layers"),
+    ("negative layer", edit(layers=[-1]), "/edits/0/layers/0", "out-of-range"),
+    ("repeated layer", edit(layers=[1, 1]), "/edits/0/layers", "bad-layers"),
+    ("no layer", edit(layers=[]), "/edits/0/layers", "bad-layers"),
+    ("strange selector", edit(layers=3), "/edits/0/layers", "bad-layers"),
+    ("strange ratio", edit(layers={"interleaved": 0.3}), "/edits/0/layers", "bad-layers"),
+    ("same site twice", document(edits=[HALF, HALF]), "/edits/1/layers", "site-edited-twice"),
+    ("kind in the wrong slot", edit(**{"with": {"kind": "mlp"}}), "/edits/0/with/kind", "wrong-slot"),
+    ("heads that do not divide", edit(**{"with": {"kind": "mha", "num_heads": 7}}), "/edits/0/with/num_heads", "out-of-range"),
+    ("window below 0", edit(**{"with": {"kind": "window_attention", "half_width": -1}}), "/edits/0/with/half_width", "out-of-range"),
+    ("text for a number", document(distill={"steps": "7"}), "/distill/steps", "wrong-type"),
+    ("a fraction for a count", document(distill={"steps": 7.5}), "/distill/steps", "wrong-type"),
+    ("true for a count", document(distill={"steps": True}), "/distill/steps", "wrong-type"),
+    ("unknown field", document(finetune={"stpes": 7}), "/finetune/stpes", "unknown-field"),
+    ("unknown field at the top", document(prest="demo"), "/prest", "unknown-field"),
+    ("unknown operator field", edit(**{"with": {"kind": "hyena_x", "kernel": 4}}), "/edits/0/with/kernel", "unknown-field"),
+    ("learning rate 0", document(finetune={"learning_rate": 0}), "/finetune/learning_rate", "out-of-range"),
+    ("seed beyond 32 bits", document(evaluate={"seed": 2**32}), "/evaluate/seed", "out-of-range"),
+    ("budget 0", document(budget={"device_seconds": 0}), "/budget/device_seconds", "out-of-range"),
+    ("other feature network", document(evaluate={"feature_network": "vgg"}), "/evaluate/feature_network", "unknown-feature-network"),
+    ("no name", {"backbone": "dit-xl-2-256"}, "/name", "missing-field"),
+    ("control character in the name", document(name="a\0b"), "/name", "out-of-range"),
+    ("lone surrogate", document(name="\ud800"), "", "bad-text"),
+    ("not a number", document(distill={"learning_rate": float("nan")}), "/distill/learning_rate", "non-finite"),
+    ("infinite in YAML", "name: a\nbackbone: b\nbudget: {flops: .inf}\n", "/budget/flops", "non-finite"),
+    ("huge number in JSON", '{"name": "a", "budget": {"flops": 1e400}}', "/budget/flops", "non-finite"),
+    ("null", None, "", "wrong-type"),
+    ("a list", [], "", "wrong-type"),
+    ("empty text", "", "", "wrong-type"),
+    ("truncated JSON", '{"name": ', "", "malformed"),
+    ("unreadable YAML", "a: [", "", "malformed"),
+    ("repeated key in JSON", '{"name": "a", "name": "b"}', "", "malformed"),
+    ("repeated key in YAML", "name: a\nname: b\n", "", "malformed"),
+    ("alias in YAML", "a: &x [1]\nb: *x\n", "", "malformed"),
+    ("code in YAML", "a: !!python/object/apply:os.getcwd []\n", "", "malformed"),
+    ("two YAML documents", "a: 1\n---\nb: 2\n", "", "malformed"),
+    ("date in YAML", "name: 2026-01-01\nbackbone: b\n", "/name", "bad-type"),
+    ("too deep", "[" * 900 + "]" * 900, "/0" * 33, "too-deep"),
+    ("absurdly deep", "[" * 100_000, "", "too-deep"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "pointer", "code"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input_is_refused_with_its_place(source: Any, pointer: str, code: str) -> None:
+    first = problems_of(source)[0]
+    assert (first.pointer, first.code) == (pointer, code)
+
+
+def test_the_nearest_right_name_is_offered() -> None:
+    assert "did you mean 'steps'?" in problems_of(document(distill={"stpes": 1}))[0].message
+
+
+def test_every_problem_is_named_at_once() -> None:
+    assert len(problems_of(document(distill={"steps": -1}, finetune={"batch_size": 0}))) == 2
+
+
+def test_what_was_given_is_shown_short() -> None:
+    given = problems_of(document(backbone="x" * 199))[0].given
+    assert given is not None
+    assert len(given) <= 200
