@@ -63,6 +63,7 @@ def distill(
     """
     apprentices = {edit.site: _Apprentice(edit, backbone, plan) for edit in edits}
     step = _resume(apprentices, checkpoints)
+    observer.progress(step, plan.steps, {})
     while step < plan.steps:
         batch = latents.batch("distill", plan.seed, step, plan.batch_size)
         _teach(backbone, batch, {site: a.learner(step) for site, a in apprentices.items()})

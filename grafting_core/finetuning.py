@@ -54,6 +54,7 @@ def finetune(
     training = _Training(transformer, plan, latents, null_label, share)
     step = training.resume(checkpoints)
     network = parallel(transformer.train())
+    observer.progress(step, plan.steps, {})
     while step < plan.steps:
         loss = training.advance(network, step)
         step += 1

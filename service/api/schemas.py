@@ -85,9 +85,9 @@ class LeaderboardRow(View):
     value: float
     value_change: float | None
     num_params: int
-    params_change: float
+    params_change: float | None
     flops_per_image: int
-    flops_change: float
+    flops_change: float | None
     spend: Spend
     share_of_pretraining: float
 

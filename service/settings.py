@@ -1,0 +1,49 @@
+"""Where things are and how patient the lab is; every field can be set as GRAFTLAB_<NAME>."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Defaults are the embedded lab on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="GRAFTLAB_", extra="ignore")
+
+    data_dir: Path = Path("graftlab-data")
+    database_url: str = ""
+    storage: str = ""
+    ray_dashboard: str = "http://127.0.0.1:8265"
+    ray_token_file: Path | None = None
+    mlflow_url: str = "http://127.0.0.1:5000"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    worker_python: str = sys.executable
+    cpus: int = Field(default_factory=lambda: os.cpu_count() or 1)
+    """CPUs that running attempts may ask for together."""
+
+    round_seconds: float = 1.0
+    lead_seconds: float = 15.0
+    """How long a scheduler leads without renewing."""
+    silence_seconds: float = 60.0
+    """An attempt whose heartbeat has not changed for this long is lost."""
+    start_seconds: float = 900.0
+    """An attempt that has shown no heartbeat for this long never started."""
+    cancel_grace_seconds: float = 30.0
+    retry_seconds: float = 2.0
+    max_attempts: int = 5
+
+    def model_post_init(self, context: object) -> None:
+        self.data_dir = self.data_dir.absolute()
+        self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'graftlab.db'}"
+        self.storage = self.storage or str(self.data_dir / "storage")
+
+    def ray_token(self) -> str | None:
+        """The cluster's token, from its file or Ray's own variable."""
+        if self.ray_token_file and self.ray_token_file.exists():
+            return self.ray_token_file.read_text().strip()
+        return os.environ.get("RAY_AUTH_TOKEN")

@@ -1,0 +1,145 @@
+"""Everything the pages, the API and the client read."""
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import ExperimentSpec
+from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
+from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
+from workers.contract import Event, StageReport
+
+
+def spec_of(run: RunRow) -> ExperimentSpec:
+    """The experiment of a run, as it was resolved at submission."""
+    return ExperimentSpec.model_validate_json(json.dumps(run.experiment.spec))
+
+
+def find_runs(
+    session: Session,
+    *,
+    limit: int,
+    before: str | None = None,
+    states: Sequence[str] = (),
+    name: str | None = None,
+    prefix: str | None = None,
+) -> RunPage:
+    """Newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
+    query = select(RunRow).order_by(RunRow.id.desc()).limit(limit + 1)
+    if before:
+        query = query.where(RunRow.id < before)
+    if states:
+        query = query.where(RunRow.state.in_(states))
+    if name:
+        query = query.join(RunRow.experiment).where(ExperimentRow.name == name)
+    if prefix:
+        query = query.where(RunRow.id.startswith(prefix, autoescape=True))
+    rows = session.scalars(query).all()
+    views = run_views(session, rows[:limit])
+    return RunPage(runs=views, next_cursor=rows[limit - 1].id if len(rows) > limit else None)
+
+
+def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
+    """Views of many runs with two further queries, however many there are."""
+    ids = [row.id for row in rows]
+    spends = _spends(session, ids)
+    reports = _reports(session, ids)
+    return [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
+
+
+def run_detail(session: Session, run_id: str) -> RunDetail | None:
+    """One run with its spec and reports, or None."""
+    row = session.get(RunRow, run_id)
+    if row is None:
+        return None
+    reports = _reports(session, [run_id]).get(run_id, [])
+    view = _view(row, _spends(session, [run_id]).get(run_id, Spend()), reports)
+    return RunDetail(**view.model_dump(), experiment=spec_of(row), stages=reports)
+
+
+def spend_of(session: Session, run_id: str) -> Spend:
+    """What all attempts of a run have used."""
+    return _spends(session, [run_id]).get(run_id, Spend())
+
+
+def _spends(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
+    columns = (AttemptRow.device_seconds, AttemptRow.flops, AttemptRow.training_images)
+    query = (
+        select(AttemptRow.run_id, *map(func.sum, columns))
+        .where(AttemptRow.run_id.in_(ids))
+        .group_by(AttemptRow.run_id)
+    )
+    return {
+        run_id: Spend(device_seconds=seconds, flops=flops, training_images=int(images))
+        for run_id, seconds, flops, images in session.execute(query)
+    }
+
+
+def _reports(session: Session, ids: Sequence[str]) -> dict[str, list[StageReport]]:
+    found: dict[str, list[StageReport]] = {}
+    order = ("distill", "finetune", "evaluate")
+    rows = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))).all()
+    for row in sorted(rows, key=lambda row: order.index(row.stage)):
+        found.setdefault(row.run_id, []).append(StageReport.model_validate_json(json.dumps(row.report)))
+    return found
+
+
+def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
+    card = backbone_cards().get(row.experiment.backbone)
+    return RunView(
+        id=row.id,
+        name=row.experiment.name,
+        backbone=row.experiment.backbone,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        attempt=row.attempt,
+        experiment_digest=row.experiment.digest,
+        protocol_digest=row.experiment.protocol_digest,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        cancel_requested_at=row.cancel_requested_at,
+        progress=_progress(row),
+        spend=spend,
+        share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
+        metrics={
+            name: value
+            for report in reports
+            if report.stage == "evaluate"
+            for name, value in report.metrics.items()
+        },
+        mlflow_url=row.mlflow_url,
+    )
+
+
+def _progress(row: RunRow) -> StageProgress | None:
+    if row.stage is None or row.state not in ("STARTING", "RUNNING"):
+        return None
+    return StageProgress(
+        stage=row.stage, step=row.step, total_steps=row.total_steps, seconds_left=row.seconds_left
+    )
+
+
+def events_after(session: Session, run_id: str, after: int, limit: int = 500) -> list[RunEvent]:
+    """Events numbered above `after`, in order."""
+    query = (
+        select(EventRow)
+        .where(EventRow.run_id == run_id, EventRow.seq > after)
+        .order_by(EventRow.seq)
+        .limit(limit)
+    )
+    return [event_view(row) for row in session.scalars(query)]
+
+
+def event_view(row: EventRow) -> RunEvent:
+    """The event as streams and pages show it."""
+    if row.kind == "attempt":
+        return RunEvent(
+            id=row.seq, kind="attempt", event=Event.model_validate_json(json.dumps(row.body)), at=row.at
+        )
+    return RunEvent(id=row.seq, kind="state", state=row.body["state"], reason=row.body["reason"], at=row.at)

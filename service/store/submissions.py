@@ -1,0 +1,47 @@
+"""A submission becomes an experiment and a queued run."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.experiment import ExperimentSpec, protocol_digest
+from service.store.lifecycle import new_run_id, record
+from service.store.models import ExperimentRow, RunRow
+
+
+class KeyReused(Exception):
+    """An idempotency key came back with another body."""
+
+
+def submit(
+    session: Session, spec: ExperimentSpec, request_digest: str, idempotency_key: str | None
+) -> RunRow:
+    """The run of this submission; the same one for the same key. Raises KeyReused."""
+    if idempotency_key is not None:
+        earlier = _by_key(session, idempotency_key)
+        if earlier is not None:
+            if earlier.experiment.request_digest != request_digest:
+                raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
+            return earlier
+    return _insert(session, spec, request_digest, idempotency_key)
+
+
+def _by_key(session: Session, key: str) -> RunRow | None:
+    query = select(RunRow).join(RunRow.experiment).where(ExperimentRow.idempotency_key == key)
+    return session.scalars(query.order_by(RunRow.created_at)).first()
+
+
+def _insert(session: Session, spec: ExperimentSpec, request_digest: str, key: str | None) -> RunRow:
+    experiment = ExperimentRow(
+        name=spec.name,
+        backbone=spec.design.backbone.name,
+        digest=spec.digest,
+        protocol_digest=protocol_digest(spec),
+        spec=spec.model_dump(mode="json"),
+        idempotency_key=key,
+        request_digest=request_digest,
+    )
+    run = RunRow(id=new_run_id(), experiment=experiment, state="QUEUED", attempt=0, last_event=0)
+    session.add(run)
+    session.flush()
+    record(session, run, "state", {"state": "QUEUED", "reason": None, "attempt": 0, "message": None})
+    return run

@@ -1,0 +1,112 @@
+"""The driver of one attempt: `python -m workers.attempt --storage URI --run RUN --attempt N`.
+
+Exit code 0 when the attempt ended as it says in its last event, whatever that is; others mean that even
+that could not be written.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import sys
+import time
+import traceback
+from importlib.metadata import version
+
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from grafting_core.spec.budget import Spend
+from grafting_core.storage import Storage
+from workers.contract import (
+    AttemptFailed,
+    AttemptStarted,
+    AttemptStopped,
+    AttemptSucceeded,
+    EventBody,
+    RunTicket,
+    attempt_folder,
+    ticket_path,
+)
+from workers.events import EventLog
+from workers.failures import classify
+from workers.heartbeat import HeartbeatThread
+
+REPORTED = ("torch", "diffusers", "ray")
+
+
+def main() -> int:
+    """Parse the command line and carry the attempt out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--attempt", required=True, type=int)
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    storage = Storage(given.storage)
+    ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
+    heartbeat = HeartbeatThread(storage, ticket)
+    heartbeat.start()
+    try:
+        EventLog(storage, ticket).write(_started())
+        EventLog(storage, ticket).write(carry_out(storage, ticket, time.time()))
+    finally:
+        heartbeat.stop()
+    return 0
+
+
+def _started() -> AttemptStarted:
+    versions = {name: version(name) for name in REPORTED}
+    return AttemptStarted(host=platform.node(), pid=os.getpid(), device=platform.machine(), versions=versions)
+
+
+def carry_out(storage: Storage, ticket: RunTicket, started: float) -> EventBody:
+    """Run the worker group to its end and say how it ended."""
+    try:
+        _fit(ticket, started)
+    except Exception as error:  # noqa: BLE001 - whatever it was, it becomes the attempt's last event
+        reason, message = classify(error)
+        if reason in ("user_request", "budget_exhausted", "preempted", "deadline"):
+            return AttemptStopped(reason=reason, spend=_spend(ticket, started))
+        text = traceback.format_exc()
+        folder = attempt_folder(ticket.run_id, ticket.attempt)
+        storage.write_bytes(f"{folder}/error.txt", text.encode())
+        print(text, file=sys.stderr, flush=True)
+        return AttemptFailed(reason=reason, message=message, spend=_spend(ticket, started))
+    return AttemptSucceeded(spend=_spend(ticket, started))
+
+
+def _spend(ticket: RunTicket, started: float) -> Spend:
+    """Time alone; FLOPs and images are in the last progress event."""
+    return Spend(device_seconds=(time.time() - started) * ticket.experiment.resources.workers)
+
+
+def _fit(ticket: RunTicket, started: float) -> None:
+    ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+    resources = ticket.experiment.resources
+    trainer = TorchTrainer(
+        enter_train_loop,
+        train_loop_config={"ticket": ticket.model_dump_json(), "started": started},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
+        ),
+        torch_config=TorchConfig(),
+        run_config=RunConfig(
+            name=f"attempt-{ticket.attempt}", storage_path=f"{ticket.storage}/runs/{ticket.run_id}/train"
+        ),
+    )
+    trainer.fit()
+
+
+def enter_train_loop(config: dict[str, object]) -> None:
+    """Imported here, in the worker: the driver needs no torch and starts seconds sooner."""
+    from workers.train_loop import train_loop  # noqa: PLC0415
+
+    train_loop(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""From an exception, however deeply wrapped, to one of the contract's reasons."""
+
+import errno
+from collections.abc import Iterator
+
+from workers.contract import Reason
+
+BY_NAME: dict[str, Reason] = {
+    "Diverged": "diverged",
+    "OutOfMemoryError": "out_of_memory",
+    "MemoryError": "out_of_memory",
+    "DamagedArtifact": "invalid_checkpoint",
+    "ActorDiedError": "worker_lost",
+    "RayActorError": "worker_lost",
+    "WorkerCrashedError": "worker_lost",
+    "WorkerHealthCheckFailedError": "worker_lost",
+    "NodeDiedError": "node_fault",
+}
+STOPS: dict[str, Reason] = {
+    "user_request": "user_request",
+    "budget_exhausted": "budget_exhausted",
+    "preempted": "preempted",
+    "deadline": "deadline",
+}
+
+
+def classify(error: BaseException) -> tuple[Reason, str]:
+    """Reason and a message of at most 500 characters. Types are told by name: causes come pickled."""
+    for cause in _causes(error):
+        name = type(cause).__name__
+        if name == "AttemptStoppedEarly":
+            return STOPS.get(str(cause), "internal_error"), str(cause)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return "storage_full", _message(cause)
+        for known, reason in BY_NAME.items():
+            if known in {base.__name__ for base in type(cause).__mro__}:
+                return reason, _message(cause)
+    return "internal_error", _message(_innermost(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, what it was raised from, and the failures Ray Train collected by worker."""
+    pending, seen = [error], set()
+    while pending:
+        cause = pending.pop(0)
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        inner = [cause.__cause__, cause.__context__, getattr(cause, "cause", None)]
+        inner += list(getattr(cause, "worker_failures", {}).values())
+        pending += [other for other in inner if isinstance(other, BaseException)]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    return list(_causes(error))[-1]
+
+
+def _message(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"[:500]

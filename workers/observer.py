@@ -1,0 +1,83 @@
+"""What a stage's steps turn into: a progress event every other second, and the answer to "should I stop?"."""
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from grafting_core.spec.budget import Spend
+from grafting_core.storage import Storage
+from workers.contract import Progress, Reason, RunTicket, StageName, StageStarted, Stop, attempt_folder
+from workers.events import EventLog
+from workers.metering import Meter
+
+PROGRESS_SECONDS = 2.0
+STOP_CHECK_SECONDS = 1.0
+
+
+class StopSource(Protocol):
+    """Says why to stop, or None."""
+
+    def reason(self) -> Reason | None: ...
+
+
+class Brake:
+    """A stop file or a spent budget, looked up at most once a second."""
+
+    def __init__(self, storage: Storage, ticket: RunTicket, meter: Meter) -> None:
+        self._storage, self._ticket, self._meter = storage, ticket, meter
+        self._path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/stop"
+        self._checked = 0.0
+        self._reason: Reason | None = None
+
+    def reason(self) -> Reason | None:
+        now = time.monotonic()
+        if self._reason is None and now - self._checked > STOP_CHECK_SECONDS:
+            self._checked = now
+            self._reason = self._look()
+        return self._reason
+
+    def _look(self) -> Reason | None:
+        if self._storage.exists(self._path):
+            return self._storage.read_model(self._path, Stop).reason
+        spent = self._ticket.spent + self._meter.total()
+        return "budget_exhausted" if self._ticket.experiment.budget.exceeded_by(spent) else None
+
+
+class StageObserver:
+    """Observes one stage of one attempt on rank 0."""
+
+    def __init__(self, stage: StageName, key: str, events: EventLog, meter: Meter, brake: StopSource) -> None:
+        self._stage, self._key = stage, key
+        self._events, self._meter, self._brake = events, meter, brake
+        self._first: int | None = None
+        self._began = self._shown = time.monotonic()
+
+    def _begin(self, step: int, total_steps: int) -> None:
+        self._first, self._began = step, time.monotonic()
+        self._events.write(StageStarted(stage=self._stage, key=self._key, step=step, total_steps=total_steps))
+
+    def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        if self._first is None:
+            return self._begin(step, total_steps)
+        self._meter.did(self._stage, step - self._first)
+        now = time.monotonic()
+        if now - self._shown >= PROGRESS_SECONDS or step == total_steps:
+            self._shown = now
+            self._events.write(self._event(step, total_steps, values, now))
+
+    def _event(self, step: int, total_steps: int, values: Mapping[str, float], now: float) -> Progress:
+        done = max(1, step - (self._first or 0))
+        return Progress(
+            stage=self._stage,
+            step=step,
+            total_steps=total_steps,
+            seconds_left=(now - self._began) / done * (total_steps - step),
+            values=dict(values),
+            spend=self.spend(),
+        )
+
+    def spend(self) -> Spend:
+        return self._meter.total()
+
+    def stop_requested(self) -> bool:
+        return self._brake.reason() is not None

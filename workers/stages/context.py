@@ -1,0 +1,67 @@
+"""What every stage of an attempt has at hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents, encode_latents
+from grafting_core.finetuning import Share
+from grafting_core.observing import Observer, Silent
+from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.storage import Storage
+from workers.checkpoints import StoredCheckpoints
+from workers.contract import RunTicket, StageName, StageReport
+from workers.events import EventLog
+from workers.metering import Meter
+from workers.observer import Brake, StageObserver
+
+
+@dataclass(frozen=True)
+class Group:
+    """The worker group as a stage sees it: one process of `share.world`."""
+
+    share: Share
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module
+    barrier: Callable[[], None] = lambda: None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for the group."""
+        return self.share.rank == 0
+
+
+@dataclass
+class Context:
+    """One attempt on one process. Only rank 0 writes events."""
+
+    ticket: RunTicket
+    storage: Storage
+    backbone: Backbone
+    group: Group
+    meter: Meter
+    brake: Brake
+    events: EventLog | None
+    _latents: dict[int, Latents] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ExperimentSpec:
+        return self.ticket.experiment
+
+    def latents(self, images: int) -> Latents:
+        """Training latents, encoded once per attempt."""
+        if images not in self._latents:
+            self._latents[images] = encode_latents(self.backbone, images)
+        return self._latents[images]
+
+    def observer(self, stage: StageName, key: str) -> Observer:
+        if self.events is None:
+            return Silent()  # when rank 0 stops, the whole group is ended
+        return StageObserver(stage, key, self.events, self.meter, self.brake)
+
+    def checkpoints(self, key: str, part: str = "") -> StoredCheckpoints:
+        return StoredCheckpoints(self.storage, self.ticket, key, part)
+
+
+Stage = Callable[[Context], StageReport]

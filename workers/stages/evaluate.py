@@ -1,0 +1,113 @@
+"""EVALUATE: samples in chunks of fixed indices, features kept by chunk, figures from all of them."""
+
+import io
+
+import numpy as np
+from safetensors.torch import load
+from torch import nn
+
+from grafting_core.evaluation import EvaluatedChunk, denoising_loss_of, evaluate_chunk, finish
+from grafting_core.observing import StopRequested
+from grafting_core.sheet import sample_sheet
+from grafting_core.spec.experiment import evaluation_key, finetune_key
+from grafting_core.spec.planning import design_cost
+from grafting_core.storage import Storage
+from grafting_core.surgery import operate
+from workers.contract import StageReport
+from workers.published import is_published, publish, read_card, read_published
+from workers.stages.context import Context
+
+MICRO_BATCHES_A_CHUNK = 2
+LOSS_IMAGES = 1_000
+
+
+def run(context: Context) -> StageReport:
+    """Evaluate unless this very evaluation is published already."""
+    key = evaluation_key(context.spec)
+    reused = is_published(context.storage, f"evaluations/{key}")
+    if not reused:
+        _evaluate(context, key)
+    context.group.barrier()
+    return StageReport(
+        stage="evaluate",
+        key=key,
+        artifacts={"samples.png": f"evaluations/{key}/samples.png"},
+        metrics=read_card(context.storage, f"evaluations/{key}")["metrics"],
+        stop_cause="reused" if reused else "completed",
+    )
+
+
+def _evaluate(context: Context, key: str) -> None:
+    spec, backbone = context.spec, context.backbone
+    teacher_loss = denoising_loss_of(backbone.transformer, context.latents(LOSS_IMAGES))
+    teacher_sheet = sample_sheet(backbone, backbone.transformer, spec.evaluate)
+    undo = operate(backbone.transformer, spec.design.edits, backbone.card.dims)
+    try:
+        _load_model(context, backbone.transformer)
+        _sample(context, key)
+        context.group.barrier()
+        if context.group.leads:
+            sheet = teacher_sheet.beside(
+                sample_sheet(backbone, backbone.transformer, spec.evaluate), spec.name
+            )
+            loss = denoising_loss_of(backbone.transformer, context.latents(LOSS_IMAGES))
+            metrics = _metrics(context, key, loss, teacher_loss)
+            card = {"key": key, "metrics": metrics, "protocol": spec.evaluate.model_dump(mode="json")}
+            publish(context.storage, f"evaluations/{key}", "samples.png", sheet, card)
+    finally:
+        undo.undo()
+
+
+def _load_model(context: Context, transformer: nn.Module) -> None:
+    if context.spec.design.edits:
+        weights = read_published(context.storage, f"models/{finetune_key(context.spec)}")
+        transformer.load_state_dict(load(weights))
+        transformer.requires_grad_(False).eval()
+
+
+def _sample(context: Context, key: str) -> None:
+    """Each rank its chunks; those already there from an earlier attempt are kept."""
+    protocol, share = context.spec.evaluate, context.group.share
+    observer = context.observer("evaluate", key)
+    size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
+    mine = range(share.rank * size, protocol.samples, share.world * size)
+    missing = [first for first in mine if not context.storage.exists(_chunk_path(key, first))]
+    observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
+    for first in missing:
+        count = min(size, protocol.samples - first)
+        chunk = evaluate_chunk(context.backbone, context.backbone.transformer, protocol, first, count)
+        context.storage.write_bytes(_chunk_path(key, first), _packed(chunk))
+        observer.progress(first + count, protocol.samples, {})
+        if observer.stop_requested():
+            raise StopRequested
+
+
+def _chunk_path(key: str, first: int) -> str:
+    return f"evaluations/{key}/chunks/{first:08d}.npz"
+
+
+def _packed(chunk: EvaluatedChunk) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, features=chunk.features, asked=chunk.asked, recognised=chunk.recognised)
+    return buffer.getvalue()
+
+
+def _unpacked(storage: Storage, key: str, name: str) -> EvaluatedChunk:
+    raw = io.BytesIO(storage.read_bytes(f"evaluations/{key}/chunks/{name}"))
+    with np.load(raw, allow_pickle=False) as arrays:
+        first = int(name.removesuffix(".npz"))
+        return EvaluatedChunk(first, arrays["features"], arrays["asked"], arrays["recognised"])
+
+
+def _metrics(context: Context, key: str, loss: float, teacher_loss: float) -> dict[str, float]:
+    spec, storage = context.spec, context.storage
+    chunks = (_unpacked(storage, key, name) for name in storage.names(f"evaluations/{key}/chunks"))
+    cost = design_cost(spec, context.backbone.card)
+    return {
+        **finish(chunks, context.backbone.reference, spec.evaluate),
+        "denoising_loss": loss,
+        "denoising_loss_gap": loss - teacher_loss,
+        "num_params": float(cost.num_params),
+        "flops_per_image": float(cost.flops_per_image),
+        "flops_per_forward": float(cost.flops_per_forward),
+    }

@@ -1,0 +1,51 @@
+"""FINETUNE: the grafted network as a whole; its averaged weights are published."""
+
+from safetensors.torch import save
+
+from grafting_core.finetuning import finetune
+from grafting_core.spec.experiment import finetune_key
+from grafting_core.surgery import operate
+from workers.checkpoints import SharedCheckpoints
+from workers.contract import StageReport
+from workers.published import is_published, publish, read_card
+from workers.stages.context import Context
+from workers.stages.distill import load_scions
+
+
+def run(context: Context) -> StageReport:
+    """Finetune unless this very model is published already."""
+    key = finetune_key(context.spec)
+    reused = is_published(context.storage, f"models/{key}")
+    if not reused:
+        _finetune(context, key)
+    context.group.barrier()
+    return StageReport(
+        stage="finetune",
+        key=key,
+        artifacts={"model": f"models/{key}/model.safetensors"},
+        metrics=read_card(context.storage, f"models/{key}")["metrics"],
+        stop_cause="reused" if reused else "completed",
+    )
+
+
+def _finetune(context: Context, key: str) -> None:
+    spec, backbone, share = context.spec, context.backbone, context.group.share
+    undo = operate(
+        backbone.transformer, spec.design.edits, backbone.card.dims, operators=load_scions(context)
+    )
+    try:
+        weights = finetune(
+            backbone.transformer,
+            spec.finetune,
+            context.latents(spec.finetune.images),
+            backbone.card.num_classes,
+            observer=context.observer("finetune", key),
+            checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
+            parallel=context.group.parallel,
+            share=share,
+        )
+    finally:
+        undo.undo()
+    if context.group.leads:
+        card = {"key": key, "design": spec.design.model_dump(mode="json"), "metrics": {}}
+        publish(context.storage, f"models/{key}", "model.safetensors", save(weights), card)

@@ -1,0 +1,71 @@
+"""What every process of the worker group runs: the stages of one attempt, in order."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from grafting_core.backbones.loader import load_backbone
+from grafting_core.finetuning import Share
+from grafting_core.observing import StopRequested
+from grafting_core.storage import Storage
+from workers.contract import RunTicket, StageDone, StageName, StageReport
+from workers.events import EventLog
+from workers.metering import Meter, difference
+from workers.observer import Brake
+from workers.stages import distill, evaluate, finetune
+from workers.stages.context import Context, Group
+
+STAGES: Mapping[StageName, Callable[[Context], StageReport]] = {
+    "distill": distill.run,
+    "finetune": finetune.run,
+    "evaluate": evaluate.run,
+}
+
+
+class AttemptStoppedEarly(Exception):
+    """The attempt obeyed a stop file or a spent budget; the text is the reason."""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Entry of one Ray Train worker; `config` holds the ticket as JSON and when the attempt began."""
+    ticket = RunTicket.model_validate_json(config["ticket"])
+    torch.set_num_threads(ticket.experiment.resources.cpus_per_worker)
+    run_stages(_context(ticket, config["started"], _group()))
+
+
+def _group() -> Group:
+    world = ray.train.get_context()
+    share = Share(world.get_world_rank(), world.get_world_size())
+    if share.world == 1:
+        return Group(share)
+    return Group(share, ray.train.torch.prepare_model, dist.barrier)
+
+
+def _context(ticket: RunTicket, started: float, group: Group) -> Context:
+    storage = Storage(ticket.storage)
+    meter = Meter(ticket.experiment, started)
+    backbone = load_backbone(ticket.experiment.design.backbone.name, ray.train.torch.get_device())
+    if backbone.card.digest != ticket.experiment.design.backbone.digest:
+        raise ValueError("this worker has other weights of the backbone than the design was planned for")
+    events = EventLog(storage, ticket) if group.leads else None
+    return Context(ticket, storage, backbone, group, meter, Brake(storage, ticket, meter), events)
+
+
+def run_stages(context: Context) -> None:
+    """Walk the stages; the teacher alone is only evaluated. Raises AttemptStoppedEarly with the reason."""
+    stages: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
+    for stage in stages if context.spec.design.edits else stages[-1:]:
+        before = context.meter.total()
+        try:
+            report = STAGES[stage](context)
+        except StopRequested as stop:
+            raise AttemptStoppedEarly(str(context.brake.reason())) from stop
+        spend = difference(context.meter.total(), before)
+        if context.events is not None:
+            context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
