@@ -32,7 +32,7 @@ class IllegalMove(Exception):
 
 
 def new_run_id() -> str:
-    """Sortable by time and short enough to type a prefix of: 9 digits of milliseconds, 5 of chance, base 36."""
+    """Sortable by time and short enough to type a prefix of: 9 digits of time, 5 of chance, base 36."""
     return f"{_base36(int(time.time() * 1000)):0>9}{_base36(secrets.randbelow(36**5)):0>5}"
 
 

@@ -67,9 +67,13 @@ def spend_of(session: Session, run_id: str) -> Spend:
 
 
 def _spends(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
-    columns = (AttemptRow.device_seconds, AttemptRow.flops, AttemptRow.training_images)
     query = (
-        select(AttemptRow.run_id, *map(func.sum, columns))
+        select(
+            AttemptRow.run_id,
+            func.sum(AttemptRow.device_seconds),
+            func.sum(AttemptRow.flops),
+            func.sum(AttemptRow.training_images),
+        )
         .where(AttemptRow.run_id.in_(ids))
         .group_by(AttemptRow.run_id)
     )

@@ -1,0 +1,62 @@
+"""What there is to choose from, and how the finished runs compare."""
+
+from fastapi import APIRouter
+
+from grafting_core.spec.backbone import DIT_XL_2_256, BackboneCard, backbone_cards
+from grafting_core.spec.operators import KINDS, OperatorBase
+from service.api.deps import LabDep
+from service.api.schemas import BackboneView, Leaderboard, OperatorView
+from service.store.leaderboard import leaderboard
+
+router = APIRouter()
+
+
+@router.get("/leaderboard", tags=["leaderboard"])
+def show_leaderboard(lab: LabDep) -> Leaderboard:
+    """Finished runs by quality, grouped by how quality was measured."""
+    with lab.database.reading() as session:
+        return leaderboard(session)
+
+
+@router.get("/operators", tags=["catalogue"])
+def list_operators() -> list[OperatorView]:
+    """Every kind with its fields and its cost at the dims of DiT-XL/2."""
+    return [operator_view(kind, cls) for kind, cls in KINDS.items()]
+
+
+def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
+    """Cost with all fields at their defaults."""
+    spec = cls(kind=kind)
+    cost = spec.flops(DIT_XL_2_256.dims)
+    properties = cls.model_json_schema()["properties"]
+    return OperatorView(
+        kind=kind,
+        slot=cls.slot,
+        summary=cls.summary,
+        fields={name: schema for name, schema in properties.items() if name != "kind"},
+        num_params=spec.num_params(DIT_XL_2_256.dims),
+        operator_flops=cost.operator,
+        feature_flops=cost.features,
+    )
+
+
+@router.get("/backbones", tags=["catalogue"])
+def list_backbones() -> list[BackboneView]:
+    """Every backbone the lab can name; those without weights can be planned for only."""
+    return [_backbone_view(card) for card in backbone_cards().values()]
+
+
+def _backbone_view(card: BackboneCard) -> BackboneView:
+    return BackboneView(
+        name=card.name,
+        digest=card.digest,
+        depth=card.depth,
+        width=card.dims.width,
+        num_heads=card.dims.num_heads,
+        num_tokens=card.dims.num_tokens,
+        num_params=card.num_params,
+        forward_flops=card.forward_flops(),
+        pretraining_flops=card.pretraining.flops,
+        runnable=card.weights is not None,
+        figures=card.figures,
+    )

@@ -1,0 +1,59 @@
+"""Submitting a design, and asking what it would cost."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Response
+
+from grafting_core.spec.experiment import Resources
+from grafting_core.spec.planning import ExperimentPlan, plan
+from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.submission import Submission
+from service.api.bodies import SubmittedExperiment, submitted_experiment
+from service.api.deps import LabDep
+from service.api.problems import ApiError
+from service.api.schemas import SubmitAnswer
+from service.store.submissions import KeyReused, submit
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+Body = Annotated[SubmittedExperiment, Depends(submitted_experiment)]
+SCHEMA = {"schema": {"$ref": "#/components/schemas/Submission"}}
+DOCUMENTED: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": SCHEMA, "application/yaml": SCHEMA}}
+}
+SUBMISSION_SCHEMA = Submission.model_json_schema(ref_template="#/components/schemas/{model}", by_alias=True)
+
+
+@router.post("", status_code=202, openapi_extra=DOCUMENTED)
+def create_experiment(
+    body: Body,
+    lab: LabDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> SubmitAnswer:
+    """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run."""
+    if not plan(body.spec).runnable:
+        name = body.spec.design.backbone.name
+        raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
+    _check_room(body.spec.resources, lab.settings.cpus)
+    try:
+        with lab.database.writing() as session:
+            run = submit(session, body.spec, body.request_digest, idempotency_key)
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
+    url = f"/api/v1/runs/{run.id}"
+    response.headers["Location"] = url
+    return SubmitAnswer(run_id=run.id, experiment_digest=body.spec.digest, url=url)
+
+
+def _check_room(asked: Resources, cpus: int) -> None:
+    """Refuse at the door what the lab could never start."""
+    wanted = asked.workers * asked.cpus_per_worker
+    if wanted > cpus:
+        message = f"{asked.workers} workers of {asked.cpus_per_worker} CPUs are {wanted}; the lab has {cpus}"
+        raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
+
+
+@router.post("/plan", openapi_extra=DOCUMENTED)
+def plan_experiment(body: Body) -> ExperimentPlan:
+    """What would be done and what it would cost. Nothing is stored."""
+    return plan(body.spec)

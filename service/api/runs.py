@@ -1,0 +1,130 @@
+"""Runs: listing, looking, following, cancelling."""
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.api.deps import Lab, LabDep
+from service.api.problems import ApiError
+from service.api.schemas import TERMINAL, RunDetail, RunEvent, RunPage, RunState
+from service.store.lifecycle import transition
+from service.store.models import RunRow, now
+from service.store.queries import events_after, find_runs, run_detail
+from workers.contract import attempt_folder
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+POLL_SECONDS = 0.5
+KEEP_ALIVE_POLLS = 30
+LOG_BYTES = 100_000
+
+
+@router.get("")
+def list_runs(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+    state: Annotated[list[RunState] | None, Query()] = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    prefix: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+) -> RunPage:
+    """Newest first, a page at a time."""
+    with lab.database.reading() as session:
+        return find_runs(session, limit=limit, before=cursor, states=state or (), name=name, prefix=prefix)
+
+
+@router.get("/{run_id}")
+def show_run(run_id: str, lab: LabDep) -> RunDetail:
+    """One run with its spec, progress, spend and reports."""
+    with lab.database.reading() as session:
+        found = run_detail(session, run_id)
+    if found is None:
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return found
+
+
+@router.post("/{run_id}/cancel")
+def cancel_run(run_id: str, lab: LabDep) -> RunDetail:
+    """Queued: at once. Running: after its next checkpoint. Already cancelled: no change."""
+    with lab.database.writing() as session:
+        run = session.get(RunRow, run_id, with_for_update=True)
+        if run is None:
+            raise ApiError("not-found", f"there is no run {run_id!r}")
+        if run.state in ("SUCCEEDED", "FAILED"):
+            raise ApiError(
+                "illegal-transition", f"run {run_id} is {run.state}; only unfinished runs are cancelled"
+            )
+        if run.cancel_requested_at is None:
+            run.cancel_requested_at = now()
+        if run.state in ("QUEUED", "PAUSED"):
+            transition(session, run, "CANCELLED", "user_request")
+    return show_run(run_id, lab)
+
+
+@router.get("/{run_id}/events")
+def follow_run(
+    run_id: str,
+    lab: LabDep,
+    after: Annotated[int, Query(ge=0)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+) -> StreamingResponse:
+    """Server-sent events from the beginning, or after Last-Event-ID; ends when the run has ended."""
+    show_run(run_id, lab)
+    start = last_event_id if last_event_id is not None else after
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_stream(lab, run_id, start), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(lab: Lab, run_id: str, after: int) -> AsyncIterator[str]:
+    """Polls by short reads, so that no waiting client holds a database connection."""
+    quiet = 0
+    yield "retry: 1000\n\n"
+    while True:
+        events, ended = await run_in_threadpool(_news, lab, run_id, after)
+        for event in events:
+            yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+            after = event.id
+        if ended and not events:
+            yield "event: end\ndata: {}\n\n"
+            return
+        quiet = 0 if events else quiet + 1
+        if quiet % KEEP_ALIVE_POLLS == KEEP_ALIVE_POLLS - 1:
+            yield ": still here\n\n"
+        await asyncio.sleep(0 if events else POLL_SECONDS)
+
+
+def _news(lab: Lab, run_id: str, after: int) -> tuple[list[RunEvent], bool]:
+    with lab.database.reading() as session:
+        run = session.get(RunRow, run_id)
+        ended = run is None or run.state in TERMINAL
+        return events_after(session, run_id, after), ended
+
+
+@router.get("/{run_id}/log", response_class=PlainTextResponse)
+def read_log(
+    run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1)] = None
+) -> PlainTextResponse:
+    """The end of what the newest (or the given) attempt printed."""
+    number = attempt or show_run(run_id, lab).attempt
+    folder = attempt_folder(run_id, number)
+    for name in ("log.txt", "error.txt"):
+        if number and lab.storage.exists(f"{folder}/{name}"):
+            return PlainTextResponse(
+                lab.storage.read_bytes(f"{folder}/{name}")[-LOG_BYTES:].decode(errors="replace")
+            )
+    return PlainTextResponse("")
+
+
+@router.get("/{run_id}/artifacts/{stage}/{name}")
+def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
+    """A file that a stage report names. Paths come from the report, never from the request."""
+    reports = [report for report in show_run(run_id, lab).stages if report.stage == stage]
+    path = reports[0].artifacts.get(name) if reports else None
+    if path is None or not lab.storage.exists(path):
+        raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
+    media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return Response(lab.storage.read_bytes(path), media_type=media_type)

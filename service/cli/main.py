@@ -1,0 +1,211 @@
+"""`graft`: the lab from the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.markup import escape
+
+from grafting_core.spec.document import read_document
+from grafting_core.spec.problems import SpecError
+from service.api.schemas import RunDetail
+from service.cli import views
+from service.cli.console import Refused, err, out, print_json
+from service.cli.follow import follow
+from service.cli.lab import LabBusy, find_url
+from service.cli.running import demo_command, down_command, up_command
+from service.cli.supervisor import StartFailed
+from service.client import ApiProblem, GraftlabClient, LabUnreachable
+
+app = typer.Typer(
+    help="Explore diffusion-transformer designs by grafting.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DesignFile = Annotated[Path, typer.Argument(help="Design file, YAML or JSON; - for standard input.")]
+Run = Annotated[str, typer.Argument(help="Run id, or the beginning of one.")]
+
+
+def _client(url: str | None) -> GraftlabClient:
+    return GraftlabClient(find_url(url))
+
+
+def _document(file: Path) -> Any:
+    """Raises Refused with a line that names the file."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        return read_document(text)
+    except UnicodeDecodeError as error:
+        raise Refused([f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})"]) from error
+    except OSError as error:
+        raise Refused([f"{file}: {error.strerror}"]) from error
+    except SpecError as error:
+        raise Refused([f"{file}: {problem}" for problem in error.problems]) from error
+
+
+def _run_id(client: GraftlabClient, prefix: str) -> str:
+    """The one run whose id begins so. Raises Refused."""
+    found = (
+        client.runs(prefix=prefix, limit=2).runs
+        if prefix.isalnum() and prefix.islower() | prefix.isdigit()
+        else []
+    )
+    if len(found) != 1:
+        raise Refused(
+            [f"{len(found) or 'no'} runs have an id beginning with {prefix!r}; `graft ls` lists them"]
+        )
+    return found[0].id
+
+
+@app.command()
+def plan(file: DesignFile, url: Url = None, json: AsJson = False) -> None:
+    """What a design would do and cost; nothing is stored."""
+    answer = _refusing(file, lambda: _client(url).plan(_document(file)))
+    print_json(answer) if json else views.show_plan(answer)
+
+
+@app.command()
+def submit(
+    file: DesignFile,
+    url: Url = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Queue a run of a design."""
+    client = _client(url)
+    answer = _refusing(file, lambda: client.submit(_document(file)))
+    if not wait:
+        print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
+        return
+    _finish(follow(client, [answer.run_id])[0], json)
+
+
+def _refusing(file: Path, call: Any) -> Any:
+    """Problems of a document are told with the file they are in."""
+    try:
+        return call()
+    except ApiProblem as problem:
+        raise Refused([f"{file}: {line}" for line in problem.lines]) from problem
+
+
+def _finish(run: RunDetail, json: bool) -> None:
+    print_json(run) if json else views.show_run(run)
+    if run.state != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+@app.command("ls")
+def list_runs(
+    url: Url = None, json: AsJson = False, limit: Annotated[int, typer.Option(min=1, max=200)] = 50
+) -> None:
+    """Runs, newest first."""
+    page = _client(url).runs(limit=limit)
+    print_json(page) if json else out.print(views.runs_table(page.runs))
+
+
+@app.command()
+def show(run: Run, url: Url = None, json: AsJson = False) -> None:
+    """One run: design, stages, figures."""
+    client = _client(url)
+    detail = client.run(_run_id(client, run))
+    print_json(detail) if json else views.show_run(detail)
+
+
+@app.command()
+def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
+    """Follow a run to its end: stages, progress, time left. With --json, an event a line."""
+    client = _client(url)
+    run_id = _run_id(client, run)
+    if not json:
+        return _finish(follow(client, [run_id])[0], json)
+    for event in client.events(run_id):
+        out.out(event.model_dump_json(), highlight=False)
+    return None
+
+
+@app.command()
+def logs(
+    run: Run,
+    url: Url = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
+) -> None:
+    """What an attempt printed."""
+    client = _client(url)
+    out.out(client.log(_run_id(client, run), attempt), highlight=False)
+
+
+@app.command()
+def cancel(
+    runs: Annotated[list[str], typer.Argument(help="Run ids, or beginnings.")], url: Url = None
+) -> None:
+    """End runs after their next checkpoint; queued ones at once."""
+    client = _client(url)
+    for run in runs:
+        detail = client.cancel(_run_id(client, run))
+        state = detail.state if detail.state == "CANCELLED" else "ends at its next checkpoint"
+        out.print(f"{detail.id}  {escape(detail.name)}  {state}")
+
+
+@app.command()
+def leaderboard(url: Url = None, json: AsJson = False) -> None:
+    """Finished runs by quality, grouped by how it was measured."""
+    board = _client(url).leaderboard()
+    print_json(board) if json else views.show_leaderboard(board)
+
+
+@app.command()
+def operators(url: Url = None, json: AsJson = False) -> None:
+    """What can be put in, and its cost at the dims of DiT-XL/2."""
+    found = _client(url).operators()
+    print_json(found) if json else views.show_operators(found)
+
+
+@app.command()
+def backbones(url: Url = None, json: AsJson = False) -> None:
+    """What can be operated on."""
+    found = _client(url).backbones()
+    print_json(found) if json else views.show_backbones(found)
+
+
+app.command("up")(up_command)
+app.command("down")(down_command)
+app.command("demo")(demo_command)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (Refused, ApiProblem) as error:
+        err.print("\n".join(error.lines), markup=False)
+        code = 2
+    except LabBusy as error:
+        err.print(str(error), markup=False)
+        code = 2
+    except (LabUnreachable, StartFailed) as error:
+        err.print(str(error), markup=False)
+        code = 1
+    except BrokenPipeError:
+        # Whoever read us has gone; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Start the lab's processes, keep them running, and end them and nothing else."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from service.cli.lab import LabAddress, write_address
+from service.settings import Settings
+
+MARK = "GRAFTLAB_LAB"
+PART = "GRAFTLAB_PART"
+"""Every process of a lab inherits both, so that its strays can be told from everybody else's."""
+BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
+STOP_SECONDS = 12.0
+
+
+class StartFailed(Exception):
+    """A part of the lab did not become ready."""
+
+
+@dataclass
+class Part:
+    """One supervised process."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    due: float = 0.0
+
+
+@dataclass
+class Supervisor:
+    """The lab of one data folder."""
+
+    folder: Path
+    port: int
+    cpus: int
+    parts: list[Part] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.absolute()
+        bind = Settings(data_dir=self.folder)
+        self.host = bind.host
+        self.address = LabAddress(
+            url=f"http://{self.host}:{_free(self.port)}",
+            mlflow_url=f"http://{self.host}:{_free(5000)}",
+            ray_dashboard=f"http://{self.host}:{_free(8265)}",
+            pid=os.getpid(),
+        )
+        self.parts = [Part(name, command) for name, command in self._commands().items()]
+
+    def _commands(self) -> dict[str, list[str]]:
+        python, data = sys.executable, self.folder
+        tools = Path(python).parent
+        return {
+            "ray": [str(tools / "ray"), "start", "--head", "--block", *self._ray_options()],
+            "mlflow": [
+                *(python, "-m", "mlflow", "server", "--workers", "1", "--host", self.host),
+                *("--port", _port(self.address.mlflow_url)),
+                *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
+                *("--artifacts-destination", str(data / "mlflow-artifacts")),
+            ],
+            "api": [
+                *(python, "-m", "uvicorn", "service.app:create_app", "--factory", "--host", self.host),
+                *("--port", _port(self.address.url), "--no-access-log"),
+            ],
+            "scheduler": [python, "-m", "service.scheduler"],
+            "tracking": [python, "-m", "service.tracking"],
+        }
+
+    def _ray_options(self) -> list[str]:
+        ports = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+        return [
+            f"--num-cpus={self.cpus}",
+            f"--node-ip-address={self.host}",
+            f"--dashboard-host={self.host}",
+            f"--dashboard-port={_port(self.address.ray_dashboard)}",
+            "--disable-usage-stats",
+            f"--temp-dir={self._ray_folder()}",
+            *(f"--{name}={_free()}" for name in ports),
+        ]
+
+    def _ray_folder(self) -> Path:
+        """Short, because socket paths have at most 107 characters."""
+        return Path(f"/tmp/graftlab-{os.getuid()}-{self.address.url.rsplit(':', 1)[-1]}")  # noqa: S108 - see above
+
+    def environment(self, part: str) -> dict[str, str]:
+        """What every process of the lab is told."""
+        ours = {
+            MARK: str(self.folder),
+            PART: part,
+            "GRAFTLAB_DATA_DIR": str(self.folder),
+            "GRAFTLAB_RAY_DASHBOARD": self.address.ray_dashboard,
+            "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
+            "GRAFTLAB_MLFLOW_URL": self.address.mlflow_url,
+            "GRAFTLAB_CPUS": str(self.cpus),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
+            "RAY_TRAIN_V2_ENABLED": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {**{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}, **ours}
+
+    def _token_file(self) -> Path:
+        return self.folder / "ray-token"
+
+    def start(self) -> None:
+        """Clear what a killed predecessor left, then start every part."""
+        end_strays(self.folder)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        if not self._token_file().exists():
+            self._token_file().touch(mode=0o600)
+            self._token_file().write_text(secrets.token_hex(32))
+        for part in self.parts:
+            self._spawn(part)
+        write_address(self.folder, self.address)
+
+    def _spawn(self, part: Part) -> None:
+        with (self.folder / "logs" / f"{part.name}.log").open("ab") as log:
+            part.process = subprocess.Popen(
+                part.command,
+                env=self.environment(part.name),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        part.due = 0.0
+
+    def tend(self) -> None:
+        """Restart what has died, later and later where it keeps dying."""
+        for part in self.parts:
+            if part.process is None or part.process.poll() is None:
+                continue
+            if not part.due:
+                part.due = time.monotonic() + BACK_OFF[min(part.restarts, len(BACK_OFF) - 1)]
+            elif time.monotonic() >= part.due:
+                part.restarts += 1
+                end_strays(self.folder, part.name)
+                self._spawn(part)
+
+    def wait_ready(self, seconds: float = 120.0) -> None:
+        """Until API, scheduler, Ray and MLflow answer. Raises StartFailed naming what does not."""
+        end, waiting = time.monotonic() + seconds, "the API does not answer yet"
+        while time.monotonic() < end:
+            self.tend()
+            waiting = self._missing()
+            if not waiting:
+                return
+            time.sleep(0.3)
+        raise StartFailed(f"not ready after {seconds:.0f} s: {waiting}; see {self.folder / 'logs'}")
+
+    def _missing(self) -> str:
+        try:
+            ready = httpx.get(f"{self.address.url}/readyz", timeout=5, trust_env=False).json()
+            wrong = [f"{name}: {state}" for name, state in ready["parts"].items() if state != "ok"]
+        except (httpx.HTTPError, ValueError):
+            return "the API does not answer yet"
+        try:
+            httpx.get(f"{self.address.mlflow_url}/health", timeout=5, trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            wrong.append("mlflow: does not answer yet")
+        return "; ".join(wrong)
+
+    def stop(self) -> None:
+        """End all parts in order, politely, then whatever carries this lab's mark."""
+        by_name = {part.name: part for part in self.parts}
+        for name in STOP_ORDER:
+            _end(by_name[name].process)
+        end_strays(self.folder)
+        (self.folder / "lab.json").unlink(missing_ok=True)
+        shutil.rmtree(self._ray_folder(), ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    if process is None or process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_strays(folder: Path, part: str | None = None) -> None:
+    """Kill processes that carry the mark of this data folder (and part), other than ourselves."""
+    strays = [process for process in psutil.process_iter() if _carries(process, folder, part)]
+    for process in strays:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(strays, timeout=5)
+
+
+def _carries(process: psutil.Process, folder: Path, part: str | None) -> bool:
+    if process.pid == os.getpid():
+        return False
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return False
+    return environment.get(MARK) == str(folder.absolute()) and part in (None, environment.get(PART))
+
+
+def _free(preferred: int = 0) -> int:
+    """The preferred port if it is free, else any that is."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = probe.getsockname()[1]
+            return found
+    raise StartFailed("no TCP port is free on 127.0.0.1")
+
+
+def _port(url: str) -> str:
+    return url.rsplit(":", 1)[-1]

@@ -1,0 +1,142 @@
+"""Answers of the service as tables."""
+
+from rich.markup import escape
+from rich.table import Table
+
+from grafting_core.spec.planning import ExperimentPlan
+from service.api.schemas import BackboneView, Leaderboard, OperatorView, RunDetail, RunView
+from service.cli.console import duration, engineering, out, percent, table
+
+STATE_STYLES = {
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "CANCELLED": "yellow",
+    "RUNNING": "cyan",
+    "STARTING": "cyan",
+}
+
+
+def show_plan(plan: ExperimentPlan) -> None:
+    """Cost against the teacher, then the stages."""
+    cost = plan.cost
+    out.print(f"[bold]{escape(plan.experiment.name)}[/]  {plan.digest[:12]}")
+    rows = table("", "design", "teacher", "change", right=("design", "teacher", "change"))
+    for label, ours, theirs in (
+        ("parameters", cost.num_params, cost.teacher_params),
+        ("FLOPs per forward", cost.flops_per_forward, cost.teacher_flops_per_forward),
+        ("FLOPs per image", cost.flops_per_image, cost.teacher_flops_per_image),
+    ):
+        rows.add_row(label, engineering(ours), engineering(theirs), percent(ours / theirs - 1))
+    out.print(rows)
+    stages = table("stage", "steps", "images", "FLOPs", right=("steps", "images", "FLOPs"))
+    for stage in plan.stages:
+        spend = stage.spend
+        stages.add_row(
+            stage.stage, f"{stage.steps:,}", f"{spend.training_images:,}", engineering(spend.flops)
+        )
+    out.print(stages)
+    out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
+    if not plan.runnable:
+        out.print("the lab has no weights of this backbone: it can be planned, not run")
+
+
+def runs_table(runs: list[RunView]) -> Table:
+    """One line a run."""
+    rows = table("run", "name", "state", "stage", "left", "device-s", right=("left", "device-s"))
+    for run in runs:
+        rows.add_row(
+            run.id, escape(run.name), state_text(run), stage_text(run), left_text(run), seconds_text(run)
+        )
+    return rows
+
+
+def state_text(run: RunView) -> str:
+    return f"[{STATE_STYLES.get(run.state, 'default')}]{run.state}[/]"
+
+
+def stage_text(run: RunView) -> str:
+    """`finetune 120/300`, or why the run ended."""
+    if run.progress:
+        return f"{run.progress.stage} {run.progress.step}/{run.progress.total_steps}"
+    return run.reason or ""
+
+
+def left_text(run: RunView) -> str:
+    return duration(run.progress.seconds_left) if run.progress else ""
+
+
+def seconds_text(run: RunView) -> str:
+    return f"{run.spend.device_seconds:.0f}"
+
+
+def show_run(run: RunDetail) -> None:
+    """Everything about one run."""
+    out.print(f"[bold]{escape(run.name)}[/]  {run.id}  {state_text(run)}  {stage_text(run)}")
+    if run.message:
+        out.print(f"  {escape(run.message)}")
+    out.print(f"  backbone {run.backbone}, attempt {run.attempt}, digest {run.experiment_digest[:12]}")
+    for edit in run.experiment.design.edits:
+        out.print(f"  {edit.site}: {escape(str(edit.operator))}")
+    for report in run.stages:
+        spend = report.spend
+        used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"
+        out.print(f"  {report.stage}: {report.stop_cause}, {used}")
+    for name, value in run.metrics.items():
+        out.print(f"  {name} = {value:,.6g}")
+    if run.mlflow_url:
+        out.print(f"  {run.mlflow_url}", soft_wrap=True)
+
+
+def show_leaderboard(board: Leaderboard) -> None:
+    """A table for each way of measuring."""
+    if not board.groups:
+        out.print("no run has finished yet")
+    for group in board.groups:
+        protocol = group.protocol
+        how = f"{protocol.samples} samples, {protocol.sampler} {protocol.sampling_steps}"
+        out.print(f"\n[bold]{group.backbone}[/]  {group.metric}, {how}, guidance {protocol.guidance}")
+        columns = (
+            "FID",
+            "vs teacher",
+            "params",
+            "change",
+            "FLOPs/image",
+            "change ",
+            "device-s",
+            "of pretraining",
+        )
+        rows = table("#", "name", *columns, "run", right=columns)
+        for row in group.rows:
+            rows.add_row(
+                str(row.rank),
+                escape(row.name) + (" (teacher)" if row.is_teacher else ""),
+                f"{row.value:.3f}",
+                percent(row.value_change),
+                engineering(row.num_params),
+                percent(row.params_change),
+                engineering(row.flops_per_image),
+                percent(row.flops_change),
+                f"{row.spend.device_seconds:.0f}",
+                f"{row.share_of_pretraining:.2%}",
+                row.run_id,
+            )
+        out.print(rows)
+
+
+def show_operators(operators: list[OperatorView]) -> None:
+    """What can be grafted, with cost at the dims of DiT-XL/2."""
+    rows = table("kind", "slot", "params", "FLOPs (operator)", "FLOPs (features)", "fields", "what it is")
+    for view in operators:
+        cost = [engineering(value) for value in (view.num_params, view.operator_flops, view.feature_flops)]
+        rows.add_row(view.kind, view.slot, *cost, ", ".join(view.fields), escape(view.summary))
+    out.print(rows)
+
+
+def show_backbones(backbones: list[BackboneView]) -> None:
+    """What can be grafted onto."""
+    rows = table("name", "depth", "width", "tokens", "params", "FLOPs", "runnable")
+    for view in backbones:
+        sizes = [str(size) for size in (view.depth, view.width, view.num_tokens)]
+        cost = [engineering(view.num_params), engineering(view.forward_flops)]
+        rows.add_row(view.name, *sizes, *cost, "yes" if view.runnable else "plan only")
+    out.print(rows)

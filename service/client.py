@@ -1,0 +1,141 @@
+"""A typed client of the REST API: `GraftlabClient("http://127.0.0.1:8000")`."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+
+from grafting_core.spec.planning import ExperimentPlan
+from service.api.schemas import (
+    TERMINAL,
+    BackboneView,
+    Leaderboard,
+    OperatorView,
+    RunDetail,
+    RunEvent,
+    RunPage,
+    SubmitAnswer,
+)
+
+M = TypeVar("M", bound=BaseModel)
+TRIES = 5
+
+
+class ApiProblem(Exception):
+    """The service refused; `problem` is its problem+json document."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status, self.problem = status, problem
+        super().__init__(problem.get("detail") or problem.get("title") or f"status {status}")
+
+    @property
+    def lines(self) -> list[str]:
+        """One readable line a problem."""
+        errors = self.problem.get("errors") or []
+        return [f"{e['pointer'] or '(document)'}: {e['message']}" for e in errors] or [str(self)]
+
+
+class LabUnreachable(Exception):
+    """No lab answers at the address."""
+
+
+class GraftlabClient:
+    """Blocking calls. Everything but a submission without a key is safe to repeat, and is repeated."""
+
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=timeout, trust_env=False)
+
+    def plan(self, document: Any) -> ExperimentPlan:
+        """Cost and stages of a design; nothing is stored. Raises ApiProblem."""
+        return self._parse(ExperimentPlan, self._ask("POST", "/experiments/plan", json=document))
+
+    def submit(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
+        """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(SubmitAnswer, self._ask("POST", "/experiments", json=document, headers=headers))
+
+    def runs(self, limit: int = 50, cursor: str | None = None, prefix: str | None = None) -> RunPage:
+        """A page of runs, newest first."""
+        asked = {"limit": limit, "cursor": cursor, "prefix": prefix}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._parse(RunPage, self._ask("GET", "/runs", params=params))
+
+    def run(self, run_id: str) -> RunDetail:
+        return self._parse(RunDetail, self._ask("GET", f"/runs/{run_id}"))
+
+    def cancel(self, run_id: str) -> RunDetail:
+        return self._parse(RunDetail, self._ask("POST", f"/runs/{run_id}/cancel"))
+
+    def log(self, run_id: str, attempt: int | None = None) -> str:
+        """The end of what an attempt printed."""
+        return self._ask("GET", f"/runs/{run_id}/log", params={"attempt": attempt} if attempt else {}).text
+
+    def artifact(self, run_id: str, stage: str, name: str) -> bytes:
+        return self._ask("GET", f"/runs/{run_id}/artifacts/{stage}/{name}").content
+
+    def leaderboard(self) -> Leaderboard:
+        return self._parse(Leaderboard, self._ask("GET", "/leaderboard"))
+
+    def operators(self) -> list[OperatorView]:
+        return TypeAdapter(list[OperatorView]).validate_json(self._ask("GET", "/operators").content)
+
+    def backbones(self) -> list[BackboneView]:
+        return TypeAdapter(list[BackboneView]).validate_json(self._ask("GET", "/backbones").content)
+
+    def events(self, run_id: str, after: int = 0) -> Iterator[RunEvent]:
+        """Events as they come, to the run's end; reconnects where the stream breaks."""
+        while True:
+            try:
+                for event in self._stream(run_id, after):
+                    after = event.id
+                    yield event
+            except httpx.TransportError:
+                time.sleep(1)
+                continue
+            if self.run(run_id).state in TERMINAL:
+                return
+
+    def _stream(self, run_id: str, after: int) -> Iterator[RunEvent]:
+        headers = {"Last-Event-ID": str(after)}
+        with self._http.stream("GET", f"/runs/{run_id}/events", headers=headers, timeout=60) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and line != "data: {}":
+                    yield RunEvent.model_validate_json(line.removeprefix("data: "))
+
+    def wait(self, run_id: str, poll_seconds: float = 1.0) -> RunDetail:
+        """The run once it has ended."""
+        while (run := self.run(run_id)).state not in TERMINAL:
+            time.sleep(poll_seconds)
+        return run
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """Repeat while nobody answers or the service is not ready; every call here is idempotent."""
+        for attempt in range(TRIES):
+            try:
+                answer = self._http.request(method, path, **request)
+            except httpx.TransportError as error:
+                if attempt == TRIES - 1:
+                    raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
+            else:
+                if answer.status_code != 503 or attempt == TRIES - 1:
+                    return _checked(answer)
+            time.sleep(0.2 * 2**attempt)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _parse(self, model: type[M], answer: httpx.Response) -> M:
+        return model.model_validate_json(answer.content)
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    if answer.is_success:
+        return answer
+    try:
+        problem = answer.json()
+    except json.JSONDecodeError:
+        problem = {"detail": answer.text[:200] or f"status {answer.status_code}"}
+    raise ApiProblem(answer.status_code, problem)

@@ -1,0 +1,46 @@
+"""The scheduler as a process: `python -m service.scheduler`."""
+
+import logging
+import signal
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from grafting_core.storage import Storage
+from service.scheduler.ray_jobs import RayJobs
+from service.scheduler.scheduler import LostLeadership, Scheduler
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.migrate import upgrade
+
+log = logging.getLogger("graftlab.scheduler")
+
+
+def main() -> None:
+    """Round after round until SIGTERM or SIGINT; attempts under way go on without us."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings()
+    database = Database(settings.database_url)
+    upgrade(database)
+    scheduler = Scheduler(settings, database, Storage(settings.storage), RayJobs(settings))
+    ended = threading.Event()
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(wanted, lambda *_: ended.set())
+    while not ended.wait(settings.round_seconds):
+        _round(scheduler)
+    scheduler.leadership.release()
+
+
+def _round(scheduler: Scheduler) -> None:
+    """A fault of a neighbour ends the round, not the process: the next one starts from what is."""
+    try:
+        scheduler.round()
+    except LostLeadership as error:
+        log.warning("%s", error)
+    except (SQLAlchemyError, OSError, ValueError):
+        log.exception("this round failed; the next one starts anew")
+
+
+if __name__ == "__main__":
+    main()

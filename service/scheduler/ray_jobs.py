@@ -1,0 +1,51 @@
+"""Ray's Jobs API over HTTP: the only door through which the control plane reaches the cluster."""
+
+import httpx
+
+from service.settings import Settings
+
+FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+class RayUnavailable(Exception):
+    """The cluster does not answer, or not as it should; try again later."""
+
+
+class RayJobs:
+    """Submitting is create-if-absent: a second submit of the same id is harmless."""
+
+    def __init__(self, settings: Settings) -> None:
+        token = settings.ray_token()
+        self._http = httpx.Client(
+            base_url=settings.ray_dashboard,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=10.0,
+            trust_env=False,
+        )
+
+    def submit(self, job: str, entrypoint: str) -> None:
+        """Start `entrypoint` under this id unless it was started already. Raises RayUnavailable."""
+        # The driver only waits; the CPUs a run asks for are those of its worker group.
+        body = {"submission_id": job, "entrypoint": entrypoint, "entrypoint_num_cpus": 0}
+        answer = self._ask("POST", "/api/jobs/", body)
+        if answer.status_code >= 400 and "already exists" not in answer.text:
+            raise RayUnavailable(f"submitting {job} gave status {answer.status_code}: {answer.text[-300:]}")
+
+    def status(self, job: str) -> str | None:
+        """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or None where Ray knows no such job."""
+        answer = self._ask("GET", f"/api/jobs/{job}")
+        if answer.status_code == 404:
+            return None
+        if answer.status_code >= 400:
+            raise RayUnavailable(f"asking for {job} gave status {answer.status_code}")
+        return str(answer.json()["status"])
+
+    def stop(self, job: str) -> None:
+        """Ask Ray to end the job; no error where it has ended or is unknown."""
+        self._ask("POST", f"/api/jobs/{job}/stop")
+
+    def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> httpx.Response:
+        try:
+            return self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise RayUnavailable(f"{self._http.base_url} does not answer ({type(error).__name__})") from error

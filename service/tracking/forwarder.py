@@ -1,0 +1,147 @@
+"""Runs as MLflow shows them: a projection of our events, repeatable from any point."""
+
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from grafting_core.storage import Storage
+from service.api.schemas import TERMINAL, RunDetail, RunEvent
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.models import RunRow, TrackingRow
+from service.store.queries import events_after, run_detail
+from workers.contract import Progress, StageDone
+
+log = logging.getLogger("graftlab.tracking")
+TAG = "graftlab.run_id"
+ENDED = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+BATCH = 900
+"""MLflow takes at most 1,000 metrics a call."""
+
+
+class Forwarder:
+    """Projects every run from its cursor. Metrics repeat with equal step and time, so twice is once."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self.settings, self.database, self.storage = settings, database, storage
+        self.client = MlflowClient(settings.mlflow_url)
+
+    def round(self) -> None:
+        """Bring MLflow up to date. Raises MlflowException or requests' errors while it is away."""
+        for run_id in self._behind():
+            self._forward(run_id)
+
+    def _behind(self) -> list[str]:
+        query = (
+            select(RunRow.id)
+            .outerjoin(TrackingRow, TrackingRow.run_id == RunRow.id)
+            .where(or_(TrackingRow.run_id.is_(None), RunRow.last_event > TrackingRow.last_seq))
+            .order_by(RunRow.id)
+        )
+        with self.database.reading() as session:
+            return list(session.scalars(query))
+
+    def _forward(self, run_id: str) -> None:
+        with self.database.reading() as session:
+            detail = run_detail(session, run_id)
+            cursor = session.get(TrackingRow, run_id)
+            events = events_after(session, run_id, cursor.last_seq if cursor else 0)
+        assert detail is not None
+        tracked = cursor.mlflow_run_id if cursor and cursor.mlflow_run_id else self._find_or_create(detail)
+        self._send(tracked, detail, events)
+        with self.database.writing() as session:
+            self._remember(session, run_id, tracked, events)
+
+    def _find_or_create(self, detail: RunDetail) -> str:
+        """The MLflow run tagged with our id, made where there is none: a lost answer makes no second one."""
+        experiment = self.client.get_experiment_by_name(detail.backbone)
+        experiment_id = (
+            experiment.experiment_id if experiment else self.client.create_experiment(detail.backbone)
+        )
+        found = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{detail.id}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        started = int(detail.created_at.timestamp() * 1000)
+        made = self.client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
+        self.client.log_batch(made.info.run_id, params=_params(detail))
+        self.client.log_text(made.info.run_id, detail.experiment.model_dump_json(indent=2), "experiment.json")
+        self._link(detail.id, experiment_id, made.info.run_id)
+        return str(made.info.run_id)
+
+    def _link(self, run_id: str, experiment_id: str, tracked: str) -> None:
+        with self.database.writing() as session:
+            url = f"{self.settings.mlflow_url}/#/experiments/{experiment_id}/runs/{tracked}"
+            session.get_one(RunRow, run_id).mlflow_url = url
+
+    def _send(self, tracked: str, detail: RunDetail, events: list[RunEvent]) -> None:
+        metrics = [metric for event in events for metric in _metrics(event)]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(tracked, metrics=metrics[start : start + BATCH])
+        for event in events:
+            self._send_artifacts(tracked, event)
+        if events and events[-1].state in TERMINAL:
+            self._close(tracked, detail)
+
+    def _send_artifacts(self, tracked: str, event: RunEvent) -> None:
+        body = event.event.body if event.event else None
+        if isinstance(body, StageDone) and "samples.png" in body.report.artifacts:
+            from_storage = self.storage.read_bytes(body.report.artifacts["samples.png"])
+            self.client.log_image(tracked, Image.open(io.BytesIO(from_storage)), artifact_file="samples.png")
+
+    def _close(self, tracked: str, detail: RunDetail) -> None:
+        at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
+        spend = {f"spend.{name}": value for name, value in detail.spend.model_dump().items()}
+        spend["spend.share_of_pretraining"] = detail.share_of_pretraining
+        metrics = [Metric(name, float(value), at, 0) for name, value in spend.items()]
+        self.client.log_batch(tracked, metrics=metrics, tags=[RunTag("graftlab.state", detail.state)])
+        self.client.set_terminated(tracked, ENDED[detail.state], at)
+
+    def _remember(self, session: Session, run_id: str, tracked: str, events: list[RunEvent]) -> None:
+        row = session.get(TrackingRow, run_id) or TrackingRow(run_id=run_id, last_seq=0, closed=False)
+        row.mlflow_run_id = tracked
+        if events:
+            row.last_seq = events[-1].id
+            row.closed = events[-1].state in TERMINAL
+        session.add(row)
+
+
+def _params(detail: RunDetail) -> list[Param]:
+    """Design and settings, flat; MLflow keeps up to 6,000 characters each."""
+    spec = detail.experiment
+    edits = ", ".join(f"{edit.site}: {_short(edit.operator.model_dump())}" for edit in spec.design.edits)
+    flat = {"edits": edits or "none (teacher)", "experiment_digest": detail.experiment_digest}
+    for part in ("distill", "finetune", "evaluate"):
+        flat |= {f"{part}.{name}": str(value) for name, value in getattr(spec, part).model_dump().items()}
+    return [Param(name, value[:6000]) for name, value in flat.items()]
+
+
+def _short(operator: dict[str, Any]) -> str:
+    fields = {name: value for name, value in operator.items() if name != "kind" and value is not None}
+    return f"{operator['kind']}{json.dumps(fields) if fields else ''}"
+
+
+def _metrics(event: RunEvent) -> Iterator[Metric]:
+    """Curves by stage and step; a finished stage's figures under their own names."""
+    body = event.event.body if event.event else None
+    at = int(event.at.timestamp() * 1000)
+    if isinstance(body, Progress):
+        for name, value in body.values.items():
+            if math.isfinite(value):
+                yield Metric(_name(f"{body.stage}/{name}"), value, at, body.step)
+    elif isinstance(body, StageDone):
+        for name, value in body.report.metrics.items():
+            yield Metric(_name(name), value, at, 0)
+
+
+def _name(text: str) -> str:
+    """MLflow allows letters, digits, underscore, dash, period, space, colon and slash."""
+    return text[:250]

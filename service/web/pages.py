@@ -1,0 +1,85 @@
+"""The lab's pages: rendered on the server, readable without a network, alive by server-sent events."""
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+
+from grafting_core.spec.backbone import backbone_cards
+from service.api.catalogue import list_backbones, list_operators
+from service.api.deps import LabDep
+from service.api.problems import CATALOGUE, ApiError
+from service.api.runs import show_run
+from service.cli.console import duration, engineering, percent
+from service.store.leaderboard import leaderboard
+from service.store.queries import events_after, find_runs
+from service.web.pictures import curves, design_map, quality_against_cost
+
+HERE = Path(__file__).parent
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+templates = Jinja2Templates(HERE / "templates")
+templates.env.filters |= {"engineering": engineering, "percent": percent, "duration": duration}
+templates.env.globals["map_of"] = lambda spec: design_map(
+    spec, backbone_cards()[spec.design.backbone.name].depth
+)
+EVENTS_SHOWN = 100_000
+
+
+def mount(app: FastAPI) -> None:
+    """Add the pages and their static files to the application."""
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+
+
+@router.get("/")
+def leaderboard_page(request: Request, lab: LabDep) -> HTMLResponse:
+    """Ranking, with quality against cost as a picture."""
+    with lab.database.reading() as session:
+        board = leaderboard(session)
+        active = find_runs(session, limit=20, states=("QUEUED", "STARTING", "RUNNING")).runs
+    groups = [(group, quality_against_cost(group)) for group in board.groups]
+    return templates.TemplateResponse(request, "leaderboard.html", {"groups": groups, "active": active})
+
+
+@router.get("/runs")
+def runs_page(
+    request: Request,
+    lab: LabDep,
+    cursor: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+) -> HTMLResponse:
+    """All runs, newest first."""
+    with lab.database.reading() as session:
+        page = find_runs(session, limit=50, before=cursor)
+    return templates.TemplateResponse(request, "runs.html", {"page": page})
+
+
+@router.get("/runs/{run_id}")
+def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
+    """One run: design, progress, curves, samples, figures."""
+    run = show_run(run_id, lab)
+    with lab.database.reading() as session:
+        events = events_after(session, run_id, 0, EVENTS_SHOWN)
+    return templates.TemplateResponse(
+        request, "run.html", {"run": run, "curves": curves(events), "last": events[-1].id if events else 0}
+    )
+
+
+@router.get("/operators")
+def operators_page(request: Request) -> HTMLResponse:
+    """What can be grafted, and onto what."""
+    context = {"operators": list_operators(), "backbones": list_backbones()}
+    return templates.TemplateResponse(request, "operators.html", context)
+
+
+@router.get("/problems/{code}")
+def problem_page(request: Request, code: str) -> HTMLResponse:
+    """What an error's type means."""
+    if code not in CATALOGUE:
+        raise ApiError("not-found", f"there is no problem type {code!r}; known: {', '.join(CATALOGUE)}")
+    status, title = CATALOGUE[code]
+    return templates.TemplateResponse(
+        request, "problem.html", {"code": code, "status": status, "title": title}
+    )
