@@ -15,7 +15,7 @@ class Observer(Protocol):
     """Hears of every step. Calls are cheap: the observer decides what to pass on and when."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
-        """`step` of `total_steps` are done; `values` are figures such as `loss`. The first call is the start."""
+        """`step` of `total_steps` are done; `values` are figures. The first call is the start."""
 
     def stop_requested(self) -> bool:
         """Whether the stage should save a checkpoint and raise `StopRequested`."""

@@ -63,6 +63,12 @@ class Storage:
         """Rename a file within the storage."""
         self._filesystem.mv(self._full(path), self._full(to))
 
+    def local_path(self, path: str) -> Path:
+        """Where a file is on this machine. Raises ValueError for storage that is elsewhere."""
+        if not self.is_local:
+            raise ValueError(f"{self.uri} is not on this machine")
+        return Path(self._full(path))
+
     def read_model(self, path: str, model: type[M]) -> M:
         """Parse a JSON file. Raises FileNotFoundError or pydantic's ValidationError."""
         return model.model_validate_json(self.read_bytes(path))

@@ -46,14 +46,27 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     storage = Storage(given.storage)
     ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
+    if storage.is_local:
+        _print_to(storage, ticket)
     heartbeat = HeartbeatThread(storage, ticket)
     heartbeat.start()
     try:
         EventLog(storage, ticket).write(_started())
-        EventLog(storage, ticket).write(carry_out(storage, ticket, time.time()))
+        ending = carry_out(storage, ticket, time.time())
+        # A new log: rank 0 has continued the numbers meanwhile.
+        EventLog(storage, ticket).write(ending)
     finally:
         heartbeat.stop()
     return 0
+
+
+def _print_to(storage: Storage, ticket: RunTicket) -> None:
+    """Let this process and its children print into the attempt's folder, where the service finds it."""
+    path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/log.txt"
+    storage.write_bytes(path, b"")
+    descriptor = os.open(storage.local_path(path), os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
 
 
 def _started() -> AttemptStarted:

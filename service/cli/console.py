@@ -1,12 +1,16 @@
 """How the command line speaks: tables and one-line errors for people, JSON for programs."""
 
+import sys
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-out = Console(highlight=False)
+WIDTH_ELSEWHERE = 140
+"""Of output that goes to a file or a pipe, where nothing says how wide it may be."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_ELSEWHERE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

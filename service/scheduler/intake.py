@@ -1,6 +1,5 @@
 """An attempt's events become the run's state. A stale attempt's change nothing."""
 
-from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
@@ -16,6 +15,7 @@ from workers.contract import (
     Progress,
     Reason,
     StageDone,
+    StageReport,
     StageStarted,
 )
 
@@ -49,9 +49,7 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
             run.seconds_left = progress.seconds_left
             add_spend(attempt, progress.spend)
         case StageDone(report=report):
-            session.execute(delete(StageRow).where(StageRow.run_id == run.id, StageRow.stage == report.stage))
-            document = report.model_dump(mode="json")
-            session.add(StageRow(run_id=run.id, stage=report.stage, attempt=attempt.number, report=document))
+            _keep_report(session, attempt, report)
         case AttemptSucceeded(spend=spend):
             end_attempt(attempt, spend)
             _succeed(session, settings, run)
@@ -61,6 +59,16 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
         case AttemptFailed(reason=reason, message=message, spend=spend):
             end_attempt(attempt, spend)
             fail_attempt(session, settings, run, reason, message)
+
+
+def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> None:
+    """One report a stage. What an earlier attempt of this run did is not overwritten by "reused"."""
+    row = session.get(StageRow, (attempt.run_id, report.stage))
+    if row is not None and report.stop_cause == "reused":
+        return
+    row = row or StageRow(run_id=attempt.run_id, stage=report.stage)
+    row.attempt, row.report = attempt.number, report.model_dump(mode="json")
+    session.add(row)
 
 
 def add_spend(attempt: AttemptRow, spend: Spend) -> None:

@@ -1,0 +1,71 @@
+"""Documents and specs with defaults, for tests to vary."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.operators import KINDS
+from grafting_core.spec.site import GraftSite
+from grafting_core.spec.submission import parse_submission
+
+QUICK = {
+    "distill": {"steps": 6, "batch_size": 16, "held_out": 16},
+    "finetune": {"steps": 8, "batch_size": 16},
+    "evaluate": {"samples": 40, "sampling_steps": 3, "micro_batch": 10},
+}
+
+
+def document(kind: str = "hyena_x", layers: Any = (1, 3), **changes: Any) -> dict[str, Any]:
+    """A design that takes a second or two."""
+    edit = {"replace": KINDS[kind].slot, "layers": list(layers), "with": {"kind": kind}}
+    return {"name": "quick", "backbone": "testbed/dit-fashion", "edits": [edit], **QUICK, **changes}
+
+
+def experiment(**changes: Any) -> ExperimentSpec:
+    return parse_submission(document(**changes))
+
+
+def replacement(kind: str, block: int = 1, **fields: Any) -> ReplaceOperator:
+    """One edit of one site."""
+    operator = KINDS[kind](kind=kind, **fields)
+    return ReplaceOperator(site=GraftSite(block=block, slot=operator.slot), operator=operator)
+
+
+class MemoryCheckpoints:
+    """Keeps every checkpoint; `every` step is due."""
+
+    def __init__(self, every: int = 0) -> None:
+        self.kept: dict[int, dict[str, Tensor]] = {}
+        self._every, self._asked = every, 0
+
+    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+        return max(self.kept.items(), default=None, key=lambda item: item[0])
+
+    def due(self) -> bool:
+        self._asked += 1
+        return bool(self._every) and self._asked % self._every == 0
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        self.kept[step] = {name: value.detach().clone() for name, value in tensors.items()}
+
+
+class StopAfter:
+    """An observer that asks to stop once this step is done."""
+
+    def __init__(self, step: int, seen: Callable[[int], None] = lambda step: None) -> None:
+        self._step, self._seen, self._now = step, seen, 0
+
+    def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        self._now = step
+        self._seen(step)
+
+    def stop_requested(self) -> bool:
+        return self._now >= self._step
+
+
+def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)

@@ -1,0 +1,21 @@
+"""Small real things that many tests share."""
+
+import pytest
+import torch
+
+from grafting_core.backbones.loader import Backbone, load_backbone
+from grafting_core.data import Latents, encode_latents
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """The testbed itself; tests that operate on it undo what they did."""
+    return load_backbone("testbed/dit-fashion")
+
+
+@pytest.fixture(scope="session")
+def latents(backbone: Backbone) -> Latents:
+    """Latents of two hundred of its images."""
+    return encode_latents(backbone, 200)

@@ -1,0 +1,68 @@
+"""Stage 2 resumes to the bit, keeps averaged weights, and shares batches evenly."""
+
+import copy
+
+import pytest
+import torch
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents
+from grafting_core.finetuning import Share, finetune
+from grafting_core.observing import NoCheckpoints, Silent, StopRequested
+from grafting_core.optimisation import Diverged
+from grafting_core.spec.plans import FinetunePlan
+from tests.builders import MemoryCheckpoints, StopAfter, same
+
+PLAN = FinetunePlan(steps=5, batch_size=8, learning_rate=1e-3, warmup_steps=2, images=200)
+
+
+def test_an_interrupted_finetune_ends_as_an_uninterrupted_one(backbone: Backbone, latents: Latents) -> None:
+    def run(observer: StopAfter | Silent, kept: MemoryCheckpoints) -> dict[str, torch.Tensor]:
+        network = copy.deepcopy(backbone.transformer)
+        return finetune(network, PLAN, latents, 10, observer=observer, checkpoints=kept)
+
+    whole = run(Silent(), MemoryCheckpoints())
+    kept = MemoryCheckpoints()
+    for step in (2, 3):
+        with pytest.raises(StopRequested):
+            run(StopAfter(step), kept)
+    assert same(whole, run(Silent(), kept))
+
+
+def test_no_steps_leave_the_weights_as_they_are(backbone: Backbone, latents: Latents) -> None:
+    network = copy.deepcopy(backbone.transformer)
+    plan = PLAN.model_copy(update={"steps": 0})
+    result = finetune(network, plan, latents, 10, observer=Silent(), checkpoints=NoCheckpoints())
+    assert same(result, backbone.transformer.state_dict())
+
+
+def test_a_loss_that_is_not_finite_is_a_result(backbone: Backbone, latents: Latents) -> None:
+    broken = Latents(torch.full_like(latents.mean, float("nan")), latents.std, latents.labels)
+    with pytest.raises(Diverged, match="at step 0"):
+        finetune(
+            copy.deepcopy(backbone.transformer),
+            PLAN,
+            broken,
+            10,
+            observer=Silent(),
+            checkpoints=NoCheckpoints(),
+        )
+
+
+def test_the_shares_of_all_ranks_are_the_batch() -> None:
+    rows = [row for rank in range(4) for row in range(8)[Share(rank, 4).of(8)]]
+    assert rows == list(range(8))
+    with pytest.raises(ValueError, match="use a multiple"):
+        Share(0, 3).of(8)
+
+
+def test_batches_depend_on_seed_and_step_alone(latents: Latents) -> None:
+    first, again = (latents.batch("finetune", 0, 7, 16) for _ in range(2))
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.clean, again.clean)
+    assert not torch.equal(first.noise, latents.batch("finetune", 0, 8, 16).noise)
+
+
+def test_an_epoch_visits_every_image_once(latents: Latents) -> None:
+    rows = torch.cat([latents._rows("finetune", 0, step, 40) for step in range(5)])
+    assert sorted(rows.tolist()) == list(range(200))

@@ -1,0 +1,76 @@
+"""The same samples, whoever draws them, in whatever company."""
+
+import pytest
+import torch
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.evaluation import EvaluatedChunk, evaluate_chunk, finish
+from grafting_core.sampling import sample_generators, sample_images, sample_labels
+from grafting_core.spec.plans import EvaluationProtocol
+
+PROTOCOL = EvaluationProtocol(
+    samples=30,
+    sampler="ddpm",
+    sampling_steps=3,
+    labels="uniform",
+    feature_network="fashion-cnn",
+    micro_batch=10,
+)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_images_do_not_depend_on_chunking_or_order(backbone: Backbone, sampler: str) -> None:
+    protocol = PROTOCOL.model_copy(update={"sampler": sampler})
+    whole = sample_images(backbone, backbone.transformer, protocol, range(30))
+    again = torch.cat(
+        [
+            sample_images(backbone, backbone.transformer, protocol, range(17, 30)),
+            sample_images(backbone, backbone.transformer, protocol, range(17)),
+        ]
+    )
+    assert torch.equal(whole, again.roll(17, 0))
+
+
+def test_noise_of_a_sample_is_its_own() -> None:
+    draws = [torch.randn(4, 7, 7, generator=g) for g in sample_generators(PROTOCOL, range(50))]
+    assert len({draw.sum().item() for draw in draws}) == 50
+
+
+def test_balanced_labels_deal_the_classes_in_turn() -> None:
+    balanced = PROTOCOL.model_copy(update={"labels": "balanced"})
+    assert sample_labels(balanced, 10, range(25)).bincount().tolist() == [3] * 5 + [2] * 5
+
+
+def test_uniform_labels_are_a_function_of_the_index() -> None:
+    assert torch.equal(
+        sample_labels(PROTOCOL, 10, range(100))[60:], sample_labels(PROTOCOL, 10, range(60, 100))
+    )
+    assert sample_labels(PROTOCOL, 10, range(2000)).bincount().min() > 150
+
+
+def test_guidance_one_needs_no_second_half(backbone: Backbone) -> None:
+    forwards: list[int] = []
+    handle = backbone.transformer.register_forward_hook(lambda m, a, k, out: forwards.append(len(out.sample)), with_kwargs=True)  # fmt: skip  # noqa: E501
+    sample_images(backbone, backbone.transformer, PROTOCOL.model_copy(update={"guidance": 1.0}), range(10))
+    handle.remove()
+    assert forwards == [10, 10, 10]
+
+
+def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone) -> None:
+    def chunks(size: int) -> list[EvaluatedChunk]:
+        starts = range(0, 30, size)
+        return [
+            evaluate_chunk(backbone, backbone.transformer, PROTOCOL, at, min(size, 30 - at)) for at in starts
+        ]
+
+    ten, twenty = chunks(10), chunks(20)
+    assert finish(ten, backbone.reference, PROTOCOL) == finish(reversed(twenty), backbone.reference, PROTOCOL)
+    with pytest.raises(ValueError, match="do not line up"):
+        finish([ten[0], ten[2]], backbone.reference, PROTOCOL)
+    with pytest.raises(ValueError, match="20 samples were evaluated"):
+        finish(ten[:2], backbone.reference, PROTOCOL)
+
+
+def test_the_metric_is_named_by_count_and_network() -> None:
+    assert PROTOCOL.fid_name == "fid30/fashion-cnn"
+    assert EvaluationProtocol().fid_name == "fid50k/inception"
