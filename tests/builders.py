@@ -12,8 +12,8 @@ from grafting_core.spec.site import GraftSite
 from grafting_core.spec.submission import parse_submission
 
 QUICK = {
-    "distill": {"steps": 6, "batch_size": 16, "held_out": 16},
-    "finetune": {"steps": 8, "batch_size": 16},
+    "distill": {"steps": 6, "batch_size": 16, "held_out": 16, "images": 200},
+    "finetune": {"steps": 8, "batch_size": 16, "images": 200},
     "evaluate": {"samples": 40, "sampling_steps": 3, "micro_batch": 10},
 }
 

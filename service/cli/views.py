@@ -97,15 +97,15 @@ def show_leaderboard(board: Leaderboard) -> None:
         out.print(f"\n[bold]{group.backbone}[/]  {group.metric}, {how}, guidance {protocol.guidance}")
         columns = (
             "FID",
-            "vs teacher",
-            "params",
             "change",
-            "FLOPs/image",
+            "params",
             "change ",
+            "FLOPs/image",
+            "change  ",
             "device-s",
             "of pretraining",
         )
-        rows = table("#", "name", *columns, "run", right=columns)
+        rows = table("#", "design", *columns, right=columns)
         for row in group.rows:
             rows.add_row(
                 str(row.rank),
@@ -118,7 +118,6 @@ def show_leaderboard(board: Leaderboard) -> None:
                 percent(row.flops_change),
                 f"{row.spend.device_seconds:.0f}",
                 f"{row.share_of_pretraining:.2%}",
-                row.run_id,
             )
         out.print(rows)
 

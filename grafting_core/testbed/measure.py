@@ -1,0 +1,68 @@
+"""The figures on the card: how far from the real images are the teacher, its floor and its ceiling?"""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.evaluation import evaluate_chunk, finish
+from grafting_core.metrics.frechet import fid
+from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.testbed.classifier import accuracy
+from grafting_core.testbed.data import Bytes, read_split, to_images, to_pixels
+from grafting_core.testbed.networks import build_transformer
+from grafting_core.testbed.package import feature_moments
+
+PROTOCOL = EvaluationProtocol(
+    samples=10_000,
+    sampler="ddim",
+    sampling_steps=20,
+    guidance=1.5,
+    guidance_channels="all",
+    labels="balanced",
+    feature_network="fashion-cnn",
+    micro_batch=50,
+)
+CHUNK = 500
+
+
+def measure_real(backbone: Backbone) -> dict[str, float]:
+    """Floor, reconstructions and the classifier's accuracy, on the 10,000 images nothing was trained on."""
+    images, _ = read_split("t10k")
+    restored = reconstruct(backbone.autoencoder, images)
+    return {
+        "classifier_test_accuracy": accuracy(backbone.features),
+        "fid10k/fashion-cnn real test images": fid(
+            backbone.reference, feature_moments(backbone.features, images)
+        ),
+        "fid10k/fashion-cnn reconstructions": fid(
+            backbone.reference, feature_moments(backbone.features, restored)
+        ),
+    }
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, images: Bytes) -> Bytes:
+    """Encoded to the posterior mean and decoded again."""
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        latents = autoencoder.encode(to_pixels(images[start : start + CHUNK])).latent_dist.mean
+        parts.append(torch.from_numpy(to_images(autoencoder.decode(latents).sample)))
+    restored: Bytes = torch.cat(parts).numpy()
+    return restored
+
+
+def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> dict[str, float]:
+    """FID of 10,000 samples with guidance 1.5 (see `PROTOCOL`)."""
+    chunks = []
+    for first in range(0, PROTOCOL.samples, CHUNK):
+        chunks.append(evaluate_chunk(backbone, transformer, PROTOCOL, first, CHUNK))
+        print(f"{name}: {first + CHUNK}/{PROTOCOL.samples}", flush=True)
+    figures = finish(chunks, backbone.reference, PROTOCOL)
+    return {f"{metric} {name}": value for metric, value in figures.items()}
+
+
+def untrained(seed: int = 0) -> nn.Module:
+    """The teacher's architecture as diffusers initialises it: the ceiling."""
+    torch.manual_seed(seed)
+    return build_transformer().eval().requires_grad_(False)

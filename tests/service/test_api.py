@@ -1,0 +1,204 @@
+# ruff: noqa: E501 - the tables read best with a case a line
+"""The API does what it says, refuses what is wrong with its place, and stores nothing then."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+
+from service.store.models import ExperimentRow, RunRow
+from tests.builders import document
+
+SUBMIT = "/api/v1/experiments"
+
+
+def submit(client: TestClient, key: str | None = None, **changes: Any) -> str:
+    answer = client.post(SUBMIT, json=document(**changes), headers={"Idempotency-Key": key} if key else {})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["run_id"])
+
+
+def stored(client: TestClient) -> int:
+    with client.app.state.lab.database.reading() as session:  # type: ignore[attr-defined]  # starlette's type is wider
+        return int(session.scalar(select(func.count()).select_from(ExperimentRow)) or 0)
+
+
+def test_a_submission_becomes_a_queued_run(client: TestClient) -> None:
+    run = client.get(f"/api/v1/runs/{submit(client)}").json()
+    assert (run["state"], run["attempt"], run["name"]) == ("QUEUED", 0, "quick")
+    assert [edit["site"]["block"] for edit in run["experiment"]["design"]["edits"]] == [1, 3]
+
+
+def test_yaml_is_taken_as_well(client: TestClient) -> None:
+    text = "name: y\nbackbone: testbed/dit-fashion\n"
+    answer = client.post(SUBMIT, content=text, headers={"Content-Type": "application/yaml"})
+    assert answer.status_code == 202
+
+
+def test_the_same_key_gives_the_same_run_and_another_body_is_refused(client: TestClient) -> None:
+    first = submit(client, key="k1")
+    assert submit(client, key="k1") == first
+    answer = client.post(SUBMIT, json=document(name="other"), headers={"Idempotency-Key": "k1"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "key-reused")
+    assert stored(client) == 1
+
+
+def test_a_plan_stores_nothing(client: TestClient) -> None:
+    answer = client.post(f"{SUBMIT}/plan", json=document()).json()
+    assert [stage["stage"] for stage in answer["stages"]] == ["distill", "finetune", "evaluate"]
+    assert answer["cost"]["num_params"] > answer["cost"]["teacher_params"]
+    assert stored(client) == 0
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("unknown backbone", {"backbone": "testbed/dit-fasion"}, "/backbone"),
+    ("unknown operator", {"edits": [{"replace": "attention", "layers": "all", "with": {"kind": "hyena"}}]}, "/edits/0/with/kind"),
+    ("unknown slot", {"edits": [{"replace": "norm", "layers": "all", "with": {"kind": "mha"}}]}, "/edits/0/replace"),
+    ("layer out of range", {"edits": [{"replace": "attention", "layers": [8], "with": {"kind": "mha"}}]}, "/edits/0/layers"),
+    ("wrong slot", {"edits": [{"replace": "mlp", "layers": [1], "with": {"kind": "mha"}}]}, "/edits/0/with/kind"),
+    ("site twice", {"edits": [{"replace": "mlp", "layers": [1], "with": {"kind": "mlp"}}] * 2}, "/edits/1/layers"),
+    ("wrong type", {"distill": {"steps": "many"}}, "/distill/steps"),
+    ("unknown field", {"distil": {}}, "/distil"),
+    ("too many workers", {"resources": {"workers": 3}}, "/resources"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "pointer"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_designs_are_refused_with_their_place(
+    client: TestClient, changes: dict[str, Any], pointer: str
+) -> None:
+    answer = client.post(SUBMIT, json=document(**changes))
+    problem = answer.json()
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (problem["pointer"], problem["type"]) == (pointer, "/problems/invalid")
+    assert stored(client) == 0
+
+
+BODIES: list[tuple[str, bytes, dict[str, str], int]] = [
+    ("empty", b"", {}, 422),
+    ("truncated", b'{"name": ', {}, 400),
+    ("not UTF-8", b'{"name": "\xff"}', {}, 400),
+    ("not finite", b'{"name": "a", "budget": {"flops": NaN}}', {}, 422),
+    ("huge number", b'{"name": "a", "budget": {"flops": 1e400}}', {}, 422),
+    ("repeated key", b'{"name": "a", "name": "b"}', {}, 400),
+    ("deep", b"[" * 900 + b"]" * 900, {}, 400),
+    ("very deep", b"[" * 100_000, {}, 400),
+    ("large", b'"' + b"x" * 1_000_001 + b'"', {}, 413),
+    ("form", b"name=a", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ("gzip", b"{}", {"Content-Encoding": "gzip"}, 415),
+    ("aliases", b"a: &x [1]\nb: *x", {"Content-Type": "application/yaml"}, 400),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"), [row[1:] for row in BODIES], ids=[row[0] for row in BODIES]
+)
+def test_bad_bodies_are_refused(
+    client: TestClient, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = client.post(SUBMIT, content=body, headers={"Content-Type": "application/json", **headers})
+    assert answer.status_code == status
+    assert answer.json()["status"] == status
+    assert stored(client) == 0
+
+
+def test_a_backbone_without_weights_can_be_planned_but_not_run(client: TestClient) -> None:
+    large = document(backbone="dit-xl-2-256", preset="paper", evaluate={})
+    assert client.post(f"{SUBMIT}/plan", json=large).json()["runnable"] is False
+    answer = client.post(SUBMIT, json=large)
+    assert (answer.status_code, answer.json()["code"]) == (422, "not-runnable")
+
+
+def test_pages_of_runs_join_without_gap_or_repeat(client: TestClient) -> None:
+    made = [submit(client, name=f"run {index}") for index in range(5)]
+    seen, cursor = [], None
+    while True:
+        params = {"limit": 2, "cursor": cursor} if cursor else {"limit": 2}
+        page = client.get("/api/v1/runs", params=params).json()
+        seen += [run["id"] for run in page["runs"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert sorted(seen) == sorted(made)
+    assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=abc", "cursor=../x", "state=DONE"])
+def test_bad_queries_are_refused(client: TestClient, query: str) -> None:
+    assert client.get(f"/api/v1/runs?{query}").status_code == 422
+
+
+def test_a_queued_run_is_cancelled_at_once_and_again_without_change(client: TestClient) -> None:
+    run = submit(client)
+    first = client.post(f"/api/v1/runs/{run}/cancel").json()
+    again = client.post(f"/api/v1/runs/{run}/cancel").json()
+    assert first["state"] == again["state"] == "CANCELLED"
+    assert first["ended_at"] == again["ended_at"]
+
+
+def test_a_finished_run_cannot_be_cancelled(client: TestClient) -> None:
+    run = submit(client)
+    with client.app.state.lab.database.writing() as session:  # type: ignore[attr-defined]  # as above
+        session.get(RunRow, run).state = "SUCCEEDED"
+    answer = client.post(f"/api/v1/runs/{run}/cancel")
+    assert (answer.status_code, answer.json()["code"]) == (409, "illegal-transition")
+
+
+def test_the_stream_ends_with_the_run_and_resumes_where_it_broke(client: TestClient) -> None:
+    run = submit(client)
+    client.post(f"/api/v1/runs/{run}/cancel")
+
+    def states(headers: dict[str, str]) -> list[tuple[int, str]]:
+        text = client.get(f"/api/v1/runs/{run}/events", headers=headers).text
+        data = [line[6:] for line in text.splitlines() if line.startswith("data: {") and line != "data: {}"]
+        return [(event["id"], event["state"]) for event in map(json.loads, data)]
+
+    assert states({}) == [(1, "QUEUED"), (2, "CANCELLED")]
+    assert states({"Last-Event-ID": "1"}) == [(2, "CANCELLED")]
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/runs/nosuch", "/api/v1/runs/nosuch/events", "/api/v1/nosuch", "/nosuch"]
+)
+def test_unknown_addresses_are_problems(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+
+
+@pytest.mark.parametrize("name", ["x", "..%2f..%2flab.db", "%2e%2e%2flab.db"])
+def test_artifacts_are_found_by_name_in_reports_only(client: TestClient, name: str) -> None:
+    assert client.get(f"/api/v1/runs/{submit(client)}/artifacts/evaluate/{name}").status_code == 404
+
+
+def test_a_foreign_host_header_is_refused(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_the_catalogue_lists_every_kind_with_its_cost(client: TestClient) -> None:
+    operators = {view["kind"]: view for view in client.get("/api/v1/operators").json()}
+    assert operators["mha"]["num_params"] == 5_313_024
+    assert operators["hyena_x"]["num_params"] == 5_330_304
+    assert {view["name"] for view in client.get("/api/v1/backbones").json()} >= {"testbed/dit-fashion"}
+
+
+def test_not_ready_says_what_is_missing(client: TestClient) -> None:
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert "python -m service.scheduler" in answer.json()["parts"]["scheduler"]
+
+
+def test_openapi_knows_the_submission(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    assert "edits" in schema["components"]["schemas"]["Submission"]["properties"]
+
+
+def test_pages_escape_what_users_wrote(client: TestClient) -> None:
+    run = submit(client, name="<script>alert(1)</script>")
+    for page in ("/", "/runs", f"/runs/{run}"):
+        answer = client.get(page)
+        assert answer.status_code == 200
+        assert "<script>alert" not in answer.text
+        assert "script-src 'self'" in answer.headers["content-security-policy"]

@@ -1,0 +1,183 @@
+"""The scheduler converges from SQL, storage and what Ray says, whenever it was killed."""
+
+from pathlib import Path
+
+import pytest
+
+from grafting_core.spec.budget import Spend
+from grafting_core.storage import Storage
+from service.scheduler.leadership import Leadership
+from service.scheduler.scheduler import LostLeadership, Scheduler
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.models import RunRow
+from service.store.submissions import submit
+from tests.builders import experiment
+from workers.contract import (
+    AttemptStarted,
+    AttemptSucceeded,
+    RunTicket,
+    StageDone,
+    StageReport,
+    Stop,
+    attempt_folder,
+    ticket_path,
+)
+from workers.events import EventLog
+
+
+class Cluster:
+    """Stands for Ray's job table alone; the real one is met in the end-to-end test."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, str] = {}
+        self.stopped: list[str] = []
+
+    def submit(self, job: str, entrypoint: str) -> None:
+        self.jobs.setdefault(job, "RUNNING")
+
+    def status(self, job: str) -> str | None:
+        return self.jobs.get(job)
+
+    def stop(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def scheduler(settings: Settings, database: Database, cluster: Cluster) -> Scheduler:
+    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+
+
+def queue(database: Database, **changes: object) -> str:
+    with database.writing() as session:
+        return submit(session, experiment(**changes), "digest", None).id
+
+
+def state(database: Database, run: str) -> tuple[str, int]:
+    with database.reading() as session:
+        row = session.get_one(RunRow, run)
+        return row.state, row.attempt
+
+
+def log_of(scheduler: Scheduler, run: str, attempt: int = 1) -> EventLog:
+    ticket = scheduler.storage.read_model(ticket_path(run, attempt), RunTicket)
+    return EventLog(scheduler.storage, ticket)
+
+
+def finish(log: EventLog) -> None:
+    log.write(AttemptStarted(host="h", pid=1, device="cpu"))
+    log.write(StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/fashion-cnn": 1.0})))
+    log.write(AttemptSucceeded(spend=Spend()))
+
+
+def test_a_run_goes_from_queue_to_success(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    assert state(database, run) == ("STARTING", 1)
+    assert list(cluster.jobs) == [f"run-{run}-1"]
+    finish(log_of(scheduler, run))
+    scheduler.round()
+    assert state(database, run) == ("SUCCEEDED", 1)
+
+
+def test_no_more_runs_start_than_there_are_cpus(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    runs = [queue(database), queue(database, resources={"workers": 2}), queue(database)]
+    for _ in range(3):
+        scheduler.round()
+    assert [state(database, run)[0] for run in runs] == ["STARTING", "QUEUED", "QUEUED"]
+
+
+def test_a_kill_between_claim_and_submit_is_made_good(
+    settings: Settings, database: Database, cluster: Cluster, scheduler: Scheduler
+) -> None:
+    run = queue(database)
+    scheduler._claim_queued() if scheduler.leadership.claim() else None
+    scheduler.leadership.release()
+    successor = Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    successor.round()
+    successor.round()
+    assert state(database, run) == ("STARTING", 1)
+    assert list(cluster.jobs) == [f"run-{run}-1"]
+
+
+def test_a_job_that_ends_without_a_word_is_tried_again(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    log_of(scheduler, run).write(AttemptStarted(host="h", pid=1, device="cpu"))
+    cluster.jobs[f"run-{run}-1"] = "FAILED"
+    scheduler._watched.clear()
+    scheduler.round()
+    assert state(database, run) == ("STARTING", 2)
+
+
+def test_the_word_of_the_worker_stands_against_rays(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    finish(log_of(scheduler, run))
+    cluster.jobs[f"run-{run}-1"] = "FAILED"
+    scheduler._watched.clear()
+    scheduler.round()
+    assert state(database, run) == ("SUCCEEDED", 1)
+
+
+def test_silence_loses_the_attempt(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+    scheduler.settings.start_seconds = 0.0
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    assert state(database, run)[1] == 2
+    assert cluster.stopped == [f"run-{run}-1"]
+
+
+def test_a_wish_to_cancel_reaches_the_worker_and_then_kills(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    with database.writing() as session:
+        row = session.get_one(RunRow, run)
+        row.cancel_requested_at = row.created_at
+    scheduler.settings.cancel_grace_seconds = 1e9
+    scheduler.round()
+    stop = scheduler.storage.read_model(f"{attempt_folder(run, 1)}/stop", Stop)
+    assert (stop.reason, state(database, run)[0]) == ("user_request", "STARTING")
+    scheduler.settings.cancel_grace_seconds = -1.0
+    scheduler.round()
+    assert state(database, run)[0] == "CANCELLED"
+    assert cluster.stopped == [f"run-{run}-1"]
+
+
+def test_one_of_two_schedulers_leads(database: Database) -> None:
+    first, second = Leadership(database, 60.0), Leadership(database, 60.0)
+    assert first.claim()
+    assert not second.claim()
+    assert first.claim()
+    first.release()
+    assert second.claim()
+
+
+def test_a_scheduler_that_lost_its_lease_writes_nothing(
+    scheduler: Scheduler, database: Database, tmp_path: Path
+) -> None:
+    run = queue(database)
+    scheduler.leadership._seconds = 0.0
+    assert scheduler.leadership.claim()
+    assert Leadership(database, 60.0).claim()
+    with pytest.raises(LostLeadership):
+        scheduler._claim_queued()
+    assert state(database, run) == ("QUEUED", 0)

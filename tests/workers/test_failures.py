@@ -1,0 +1,52 @@
+"""Every way an attempt can end has the reason that its retry policy needs."""
+
+import errno
+
+import pytest
+
+from grafting_core.optimisation import Diverged
+from workers.failures import classify
+from workers.train_loop import AttemptStoppedEarly
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+class RayActorError(Exception):
+    """As Ray names it."""
+
+
+class ActorDiedError(RayActorError):
+    """As Ray names its child."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Diverged("loss of nan"), "diverged"),
+        (OutOfMemoryError("CUDA"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "storage_full"),
+        (ActorDiedError("killed"), "worker_lost"),
+        (AttemptStoppedEarly("user_request"), "user_request"),
+        (AttemptStoppedEarly("budget_exhausted"), "budget_exhausted"),
+        (KeyError("x"), "internal_error"),
+    ],
+)
+def test_the_cause_decides_however_deeply_it_is_wrapped(error: Exception, reason: str) -> None:
+    assert classify(error)[0] == reason
+    wrapped = RuntimeError("training failed")
+    wrapped.__cause__ = RuntimeError("worker failed")
+    wrapped.__cause__.__context__ = error
+    assert classify(wrapped)[0] == reason
+
+
+def test_worker_failures_of_ray_train_are_looked_into() -> None:
+    error = RuntimeError("group failed")
+    error.worker_failures = {0: Diverged("loss of inf")}  # type: ignore[attr-defined]  # as Ray Train attaches them
+    assert classify(error) == ("diverged", "Diverged: loss of inf")
+
+
+def test_messages_are_one_short_line() -> None:
+    assert len(classify(ValueError("x" * 9999))[1]) == 500

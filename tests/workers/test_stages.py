@@ -1,0 +1,137 @@
+"""Stages publish whole artifacts, reuse what exists, and resume an interrupted attempt to the bit."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents
+from grafting_core.finetuning import Share
+from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
+from grafting_core.storage import Storage
+from tests.builders import experiment
+from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
+from workers.events import EventLog
+from workers.metering import Meter
+from workers.observer import Brake
+from workers.published import is_published
+from workers.stages.context import Context, Group
+from workers.train_loop import AttemptStoppedEarly, run_stages
+
+ENCODED: dict[int, Latents] = {}
+"""Encoding is the same for all; once is enough."""
+
+
+def context(
+    folder: Path, backbone: Backbone, spec: ExperimentSpec, run: str = "r1", attempt: int = 1
+) -> Context:
+    storage = Storage(str(folder))
+    ticket = RunTicket(run_id=run, attempt=attempt, experiment=spec, storage=str(folder))
+    meter = Meter(spec, time.time())
+    events = EventLog(storage, ticket)
+    brake = Brake(storage, ticket, meter)
+    return Context(ticket, storage, backbone, Group(Share()), meter, brake, events, ENCODED)
+
+
+def events_of(folder: Path, run: str = "r1", attempt: int = 1) -> list[Event]:
+    storage = Storage(str(folder))
+    inside = f"{attempt_folder(run, attempt)}/events"
+    return [storage.read_model(f"{inside}/{name}", Event) for name in storage.names(inside)]
+
+
+def model(folder: Path, spec: ExperimentSpec) -> bytes:
+    return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
+
+
+def test_three_stages_publish_and_report(tmp_path: Path, backbone: Backbone) -> None:
+    spec = experiment()
+    run_stages(context(tmp_path, backbone, spec))
+    events = events_of(tmp_path)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    reports = [event.body.report for event in events if isinstance(event.body, StageDone)]
+    assert [(report.stage, report.stop_cause) for report in reports] == [
+        ("distill", "completed"),
+        ("finetune", "completed"),
+        ("evaluate", "completed"),
+    ]
+    assert reports[2].metrics["fid40/fashion-cnn"] > 0
+    assert (tmp_path / reports[2].artifacts["samples.png"]).read_bytes().startswith(b"\x89PNG")
+    assert all(report.spend.device_seconds > 0 for report in reports)
+
+
+def test_a_second_run_of_the_same_design_reuses_everything(tmp_path: Path, backbone: Backbone) -> None:
+    run_stages(context(tmp_path, backbone, experiment()))
+    run_stages(context(tmp_path, backbone, experiment(), run="r2"))
+    reports = [event.body.report for event in events_of(tmp_path, "r2") if isinstance(event.body, StageDone)]
+    assert [report.stop_cause for report in reports] == ["reused"] * 3
+    assert all(report.spend.flops == 0 for report in reports)
+
+
+def test_a_design_that_shares_a_site_distils_only_what_is_new(tmp_path: Path, backbone: Backbone) -> None:
+    run_stages(context(tmp_path, backbone, experiment(layers=[1])))
+    storage = Storage(str(tmp_path))
+    wider = experiment(layers=[1, 3])
+    known = scion_keys(wider)["block 1 attention"]
+    before = (tmp_path / f"scions/{known}/card.json").stat().st_mtime_ns
+    run_stages(context(tmp_path, backbone, wider, run="r2"))
+    assert len(storage.names("scions")) == 2
+    assert (tmp_path / f"scions/{known}/card.json").stat().st_mtime_ns == before
+
+
+def test_the_teacher_alone_is_only_evaluated(tmp_path: Path, backbone: Backbone) -> None:
+    spec = experiment(edits=[])
+    run_stages(context(tmp_path, backbone, spec))
+    assert [event.body.stage for event in events_of(tmp_path) if event.body.type == "stage_started"] == [
+        "evaluate"
+    ]
+    reports = [event.body.report for event in events_of(tmp_path) if isinstance(event.body, StageDone)]
+    assert reports[0].metrics["denoising_loss_gap"] == 0
+
+
+def test_an_attempt_stopped_in_each_stage_ends_as_an_uninterrupted_one(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every attempt is stopped at its first chance, until one gets through."""
+    spec = experiment()
+    run_stages(context(tmp_path / "whole", backbone, spec))
+    monkeypatch.setattr("workers.observer.STOP_CHECK_SECONDS", -1.0)
+    folder, attempts = tmp_path / "broken", 0
+    for attempt in range(1, 40):
+        current = context(folder, backbone, spec, attempt=attempt)
+        current.storage.write_model(f"{attempt_folder('r1', attempt)}/stop", Stop(reason="user_request"))
+        attempts = attempt
+        if _gets_through(current):
+            break
+    assert attempts > 10
+    assert model(folder, spec) == model(tmp_path / "whole", spec)
+    card = f"evaluations/{evaluation_key(spec)}/card.json"
+    assert (folder / card).read_bytes() == (tmp_path / "whole" / card).read_bytes()
+
+
+def _gets_through(context: Context) -> bool:
+    try:
+        run_stages(context)
+    except AttemptStoppedEarly:
+        return False
+    return True
+
+
+def test_a_damaged_scion_is_set_aside_and_made_anew(tmp_path: Path, backbone: Backbone) -> None:
+    spec = experiment(layers=[1])
+    run_stages(context(tmp_path, backbone, spec))
+    folder = f"scions/{scion_keys(spec)['block 1 attention']}"
+    intact = (tmp_path / folder / "operator.safetensors").read_bytes()
+    (tmp_path / folder / "operator.safetensors").write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    assert not is_published(Storage(str(tmp_path)), folder)
+    run_stages(context(tmp_path, backbone, spec, run="r2"))
+    assert (tmp_path / folder / "operator.safetensors").read_bytes() == intact
+
+
+def test_a_spent_budget_stops_the_attempt(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.observer.STOP_CHECK_SECONDS", -1.0)
+    spec = experiment(budget={"training_images": 20})
+    with pytest.raises(AttemptStoppedEarly, match="budget_exhausted"):
+        run_stages(context(tmp_path, backbone, spec))
