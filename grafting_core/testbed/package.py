@@ -44,6 +44,12 @@ def write_package(
     _write_images(folder)
     _write_reference(folder, classifier)
     card = _card(transformer, autoencoder, pretraining, figures, folder)
+    paid = pretraining.model_copy(update={"flops": 3.0 * card.forward_flops() * pretraining.images})
+    return write_card(card.model_copy(update={"pretraining": paid}), folder)
+
+
+def write_card(card: BackboneCard, folder: Path = ASSETS) -> BackboneCard:
+    """Write the card as readable JSON."""
     (folder / "card.json").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
     return card
 
@@ -122,13 +128,9 @@ def weights_digest(folder: Path) -> str:
     return hashed.hexdigest()
 
 
-def pretraining_cost(forward_flops: int, steps: int, device_seconds: float) -> Pretraining:
-    """Three forwards' worth of FLOPs an image."""
+def pretraining_cost(steps: int, device_seconds: float) -> Pretraining:
+    """Three forwards' worth of FLOPs an image; the forward's own are put in once the sizes are known."""
     images = steps * BATCH
     return Pretraining(
-        flops=3.0 * forward_flops * images,
-        images=images,
-        steps=steps,
-        batch_size=BATCH,
-        device_seconds=device_seconds,
+        flops=1.0, images=images, steps=steps, batch_size=BATCH, device_seconds=round(device_seconds)
     )

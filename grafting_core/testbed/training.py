@@ -43,6 +43,7 @@ class Trainer:
     save_seconds: float = 60.0
     step: int = 0
     seconds: float = 0.0
+    """Of all processes together."""
     curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class Trainer:
             began = time.monotonic()
             losses.append(self._advance())
             now = time.monotonic()
-            self.seconds += now - began
+            self.seconds += (now - began) * world()
             if now - shown > 10 or self.step == last:
                 self._show(losses)
                 shown, losses = now, []
@@ -103,7 +104,7 @@ class Trainer:
             return
         mean = sum(losses) / len(losses)
         self.curve.append((self.step, mean))
-        left = self.seconds / self.step * (self.schedule.steps - self.step)
+        left = self.seconds / world() / self.step * (self.schedule.steps - self.step)
         print(f"{self.name} {self.step}/{self.schedule.steps} loss {mean:.4f}, {left:.0f} s left", flush=True)
 
     def save(self) -> None:
@@ -128,6 +129,12 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.ema = state["ema"]
         self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+
+
+def saved_curve(work: Path, name: str) -> list[tuple[int, float]]:
+    """(step, mean loss) pairs of a trainer's checkpoint, thinned to at most 200."""
+    curve: list[tuple[int, float]] = torch.load(work / f"{name}.pt", weights_only=True)["curve"]
+    return curve[:: max(1, len(curve) // 200)]
 
 
 def rank() -> int:

@@ -15,7 +15,7 @@ from grafting_core.spec.document import read_document
 from service.cli.console import Refused, out
 from service.cli.follow import follow
 from service.cli.lab import lock, read_address
-from service.cli.supervisor import Supervisor
+from service.cli.supervisor import Supervisor, end_strays
 from service.cli.views import show_leaderboard
 from service.client import GraftlabClient
 
@@ -38,10 +38,14 @@ def up_command(data: Data = Path("graftlab-data"), port: Port = 8000, cpus: Cpus
 def down_command(data: Data = Path("graftlab-data")) -> None:
     """Stop the lab of a data folder."""
     address = read_address(data)
-    if address is None or not psutil.pid_exists(address.pid):
+    if address is None:
         raise Refused([f"no lab is running on {data}"])
-    os.kill(address.pid, signal.SIGTERM)
-    psutil.Process(address.pid).wait(60)
+    if psutil.pid_exists(address.pid):
+        os.kill(address.pid, signal.SIGTERM)
+        psutil.Process(address.pid).wait(60)
+    # Where the supervisor itself was killed, its processes are still there.
+    end_strays(data)
+    (data / "lab.json").unlink(missing_ok=True)
     out.print(f"the lab on {data} has stopped")
 
 
@@ -90,8 +94,9 @@ def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
         _say_where(supervisor)
         yield supervisor
     finally:
-        # A second Ctrl-C must not leave half a lab behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A second Ctrl-C, or a second SIGTERM, must not leave half a lab behind.
+        for impatient in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(impatient, signal.SIG_IGN)
         supervisor.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, previous)

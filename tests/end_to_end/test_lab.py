@@ -1,0 +1,260 @@
+"""The lab as a user has it: REST, scheduler, Ray, storage, SQL and MLflow, with processes killed under it."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.finetuning import Share
+from grafting_core.spec.experiment import finetune_key
+from grafting_core.spec.submission import parse_submission
+from grafting_core.storage import Storage
+from service.api.schemas import RunDetail
+from service.cli.supervisor import MARK, PART, Supervisor
+from service.client import ApiProblem, GraftlabClient
+from tests.builders import document
+from workers.contract import RunTicket
+from workers.events import EventLog
+from workers.metering import Meter
+from workers.observer import Brake
+from workers.stages.context import Context, Group
+from workers.train_loop import run_stages
+
+pytestmark = pytest.mark.timeout(600)
+SLOW = {
+    "distill": {"steps": 4, "batch_size": 16, "held_out": 16, "images": 200},
+    "finetune": {"steps": 400, "batch_size": 16, "images": 200},
+}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
+    """All processes of `graft up`, started once."""
+    supervisor = Supervisor(tmp_path_factory.mktemp("lab"), port=0, cpus=2)
+    try:
+        supervisor.start()
+        supervisor.wait_ready()
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+@pytest.fixture(scope="module")
+def client(lab: Supervisor) -> GraftlabClient:
+    return GraftlabClient(lab.address.url)
+
+
+def until(lab: Supervisor, done: Callable[[], bool], seconds: float = 240) -> None:
+    """Tend the lab, as `graft up` does, until something is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "the lab did not get there in time"
+        lab.tend()
+        time.sleep(0.2)
+
+
+def finished(lab: Supervisor, client: GraftlabClient, run_id: str) -> RunDetail:
+    until(lab, lambda: client.run(run_id).ended_at is not None)
+    return client.run(run_id)
+
+
+def kill(lab: Supervisor, wanted: Callable[[psutil.Process], bool]) -> None:
+    """SIGKILL to the lab's processes that are meant."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(lab.folder) and wanted(process):
+                os.kill(process.pid, signal.SIGKILL)
+        except (psutil.Error, OSError):
+            continue
+
+
+def is_part(name: str) -> Callable[[psutil.Process], bool]:
+    return lambda process: process.environ().get(PART) == name
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "RayTrainWorker" in " ".join(process.cmdline())
+
+
+def test_a_submission_travels_all_the_way(lab: Supervisor, client: GraftlabClient) -> None:
+    teacher = client.submit(document(name="teacher", edits=[])).run_id
+    graft = client.submit(document(name="graft")).run_id
+    runs = [finished(lab, client, run) for run in (teacher, graft)]
+    assert [run.state for run in runs] == ["SUCCEEDED", "SUCCEEDED"], [run.message for run in runs]
+    (group,) = client.leaderboard().groups
+    assert sorted(row.name for row in group.rows) == ["graft", "teacher"]
+    sheet = Image.open(io.BytesIO(client.artifact(graft, "evaluate", "samples.png")))
+    assert sheet.width > 300
+    assert "RayTrainWorker" in client.log(graft)
+    _check_tracking(lab, client, graft)
+
+
+def _check_tracking(lab: Supervisor, client: GraftlabClient, run_id: str) -> None:
+    """MLflow shows what our own database shows, one run a run, ended as ours ended."""
+    mlflow = MlflowClient(lab.address.mlflow_url)
+
+    def tracked() -> list[object]:
+        experiment = mlflow.get_experiment_by_name("testbed/dit-fashion")
+        return (
+            mlflow.search_runs([experiment.experiment_id], f"tags.`graftlab.run_id` = '{run_id}'")
+            if experiment
+            else []
+        )
+
+    until(lab, lambda: any(run.info.status == "FINISHED" for run in tracked()), 60)  # type: ignore[attr-defined]  # MLflow's
+    (run,) = tracked()
+    ours = client.run(run_id)
+    assert run.data.metrics["fid40/fashion-cnn"] == pytest.approx(ours.metrics["fid40/fashion-cnn"])  # type: ignore[attr-defined]
+    assert run.data.metrics["spend.device_seconds"] == pytest.approx(ours.spend.device_seconds)  # type: ignore[attr-defined]
+
+
+def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
+    lab: Supervisor, client: GraftlabClient, backbone: Backbone, tmp_path: Path
+) -> None:
+    run_id = client.submit(document(name="battered", layers=[2], **SLOW)).run_id
+
+    def finetuning() -> bool:
+        progress = client.run(run_id).progress
+        return progress is not None and progress.stage == "finetune" and progress.step > 20
+
+    until(lab, finetuning)
+    kill(lab, is_part("scheduler"))
+    kill(lab, is_part("api"))
+    kill(lab, is_worker)
+    run = finished(lab, client, run_id)
+    assert (run.state, run.attempt) == ("SUCCEEDED", 2), run.message
+    assert (run.stages[0].stage, run.stages[0].stop_cause) == ("distill", "completed")
+    distilled = [
+        event for event in client.events(run_id) if event.event and event.event.body.type == "stage_done"
+    ]
+    causes = [event.event.body.report.stop_cause for event in distilled if event.event]  # type: ignore[union-attr]
+    assert causes.count("completed") == 3
+    assert _model(lab.folder / "storage", run) == _undisturbed(tmp_path, backbone)
+
+
+def _model(folder: Path, run: RunDetail) -> bytes:
+    return (folder / f"models/{finetune_key(run.experiment)}/model.safetensors").read_bytes()
+
+
+def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
+    """The same design carried out in this process, without a break."""
+    spec = parse_submission(document(name="battered", layers=[2], **SLOW))
+    ticket = RunTicket(run_id="r", attempt=1, experiment=spec, storage=str(folder))
+    storage, meter = Storage(str(folder)), Meter(spec, time.time())
+    context = Context(
+        ticket,
+        storage,
+        backbone,
+        Group(Share()),
+        meter,
+        Brake(storage, ticket, meter),
+        EventLog(storage, ticket),
+    )
+    run_stages(context)
+    return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
+
+
+def test_a_running_run_is_cancelled_at_a_checkpoint(lab: Supervisor, client: GraftlabClient) -> None:
+    long = {**SLOW, "finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
+    run_id = client.submit(document(name="endless", layers=[4], **long)).run_id
+    until(lab, lambda: client.run(run_id).progress is not None)
+    client.cancel(run_id)
+    run = finished(lab, client, run_id)
+    assert (run.state, run.reason) == ("CANCELLED", "user_request")
+
+
+def graft(lab: Supervisor, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line as a user types it, in an empty folder."""
+    command = [sys.executable, "-m", "service.cli.main", *words]
+    environment = {**os.environ, "GRAFTLAB_URL": lab.address.url}
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, env=environment, cwd=lab.folder
+    )
+
+
+@pytest.mark.parametrize("command", ["ls", "leaderboard", "operators", "backbones"])
+def test_reading_commands_print_tables_and_json(lab: Supervisor, command: str) -> None:
+    assert graft(lab, command).returncode == 0
+    assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "line"),
+    [
+        (["plan", "missing.yaml"], "", "missing.yaml: No such file or directory"),
+        (["plan", "."], "", ".: Is a directory"),
+        (["submit", "-"], "a: [", "-: (document): cannot be read as JSON or YAML"),
+        (["submit", "-"], "name: a\nbackbone: x\n", "-: /backbone: unknown backbone 'x'"),
+        (["show", "zzzz"], "", "no runs have an id beginning with 'zzzz'"),
+        (["lss"], "", "No such command 'lss'"),
+    ],
+)
+def test_bad_input_is_exit_code_two_and_one_line(
+    lab: Supervisor, words: list[str], text: str, line: str
+) -> None:
+    done = graft(lab, *words, text=text)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_lab_that_is_not_there_is_told_in_one_line(lab: Supervisor) -> None:
+    done = graft(lab, "ls", "--url", "http://127.0.0.1:9")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "graft up" in done.stderr
+
+
+def test_a_second_lab_on_the_same_folder_is_refused(lab: Supervisor, tmp_path: Path) -> None:
+    from service.cli.lab import lock
+
+    held = lock(tmp_path)
+    done = graft(lab, "up", "--data", str(tmp_path))
+    held.close()
+    assert done.returncode == 2
+    assert "already running" in done.stderr
+
+
+def test_problems_reach_users_of_the_client(client: GraftlabClient) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        client.submit(document(backbone="nothing"))
+    assert caught.value.problem["pointer"] == "/backbone"
+
+
+def test_pages_are_drawn_by_a_real_browser(lab: Supervisor, client: GraftlabClient, tmp_path: Path) -> None:
+    run_id = next(run.id for run in client.runs().runs if run.name == "graft")
+    for page, words in (("/", "Leaderboard"), (f"/runs/{run_id}", "hyena_x")):
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+        ]
+        flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--dump-dom"]
+        done = subprocess.run(
+            ["chromium", *flags, lab.address.url + page], capture_output=True, text=True, timeout=60
+        )
+        assert words in done.stdout
+        assert "graft" in done.stdout
+
+
+def test_stopping_the_lab_leaves_no_process_behind(lab: Supervisor) -> None:
+    lab.stop()
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(lab.folder):
+                left.append(process.name())
+        except (psutil.Error, OSError):
+            continue
+    assert left == []
