@@ -26,7 +26,7 @@ PRESETS: dict[str, Preset] = {
             steps=300, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000
         ),
         finetune=FinetunePlan(
-            steps=300,
+            steps=200,
             batch_size=64,
             learning_rate=3e-4,
             schedule="cosine",
@@ -37,7 +37,7 @@ PRESETS: dict[str, Preset] = {
         evaluate=EvaluationProtocol(
             samples=1_000,
             sampler="ddim",
-            sampling_steps=20,
+            sampling_steps=15,
             guidance_channels="all",
             labels="balanced",
             feature_network="fashion-cnn",
