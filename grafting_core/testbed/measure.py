@@ -19,7 +19,7 @@ from grafting_core.testbed.package import NAME, feature_moments, write_card
 PROTOCOL = EvaluationProtocol(
     samples=10_000,
     sampler="ddim",
-    sampling_steps=15,
+    sampling_steps=10,
     guidance=1.5,
     guidance_channels="all",
     labels="balanced",

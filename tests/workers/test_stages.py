@@ -10,7 +10,7 @@ from grafting_core.data import Latents
 from grafting_core.finetuning import Share
 from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
 from grafting_core.storage import Storage
-from tests.builders import experiment
+from tests.builders import experiment, same
 from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
 from workers.events import EventLog
 from workers.metering import Meter
@@ -58,6 +58,13 @@ def test_three_stages_publish_and_report(tmp_path: Path, backbone: Backbone) -> 
     assert reports[2].metrics["fid40/fashion-cnn"] > 0
     assert (tmp_path / reports[2].artifacts["samples.png"]).read_bytes().startswith(b"\x89PNG")
     assert all(report.spend.device_seconds > 0 for report in reports)
+
+
+def test_a_run_leaves_the_teacher_as_it_was(tmp_path: Path, backbone: Backbone) -> None:
+    before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+    run_stages(context(tmp_path, backbone, experiment()))
+    assert same(backbone.transformer.state_dict(), before)
+    assert not any(parameter.requires_grad for parameter in backbone.transformer.parameters())
 
 
 def test_a_second_run_of_the_same_design_reuses_everything(tmp_path: Path, backbone: Backbone) -> None:

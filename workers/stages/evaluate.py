@@ -1,5 +1,6 @@
 """EVALUATE: samples in chunks of fixed indices, features kept by chunk, figures from all of them."""
 
+import copy
 import io
 
 import numpy as np
@@ -38,34 +39,32 @@ def run(context: Context) -> StageReport:
 
 
 def _evaluate(context: Context, key: str) -> None:
-    spec, backbone = context.spec, context.backbone
-    teacher_loss = denoising_loss_of(backbone.transformer, context.latents(LOSS_IMAGES))
-    teacher_sheet = sample_sheet(backbone, backbone.transformer, spec.evaluate)
-    undo = operate(backbone.transformer, spec.design.edits, backbone.card.dims)
-    try:
-        _load_model(context, backbone.transformer)
-        _sample(context, key)
-        context.group.barrier()
-        if context.group.leads:
-            sheet = teacher_sheet.beside(
-                sample_sheet(backbone, backbone.transformer, spec.evaluate), spec.name
-            )
-            loss = denoising_loss_of(backbone.transformer, context.latents(LOSS_IMAGES))
-            metrics = _metrics(context, key, loss, teacher_loss)
-            card = {"key": key, "metrics": metrics, "protocol": spec.evaluate.model_dump(mode="json")}
-            publish(context.storage, f"evaluations/{key}", "samples.png", sheet, card)
-    finally:
-        undo.undo()
+    network = _network(context)
+    _sample(context, key, network)
+    context.group.barrier()
+    if context.group.leads:
+        metrics = _metrics(context, key, network)
+        card = {"key": key, "metrics": metrics, "protocol": context.spec.evaluate.model_dump(mode="json")}
+        publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, network), card)
 
 
-def _load_model(context: Context, transformer: nn.Module) -> None:
-    if context.spec.design.edits:
-        weights = read_published(context.storage, f"models/{finetune_key(context.spec)}")
-        transformer.load_state_dict(load(weights))
-        transformer.requires_grad_(False).eval()
+def _network(context: Context) -> nn.Module:
+    """The finetuned graft beside the untouched teacher, or the teacher itself."""
+    if not context.spec.design.edits:
+        return context.backbone.transformer
+    network = copy.deepcopy(context.backbone.transformer)
+    operate(network, context.spec.design.edits, context.backbone.card.dims)
+    network.load_state_dict(load(read_published(context.storage, f"models/{finetune_key(context.spec)}")))
+    return network.requires_grad_(False).eval()
 
 
-def _sample(context: Context, key: str) -> None:
+def _sheet(context: Context, network: nn.Module) -> bytes:
+    backbone, protocol = context.backbone, context.spec.evaluate
+    teacher = sample_sheet(backbone, backbone.transformer, protocol)
+    return teacher.beside(sample_sheet(backbone, network, protocol), context.spec.name)
+
+
+def _sample(context: Context, key: str, network: nn.Module) -> None:
     """Each rank its chunks; those already there from an earlier attempt are kept."""
     protocol, share = context.spec.evaluate, context.group.share
     observer = context.observer("evaluate", key)
@@ -75,7 +74,7 @@ def _sample(context: Context, key: str) -> None:
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
         count = min(size, protocol.samples - first)
-        chunk = evaluate_chunk(context.backbone, context.backbone.transformer, protocol, first, count)
+        chunk = evaluate_chunk(context.backbone, network, protocol, first, count)
         context.storage.write_bytes(_chunk_path(key, first), _packed(chunk))
         observer.progress(first + count, protocol.samples, {})
         if observer.stop_requested():
@@ -99,8 +98,12 @@ def _unpacked(storage: Storage, key: str, name: str) -> EvaluatedChunk:
         return EvaluatedChunk(first, arrays["features"], arrays["asked"], arrays["recognised"])
 
 
-def _metrics(context: Context, key: str, loss: float, teacher_loss: float) -> dict[str, float]:
+def _metrics(context: Context, key: str, network: nn.Module) -> dict[str, float]:
     spec, storage = context.spec, context.storage
+    latents = context.latents(LOSS_IMAGES)
+    loss, teacher_loss = (
+        denoising_loss_of(each, latents) for each in (network, context.backbone.transformer)
+    )
     chunks = (_unpacked(storage, key, name) for name in storage.names(f"evaluations/{key}/chunks"))
     cost = design_cost(spec, context.backbone.card)
     return {

@@ -1,5 +1,7 @@
 """FINETUNE: the grafted network as a whole; its averaged weights are published."""
 
+import copy
+
 from safetensors.torch import save
 
 from grafting_core.finetuning import finetune
@@ -30,22 +32,19 @@ def run(context: Context) -> StageReport:
 
 def _finetune(context: Context, key: str) -> None:
     spec, backbone, share = context.spec, context.backbone, context.group.share
-    undo = operate(
-        backbone.transformer, spec.design.edits, backbone.card.dims, operators=load_scions(context)
+    # Training changes every block in place; the teacher must stay what it is for the stages to come.
+    network = copy.deepcopy(backbone.transformer)
+    operate(network, spec.design.edits, backbone.card.dims, operators=load_scions(context))
+    weights = finetune(
+        network,
+        spec.finetune,
+        context.latents(spec.finetune.images),
+        backbone.card.num_classes,
+        observer=context.observer("finetune", key),
+        checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
+        parallel=context.group.parallel,
+        share=share,
     )
-    try:
-        weights = finetune(
-            backbone.transformer,
-            spec.finetune,
-            context.latents(spec.finetune.images),
-            backbone.card.num_classes,
-            observer=context.observer("finetune", key),
-            checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
-            parallel=context.group.parallel,
-            share=share,
-        )
-    finally:
-        undo.undo()
     if context.group.leads:
         card = {"key": key, "design": spec.design.model_dump(mode="json"), "metrics": {}}
         publish(context.storage, f"models/{key}", "model.safetensors", save(weights), card)
