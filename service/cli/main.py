@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.markup import escape
+from typer.exceptions import TyperException
 
 from grafting_core.spec.document import read_document
 from grafting_core.spec.problems import SpecError
@@ -184,10 +184,10 @@ def main() -> None:
     """Run the command line; every expected failure is one line on standard error."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = 130
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:
+        err.print(error.format_message(), markup=False)
         code = error.exit_code
     except (Refused, ApiProblem) as error:
         err.print("\n".join(error.lines), markup=False)

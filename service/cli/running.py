@@ -25,6 +25,7 @@ TRACKING_SECONDS = 30.0
 Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
 Port = Annotated[int, typer.Option(help="Of the API and pages; another one where it is taken.")]
 Cpus = Annotated[int, typer.Option(min=1, help="That runs may use together.")]
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 CORES = os.cpu_count() or 1
 
 
@@ -84,7 +85,8 @@ def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
     """A lab that is ready, and stopped at the end whatever happens."""
     held = lock(data)
     supervisor = Supervisor(data, port, cpus)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell without job control starts background commands with it ignored.
+    previous = [signal.signal(number, _interrupt) for number in STOPPING]
     try:
         out.print(f"starting the lab in {data} ...")
         began = time.monotonic()
@@ -95,11 +97,11 @@ def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
         yield supervisor
     finally:
         # A second Ctrl-C, or a second SIGTERM, must not leave half a lab behind.
-        for impatient in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(impatient, signal.SIG_IGN)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
         supervisor.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(STOPPING, previous, strict=True):
+            signal.signal(number, handler)
         held.close()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,8 @@ from grafting_core.spec.experiment import finetune_key
 from grafting_core.spec.submission import parse_submission
 from grafting_core.storage import Storage
 from service.api.schemas import RunDetail
-from service.cli.supervisor import MARK, PART, Supervisor
+from service.cli.lab import LabAddress, lock, read_address
+from service.cli.supervisor import MARK, PART
 from service.client import ApiProblem, GraftlabClient
 from tests.builders import document
 from workers.contract import RunTicket
@@ -30,6 +32,7 @@ from workers.observer import Brake
 from workers.stages.context import Context, Group
 from workers.train_loop import run_stages
 
+GRAFT = (sys.executable, "-m", "service.cli.main")
 pytestmark = pytest.mark.timeout(600)
 SLOW = {
     "distill": {"steps": 4, "batch_size": 16, "held_out": 16, "images": 200},
@@ -37,38 +40,52 @@ SLOW = {
 }
 
 
+@dataclass(frozen=True)
+class Lab:
+    """A running `graft up`, which tends its processes itself."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    address: LabAddress
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
-    """All processes of `graft up`, started once."""
-    supervisor = Supervisor(tmp_path_factory.mktemp("lab"), port=0, cpus=2)
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab as a user starts it, once."""
+    folder = tmp_path_factory.mktemp("lab")
+    words = ("up", "--data", str(folder), "--port", "0", "--cpus", "2")
+    printed = folder / "printed"
+    with printed.open("wb") as file:
+        process = subprocess.Popen([*GRAFT, *words], stdout=file, stderr=file, start_new_session=True)
     try:
-        supervisor.start()
-        supervisor.wait_ready()
-        yield supervisor
+        until(lambda: "Ctrl-C" in printed.read_text() or process.poll() is not None, 150)
+        address = read_address(folder)
+        assert address, printed.read_text()
+        yield Lab(folder, process, address)
     finally:
-        supervisor.stop()
+        process.terminate()
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
-def client(lab: Supervisor) -> GraftlabClient:
+def client(lab: Lab) -> GraftlabClient:
     return GraftlabClient(lab.address.url)
 
 
-def until(lab: Supervisor, done: Callable[[], bool], seconds: float = 240) -> None:
-    """Tend the lab, as `graft up` does, until something is so."""
+def until(done: Callable[[], bool], seconds: float = 240) -> None:
+    """Wait until something is so."""
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "the lab did not get there in time"
-        lab.tend()
+        assert time.monotonic() < end, "it did not come to that in time"
         time.sleep(0.2)
 
 
-def finished(lab: Supervisor, client: GraftlabClient, run_id: str) -> RunDetail:
-    until(lab, lambda: client.run(run_id).ended_at is not None)
+def finished(client: GraftlabClient, run_id: str) -> RunDetail:
+    until(lambda: client.run(run_id).ended_at is not None)
     return client.run(run_id)
 
 
-def kill(lab: Supervisor, wanted: Callable[[psutil.Process], bool]) -> None:
+def kill(lab: Lab, wanted: Callable[[psutil.Process], bool]) -> None:
     """SIGKILL to the lab's processes that are meant."""
     for process in psutil.process_iter():
         try:
@@ -86,10 +103,10 @@ def is_worker(process: psutil.Process) -> bool:
     return "RayTrainWorker" in " ".join(process.cmdline())
 
 
-def test_a_submission_travels_all_the_way(lab: Supervisor, client: GraftlabClient) -> None:
+def test_a_submission_travels_all_the_way(lab: Lab, client: GraftlabClient) -> None:
     teacher = client.submit(document(name="teacher", edits=[])).run_id
     graft = client.submit(document(name="graft")).run_id
-    runs = [finished(lab, client, run) for run in (teacher, graft)]
+    runs = [finished(client, run) for run in (teacher, graft)]
     assert [run.state for run in runs] == ["SUCCEEDED", "SUCCEEDED"], [run.message for run in runs]
     (group,) = client.leaderboard().groups
     assert sorted(row.name for row in group.rows) == ["graft", "teacher"]
@@ -99,7 +116,7 @@ def test_a_submission_travels_all_the_way(lab: Supervisor, client: GraftlabClien
     _check_tracking(lab, client, graft)
 
 
-def _check_tracking(lab: Supervisor, client: GraftlabClient, run_id: str) -> None:
+def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:
     """MLflow shows what our own database shows, one run a run, ended as ours ended."""
     mlflow = MlflowClient(lab.address.mlflow_url)
 
@@ -111,7 +128,7 @@ def _check_tracking(lab: Supervisor, client: GraftlabClient, run_id: str) -> Non
             else []
         )
 
-    until(lab, lambda: any(run.info.status == "FINISHED" for run in tracked()), 60)  # type: ignore[attr-defined]  # MLflow's
+    until(lambda: any(run.info.status == "FINISHED" for run in tracked()), 60)  # type: ignore[attr-defined]  # MLflow's
     (run,) = tracked()
     ours = client.run(run_id)
     assert run.data.metrics["fid40/fashion-cnn"] == pytest.approx(ours.metrics["fid40/fashion-cnn"])  # type: ignore[attr-defined]
@@ -119,7 +136,7 @@ def _check_tracking(lab: Supervisor, client: GraftlabClient, run_id: str) -> Non
 
 
 def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
-    lab: Supervisor, client: GraftlabClient, backbone: Backbone, tmp_path: Path
+    lab: Lab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
 ) -> None:
     run_id = client.submit(document(name="battered", layers=[2], **SLOW)).run_id
 
@@ -127,11 +144,11 @@ def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
         progress = client.run(run_id).progress
         return progress is not None and progress.stage == "finetune" and progress.step > 20
 
-    until(lab, finetuning)
+    until(finetuning)
     kill(lab, is_part("scheduler"))
     kill(lab, is_part("api"))
     kill(lab, is_worker)
-    run = finished(lab, client, run_id)
+    run = finished(client, run_id)
     assert (run.state, run.attempt) == ("SUCCEEDED", 2), run.message
     assert (run.stages[0].stage, run.stages[0].stop_cause) == ("distill", "completed")
     distilled = [
@@ -164,26 +181,25 @@ def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
     return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
 
 
-def test_a_running_run_is_cancelled_at_a_checkpoint(lab: Supervisor, client: GraftlabClient) -> None:
+def test_a_running_run_is_cancelled_at_a_checkpoint(lab: Lab, client: GraftlabClient) -> None:
     long = {**SLOW, "finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
     run_id = client.submit(document(name="endless", layers=[4], **long)).run_id
-    until(lab, lambda: client.run(run_id).progress is not None)
+    until(lambda: client.run(run_id).progress is not None)
     client.cancel(run_id)
-    run = finished(lab, client, run_id)
+    run = finished(client, run_id)
     assert (run.state, run.reason) == ("CANCELLED", "user_request")
 
 
-def graft(lab: Supervisor, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def graft(lab: Lab, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """The command line as a user types it, in an empty folder."""
-    command = [sys.executable, "-m", "service.cli.main", *words]
     environment = {**os.environ, "GRAFTLAB_URL": lab.address.url}
     return subprocess.run(
-        command, input=text, capture_output=True, text=True, env=environment, cwd=lab.folder
+        [*GRAFT, *words], input=text, capture_output=True, text=True, env=environment, cwd=lab.folder
     )
 
 
 @pytest.mark.parametrize("command", ["ls", "leaderboard", "operators", "backbones"])
-def test_reading_commands_print_tables_and_json(lab: Supervisor, command: str) -> None:
+def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
     assert graft(lab, command).returncode == 0
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
@@ -199,24 +215,20 @@ def test_reading_commands_print_tables_and_json(lab: Supervisor, command: str) -
         (["lss"], "", "No such command 'lss'"),
     ],
 )
-def test_bad_input_is_exit_code_two_and_one_line(
-    lab: Supervisor, words: list[str], text: str, line: str
-) -> None:
+def test_bad_input_is_exit_code_two_and_one_line(lab: Lab, words: list[str], text: str, line: str) -> None:
     done = graft(lab, *words, text=text)
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_lab_that_is_not_there_is_told_in_one_line(lab: Supervisor) -> None:
+def test_a_lab_that_is_not_there_is_told_in_one_line(lab: Lab) -> None:
     done = graft(lab, "ls", "--url", "http://127.0.0.1:9")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "graft up" in done.stderr
 
 
-def test_a_second_lab_on_the_same_folder_is_refused(lab: Supervisor, tmp_path: Path) -> None:
-    from service.cli.lab import lock
-
+def test_a_second_lab_on_the_same_folder_is_refused(lab: Lab, tmp_path: Path) -> None:
     held = lock(tmp_path)
     done = graft(lab, "up", "--data", str(tmp_path))
     held.close()
@@ -230,7 +242,7 @@ def test_problems_reach_users_of_the_client(client: GraftlabClient) -> None:
     assert caught.value.problem["pointer"] == "/backbone"
 
 
-def test_pages_are_drawn_by_a_real_browser(lab: Supervisor, client: GraftlabClient, tmp_path: Path) -> None:
+def test_pages_are_drawn_by_a_real_browser(lab: Lab, client: GraftlabClient, tmp_path: Path) -> None:
     run_id = next(run.id for run in client.runs().runs if run.name == "graft")
     for page, words in (("/", "Leaderboard"), (f"/runs/{run_id}", "hyena_x")):
         flags = [
@@ -248,8 +260,9 @@ def test_pages_are_drawn_by_a_real_browser(lab: Supervisor, client: GraftlabClie
         assert "graft" in done.stdout
 
 
-def test_stopping_the_lab_leaves_no_process_behind(lab: Supervisor) -> None:
-    lab.stop()
+def test_interrupting_the_lab_leaves_no_process_behind(lab: Lab) -> None:
+    lab.process.send_signal(signal.SIGINT)
+    assert lab.process.wait(60) == 130
     left = []
     for process in psutil.process_iter():
         try:
