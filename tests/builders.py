@@ -20,7 +20,7 @@ QUICK = {
 
 def document(kind: str = "hyena_x", layers: Any = (1, 3), **changes: Any) -> dict[str, Any]:
     """A design that takes a second or two."""
-    edit = {"replace": KINDS[kind].slot, "layers": list(layers), "with": {"kind": kind}}
+    edit = {"replace": KINDS[kind].slots[0], "layers": list(layers), "with": {"kind": kind}}
     return {"name": "quick", "backbone": "testbed/dit-fashion", "edits": [edit], **QUICK, **changes}
 
 
@@ -31,7 +31,7 @@ def experiment(**changes: Any) -> ExperimentSpec:
 def replacement(kind: str, block: int = 1, **fields: Any) -> ReplaceOperator:
     """One edit of one site."""
     operator = KINDS[kind](kind=kind, **fields)
-    return ReplaceOperator(site=GraftSite(block=block, slot=operator.slot), operator=operator)
+    return ReplaceOperator(site=GraftSite(block=block, slot=operator.slots[0]), operator=operator)
 
 
 class MemoryCheckpoints:

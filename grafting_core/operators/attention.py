@@ -1,11 +1,16 @@
-"""Softmax attention, full and windowed."""
+"""Attention: full, windowed along the raster or on the grid, and linear."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.attention import MultiHeadAttention, WindowAttention
+from grafting_core.spec.operators.attention import (
+    LinearAttention,
+    MultiHeadAttention,
+    WindowAttention,
+    WindowAttention2d,
+)
 
 
 class SoftmaxAttention(nn.Module):
@@ -56,9 +61,70 @@ class BandAttention(SoftmaxAttention):
         return scaled_dot_product_attention(q_BHTE[:, :, start:stop], keys, values, attn_mask=band)
 
 
+class GridWindowAttention(SoftmaxAttention):
+    """A token attends to tokens at most w rows and columns away on the grid it was built for.
+
+    One attention call over all rows: a row's queries against the 2w+1 rows of keys around it.
+    """
+
+    def __init__(self, width: int, num_heads: int, half_width: int, grid: tuple[int, int]) -> None:
+        super().__init__(width, num_heads)
+        self.half_width, self.grid = half_width, grid
+
+    def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
+        """Raises ValueError at another token count than the grid's."""
+        q_BHRCE = to_grid(q_BHTE, self.grid)
+        k_BHRKE, v_BHRKE = self._around(k_BHTE), self._around(v_BHTE)
+        mask_RCK = self._mask(q_BHTE.device)
+        return scaled_dot_product_attention(q_BHRCE, k_BHRKE, v_BHRKE, attn_mask=mask_RCK).flatten(2, 3)
+
+    @property
+    def _reach(self) -> int:
+        """Rows to either side; more than the grid has add nothing."""
+        return min(self.half_width, self.grid[0] - 1)
+
+    def _around(self, values_BHTE: Tensor) -> Tensor:
+        reach = self._reach
+        padded = nn.functional.pad(to_grid(values_BHTE, self.grid), (0, 0, 0, 0, reach, reach))
+        rows = padded.unfold(2, 2 * reach + 1, 1)  # [B, H, R, C, E, 2w+1]
+        return rows.permute(0, 1, 2, 5, 3, 4).flatten(3, 4)
+
+    def _mask(self, device: torch.device) -> Tensor:
+        rows, columns = (torch.arange(size, device=device) for size in self.grid)
+        seen = rows[:, None] + torch.arange(-self._reach, self._reach + 1, device=device)
+        row_ok_RW = (seen >= 0) & (seen < self.grid[0])
+        column_ok_CC = (columns[:, None] - columns).abs() <= self.half_width
+        return (row_ok_RW[:, None, :, None] & column_ok_CC[None, :, None, :]).flatten(2)
+
+
+def to_grid(values_BHTE: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens in raster order as rows and columns. Raises ValueError where their number is another."""
+    if values_BHTE.shape[2] != grid[0] * grid[1]:
+        raise ValueError(f"built for a grid of {grid[0]} x {grid[1]} tokens, given {values_BHTE.shape[2]}")
+    return values_BHTE.unflatten(2, grid)
+
+
+class KernelAttention(SoftmaxAttention):
+    """Linear attention (Katharopoulos et al. 2020): weights phi(q) phi(k) with phi = elu + 1."""
+
+    def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
+        """phi(Q) (phi(K)^T V), each row divided by the sum of its weights."""
+        q_BHTE, k_BHTE = nn.functional.elu(q_BHTE) + 1, nn.functional.elu(k_BHTE) + 1
+        sums_BHTE = q_BHTE @ (k_BHTE.transpose(2, 3) @ v_BHTE)
+        return sums_BHTE / (q_BHTE @ k_BHTE.sum(dim=2).unsqueeze(3))
+
+
 def build_mha(spec: MultiHeadAttention, dims: BlockDims) -> nn.Module:
     return SoftmaxAttention(dims.width, spec.heads(dims))
 
 
 def build_window_attention(spec: WindowAttention, dims: BlockDims) -> nn.Module:
     return BandAttention(dims.width, spec.heads(dims), spec.half_width)
+
+
+def build_window_attention_2d(spec: WindowAttention2d, dims: BlockDims) -> nn.Module:
+    return GridWindowAttention(dims.width, spec.heads(dims), spec.half_width, dims.grid)
+
+
+def build_linear_attention(spec: LinearAttention, dims: BlockDims) -> nn.Module:
+    return KernelAttention(dims.width, spec.heads(dims))

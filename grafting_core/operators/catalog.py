@@ -5,17 +5,36 @@ from typing import Any
 
 from torch import nn
 
-from grafting_core.operators.attention import build_mha, build_window_attention
-from grafting_core.operators.hyena import build_hyena_x
-from grafting_core.operators.mlp import build_mlp
+from grafting_core.operators.attention import (
+    build_linear_attention,
+    build_mha,
+    build_window_attention,
+    build_window_attention_2d,
+)
+from grafting_core.operators.hyena import build_hyena
+from grafting_core.operators.identity import build_identity
+from grafting_core.operators.mamba import build_mamba2
+from grafting_core.operators.mlp import build_conv_mlp, build_mlp, build_mlp_hyena_x
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import OperatorBase
 
 BUILDERS: dict[str, Callable[[Any, BlockDims], nn.Module]] = {
     "mha": build_mha,
     "window_attention": build_window_attention,
-    "hyena_x": build_hyena_x,
+    "window_attention_2d": build_window_attention_2d,
+    "linear_attention": build_linear_attention,
+    "hyena_se": build_hyena,
+    "hyena_x": build_hyena,
+    "hyena_y": build_hyena,
+    "hyena_se_bidirectional": build_hyena,
+    "hyena_x_bidirectional": build_hyena,
+    "hyena_y_bidirectional": build_hyena,
+    "mamba2": build_mamba2,
+    "mamba2_bidirectional": build_mamba2,
     "mlp": build_mlp,
+    "conv_mlp": build_conv_mlp,
+    "mlp_hyena_x": build_mlp_hyena_x,
+    "identity": build_identity,
 }
 
 

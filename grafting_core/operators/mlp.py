@@ -1,9 +1,12 @@
 """The feed-forward slot."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.mlp import Mlp
+from grafting_core.spec.operators.mlp import ConvMlp, Mlp, MlpHyenaX
 
 
 class FeedForward(nn.Module):
@@ -20,5 +23,69 @@ class FeedForward(nn.Module):
         return out
 
 
+class GridFeedForward(FeedForward):
+    """Mixes neighbours on the token grid by a depthwise convolution before the activation."""
+
+    def __init__(self, width: int, hidden: int, kernel_size: int, grid: tuple[int, int]) -> None:
+        super().__init__(width, hidden)
+        self.grid = grid
+        self.mix = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Raises ValueError at another token count than the grid's."""
+        if hidden_BTD.shape[1] != self.grid[0] * self.grid[1]:
+            raise ValueError(
+                f"built for a grid of {self.grid[0]} x {self.grid[1]} tokens, given {hidden_BTD.shape[1]}"
+            )
+        inner_BCRS = self.expand(hidden_BTD).transpose(1, 2).unflatten(2, self.grid)
+        mixed_BTC = self.mix(inner_BCRS).flatten(2).transpose(1, 2)
+        out: Tensor = self.contract(self.act(mixed_BTC))
+        return out
+
+
+class ChannelConv(nn.Module):
+    """Each token position's own K-tap causal filter along the channels: channel c sees c-K+1..c."""
+
+    def __init__(self, num_tokens: int, kernel_size: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(kernel_size)
+        self.weight_KT = nn.Parameter(torch.empty(kernel_size, num_tokens).uniform_(-bound, bound))
+        self.bias_T = nn.Parameter(torch.empty(num_tokens).uniform_(-bound, bound))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Raises ValueError at another token count than it was built for."""
+        taps, tokens = self.weight_KT.shape
+        if hidden_BTD.shape[1] != tokens:
+            raise ValueError(f"built for {tokens} tokens, given {hidden_BTD.shape[1]}")
+        padded, width = nn.functional.pad(hidden_BTD, (taps - 1, 0)), hidden_BTD.shape[2]
+        out = self.bias_T[:, None] + padded[:, :, taps - 1 :] * self.weight_KT[taps - 1, :, None]
+        for tap in range(taps - 1):
+            out = torch.addcmul(out, padded[:, :, tap : tap + width], self.weight_KT[tap, :, None])
+        return out
+
+
+class GatedChannels(nn.Module):
+    """MLP Hyena-X: y = W_out(q * k * v), [q, k, v] = split(C(W_in u)) (paper Table 3)."""
+
+    def __init__(self, width: int, hidden: int, kernel_size: int, num_tokens: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 3 * hidden)
+        self.convolution = ChannelConv(num_tokens, kernel_size)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        q_BTC, k_BTC, v_BTC = self.convolution(self.expand(hidden_BTD)).chunk(3, dim=-1)
+        out: Tensor = self.contract(q_BTC * (k_BTC * v_BTC))
+        return out
+
+
 def build_mlp(spec: Mlp, dims: BlockDims) -> nn.Module:
     return FeedForward(dims.width, spec.channels(dims))
+
+
+def build_conv_mlp(spec: ConvMlp, dims: BlockDims) -> nn.Module:
+    return GridFeedForward(dims.width, spec.channels(dims), spec.kernel_size, dims.grid)
+
+
+def build_mlp_hyena_x(spec: MlpHyenaX, dims: BlockDims) -> nn.Module:
+    return GatedChannels(dims.width, spec.channels(dims), spec.kernel_size, dims.num_tokens)

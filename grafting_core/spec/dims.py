@@ -28,12 +28,14 @@ class OperatorFlops(Frozen):
     """FLOPs (2 a multiply-add) of one operator on one sample, split as in the paper's Table 4.
 
     `operator` is the mixing itself (softmax attention, gates, scans), `features` the projections
-    and featurisers around it. For MLP kinds everything counts as features unless stated.
+    and featurisers around it. For MLP kinds everything counts as features unless stated. `unlisted`
+    is work that the paper's columns leave out.
     """
 
     operator: Annotated[int, Field(ge=0)]
     features: Annotated[int, Field(ge=0)]
+    unlisted: Annotated[int, Field(ge=0)] = 0
 
     @property
     def total(self) -> int:
-        return self.operator + self.features
+        return self.operator + self.features + self.unlisted

@@ -97,8 +97,8 @@ def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
 
 def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> list[Problem]:
     operator, allowed = edit.with_, kinds_for(edit.replace)
-    if operator.slot != edit.replace:
-        message = f"{operator.kind} fits the {operator.slot} slot, not {edit.replace}"
+    if edit.replace not in operator.slots:
+        message = f"{operator.kind} fits the {operator.slots[0]} slot, not {edit.replace}"
         message += f"; use one of {', '.join(allowed)}"
         return [_problem(("edits", index, "with", "kind"), "wrong-slot", message, operator.kind, allowed)]
     return [

@@ -31,7 +31,7 @@ def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
     properties = cls.model_json_schema()["properties"]
     return OperatorView(
         kind=kind,
-        slot=cls.slot,
+        slots=list(cls.slots),
         summary=cls.summary,
         fields={name: schema for name, schema in properties.items() if name != "kind"},
         num_params=spec.num_params(DIT_XL_2_256.dims),

@@ -110,7 +110,7 @@ class OperatorView(View):
     """One kind: where it fits, its fields, and its cost at the dims of DiT-XL/2."""
 
     kind: str
-    slot: str
+    slots: list[str]
     summary: str
     fields: dict[str, object]
     num_params: int

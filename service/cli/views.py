@@ -124,10 +124,10 @@ def show_leaderboard(board: Leaderboard) -> None:
 
 def show_operators(operators: list[OperatorView]) -> None:
     """What can be grafted, with cost at the dims of DiT-XL/2."""
-    rows = table("kind", "slot", "params", "FLOPs (operator)", "FLOPs (features)", "fields", "what it is")
+    rows = table("kind", "slots", "params", "FLOPs (operator)", "FLOPs (features)", "fields", "what it is")
     for view in operators:
         cost = [engineering(value) for value in (view.num_params, view.operator_flops, view.feature_flops)]
-        rows.add_row(view.kind, view.slot, *cost, ", ".join(view.fields), escape(view.summary))
+        rows.add_row(view.kind, ", ".join(view.slots), *cost, ", ".join(view.fields), escape(view.summary))
     out.print(rows)
 
 

@@ -4,17 +4,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from grafting_core.operators.attention import BandAttention, SoftmaxAttention
+from grafting_core.operators.attention import (
+    BandAttention,
+    GridWindowAttention,
+    KernelAttention,
+    SoftmaxAttention,
+)
 from grafting_core.operators.catalog import BUILDERS, build
-from grafting_core.operators.hyena import CausalDepthwiseConv, GatedConvolution
+from grafting_core.operators.hyena import DepthwiseConv, GatedConvolution
+from grafting_core.operators.mamba import SelectiveStateSpace, scan
+from grafting_core.operators.mlp import ChannelConv
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import KINDS
 from grafting_core.spec.operators.attention import WindowAttention
+from grafting_core.spec.operators.mamba import Mamba2
 
+TIED = {"window_attention_2d", "conv_mlp", "mlp_hyena_x"}
 DIMS = BlockDims(width=24, num_heads=4, mlp_ratio=4.0, grid=(5, 7))
 
 
@@ -28,14 +38,48 @@ def test_the_parameter_formula_counts_the_built_module(kind: str) -> None:
     assert sum(p.numel() for p in build(spec, DIMS).parameters()) == spec.num_params(DIMS)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - TIED))
 @pytest.mark.parametrize("tokens", [1, 35, 100])
 def test_shape_is_kept_at_any_token_count(kind: str, tokens: int) -> None:
     hidden = torch.randn(2, tokens, DIMS.width)
     assert build(KINDS[kind](kind=kind), DIMS)(hidden).shape == hidden.shape
 
 
-@pytest.mark.parametrize("kind", ["mha", "mlp"])
+@pytest.mark.parametrize("kind", sorted(TIED))
+def test_an_operator_tied_to_its_tokens_refuses_other_counts(kind: str) -> None:
+    module = build(KINDS[kind](kind=kind), DIMS)
+    assert module(torch.randn(2, 35, 24)).shape == (2, 35, 24)
+    with pytest.raises(ValueError, match="given 36"):
+        module(torch.randn(2, 36, 24))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns_and_bf16_stays_close(kind: str) -> None:
+    torch.manual_seed(0)
+    module, hidden = build(KINDS[kind](kind=kind), DIMS), torch.randn(2, 35, 24)
+    out = module(hidden)
+    out.square().sum().backward() if out.requires_grad else None
+    # Softmax does not see a constant added to all keys.
+    silent = {"k.bias"} if "attention" in kind or kind == "mha" else set()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if n not in silent
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        low = module(hidden)
+    torch.testing.assert_close(low.float(), out, rtol=0, atol=0.05 * out.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointed_gradients_are_the_same(kind: str) -> None:
+    torch.manual_seed(0)
+    module = build(KINDS[kind](kind=kind), DIMS)
+    plain, saved = (torch.ones(2, 35, 24, requires_grad=True) for _ in range(2))
+    module(plain).square().sum().backward()
+    checkpoint(module, saved, use_reentrant=False).square().sum().backward()
+    assert torch.equal(plain.grad, saved.grad)
+
+
+@pytest.mark.parametrize("kind", ["mha", "mlp", "conv_mlp", "identity"])
 def test_the_flop_formula_agrees_with_the_counter_where_it_can_count(kind: str) -> None:
     spec = KINDS[kind](kind=kind)
     with torch.device("meta"):
@@ -69,7 +113,7 @@ def test_window_attention_is_attention_under_a_band_mask(tokens: int, half_width
 def changed_rows(module: nn.Module, tokens: int, touched: int) -> list[int]:
     """Tokens whose output changes when one input token does."""
     torch.manual_seed(1)
-    before = torch.randn(1, tokens, 24)
+    before = torch.randn(1, tokens, 24, dtype=next(module.parameters()).dtype)
     after = before.clone()
     after[0, touched] += 1
     with torch.no_grad():
@@ -81,14 +125,159 @@ def test_a_window_of_four_reaches_exactly_four_tokens_to_either_side() -> None:
     assert changed_rows(module, 200, 100) == list(range(96, 105))
 
 
-def test_hyena_x_is_causal_and_reaches_three_tokens_ahead() -> None:
-    assert changed_rows(GatedConvolution(24, 4), 30, 10) == [10, 11, 12, 13]
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("hyena_x", range(10, 14)),
+        ("hyena_y", range(10, 14)),
+        ("hyena_se", range(10, 17)),
+        ("hyena_x_bidirectional", range(7, 14)),
+        ("hyena_y_bidirectional", range(7, 14)),
+        ("hyena_se_bidirectional", range(4, 17)),
+        ("mamba2", range(10, 30)),
+        ("mamba2_bidirectional", range(30)),
+        ("linear_attention", range(30)),
+    ],
+)
+def test_a_token_reaches_exactly_the_rows_it_should(kind: str, rows: range) -> None:
+    torch.manual_seed(3)
+    module = build(KINDS[kind](kind=kind), DIMS).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    assert changed_rows(module, 30, 10) == list(rows)
+
+
+def test_a_grid_window_reaches_its_rows_and_columns() -> None:
+    module = build(KINDS["window_attention_2d"](kind="window_attention_2d", half_width=1), DIMS)
+    near = [row * 7 + column for row in (1, 2, 3) for column in (2, 3, 4)]
+    assert changed_rows(module, 35, 2 * 7 + 3) == near
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 8), columns=st.integers(1, 8), half_width=st.integers(0, 9))
+def test_grid_window_attention_is_attention_under_its_mask(rows: int, columns: int, half_width: int) -> None:
+    torch.manual_seed(rows)
+    q, k, v = torch.randn(3, 2, 2, rows * columns, 4, dtype=torch.float64)
+    at = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    mask = ((at[:, None] - at).abs() <= half_width).all(dim=2)
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    ours = GridWindowAttention(8, 2, half_width, (rows, columns)).mix(q, k, v)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_linear_attention_is_weighted_by_its_kernel(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 40, 8, dtype=dtype)
+    weights = (nn.functional.elu(q) + 1) @ (nn.functional.elu(k) + 1).transpose(2, 3)
+    expected = (weights / weights.sum(dim=3, keepdim=True)) @ v
+    torch.testing.assert_close(KernelAttention(24, 3).mix(q, k, v), expected, rtol=bound, atol=bound)
+
+
+def recurrence(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """The definition, one token after another."""
+    state, out = x.new_zeros(x.shape[0], x.shape[2], b.shape[2], x.shape[3]), []
+    for t in range(x.shape[1]):
+        kept = (step[:, t] * rate).exp()[:, :, None, None]
+        added = torch.einsum("bs,bhp->bhsp", b[:, t], x[:, t] * step[:, t, :, None])
+        state = state * kept + added
+        out.append(torch.einsum("bs,bhsp->bhp", c[:, t], state))
+    return torch.stack(out, dim=1)
+
+
+def scan_inputs(tokens: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    torch.manual_seed(tokens)
+    x, step = torch.randn(2, tokens, 3, 4, dtype=dtype), torch.rand(2, tokens, 3, dtype=dtype)
+    rate, (b, c) = -torch.rand(3, dtype=dtype), torch.randn(2, 2, tokens, 64, dtype=dtype)
+    return x, step, rate, b, c
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64, 256])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_chunked_scan_is_the_recurrence(chunk: int, dtype: torch.dtype, bound: float) -> None:
+    for tokens in (1, 50, 256):
+        values = scan_inputs(tokens, dtype)
+        expected = recurrence(*values)
+        error = (scan(*values, chunk) - expected).abs().max() / expected.abs().max()
+        assert error < bound
+
+
+def test_a_scan_without_decay_is_causal_linear_attention() -> None:
+    x, step, rate, b, c = scan_inputs(90, torch.float64)
+    scores = (c @ b.transpose(1, 2)).tril()
+    expected = torch.einsum("bts,bshp->bthp", scores, x * step[..., None])
+    torch.testing.assert_close(scan(x, step, rate * 0, b, c, 16), expected, rtol=0, atol=1e-10)
+
+
+def test_mamba2_agrees_with_transformers_on_the_same_weights() -> None:
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        hidden_size=24,
+        num_heads=12,
+        head_dim=4,
+        state_size=16,
+        n_groups=1,
+        expand=2,
+        conv_kernel=4,
+        chunk_size=8,
+    )
+    theirs = Mamba2Mixer(config, layer_idx=0)
+    ours = build(Mamba2(state_size=16, head_dim=4), DIMS)
+    assert isinstance(ours, SelectiveStateSpace)
+    weights = dict(theirs.state_dict())
+    weights["conv1d.weight_KD"] = weights.pop("conv1d.weight").squeeze(1).T
+    weights["conv1d.bias_D"] = weights.pop("conv1d.bias")
+    ours.load_state_dict(weights)
+    hidden = torch.randn(2, 21, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(hidden), theirs(hidden), rtol=1e-4, atol=1e-5)
+
+
+def test_an_inner_filter_at_its_start_changes_nothing() -> None:
+    torch.manual_seed(0)
+    se = GatedConvolution(24, 4, inner=True)
+    x = GatedConvolution(24, 4)
+    x.load_state_dict(se.state_dict(), strict=False)
+    hidden = torch.randn(2, 30, 24)
+    assert torch.equal(se(hidden), x(hidden))
+
+
+def test_mlp_hyena_x_mixes_channels_and_no_tokens() -> None:
+    assert changed_rows(build(KINDS["mlp_hyena_x"](kind="mlp_hyena_x"), DIMS), 35, 10) == [10]
+
+
+@settings(max_examples=15, deadline=None)
+@given(channels=st.integers(1, 20), kernel=st.integers(1, 7), tokens=st.integers(1, 9))
+def test_the_channel_convolution_is_conv1d_over_positions(channels: int, kernel: int, tokens: int) -> None:
+    ours = ChannelConv(tokens, kernel).double()
+    theirs = nn.Conv1d(tokens, tokens, kernel, groups=tokens).double()
+    theirs.load_state_dict({"weight": ours.weight_KT.T.unsqueeze(1), "bias": ours.bias_T})
+    hidden = torch.randn(2, tokens, channels, dtype=torch.float64)
+    padded = nn.functional.pad(hidden, (kernel - 1, 0))
+    torch.testing.assert_close(ours(hidden), theirs(padded), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_causal_convolution_is_a_zero_padded_fft(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    ours, hidden = DepthwiseConv(6, 4).to(dtype), torch.randn(2, 50, 6, dtype=dtype)
+    taps = ours.weight_KD.flip(0)
+
+    def through_fft(length: int) -> Tensor:
+        product = torch.fft.rfft(hidden, length, dim=1) * torch.fft.rfft(taps, length, dim=0)
+        return torch.fft.irfft(product, length, dim=1)[:, :50] + ours.bias_D
+
+    torch.testing.assert_close(ours(hidden), through_fft(100), rtol=0, atol=bound)
+    assert (ours(hidden) - through_fft(50)).abs().max() > 0.1  # wraps around: the negative control
 
 
 @settings(max_examples=20, deadline=None)
 @given(channels=st.integers(1, 9), kernel=st.integers(1, 7), tokens=st.integers(1, 20))
 def test_the_causal_convolution_is_conv1d_with_left_padding(channels: int, kernel: int, tokens: int) -> None:
-    ours = CausalDepthwiseConv(channels, kernel).double()
+    ours = DepthwiseConv(channels, kernel).double()
     theirs = nn.Conv1d(channels, channels, kernel, groups=channels).double()
     theirs.load_state_dict({"weight": ours.weight_KD.T.unsqueeze(1), "bias": ours.bias_D})
     hidden = torch.randn(2, tokens, channels, dtype=torch.float64)

@@ -5,16 +5,42 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from grafting_core.spec.dims import Slot
-from grafting_core.spec.operators.attention import MultiHeadAttention, WindowAttention
+from grafting_core.spec.operators.attention import (
+    LinearAttention,
+    MultiHeadAttention,
+    WindowAttention,
+    WindowAttention2d,
+)
 from grafting_core.spec.operators.base import OperatorBase
-from grafting_core.spec.operators.hyena import HyenaX
-from grafting_core.spec.operators.mlp import Mlp
+from grafting_core.spec.operators.hyena import (
+    BidirectionalHyenaSE,
+    BidirectionalHyenaX,
+    BidirectionalHyenaY,
+    HyenaSE,
+    HyenaX,
+    HyenaY,
+)
+from grafting_core.spec.operators.identity import Identity
+from grafting_core.spec.operators.mamba import BidirectionalMamba2, Mamba2
+from grafting_core.spec.operators.mlp import ConvMlp, Mlp, MlpHyenaX
 
 OPERATORS: tuple[type[OperatorBase], ...] = (
     MultiHeadAttention,
     WindowAttention,
+    WindowAttention2d,
+    LinearAttention,
+    HyenaSE,
     HyenaX,
+    HyenaY,
+    BidirectionalHyenaSE,
+    BidirectionalHyenaX,
+    BidirectionalHyenaY,
+    Mamba2,
+    BidirectionalMamba2,
     Mlp,
+    ConvMlp,
+    MlpHyenaX,
+    Identity,
 )
 
 KINDS: dict[str, type[OperatorBase]] = {cls.model_fields["kind"].default: cls for cls in OPERATORS}
@@ -22,7 +48,7 @@ KINDS: dict[str, type[OperatorBase]] = {cls.model_fields["kind"].default: cls fo
 
 def kinds_for(slot: Slot) -> list[str]:
     """Kinds that fit a slot, in table order."""
-    return [kind for kind, cls in KINDS.items() if cls.slot == slot]
+    return [kind for kind, cls in KINDS.items() if slot in cls.slots]
 
 
 if TYPE_CHECKING:

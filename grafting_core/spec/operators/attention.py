@@ -1,4 +1,4 @@
-"""Softmax attention, full and windowed (paper-facts: parameters section 2.1, FLOPs section 2.2)."""
+"""Attention: full, windowed along the raster or on the grid, linear (paper-facts 2.1 and 2.2)."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -9,10 +9,11 @@ from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
 from grafting_core.spec.operators.base import OperatorBase
 
 
-class _SoftmaxAttention(OperatorBase):
+class _Attention(OperatorBase):
     """Shared cost of q, k, v and output projections with bias."""
 
-    slot: ClassVar[Slot] = "attention"
+    slots: ClassVar[tuple[Slot, ...]] = ("attention",)
+    inherits: ClassVar[bool] = True
     num_heads: Annotated[int, Field(ge=1)] | None = None
     """Heads; the backbone's own number where left out."""
 
@@ -31,7 +32,7 @@ class _SoftmaxAttention(OperatorBase):
         return OperatorFlops(operator=scores, features=8 * num_tokens * dims.width**2)
 
 
-class MultiHeadAttention(_SoftmaxAttention):
+class MultiHeadAttention(_Attention):
     """The DiT's own softmax attention: qkv and output projections with bias, no mask."""
 
     kind: Literal["mha"] = "mha"
@@ -41,7 +42,7 @@ class MultiHeadAttention(_SoftmaxAttention):
         return self._full_flops(dims, num_tokens or dims.num_tokens)
 
 
-class WindowAttention(_SoftmaxAttention):
+class WindowAttention(_Attention):
     """Softmax attention where token n sees n-w..n+w in raster order (paper Table 3: w = 4)."""
 
     kind: Literal["window_attention"] = "window_attention"
@@ -54,3 +55,29 @@ class WindowAttention(_SoftmaxAttention):
         keys = min(2 * self.half_width + 1, tokens)
         # Borders ignored, as the paper counts.
         return OperatorFlops(operator=full.operator * keys // tokens, features=full.features)
+
+
+class WindowAttention2d(_Attention):
+    """Softmax attention where a token sees at most `half_width` rows and columns away on the token grid."""
+
+    kind: Literal["window_attention_2d"] = "window_attention_2d"
+    summary: ClassVar[str] = "softmax attention within +-half_width rows and columns"
+    half_width: Annotated[int, Field(ge=0, le=1_000_000)] = 2
+
+    def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
+        full = self._full_flops(dims, dims.num_tokens)
+        rows, columns = (min(2 * self.half_width + 1, size) for size in dims.grid)
+        operator = full.operator * rows * columns // dims.num_tokens
+        return OperatorFlops(operator=operator, features=full.features)
+
+
+class LinearAttention(_Attention):
+    """Attention over all tokens with elu + 1 in place of the softmax's exponential: Q(K^T V), normalised."""
+
+    kind: Literal["linear_attention"] = "linear_attention"
+    summary: ClassVar[str] = "attention without softmax, linear in the number of tokens"
+
+    def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
+        cells = (num_tokens or dims.num_tokens) * dims.width
+        operator = 4 * cells * (dims.width // self.heads(dims)) + 3 * cells
+        return OperatorFlops(operator=operator, features=8 * cells * dims.width)

@@ -11,7 +11,10 @@ from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
 class OperatorBase(Frozen):
     """One frozen class per operator; subclasses add `kind: Literal[...]` and their own fields."""
 
-    slot: ClassVar[Slot]
+    slots: ClassVar[tuple[Slot, ...]]
+    """Where it fits."""
+    inherits: ClassVar[bool] = False
+    """Whether it can start from weights of the operator it replaces (`init: inherit`)."""
     summary: ClassVar[str]
     """One line for `graft operators`."""
     kind: str
