@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from grafting_core.activations import visited
+from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Batch, Latents
 from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
@@ -90,7 +91,8 @@ class _Apprentice:
     loss: float = 0.0
 
     def __post_init__(self) -> None:
-        operator = new_operator(self.edit, self.backbone.card.dims, self.plan.seed)
+        original = get_operator(self.backbone.transformer, self.edit.site)
+        operator = new_operator(self.edit, self.backbone.card.dims, self.plan.seed, original)
         self.operator = operator.to(self.backbone.device).train()
         self.optimiser = adamw(self.operator, self.plan.learning_rate, self.plan.weight_decay)
         self.kind = self.plan.loss_for(self.edit.site.slot)
@@ -124,6 +126,8 @@ class _Lesson:
             raise Diverged(
                 f"distillation of {learner.edit.site} gave a loss of {learner.loss} at step {self.step}"
             )
+        if not loss.requires_grad:
+            return  # nothing to train
         learner.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learner.operator.parameters(), learner.plan.clip_norm)

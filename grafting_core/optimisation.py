@@ -26,7 +26,9 @@ def learning_rate(peak: float, schedule: Schedule, warmup: int, step: int, steps
 
 def adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Betas (0.9, 0.999) as the reference code has them."""
-    return torch.optim.AdamW(module.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
+    # As a group, because a module may have nothing to train.
+    group = {"params": list(module.parameters())}
+    return torch.optim.AdamW([group], lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

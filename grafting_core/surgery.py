@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.dit import adapt, get_operator, set_operator
+from grafting_core.inheritance import inherit
 from grafting_core.operators.catalog import build
 from grafting_core.spec.design import ReplaceOperator
 from grafting_core.spec.dims import BlockDims
@@ -32,11 +33,14 @@ def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def new_operator(edit: ReplaceOperator, dims: BlockDims, seed: int) -> nn.Module:
-    """The edit's operator with random weights that depend on (seed, site) alone."""
+def new_operator(edit: ReplaceOperator, dims: BlockDims, seed: int, original: nn.Module) -> nn.Module:
+    """The edit's operator with weights that depend on (seed, site) and, where it inherits, on `original`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(site_seed(seed, edit.site))
-        return build(edit.operator, dims)
+        operator = build(edit.operator, dims)
+    if edit.init == "inherit":
+        inherit(original, operator)
+    return operator
 
 
 def operate(
@@ -47,7 +51,7 @@ def operate(
     operators: Mapping[GraftSite, nn.Module] | None = None,
     seed: int = 0,
 ) -> Undo:
-    """Put every edit's operator in place: the one given for its site, else a new random one.
+    """Put every edit's operator in place: the one given for its site, else a new one.
 
     Edits `transformer` in place. Raises ValueError for a site beyond the last block, before any change.
     """
@@ -55,6 +59,6 @@ def operate(
     reference = next(transformer.parameters())
     given = operators or {}
     for edit in edits:
-        operator = given.get(edit.site) or new_operator(edit, dims, seed)
+        operator = given.get(edit.site) or new_operator(edit, dims, seed, originals[edit.site])
         set_operator(transformer, edit.site, adapt(edit.site, operator.to(reference)))
     return Undo(transformer, originals)

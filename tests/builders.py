@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.design import Init, ReplaceOperator
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.operators import KINDS
 from grafting_core.spec.site import GraftSite
@@ -28,10 +28,10 @@ def experiment(**changes: Any) -> ExperimentSpec:
     return parse_submission(document(**changes))
 
 
-def replacement(kind: str, block: int = 1, **fields: Any) -> ReplaceOperator:
+def replacement(kind: str, block: int = 1, init: Init = "random", **fields: Any) -> ReplaceOperator:
     """One edit of one site."""
     operator = KINDS[kind](kind=kind, **fields)
-    return ReplaceOperator(site=GraftSite(block=block, slot=operator.slots[0]), operator=operator)
+    return ReplaceOperator(site=GraftSite(block=block, slot=operator.slots[0]), operator=operator, init=init)
 
 
 class MemoryCheckpoints:

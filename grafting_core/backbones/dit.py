@@ -2,11 +2,8 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from grafting_core.operators.attention import SoftmaxAttention
-from grafting_core.operators.mlp import FeedForward
 from grafting_core.spec.site import GraftSite
 
 
@@ -47,18 +44,10 @@ def adapt(site: GraftSite, operator: nn.Module) -> nn.Module:
     return AttentionSlot(operator) if site.slot == "attention" else operator
 
 
-@torch.no_grad()
-def copy_weights(original: nn.Module, operator: nn.Module) -> None:
-    """Carry the weights of diffusers' attention or feed-forward into our operator of the same shape.
-
-    Raises TypeError for any other operator.
-    """
-    pairs: dict[str, str]
-    if isinstance(operator, SoftmaxAttention):
-        pairs = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-    elif isinstance(operator, FeedForward):
-        pairs = {"expand": "net.0.proj", "contract": "net.2"}
+def projections(original: nn.Module) -> dict[str, Any]:
+    """The linear layers of diffusers' attention (q, k, v, out) or feed-forward (expand, contract)."""
+    if hasattr(original, "to_q"):
+        names = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
     else:
-        raise TypeError(f"weights are copied into softmax attention or an MLP, not {type(operator).__name__}")
-    for ours, theirs in pairs.items():
-        operator.get_submodule(ours).load_state_dict(original.get_submodule(theirs).state_dict())
+        names = {"expand": "net.0.proj", "contract": "net.2"}
+    return {ours: original.get_submodule(theirs) for ours, theirs in names.items()}

@@ -76,7 +76,9 @@ class GridWindowAttention(SoftmaxAttention):
         q_BHRCE = to_grid(q_BHTE, self.grid)
         k_BHRKE, v_BHRKE = self._around(k_BHTE), self._around(v_BHTE)
         mask_RCK = self._mask(q_BHTE.device)
-        return scaled_dot_product_attention(q_BHRCE, k_BHRKE, v_BHRKE, attn_mask=mask_RCK).flatten(2, 3)
+        mixed_BHRCE = scaled_dot_product_attention(q_BHRCE, k_BHRKE, v_BHRKE, attn_mask=mask_RCK)
+        mixed_BHTE: Tensor = mixed_BHRCE.flatten(2, 3)
+        return mixed_BHTE
 
     @property
     def _reach(self) -> int:
@@ -101,7 +103,8 @@ def to_grid(values_BHTE: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens in raster order as rows and columns. Raises ValueError where their number is another."""
     if values_BHTE.shape[2] != grid[0] * grid[1]:
         raise ValueError(f"built for a grid of {grid[0]} x {grid[1]} tokens, given {values_BHTE.shape[2]}")
-    return values_BHTE.unflatten(2, grid)
+    on_grid: Tensor = values_BHTE.unflatten(2, grid)
+    return on_grid
 
 
 class KernelAttention(SoftmaxAttention):

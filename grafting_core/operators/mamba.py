@@ -42,7 +42,8 @@ def scan(
 def _chunked(value: Tensor, missing: int, chunk: int) -> Tensor:
     """[B, T, ...] -> [B, N, C, ...], padded with zeros at the end."""
     padding = (0, 0) * (value.dim() - 2) + (0, missing)
-    return nn.functional.pad(value, padding).unflatten(1, (-1, chunk))
+    chunked: Tensor = nn.functional.pad(value, padding).unflatten(1, (-1, chunk))
+    return chunked
 
 
 def _inside(weighted_BNCHP: Tensor, decay_BNHC: Tensor, b_BNCS: Tensor, c_BNCS: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class SelectiveStateSpace(nn.Module):
         with torch.autocast(x_BTHP.device.type, enabled=False):
             step = nn.functional.softplus(step_BTH.to(wide) + self.dt_bias.to(wide))
             rate = -self.A_log.to(wide).exp()
-            y = scan(x_BTHP.to(wide), step, rate, b_BTS.to(wide), c_BTS.to(wide), CHUNK)
+            y: Tensor = scan(x_BTHP.to(wide), step, rate, b_BTS.to(wide), c_BTS.to(wide), CHUNK)
             y = y + self.D.to(wide)[:, None] * x_BTHP.to(wide)
         return y.flatten(2).to(x_BTI.dtype)
 

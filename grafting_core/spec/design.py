@@ -9,13 +9,15 @@ from grafting_core.spec.base import Frozen
 from grafting_core.spec.operators import OperatorSpec
 from grafting_core.spec.site import GraftSite
 
+Init = Literal["random", "inherit"]
+
 
 class ReplaceOperator(Frozen):
-    """Put `operator` at `site`; weights start random, as in the paper."""
+    """Put `operator` at `site`; weights start random, as in the paper, or from the old operator's."""
 
     site: GraftSite
     operator: OperatorSpec
-    init: Literal["random"] = "random"
+    init: Init = "random"
 
 
 class GraftDesign(Frozen):

@@ -3,6 +3,7 @@
 from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
+from grafting_core.spec.changes import SlotChange, slot_changes
 from grafting_core.spec.experiment import (
     ExperimentSpec,
     evaluation_key,
@@ -31,6 +32,8 @@ class DesignCost(Frozen):
     flops_per_image: int
     """One sampled image: all steps, both halves of the guidance, the decoder."""
     teacher_flops_per_image: int
+    changes: tuple[SlotChange, ...] = ()
+    """By slot, as the paper's Table 4 has them."""
 
 
 class ExperimentPlan(Frozen):
@@ -78,6 +81,7 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
         teacher_flops_per_forward=card.forward_flops(),
         flops_per_image=image_flops(spec, card, forward),
         teacher_flops_per_image=image_flops(spec, card, card.forward_flops()),
+        changes=slot_changes(spec.design, card),
     )
 
 

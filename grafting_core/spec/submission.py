@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
-from grafting_core.spec.design import GraftDesign, ReplaceOperator
+from grafting_core.spec.design import GraftDesign, Init, ReplaceOperator
 from grafting_core.spec.dims import Slot
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.experiment import ExperimentSpec, Resources
@@ -30,6 +30,7 @@ class ReplaceEdit(Frozen):
     replace: Slot
     layers: LayerSelector
     with_: Annotated[OperatorSpec, Field(alias="with")]
+    init: Init = "random"
 
 
 class Submission(Frozen):
@@ -87,7 +88,7 @@ def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
                 problems.append(
                     _problem(("edits", index, "layers"), "site-edited-twice", message, site.block)
                 )
-            placed[site] = ReplaceOperator(site=site, operator=edit.with_)
+            placed[site] = ReplaceOperator(site=site, operator=edit.with_, init=edit.init)
     if problems:
         raise SpecError(problems)
     return GraftDesign(
@@ -101,6 +102,9 @@ def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> lis
         message = f"{operator.kind} fits the {operator.slots[0]} slot, not {edit.replace}"
         message += f"; use one of {', '.join(allowed)}"
         return [_problem(("edits", index, "with", "kind"), "wrong-slot", message, operator.kind, allowed)]
+    if edit.init == "inherit" and not operator.inherits:
+        message = f"{operator.kind} has no weights in common with what it replaces; it starts random"
+        return [_problem(("edits", index, "init"), "cannot-inherit", message, edit.init, ["random"])]
     return [
         _problem(
             ("edits", index, "with", field), "out-of-range", f"should be {right}", getattr(operator, field)

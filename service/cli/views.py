@@ -3,6 +3,7 @@
 from rich.markup import escape
 from rich.table import Table
 
+from grafting_core.spec.changes import SlotChange
 from grafting_core.spec.planning import ExperimentPlan
 from service.api.schemas import BackboneView, Leaderboard, OperatorView, RunDetail, RunView
 from service.cli.console import duration, engineering, out, percent, table
@@ -28,6 +29,8 @@ def show_plan(plan: ExperimentPlan) -> None:
     ):
         rows.add_row(label, engineering(ours), engineering(theirs), percent(ours / theirs - 1))
     out.print(rows)
+    if cost.changes:
+        out.print(changes_table(cost.changes))
     stages = table("stage", "steps", "images", "FLOPs", right=("steps", "images", "FLOPs"))
     for stage in plan.stages:
         spend = stage.spend
@@ -38,6 +41,15 @@ def show_plan(plan: ExperimentPlan) -> None:
     out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
     if not plan.runnable:
         out.print("the lab has no weights of this backbone: it can be planned, not run")
+
+
+def changes_table(changes: tuple[SlotChange, ...]) -> Table:
+    """What happens to each slot, over all blocks, in the columns of the paper's Table 4."""
+    rows = table("slot", "operator FLOPs", "feature FLOPs", "parameters")
+    for change in changes:
+        shown = [change.operator_flops, change.feature_flops, change.num_params]
+        rows.add_row(change.slot, *("-" if value is None else f"{value:+.2%}" for value in shown))
+    return rows
 
 
 def runs_table(runs: list[RunView]) -> Table:

@@ -64,3 +64,10 @@ def test_a_loss_that_is_not_finite_names_the_site(backbone: Backbone, latents: L
     broken = Latents(torch.full_like(latents.mean, float("nan")), latents.std, latents.labels)
     with pytest.raises(Diverged, match="block 0 attention gave a loss of nan at step 0"):
         distill(backbone, EDITS[:1], PLAN, broken, observer=Silent(), checkpoints=NoCheckpoints())
+
+
+def test_an_operator_with_nothing_to_train_is_only_examined(backbone: Backbone, latents: Latents) -> None:
+    edits = [replacement("identity"), replacement("hyena_y", 3)]
+    results = distill(backbone, edits, PLAN, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    assert results[edits[0].site].state == {}
+    assert results[edits[0].site].errors["nmse"] > results[edits[1].site].errors["nmse"] > 0

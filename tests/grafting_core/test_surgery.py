@@ -1,12 +1,14 @@
 """Surgery changes what it should and can be taken back to the bit."""
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from grafting_core.backbones.dit import copy_weights, get_operator
+from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.loader import Backbone
-from grafting_core.operators.catalog import build
+from grafting_core.operators.mlp import FeedForward
 from grafting_core.surgery import new_operator, operate
 from tests.builders import replacement, same
 
@@ -21,15 +23,12 @@ def output(backbone: Backbone) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["mha", "mlp"])
-def test_a_self_graft_with_copied_weights_leaves_the_output_bit_identical(
+def test_a_self_graft_with_inherited_weights_leaves_the_output_bit_identical(
     backbone: Backbone, kind: str
 ) -> None:
     before = output(backbone)
-    edits = [replacement(kind, block) for block in range(backbone.card.depth)]
-    operators = {edit.site: build(edit.operator, backbone.card.dims) for edit in edits}
-    for site, operator in operators.items():
-        copy_weights(get_operator(backbone.transformer, site), operator)
-    undo = operate(backbone.transformer, edits, backbone.card.dims, operators=operators)
+    edits = [replacement(kind, block, "inherit") for block in range(backbone.card.depth)]
+    undo = operate(backbone.transformer, edits, backbone.card.dims)
     during = output(backbone)
     undo.undo()
     assert torch.equal(before, during)
@@ -47,12 +46,15 @@ def test_undo_restores_the_very_modules(backbone: Backbone) -> None:
 
 
 def test_random_weights_depend_on_seed_and_site_alone(backbone: Backbone) -> None:
-    dims = backbone.card.dims
-    first, again = (new_operator(replacement("hyena_x"), dims, 0).state_dict() for _ in range(2))
+    def fresh(seed: int, block: int = 1) -> nn.Module:
+        edit = replacement("hyena_x", block)
+        return new_operator(edit, backbone.card.dims, seed, get_operator(backbone.transformer, edit.site))
+
+    first, again = (fresh(0).state_dict() for _ in range(2))
     torch.rand(1)
     assert same(first, again)
-    assert not same(first, new_operator(replacement("hyena_x"), dims, 1).state_dict())
-    assert not same(first, new_operator(replacement("hyena_x", 2), dims, 0).state_dict())
+    assert not same(first, fresh(1).state_dict())
+    assert not same(first, fresh(0, 2).state_dict())
 
 
 def test_a_site_beyond_the_last_block_is_refused_before_any_change(backbone: Backbone) -> None:
@@ -60,3 +62,36 @@ def test_a_site_beyond_the_last_block_is_refused_before_any_change(backbone: Bac
     with pytest.raises(ValueError, match="blocks are 0 to 7"):
         operate(backbone.transformer, [replacement("hyena_x"), replacement("hyena_x", 8)], backbone.card.dims)
     assert torch.equal(output(backbone), before)
+
+
+def inherited(backbone: Backbone, kind: str, **fields: float) -> nn.Module:
+    edit = replacement(kind, 1, "inherit", **fields)
+    original = get_operator(backbone.transformer, edit.site)
+    return new_operator(edit, backbone.card.dims, 0, original)
+
+
+def test_a_wider_mlp_starts_as_the_same_function(backbone: Backbone) -> None:
+    wider, hidden = inherited(backbone, "mlp", ratio=6.0), torch.randn(2, 49, 96)
+    original = get_operator(backbone.transformer, replacement("mlp").site)
+    torch.testing.assert_close(wider(hidden), original(hidden), rtol=0, atol=1e-5)
+
+
+def test_a_narrower_mlp_drops_what_contributes_nothing(backbone: Backbone) -> None:
+    torch.manual_seed(0)
+    site = replacement("mlp").site
+    original = copy.deepcopy(get_operator(backbone.transformer, site))
+    unused = torch.randperm(384)[:96]
+    original.get_submodule("net.2").weight[:, unused] = 0
+    edit = replacement("mlp", 1, "inherit", ratio=3.0)
+    narrower, hidden = new_operator(edit, backbone.card.dims, 0, original), torch.randn(2, 49, 96)
+    assert isinstance(narrower, FeedForward)
+    torch.testing.assert_close(narrower(hidden), original(hidden), rtol=0, atol=1e-5)
+
+
+def test_a_hyena_takes_all_four_projections(backbone: Backbone) -> None:
+    original = get_operator(backbone.transformer, replacement("hyena_y").site)
+    weights = inherited(backbone, "hyena_y").state_dict()
+    for index, name in enumerate(("to_q", "to_k", "to_v")):
+        ours = weights["project_in.weight"][96 * index : 96 * (index + 1)]
+        assert torch.equal(ours, original.get_submodule(name).weight)
+    assert torch.equal(weights["project_out.bias"], original.get_submodule("to_out.0").bias)
