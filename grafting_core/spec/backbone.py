@@ -60,6 +60,9 @@ class BackboneCard(Frozen):
     weights: str | None
     """Folder of the weights relative to the card, or None."""
     figures: dict[str, float] = {}
+    locality_band: Count | None = None
+    locality: tuple[float, ...] | None = None
+    """Attention mass within `locality_band` tokens, block by block (paper Eq. 3); None where not measured."""
 
     @property
     def ref(self) -> BackboneRef:

@@ -115,7 +115,7 @@ def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> lis
 
 def _sites(index: int, edit: ReplaceEdit, card: BackboneCard, problems: list[Problem]) -> list[GraftSite]:
     try:
-        blocks = resolve(edit.layers, card.depth)
+        blocks = resolve(edit.layers, card.depth, card.locality)
     except ValueError as error:
         given = edit.model_dump(mode="json")["layers"]
         problems.append(_problem(("edits", index, "layers"), "bad-layers", str(error), given))
