@@ -1,6 +1,11 @@
-"""The one table of builders. Adding a kind: its module in a family file, one line in `BUILDERS`."""
+"""The one table of builders. Adding a kind: its module in a family file, one line in `BUILDERS`.
+
+Other packages add builders by entry points of the group `graftlab.operator_builders`.
+"""
 
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
@@ -18,7 +23,9 @@ from grafting_core.operators.mlp import build_conv_mlp, build_mlp, build_mlp_hye
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import OperatorBase
 
-BUILDERS: dict[str, Callable[[Any, BlockDims], nn.Module]] = {
+Builder = Callable[[Any, BlockDims], nn.Module]
+BUILDER_GROUP = "graftlab.operator_builders"
+BUILDERS: dict[str, Builder] = {
     "mha": build_mha,
     "window_attention": build_window_attention,
     "window_attention_2d": build_window_attention_2d,
@@ -45,4 +52,15 @@ def build(spec: OperatorBase, dims: BlockDims) -> nn.Module:
     """
     for field, right in spec.problems(dims):
         raise ValueError(f"{spec.kind}.{field} is {getattr(spec, field)}; it should be {right}")
-    return BUILDERS[spec.kind](spec, dims)
+    return _builder(spec.kind)(spec, dims)
+
+
+@cache
+def _builder(kind: str) -> Builder:
+    if kind in BUILDERS:
+        return BUILDERS[kind]
+    points = list(entry_points(group=BUILDER_GROUP, name=kind))
+    if not points:
+        raise LookupError(f"operator kind {kind!r} has a spec and no entry point in {BUILDER_GROUP!r}")
+    builder: Builder = points[0].load()
+    return builder

@@ -1,5 +1,9 @@
-"""The one table of operator specs. Adding a kind: its class in a family file, one line in `OPERATORS`."""
+"""The one table of operator specs. Adding a kind: its class in a family file, one line in `BUILT_IN`.
 
+Other packages add kinds by entry points of the group `graftlab.operator_specs` (see grafting_core/README.md).
+"""
+
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
@@ -24,7 +28,7 @@ from grafting_core.spec.operators.identity import Identity
 from grafting_core.spec.operators.mamba import BidirectionalMamba2, Mamba2
 from grafting_core.spec.operators.mlp import ConvMlp, Mlp, MlpHyenaX
 
-OPERATORS: tuple[type[OperatorBase], ...] = (
+BUILT_IN: tuple[type[OperatorBase], ...] = (
     MultiHeadAttention,
     WindowAttention,
     WindowAttention2d,
@@ -43,7 +47,26 @@ OPERATORS: tuple[type[OperatorBase], ...] = (
     Identity,
 )
 
-KINDS: dict[str, type[OperatorBase]] = {cls.model_fields["kind"].default: cls for cls in OPERATORS}
+SPEC_GROUP = "graftlab.operator_specs"
+
+
+def _registered() -> tuple[type[OperatorBase], ...]:
+    """Specs of other packages. Raises ValueError where one takes a kind that exists."""
+    found = sorted(entry_points(group=SPEC_GROUP), key=lambda point: (point.name, point.value))
+    taken = {_kind(cls): "this package" for cls in BUILT_IN}
+    for point in found:
+        if point.name in taken:
+            raise ValueError(f"operator kind {point.name!r} of {point.value} exists: {taken[point.name]}")
+        taken[point.name] = point.value
+    return tuple(point.load() for point in found)
+
+
+def _kind(cls: type[OperatorBase]) -> str:
+    return str(cls.model_fields["kind"].default)
+
+
+OPERATORS = BUILT_IN + _registered()
+KINDS: dict[str, type[OperatorBase]] = {_kind(cls): cls for cls in OPERATORS}
 
 
 def kinds_for(slot: Slot) -> list[str]:

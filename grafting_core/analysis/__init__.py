@@ -1,0 +1,1 @@
+"""What a backbone's own operators do, measured before anything is cut out."""

@@ -1,0 +1,67 @@
+"""Other packages add operator kinds by entry points."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SPEC = """
+from typing import ClassVar, Literal
+from grafting_core.spec.dims import OperatorFlops
+from grafting_core.spec.operators.base import OperatorBase
+
+class Half(OperatorBase):
+    kind: Literal["half"] = "half"
+    slots: ClassVar = ("mlp",)
+    summary: ClassVar = "halves"
+    factor: float = 0.5
+    def num_params(self, dims): return 0
+    def flops(self, dims, num_tokens=None): return OperatorFlops(operator=0, features=0)
+"""
+MODULE = """
+from torch import nn
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def forward(self, hidden_BTD):
+        return self.factor * hidden_BTD
+
+def build(spec, dims):
+    return Scale(spec.factor)
+"""
+USE = """
+import torch
+from grafting_core.operators.catalog import build
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.submission import parse_submission
+edit = {"replace": "mlp", "layers": [1], "with": {"kind": "half", "factor": 0.25}}
+spec = parse_submission({"name": "a", "backbone": "testbed/dit-fashion", "edits": [edit]})
+module = build(spec.design.edits[0].operator, backbone_cards()["testbed/dit-fashion"].dims)
+assert module(torch.ones(1, 2, 3)).unique().item() == 0.25
+"""
+
+
+def run(folder: Path, kind: str) -> subprocess.CompletedProcess[str]:
+    """Use a package that registers `kind`, installed as pip would leave it."""
+    (folder / "halving_spec.py").write_text(SPEC)
+    (folder / "halving.py").write_text(MODULE)
+    info = folder / "halving-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
+    points = f"[graftlab.operator_specs]\n{kind} = halving_spec:Half\n"
+    points += f"[graftlab.operator_builders]\n{kind} = halving:build\n"
+    (info / "entry_points.txt").write_text(points)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
+    return subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True)
+
+
+def test_a_registered_kind_is_used_like_our_own(tmp_path: Path) -> None:
+    done = run(tmp_path, "half")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_kind_that_exists_is_refused_by_name(tmp_path: Path) -> None:
+    done = run(tmp_path, "hyena_x")
+    assert "operator kind 'hyena_x' of halving_spec:Half exists: this package" in done.stderr
