@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import is_autocast_available
 
 from grafting_core.operators.hyena import DepthwiseConv
 from grafting_core.spec.dims import BlockDims
@@ -106,7 +107,8 @@ class SelectiveStateSpace(nn.Module):
             return self._fused(fused_scan, x_BTHP, step_BTH, b_BTS, c_BTS)
         # The scan's exponentials and sums need at least single precision.
         wide = torch.promote_types(x_BTHP.dtype, torch.float32)
-        with torch.autocast(x_BTHP.device.type, enabled=False):
+        device = x_BTHP.device.type
+        with torch.autocast(device if is_autocast_available(device) else "cpu", enabled=False):
             step = nn.functional.softplus(step_BTH.to(wide) + self.dt_bias.to(wide))
             rate = -self.A_log.to(wide).exp()
             y: Tensor = scan(x_BTHP.to(wide), step, rate, b_BTS.to(wide), c_BTS.to(wide), CHUNK)

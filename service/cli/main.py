@@ -13,6 +13,7 @@ from grafting_core.spec.document import read_document
 from grafting_core.spec.problems import SpecError
 from service.api.schemas import RunDetail
 from service.cli import views
+from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
 from service.cli.follow import follow
 from service.cli.lab import LabBusy, find_url
@@ -175,6 +176,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
     print_json(found) if json else views.show_backbones(found)
 
 
+app.command("check-operator")(check_operator_command)
 app.command("up")(up_command)
 app.command("down")(down_command)
 app.command("demo")(demo_command)

@@ -1,6 +1,7 @@
 """The lab as a user has it: REST, scheduler, Ray, storage, SQL and MLflow, with processes killed under it."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -204,6 +205,14 @@ def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
+def test_an_operator_is_checked_without_a_lab(tmp_path: Path) -> None:
+    done = subprocess.run([*GRAFT, "check-operator", "mamba2", "--json"], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert {"probe": "parameters", "ok": True, "seen": "formula 11,404, built 11,404"} in json.loads(
+        done.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "text", "line"),
     [
@@ -213,6 +222,7 @@ def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
         (["submit", "-"], "name: a\nbackbone: x\n", "-: /backbone: unknown backbone 'x'"),
         (["show", "zzzz"], "", "no runs have an id beginning with 'zzzz'"),
         (["lss"], "", "No such command 'lss'"),
+        (["check-operator", "hyena_z"], "", "unknown operator 'hyena_z'; did you mean 'hyena_"),
     ],
 )
 def test_bad_input_is_exit_code_two_and_one_line(lab: Lab, words: list[str], text: str, line: str) -> None:
