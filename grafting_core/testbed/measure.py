@@ -3,10 +3,13 @@
 `python -m grafting_core.testbed.measure` measures the shipped files and puts the figures on their card.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from grafting_core.analysis.locality import default_band, locality_profile
 from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.evaluation import evaluate_chunk, finish
 from grafting_core.metrics.frechet import fid
@@ -72,13 +75,21 @@ def untrained(seed: int = 0) -> nn.Module:
     return network
 
 
+def measure_locality(backbone: Backbone) -> dict[str, Any]:
+    """The card's profile: by it, designs choose blocks of local or far-reaching attention."""
+    band = default_band(backbone.card.dims.num_tokens)
+    profile = locality_profile(backbone, [band])[band]
+    return {"locality_band": band, "locality": tuple(round(mass, 6) for mass in profile)}
+
+
 def main() -> None:
     """Measure everything (20 minutes of one core) and write the card anew."""
     backbone = load_backbone(NAME)
     figures = measure_real(backbone)
     figures |= measure_samples(backbone, backbone.transformer, "teacher")
     figures |= measure_samples(backbone, untrained(), "untrained")
-    write_card(backbone.card.model_copy(update={"figures": figures}))
+    measured = {"figures": figures, **measure_locality(backbone)}
+    write_card(backbone.card.model_copy(update=measured))
     for name, value in figures.items():
         print(f"{name}: {value:.4f}")
 

@@ -141,3 +141,14 @@ def test_what_was_given_is_shown_short() -> None:
     given = problems_of(document(backbone="x" * 199))[0].given
     assert given is not None
     assert len(given) <= 200
+
+
+def test_the_testbeds_profile_ranks_its_blocks() -> None:
+    spec = parse_submission({**edit(layers={"top_local": 0.5}), "backbone": "testbed/dit-fashion"})
+    assert [e.site.block for e in spec.design.edits] == [1, 2, 3, 6]
+
+
+def test_weights_are_inherited_where_there_are_any() -> None:
+    assert all(e.init == "inherit" for e in parse_submission(edit(init="inherit")).design.edits)
+    with pytest.raises(SpecError, match="mamba2 has no weights in common"):
+        parse_submission(edit(init="inherit", **{"with": {"kind": "mamba2"}}))
