@@ -1,0 +1,145 @@
+"""Operators against softmax attention (torch's SDPA) at growing token counts, both sides in one run.
+
+`python -m benchmarks.operators [--width 1152] [--tokens 256 1024 ...] [--rounds 5]` prints a table: median
+times of forward and of forward with backward, as ratios against `mha` (higher is faster), and the memory that
+the forward takes at its peak beyond weights and input. On CUDA in bf16 where there is one, else on the CPU in
+float32, where each peak is read off a process of its own.
+"""
+
+import argparse
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from grafting_core.operators.catalog import build
+from grafting_core.spec.dims import BlockDims
+from grafting_core.spec.operators import KINDS
+
+PEER = "mha"
+RIVALS = (
+    "window_attention",
+    "window_attention_2d",
+    "linear_attention",
+    "hyena_x",
+    "hyena_se",
+    "hyena_y",
+    "mamba2",
+)
+TOKENS_A_BATCH = 4096
+COLUMNS = ("tokens", "operator", "forward", "forward + backward", "forward ms", "peak MiB")
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+
+def main() -> None:
+    """Parse the command line, measure, print one line a kind and token count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=1152)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096, 16384])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=list(RIVALS))
+    parser.add_argument(
+        "--peak", action="store_true", help="print the peak of the first kind and token count"
+    )
+    given = parser.parse_args()
+    if given.peak:
+        print(peak(given.kinds[0], given.width, given.tokens[0]))
+        return
+    print(HEAD)
+    for tokens in given.tokens:
+        compare(given.width, tokens, given.kinds, given.rounds)
+
+
+def compare(width: int, tokens: int, kinds: list[str], rounds: int) -> None:
+    """All kinds in turn, round by round, so that a slow moment of the machine hits them alike."""
+    modules = {kind: operator(kind, width, tokens) for kind in (PEER, *kinds)}
+    hidden = batch(width, tokens)
+    forward = interleaved({kind: _forward(module, hidden) for kind, module in modules.items()}, rounds)
+    both = interleaved(
+        {kind: _backward(module, hidden) for kind, module in modules.items()}, max(1, rounds // 2)
+    )
+    for kind in modules:
+        ratios = f"{forward[PEER] / forward[kind]:.2f} | {both[PEER] / both[kind]:.2f}"
+        print(
+            f"| {tokens} | {kind} | {ratios} | {1e3 * forward[kind]:.0f} | {peak_of(kind, width, tokens)} |",
+            flush=True,
+        )
+
+
+def operator(kind: str, width: int, tokens: int) -> nn.Module:
+    """Built for a square grid, or one twice as wide as high."""
+    side = 2 ** (round(math.log2(tokens)) // 2)
+    dims = BlockDims(width=width, num_heads=16, mlp_ratio=4.0, grid=(side, tokens // side))
+    return build(KINDS[kind](kind=kind), dims).to(DEVICE, DTYPE)
+
+
+def batch(width: int, tokens: int) -> Tensor:
+    """As many samples as keep the work alike: [B, tokens, width]."""
+    return torch.randn(max(1, TOKENS_A_BATCH // tokens), tokens, width, device=DEVICE, dtype=DTYPE)
+
+
+def peak_of(kind: str, width: int, tokens: int) -> str:
+    """MiB, from a process that does nothing else."""
+    words = ["--peak", "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
+    command = [sys.executable, "-m", "benchmarks.operators", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@torch.no_grad()
+def peak(kind: str, width: int, tokens: int) -> int:
+    """MiB that one forward takes beyond weights, input and what the libraries hold once they are warm."""
+    module, hidden = operator(kind, width, tokens), batch(width, tokens)
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        module(hidden)
+        return int(torch.cuda.max_memory_allocated() - before) // 2**20
+    operator(PEER, width, 64)(hidden[:1, :64])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    module(hidden)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+
+
+def interleaved(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of every job after one warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job()
+            _wait()
+            if turn:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _forward(module: nn.Module, hidden: Tensor) -> Callable[[], None]:
+    def job() -> None:
+        with torch.no_grad():
+            module(hidden)
+
+    return job
+
+
+def _backward(module: nn.Module, hidden: Tensor) -> Callable[[], None]:
+    def job() -> None:
+        module.zero_grad()
+        module(hidden).sum().backward()
+
+    return job
+
+
+if __name__ == "__main__":
+    sys.exit(main())
