@@ -23,10 +23,10 @@ PRESETS: dict[str, Preset] = {
     # Minutes of one CPU core on the testbed, large enough that rankings mean something.
     "demo": Preset(
         distill=DistillPlan(
-            steps=300, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000
+            steps=220, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000
         ),
         finetune=FinetunePlan(
-            steps=200,
+            steps=160,
             batch_size=64,
             learning_rate=3e-4,
             schedule="cosine",
@@ -37,7 +37,7 @@ PRESETS: dict[str, Preset] = {
         evaluate=EvaluationProtocol(
             samples=1_000,
             sampler="ddim",
-            sampling_steps=15,
+            sampling_steps=10,
             guidance_channels="all",
             labels="balanced",
             feature_network="fashion-cnn",
