@@ -23,10 +23,10 @@ PRESETS: dict[str, Preset] = {
     # Minutes of one CPU core on the testbed, large enough that rankings mean something.
     "demo": Preset(
         distill=DistillPlan(
-            steps=220, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000
+            steps=170, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000
         ),
         finetune=FinetunePlan(
-            steps=160,
+            steps=130,
             batch_size=64,
             learning_rate=3e-4,
             schedule="cosine",
