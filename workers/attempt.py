@@ -92,12 +92,12 @@ def carry_out(storage: Storage, ticket: RunTicket, started: float) -> EventBody:
 
 def _spend(ticket: RunTicket, started: float) -> Spend:
     """Time alone; FLOPs and images are in the last progress event."""
-    return Spend(device_seconds=(time.time() - started) * ticket.experiment.resources.workers)
+    return Spend(device_seconds=(time.time() - started) * ticket.work.resources.workers)
 
 
 def _fit(ticket: RunTicket, started: float) -> None:
     ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
-    resources = ticket.experiment.resources
+    resources = ticket.work.resources
     trainer = TorchTrainer(
         enter_train_loop,
         train_loop_config={"ticket": ticket.model_dump_json(), "started": started},

@@ -12,16 +12,17 @@ Layout under the storage root (an fsspec URI):
 Every file is written whole or not at all. Event files are numbered from 1 without gaps.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.work import Work
 
-StageName = Literal["distill", "finetune", "evaluate"]
-STAGES: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
+StageName = Literal["distill", "finetune", "evaluate", "analyze"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""In the order in which they are shown."""
 
 Reason = Literal[
     "user_request",
@@ -45,7 +46,7 @@ class RunTicket(Frozen):
 
     run_id: str
     attempt: Annotated[int, Field(ge=1)]
-    experiment: ExperimentSpec
+    work: Work
     storage: str
     spent: Spend = Spend()
     """What earlier attempts used, for the budget."""

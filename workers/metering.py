@@ -1,6 +1,9 @@
 """What an attempt has used so far, by clock and by formula."""
 
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
@@ -11,27 +14,43 @@ from grafting_core.spec.planning import (
     finetune_flops_per_image,
     image_flops,
 )
+from grafting_core.spec.work import Work
 from workers.contract import StageName
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs and training images of one step of a stage."""
+
+    flops: float
+    images: int = 0
+
+
+StepCosts = Mapping[StageName, StepCost]
+
+
+def _graft_costs(spec: ExperimentSpec) -> StepCosts:
+    card = backbone_cards()[spec.backbone.name]
+    forward = design_cost(spec, card).flops_per_forward
+    distill, finetune = spec.distill.batch_size, spec.finetune.batch_size
+    return {
+        "distill": StepCost(distill * distill_flops_per_image(spec, card), distill),
+        "finetune": StepCost(finetune * finetune_flops_per_image(spec, card), finetune),
+        "evaluate": StepCost(image_flops(spec, card, forward)),
+    }
+
+
+COSTS: Mapping[str, Callable[[Any], StepCosts]] = {"graft": _graft_costs}
+"""Kind of work -> what a step of each of its stages costs."""
 
 
 class Meter:
     """Device-seconds are wall-clock since `started` times devices; FLOPs and images follow from steps."""
 
-    def __init__(self, spec: ExperimentSpec, started: float) -> None:
-        card = backbone_cards()[spec.design.backbone.name]
-        forward = design_cost(spec, card).flops_per_forward
+    def __init__(self, work: Work, started: float) -> None:
         self._started = started
-        self._devices = spec.resources.workers
-        self._flops = {
-            "distill": spec.distill.batch_size * distill_flops_per_image(spec, card),
-            "finetune": spec.finetune.batch_size * finetune_flops_per_image(spec, card),
-            "evaluate": image_flops(spec, card, forward),
-        }
-        self._images = {
-            "distill": spec.distill.batch_size,
-            "finetune": spec.finetune.batch_size,
-            "evaluate": 0,
-        }
+        self._devices = work.resources.workers
+        self._costs = COSTS[work.kind](work)
         self._steps: dict[StageName, int] = {}
 
     def did(self, stage: StageName, steps: int) -> None:
@@ -42,8 +61,8 @@ class Meter:
         """Of this attempt, all stages together."""
         return Spend(
             device_seconds=(time.time() - self._started) * self._devices,
-            flops=float(sum(self._flops[stage] * steps for stage, steps in self._steps.items())),
-            training_images=sum(self._images[stage] * steps for stage, steps in self._steps.items()),
+            flops=float(sum(self._costs[stage].flops * steps for stage, steps in self._steps.items())),
+            training_images=sum(self._costs[stage].images * steps for stage, steps in self._steps.items()),
         )
 
 

@@ -40,7 +40,7 @@ class Brake:
         if self._storage.exists(self._path):
             return self._storage.read_model(self._path, Stop).reason
         spent = self._ticket.spent + self._meter.total()
-        return "budget_exhausted" if self._ticket.experiment.budget.exceeded_by(spent) else None
+        return "budget_exhausted" if self._ticket.work.budget.exceeded_by(spent) else None
 
 
 class StageObserver:

@@ -33,8 +33,8 @@ class AttemptStoppedEarly(Exception):
 def train_loop(config: dict[str, Any]) -> None:
     """Entry of one Ray Train worker; `config` holds the ticket as JSON and when the attempt began."""
     ticket = RunTicket.model_validate_json(config["ticket"])
-    torch.set_num_threads(ticket.experiment.resources.cpus_per_worker)
-    run_stages(_context(ticket, config["started"], _group()))
+    torch.set_num_threads(ticket.work.resources.cpus_per_worker)
+    WALKS[ticket.work.kind](_context(ticket, config["started"], _group()))
 
 
 def _group() -> Group:
@@ -47,10 +47,10 @@ def _group() -> Group:
 
 def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     storage = Storage(ticket.storage)
-    meter = Meter(ticket.experiment, started)
-    backbone = load_backbone(ticket.experiment.design.backbone.name, ray.train.torch.get_device())
-    if backbone.card.digest != ticket.experiment.design.backbone.digest:
-        raise ValueError("this worker has other weights of the backbone than the design was planned for")
+    meter = Meter(ticket.work, started)
+    backbone = load_backbone(ticket.work.backbone.name, ray.train.torch.get_device())
+    if backbone.card.digest != ticket.work.backbone.digest:
+        raise ValueError("this worker has other weights of the backbone than the work was planned for")
     events = EventLog(storage, ticket) if group.leads else None
     return Context(ticket, storage, backbone, group, meter, Brake(storage, ticket, meter), events)
 
@@ -69,3 +69,7 @@ def run_stages(context: Context) -> None:
             context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+WALKS: Mapping[str, Callable[[Context], None]] = {"graft": run_stages}
+"""Kind of work -> what carries it out."""

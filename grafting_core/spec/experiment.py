@@ -1,9 +1,10 @@
 """The whole submission, resolved: what is hashed, stored and handed to a worker."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest
@@ -25,6 +26,7 @@ class Resources(Frozen):
 class ExperimentSpec(Frozen):
     """Design, the three stages' settings and limits. Name, budget and resources do not enter the digest."""
 
+    kind: Literal["graft"] = "graft"
     name: str
     design: GraftDesign
     distill: DistillPlan
@@ -32,6 +34,10 @@ class ExperimentSpec(Frozen):
     evaluate: EvaluationProtocol
     budget: Budget = Budget()
     resources: Resources = Resources()
+
+    @property
+    def backbone(self) -> BackboneRef:
+        return self.design.backbone
 
     @property
     def digest(self) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.work import Work, as_graft
 from workers.contract import Event, Reason, StageReport
 
 RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED"]
@@ -33,6 +34,7 @@ class RunView(View):
     """One run as the list shows it."""
 
     id: str
+    kind: str
     name: str
     backbone: str
     state: RunState
@@ -55,8 +57,13 @@ class RunView(View):
 class RunDetail(RunView):
     """One run with its spec and the reports of the stages done."""
 
-    experiment: ExperimentSpec
+    work: Work
     stages: list[StageReport]
+
+    @property
+    def experiment(self) -> ExperimentSpec:
+        """The work of a graft. Raises ValueError for a run of another kind."""
+        return as_graft(self.work)
 
 
 class RunPage(View):

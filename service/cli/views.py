@@ -87,8 +87,9 @@ def show_run(run: RunDetail) -> None:
     if run.message:
         out.print(f"  {escape(run.message)}")
     out.print(f"  backbone {run.backbone}, attempt {run.attempt}, digest {run.experiment_digest[:12]}")
-    for edit in run.experiment.design.edits:
-        out.print(f"  {edit.site}: {escape(str(edit.operator))}")
+    if run.kind == "graft":
+        for edit in run.experiment.design.edits:
+            out.print(f"  {edit.site}: {escape(str(edit.operator))}")
     for report in run.stages:
         spend = report.spend
         used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"

@@ -3,6 +3,7 @@
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
+from grafting_core.spec.work import LAST_STAGES
 from service.settings import Settings
 from service.store.lifecycle import record, retry_or_fail, transition
 from service.store.models import AttemptRow, RunRow, StageRow, now
@@ -90,8 +91,9 @@ def fail_attempt(session: Session, settings: Settings, run: RunRow, reason: Reas
 
 
 def _succeed(session: Session, settings: Settings, run: RunRow) -> None:
-    if session.get(StageRow, (run.id, "evaluate")) is None:
-        fail_attempt(session, settings, run, "internal_error", "the attempt ended without an evaluation")
+    last = LAST_STAGES[run.experiment.kind]
+    if session.get(StageRow, (run.id, last)) is None:
+        fail_attempt(session, settings, run, "internal_error", f"the attempt ended without its {last} stage")
     else:
         transition(session, run, "SUCCEEDED")
 

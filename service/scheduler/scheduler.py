@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.lifecycle import transition
 from service.store.models import AttemptRow, RunRow, now
-from service.store.queries import spec_of, spend_of
+from service.store.queries import spend_of, work_of
 from workers.contract import (
     Event,
     RunTicket,
@@ -88,10 +88,10 @@ class Scheduler:
     def _submit(self, run_id: str, attempt: int) -> None:
         """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
         with self.database.reading() as session:
-            spec = spec_of(session.get_one(RunRow, run_id))
+            work = work_of(session.get_one(RunRow, run_id))
             spent = spend_of(session, run_id)
         ticket = RunTicket(
-            run_id=run_id, attempt=attempt, experiment=spec, storage=self.settings.storage, spent=spent
+            run_id=run_id, attempt=attempt, work=work, storage=self.settings.storage, spent=spent
         )
         self.storage.write_model(ticket_path(run_id, attempt), ticket)
         self.ray.submit(submission_id(run_id, attempt), self._entrypoint(run_id, attempt))

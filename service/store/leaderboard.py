@@ -7,13 +7,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow, RunView
-from service.store.models import RunRow
+from service.store.models import ExperimentRow, RunRow
 from service.store.queries import run_views, spec_of
+
+RANKED = (RunRow.state == "SUCCEEDED", ExperimentRow.kind == "graft")
 
 
 def leaderboard(session: Session) -> Leaderboard:
     """Groups by protocol digest; an experiment that ran twice counts once, by its latest run."""
-    rows = session.scalars(select(RunRow).where(RunRow.state == "SUCCEEDED").order_by(RunRow.id.desc())).all()
+    rows = session.scalars(
+        select(RunRow).join(RunRow.experiment).where(*RANKED).order_by(RunRow.id.desc())
+    ).all()
     latest = {row.experiment.digest: row for row in reversed(rows)}
     kept = sorted(latest.values(), key=lambda row: row.experiment.protocol_digest)
     groups = groupby(kept, key=lambda row: row.experiment.protocol_digest)

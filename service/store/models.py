@@ -39,11 +39,12 @@ class Base(DeclarativeBase):
 
 
 class ExperimentRow(Base):
-    """One submission, resolved. The idempotency key makes a repeated request find it."""
+    """One submission of any kind of work, resolved. The idempotency key makes a repeated request find it."""
 
     __tablename__ = "experiments"
 
     id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), server_default="graft")
     name: Mapped[str] = mapped_column(String(200))
     backbone: Mapped[str] = mapped_column(String(200))
     digest: Mapped[str] = mapped_column(String(64), index=True)

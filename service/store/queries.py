@@ -9,14 +9,20 @@ from sqlalchemy.orm import Session
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.work import WORK, Work, as_graft
 from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
-from workers.contract import Event, StageReport
+from workers.contract import STAGES, Event, StageReport
+
+
+def work_of(run: RunRow) -> Work:
+    """The work of a run, as it was resolved at submission."""
+    return WORK.validate_json(json.dumps(run.experiment.spec))
 
 
 def spec_of(run: RunRow) -> ExperimentSpec:
-    """The experiment of a run, as it was resolved at submission."""
-    return ExperimentSpec.model_validate_json(json.dumps(run.experiment.spec))
+    """The work of a run that is a graft. Raises ValueError for other kinds."""
+    return as_graft(work_of(run))
 
 
 def find_runs(
@@ -58,7 +64,7 @@ def run_detail(session: Session, run_id: str) -> RunDetail | None:
         return None
     reports = _reports(session, [run_id]).get(run_id, [])
     view = _view(row, _spends(session, [run_id]).get(run_id, Spend()), reports)
-    return RunDetail(**view.model_dump(), experiment=spec_of(row), stages=reports)
+    return RunDetail(**view.model_dump(), work=work_of(row), stages=reports)
 
 
 def spend_of(session: Session, run_id: str) -> Spend:
@@ -85,9 +91,8 @@ def _spends(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
 
 def _reports(session: Session, ids: Sequence[str]) -> dict[str, list[StageReport]]:
     found: dict[str, list[StageReport]] = {}
-    order = ("distill", "finetune", "evaluate")
     rows = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))).all()
-    for row in sorted(rows, key=lambda row: order.index(row.stage)):
+    for row in sorted(rows, key=lambda row: STAGES.index(row.stage)):
         found.setdefault(row.run_id, []).append(StageReport.model_validate_json(json.dumps(row.report)))
     return found
 
@@ -96,6 +101,7 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
     card = backbone_cards().get(row.experiment.backbone)
     return RunView(
         id=row.id,
+        kind=row.experiment.kind,
         name=row.experiment.name,
         backbone=row.experiment.backbone,
         state=row.state,

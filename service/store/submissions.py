@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.experiment import ExperimentSpec, protocol_digest
+from grafting_core.spec.work import Work, protocol_of
 from service.store.lifecycle import new_run_id, record
 from service.store.models import ExperimentRow, RunRow
 
@@ -12,9 +12,7 @@ class KeyReused(Exception):
     """An idempotency key came back with another body."""
 
 
-def submit(
-    session: Session, spec: ExperimentSpec, request_digest: str, idempotency_key: str | None
-) -> RunRow:
+def submit(session: Session, work: Work, request_digest: str, idempotency_key: str | None) -> RunRow:
     """The run of this submission; the same one for the same key. Raises KeyReused."""
     if idempotency_key is not None:
         earlier = _by_key(session, idempotency_key)
@@ -22,7 +20,7 @@ def submit(
             if earlier.experiment.request_digest != request_digest:
                 raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
             return earlier
-    return _insert(session, spec, request_digest, idempotency_key)
+    return _insert(session, work, request_digest, idempotency_key)
 
 
 def _by_key(session: Session, key: str) -> RunRow | None:
@@ -30,13 +28,14 @@ def _by_key(session: Session, key: str) -> RunRow | None:
     return session.scalars(query.order_by(RunRow.created_at)).first()
 
 
-def _insert(session: Session, spec: ExperimentSpec, request_digest: str, key: str | None) -> RunRow:
+def _insert(session: Session, work: Work, request_digest: str, key: str | None) -> RunRow:
     experiment = ExperimentRow(
-        name=spec.name,
-        backbone=spec.design.backbone.name,
-        digest=spec.digest,
-        protocol_digest=protocol_digest(spec),
-        spec=spec.model_dump(mode="json"),
+        kind=work.kind,
+        name=work.name,
+        backbone=work.backbone.name,
+        digest=work.digest,
+        protocol_digest=protocol_of(work),
+        spec=work.model_dump(mode="json"),
         idempotency_key=key,
         request_digest=request_digest,
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL, RunDetail, RunEvent
 from service.settings import Settings
@@ -73,7 +74,7 @@ class Forwarder:
         started = int(detail.created_at.timestamp() * 1000)
         made = self.client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
         self.client.log_batch(made.info.run_id, params=_params(detail))
-        self.client.log_text(made.info.run_id, detail.experiment.model_dump_json(indent=2), "experiment.json")
+        self.client.log_text(made.info.run_id, detail.work.model_dump_json(indent=2), f"{detail.kind}.json")
         self._link(detail.id, experiment_id, made.info.run_id)
         return str(made.info.run_id)
 
@@ -115,13 +116,19 @@ class Forwarder:
 
 
 def _params(detail: RunDetail) -> list[Param]:
-    """Design and settings, flat; MLflow keeps up to 6,000 characters each."""
-    spec = detail.experiment
+    """What was asked for, flat; MLflow keeps up to 6,000 characters each."""
+    flat = {"kind": detail.kind, "experiment_digest": detail.experiment_digest}
+    if detail.kind == "graft":
+        flat |= _graft_params(detail.experiment)
+    return [Param(name, value[:6000]) for name, value in flat.items()]
+
+
+def _graft_params(spec: ExperimentSpec) -> dict[str, str]:
     edits = ", ".join(f"{edit.site}: {_short(edit.operator.model_dump())}" for edit in spec.design.edits)
-    flat = {"edits": edits or "none (teacher)", "experiment_digest": detail.experiment_digest}
+    flat = {"edits": edits or "none (teacher)"}
     for part in ("distill", "finetune", "evaluate"):
         flat |= {f"{part}.{name}": str(value) for name, value in getattr(spec, part).model_dump().items()}
-    return [Param(name, value[:6000]) for name, value in flat.items()]
+    return flat
 
 
 def _short(operator: dict[str, Any]) -> str:

@@ -167,7 +167,7 @@ def _model(folder: Path, run: RunDetail) -> bytes:
 def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
     """The same design carried out in this process, without a break."""
     spec = parse_submission(document(name="battered", layers=[2], **SLOW))
-    ticket = RunTicket(run_id="r", attempt=1, experiment=spec, storage=str(folder))
+    ticket = RunTicket(run_id="r", attempt=1, work=spec, storage=str(folder))
     storage, meter = Storage(str(folder)), Meter(spec, time.time())
     context = Context(
         ticket,

@@ -28,7 +28,7 @@ def stored(client: TestClient) -> int:
 def test_a_submission_becomes_a_queued_run(client: TestClient) -> None:
     run = client.get(f"/api/v1/runs/{submit(client)}").json()
     assert (run["state"], run["attempt"], run["name"]) == ("QUEUED", 0, "quick")
-    assert [edit["site"]["block"] for edit in run["experiment"]["design"]["edits"]] == [1, 3]
+    assert [edit["site"]["block"] for edit in run["work"]["design"]["edits"]] == [1, 3]
 
 
 def test_yaml_is_taken_as_well(client: TestClient) -> None:

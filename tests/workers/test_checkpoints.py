@@ -15,7 +15,7 @@ FOLDER = "runs/r1/checkpoints/key"
 
 def checkpoints(folder: Path, attempt: int = 1, seconds: float = 30.0) -> StoredCheckpoints:
     ticket = RunTicket(
-        run_id="r1", attempt=attempt, experiment=experiment(), storage=str(folder), checkpoint_seconds=seconds
+        run_id="r1", attempt=attempt, work=experiment(), storage=str(folder), checkpoint_seconds=seconds
     )
     return StoredCheckpoints(Storage(str(folder)), ticket, "key")
 

@@ -27,7 +27,7 @@ def context(
     folder: Path, backbone: Backbone, spec: ExperimentSpec, run: str = "r1", attempt: int = 1
 ) -> Context:
     storage = Storage(str(folder))
-    ticket = RunTicket(run_id=run, attempt=attempt, experiment=spec, storage=str(folder))
+    ticket = RunTicket(run_id=run, attempt=attempt, work=spec, storage=str(folder))
     meter = Meter(spec, time.time())
     events = EventLog(storage, ticket)
     brake = Brake(storage, ticket, meter)

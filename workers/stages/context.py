@@ -10,6 +10,7 @@ from grafting_core.data import Latents, encode_latents
 from grafting_core.finetuning import Share
 from grafting_core.observing import Observer, Silent
 from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.work import Work, as_graft
 from grafting_core.storage import Storage
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import RunTicket, StageName, StageReport
@@ -46,8 +47,13 @@ class Context:
     _latents: dict[int, Latents] = field(default_factory=dict)
 
     @property
+    def work(self) -> Work:
+        return self.ticket.work
+
+    @property
     def spec(self) -> ExperimentSpec:
-        return self.ticket.experiment
+        """The work, where it is a graft."""
+        return as_graft(self.work)
 
     def latents(self, images: int) -> Latents:
         """Training latents, encoded once per attempt."""
