@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.diffusion import add_noise, denoising_loss, linear_schedule
-from grafting_core.metrics.frechet import fid
+from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
 from grafting_core.metrics.moments import Moments
 from grafting_core.sampling import sample_images, sample_labels
+from grafting_core.spec.ladder import LOSS_DRAWS, FidRung, ladder_of
 from grafting_core.spec.plans import EvaluationProtocol
+
+FID_CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,35 @@ def extract_features(backbone: Backbone, images_NHW: Tensor, micro_batch: int) -
 def finish(
     chunks: Iterable[EvaluatedChunk], reference: Moments, protocol: EvaluationProtocol
 ) -> dict[str, float]:
-    """FID under its full name and the share of samples recognised as the class that was asked for.
+    """FID on every rung of the ladder, and the share of samples recognised as the class that was asked for.
 
     Raises ValueError unless the chunks cover samples 0 .. protocol.samples exactly once.
     """
     ordered = sorted(chunks, key=lambda chunk: chunk.first)
     _check_cover(ordered, protocol.samples)
-    moments = Moments.of(np.concatenate([chunk.features for chunk in ordered]))
+    features = np.concatenate([chunk.features for chunk in ordered])
     hits = np.concatenate([chunk.asked == chunk.recognised for chunk in ordered])
+    gaussian = Gaussian.of(reference)
+    rungs = [rung for rung in ladder_of(protocol).rungs if isinstance(rung, FidRung)]
     return {
-        protocol.fid_name: fid(reference, moments),
+        **{rung.metric: frechet_of_rows(gaussian, features[: rung.samples]) for rung in rungs},
         f"label_accuracy/{protocol.feature_network}": float(hits.mean()),
     }
+
+
+def fid_at(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, samples: int) -> float:
+    """FID of the protocol's first `samples` samples, on this process alone: a rung of the fidelity ladder.
+
+    The same number that a whole evaluation under the protocol reports for this rung.
+    """
+    starts = range(0, samples, FID_CHUNK)
+    sizes = [min(FID_CHUNK, samples - first) for first in starts]
+    chunks = [
+        evaluate_chunk(backbone, transformer, protocol, first, size)
+        for first, size in zip(starts, sizes, strict=True)
+    ]
+    features = np.concatenate([chunk.features for chunk in chunks])
+    return frechet_of_rows(Gaussian.of(backbone.reference), features)
 
 
 def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
@@ -80,8 +100,18 @@ def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
         raise ValueError(f"{expected} samples were evaluated where the protocol asks for {samples}")
 
 
+def loss_gap(
+    transformer: nn.Module, teacher: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
+) -> float:
+    """Denoising loss above the teacher's on the same images, noise and timesteps; 0 for the teacher."""
+    ours, theirs = (denoising_loss_of(network, latents, draws, seed) for network in (transformer, teacher))
+    return ours - theirs
+
+
 @torch.no_grad()
-def denoising_loss_of(transformer: nn.Module, latents: Latents, draws: int = 512, seed: int = 0) -> float:
+def denoising_loss_of(
+    transformer: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
+) -> float:
     """Mean denoising loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
     device, total, size = next(transformer.parameters()).device, 0.0, 64
     for index in range(0, draws, size):

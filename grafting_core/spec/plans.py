@@ -76,12 +76,19 @@ class EvaluationProtocol(Frozen):
     guidance_channels: Literal["all", "first_3"] = "first_3"
     labels: Literal["uniform", "balanced"] = "uniform"
     feature_network: str = "inception"
+    mode: Literal["exact", "adm"] = "exact"
+    """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
     micro_batch: BatchSize = 50
     """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
     seed: Seed = 0
 
     @property
     def fid_name(self) -> str:
-        """`fid1k/fashion-cnn`: small-N FID is biased, so the count is part of the name."""
-        count = f"{self.samples // 1000}k" if self.samples % 1000 == 0 else str(self.samples)
-        return f"fid{count}/{self.feature_network}"
+        """`fid1k/fashion-cnn`, the figure that ranks."""
+        return counted("fid", self.samples, self.feature_network, self.mode)
+
+
+def counted(metric: str, samples: int, feature_network: str, mode: str = "exact") -> str:
+    """`fid1k/fashion-cnn`, `fid50k/inception/adm`: small-N figures are biased: the count is named."""
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    return f"{metric}{count}/{feature_network}" + ("" if mode == "exact" else f"/{mode}")

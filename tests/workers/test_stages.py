@@ -93,7 +93,7 @@ def test_the_teacher_alone_is_only_evaluated(tmp_path: Path, backbone: Backbone)
         "evaluate"
     ]
     reports = [event.body.report for event in events_of(tmp_path) if isinstance(event.body, StageDone)]
-    assert reports[0].metrics["denoising_loss_gap"] == 0
+    assert reports[0].metrics["loss_gap"] == 0
 
 
 def test_an_attempt_stopped_in_each_stage_ends_as_an_uninterrupted_one(

@@ -109,7 +109,7 @@ def _metrics(context: Context, key: str, network: nn.Module) -> dict[str, float]
     return {
         **finish(chunks, context.backbone.reference, spec.evaluate),
         "denoising_loss": loss,
-        "denoising_loss_gap": loss - teacher_loss,
+        "loss_gap": loss - teacher_loss,
         "num_params": float(cost.num_params),
         "flops_per_image": float(cost.flops_per_image),
         "flops_per_forward": float(cost.flops_per_forward),
