@@ -43,7 +43,7 @@ class Latents:
 
         A function of its arguments alone, so resuming needs no generator state (paper Eq. 2: inputs noised).
         """
-        rows = self._rows(purpose, seed, step, size)
+        rows = self.rows(purpose, seed, step, size)
         generator = generator_for(f"{purpose}/draw", seed, step)
         shape = (size, *self.mean.shape[1:])
         clean = self.mean[rows] + self.std[rows] * torch.randn(shape, generator=generator)
@@ -51,7 +51,8 @@ class Latents:
         timesteps = torch.randint(0, NUM_TIMESTEPS, (size,), generator=generator)
         return Batch(clean, noise, timesteps, self.labels[rows])
 
-    def _rows(self, purpose: str, seed: int, step: int, size: int) -> Tensor:
+    def rows(self, purpose: str, seed: int, step: int, size: int) -> Tensor:
+        """Which images step i draws: every epoch all of them, in an order of its own."""
         total, wanted, start = len(self.labels), size, step * size
         parts: list[Tensor] = []
         while wanted:

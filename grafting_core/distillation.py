@@ -1,235 +1,196 @@
 """Stage 1: new operators learn to imitate the old ones on the unedited backbone's activations (Eq. 2).
 
-One teacher forward serves all operators. Each has its own optimiser, clipping, rate and seed, and its
-backward runs inside the teacher's hook, so memory does not grow with their number and the weights are
-those of distilling it alone.
+One teacher forward serves all candidates. Each has its own optimiser, clipping, rate, loss, first weights and
+reason to stop, and its backward runs inside the teacher's hook, so activation memory does not grow with their
+number and the weights are those of distilling it alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import huber_loss, l1_loss, mse_loss
+from torch import Tensor
 
-from grafting_core.activations import visited
-from grafting_core.backbones.dit import get_operator
+from grafting_core.apprentice import Apprentice, Candidate, Ending, replacement_candidate
 from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Batch, Latents
-from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
-from grafting_core.observing import Checkpoints, Observer, StopRequested
-from grafting_core.optimisation import (
-    Diverged,
-    adamw,
-    autocast,
-    learning_rate,
-    optimiser_tensors,
-    restore_optimiser,
-    set_rate,
-)
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.spec.plans import DistillPlan, Loss
-from grafting_core.spec.site import GraftSite
-from grafting_core.surgery import new_operator
+from grafting_core.data import Latents
+from grafting_core.examination import held_out_errors
+from grafting_core.lessons import Pupils, teaching
+from grafting_core.observing import Checkpoints, Part, PassObserver, StopRequested
 
-TIMESTEP_BINS = 4
-HELD_OUT_BATCH = 64
+__all__ = ["Candidate", "ScionResult", "distill", "replacement_candidate"]
+
+READ_EVERY = 8
+"""Steps between two readings of the losses: each makes the device wait for the program."""
 
 
 @dataclass(frozen=True)
 class ScionResult:
-    """A distilled operator: its weights, and its normalised squared error on held-out draws.
+    """A candidate's end: its weights (none where it diverged) and normalised squared error on held-out draws.
 
-    `errors` holds `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 is as good
-    as predicting zero. `curve` is (step, loss) pairs.
+    `errors` as `held_out_errors` has them. `curve` is (step, loss) pairs. `seconds` is its share of the pass.
     """
 
     state: dict[str, Tensor]
     errors: dict[str, float]
     curve: list[tuple[int, float]]
+    steps: int
+    seconds: float
+    ending: Ending
+    reason: str = ""
+
+    @property
+    def diverged(self) -> bool:
+        return self.ending == "diverged"
+
+
+Done = Callable[[Candidate, ScionResult], None]
 
 
 def distill(
     backbone: Backbone,
-    edits: Sequence[ReplaceOperator],
-    plan: DistillPlan,
+    candidates: Sequence[Candidate],
     latents: Latents,
     *,
-    observer: Observer,
+    observer: PassObserver,
     checkpoints: Checkpoints,
-) -> dict[GraftSite, ScionResult]:
-    """Distil every edit's operator in one pass of the teacher.
+    done: Done = lambda candidate, result: None,
+) -> dict[str, ScionResult]:
+    """Distil every candidate in one pass of the teacher; `done` hears of each as soon as it has ended.
 
-    Raises Diverged where a loss is not finite, StopRequested (after a checkpoint) when asked to stop.
+    Candidates may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
+    or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
+    where the checkpoint has them. Raises ValueError for candidates of several streams or of equal keys,
+    StopRequested (after a checkpoint) when asked to stop.
     """
-    apprentices = {edit.site: _Apprentice(edit, backbone, plan) for edit in edits}
-    step = _resume(apprentices, checkpoints)
-    observer.progress(step, plan.steps, {})
-    while step < plan.steps:
-        batch = latents.batch("distill", plan.seed, step, plan.batch_size)
-        _teach(backbone, batch, {site: a.learner(step) for site, a in apprentices.items()})
-        step += 1
-        _record(apprentices, step, plan.steps)
-        observer.progress(step, plan.steps, _losses(apprentices))
-        stopping = step < plan.steps and observer.stop_requested()
-        if stopping or checkpoints.due():
-            checkpoints.save(step, _tensors(apprentices))
-        if stopping:
-            raise StopRequested
-    errors = held_out_errors(backbone, {s: a.operator for s, a in apprentices.items()}, plan, latents)
-    return {site: a.result(errors[site]) for site, a in apprentices.items()}
+    _check(candidates)
+    apprentices = [Apprentice(candidate, backbone) for candidate in candidates]
+    _resume(apprentices, checkpoints)
+    results: dict[str, ScionResult] = {}
+    total = max((each.plan.steps for each in apprentices), default=0)
+    observer.progress(_step(apprentices, total), total, {})
+    lessons = None
+    while True:
+        _graduate(backbone, apprentices, latents, results, done)
+        learning = [each for each in apprentices if each.learning]
+        if not learning:
+            return results
+        lessons = lessons or teaching(backbone, learning[0].plan, latents, learning)
+        step = _step(apprentices, total)
+        _take_step(lessons.teach, step, [each for each in learning if each.record.step == step])
+        _read_losses(learning, step + 1)
+        _report(apprentices, observer, step + 1, total)
+        _pause(apprentices, observer, checkpoints, step + 1)
 
 
-@dataclass
-class _Apprentice:
-    """One operator in training."""
-
-    edit: ReplaceOperator
-    backbone: Backbone
-    plan: DistillPlan
-    curve: list[tuple[int, float]] = field(default_factory=list)
-    loss: float = 0.0
-
-    def __post_init__(self) -> None:
-        original = get_operator(self.backbone.transformer, self.edit.site)
-        operator = new_operator(self.edit, self.backbone.card.dims, self.plan.seed, original)
-        self.operator = operator.to(self.backbone.device).train()
-        self.optimiser = adamw(self.operator, self.plan.learning_rate, self.plan.weight_decay)
-        self.kind = self.plan.loss_for(self.edit.site.slot)
-
-    def learner(self, step: int) -> "_Lesson":
-        plan = self.plan
-        set_rate(
-            self.optimiser,
-            learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps),
-        )
-        return _Lesson(self, step)
-
-    def result(self, errors: dict[str, float]) -> ScionResult:
-        state = {name: value.detach().cpu().clone() for name, value in self.operator.state_dict().items()}
-        return ScionResult(state, errors, self.curve)
+def _check(candidates: Sequence[Candidate]) -> None:
+    streams = {candidate.plan.stream for candidate in candidates}
+    if len(streams) > 1:
+        raise ValueError(f"candidates of one pass learn from one stream, not from {len(streams)}: {streams}")
+    if len({candidate.key for candidate in candidates}) < len(candidates):
+        raise ValueError("candidates of one pass have keys of their own; one key is given twice")
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """One optimiser step, taken while the teacher's forward passes the site."""
-
-    apprentice: _Apprentice
-    step: int
-
-    def __call__(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
-        learner = self.apprentice
-        with torch.enable_grad(), autocast(hidden_BTD.device):
-            loss = regression_loss(learner.kind, learner.operator(hidden_BTD.detach()), target_BTD.detach())
-        learner.loss = loss.item()
-        if not torch.isfinite(loss):
-            raise Diverged(
-                f"distillation of {learner.edit.site} gave a loss of {learner.loss} at step {self.step}"
-            )
-        if not loss.requires_grad:
-            return  # nothing to train
-        learner.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learner.operator.parameters(), learner.plan.clip_norm)
-        learner.optimiser.step()
+def _step(apprentices: Pupils, total: int) -> int:
+    """Where the hindmost stands: who was not in the checkpoint catches up before the others go on."""
+    return min((each.record.step for each in apprentices if each.learning), default=total)
 
 
-def regression_loss(kind: Loss, output_BTD: Tensor, target_BTD: Tensor) -> Tensor:
-    """L1, L2, Huber (delta 1) or squared error over the target's mean square."""
-    if kind == "l1":
-        return l1_loss(output_BTD, target_BTD)
-    if kind == "huber":
-        return huber_loss(output_BTD, target_BTD, delta=1.0)
-    error = mse_loss(output_BTD, target_BTD)
-    return error if kind == "l2" else error / target_BTD.square().mean()
+def _take_step(teach: Callable[[int, Pupils], None], step: int, pupils: Pupils) -> None:
+    began = time.perf_counter()
+    teach(step, pupils)
+    for pupil in pupils:
+        pupil.record.seconds += (time.perf_counter() - began) / len(pupils)
 
 
-@torch.no_grad()
-def _teach(backbone: Backbone, batch: Batch, lessons: Mapping[GraftSite, _Lesson]) -> None:
-    on_device = batch.to(backbone.device)
-    noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
-    with visited(backbone.transformer, lessons), autocast(backbone.device):
-        backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
+def _read_losses(learning: Pupils, step: int) -> None:
+    """All in one transfer, at steps that depend on the plans alone."""
+    if step % READ_EVERY == 0 or any(each.at_milestone for each in learning):
+        settle(learning)
 
 
-@torch.no_grad()
-def held_out_errors(
-    backbone: Backbone, operators: Mapping[GraftSite, nn.Module], plan: DistillPlan, latents: Latents
-) -> dict[GraftSite, dict[str, float]]:
-    """Normalised squared error of every operator on `plan.held_out` draws that training never makes."""
-    sums = {site: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64) for site in operators}
-    for index in range(0, plan.held_out, HELD_OUT_BATCH):
-        size = min(HELD_OUT_BATCH, plan.held_out - index)
-        batch = latents.batch("held-out", plan.seed, index, size)
-        bins = (batch.timesteps * TIMESTEP_BINS).div(NUM_TIMESTEPS, rounding_mode="floor")
-        visitors = {site: _Examiner(operators[site], sums[site], bins) for site in operators}
-        on_device = batch.to(backbone.device)
-        noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
-        with visited(backbone.transformer, visitors):
-            backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
-    return {site: _named_errors(total) for site, total in sums.items()}
+def settle(apprentices: Pupils) -> None:
+    """Read every unread loss."""
+    unread = [loss for each in apprentices for loss in each.unread]
+    losses = iter(torch.stack(unread).tolist() if unread else [])
+    for each in apprentices:
+        each.settle([next(losses) for _ in each.unread])
 
 
-@dataclass(frozen=True)
-class _Examiner:
-    """Adds squared error and squared target of one site to its timestep bins."""
-
-    operator: nn.Module
-    sums: Tensor
-    bins: Tensor
-
-    def __call__(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
-        output = self.operator(hidden_BTD)
-        for row, tensor in enumerate((output - target_BTD, target_BTD)):
-            self.sums[row].index_add_(0, self.bins, tensor.double().square().flatten(1).sum(1).cpu())
+def _report(apprentices: Pupils, observer: PassObserver, step: int, total: int) -> None:
+    if not any(each.unread for each in apprentices):
+        observer.parts([_part(each) for each in apprentices])
+    losses = {f"loss/{each.candidate.name}": each.record.loss for each in apprentices if each.record.curve}
+    mean = {"loss": sum(losses.values()) / len(losses)} if losses else {}
+    observer.progress(step, total, {**mean, **losses})
 
 
-def _named_errors(sums: Tensor) -> dict[str, float]:
-    width = NUM_TIMESTEPS // TIMESTEP_BINS
-    errors = {"nmse": float(sums[0].sum() / sums[1].sum())}
-    for index in range(TIMESTEP_BINS):
-        if sums[1, index] > 0:
-            name = f"nmse/t{index * width}-{(index + 1) * width - 1}"
-            errors[name] = float(sums[0, index] / sums[1, index])
-    return errors
+def _part(apprentice: Apprentice) -> Part:
+    record = apprentice.record
+    return Part(
+        name=apprentice.candidate.name,
+        step=record.step,
+        total_steps=apprentice.plan.steps,
+        loss=record.loss,
+        ending=record.ending,
+        reason=record.reason,
+    )
 
 
-def _record(apprentices: Mapping[GraftSite, _Apprentice], step: int, steps: int) -> None:
-    if step % max(1, steps // 100) == 0 or step == steps:
-        for apprentice in apprentices.values():
-            apprentice.curve.append((step, apprentice.loss))
+def _pause(apprentices: Pupils, observer: PassObserver, checkpoints: Checkpoints, step: int) -> None:
+    stopping = any(each.learning for each in apprentices) and observer.stop_requested()
+    if stopping or checkpoints.due():
+        settle(apprentices)
+        checkpoints.save(step, dict(pair for each in apprentices for pair in each.tensors()))
+    if stopping:
+        raise StopRequested
 
 
-def _losses(apprentices: Mapping[GraftSite, _Apprentice]) -> dict[str, float]:
-    values = {f"loss/{site}": apprentice.loss for site, apprentice in apprentices.items()}
-    return {"loss": sum(values.values()) / max(1, len(values)), **values}
-
-
-def _prefix(site: GraftSite) -> str:
-    return f"{site.block}/{site.slot}/"
-
-
-def _tensors(apprentices: Mapping[GraftSite, _Apprentice]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for site, apprentice in apprentices.items():
-        prefix = _prefix(site)
-        tensors |= {
-            f"{prefix}weight/{name}": value for name, value in apprentice.operator.state_dict().items()
-        }
-        tensors |= dict(optimiser_tensors(apprentice.optimiser, f"{prefix}optimiser/"))
-        tensors[f"{prefix}curve"] = torch.tensor(apprentice.curve, dtype=torch.float64).reshape(-1, 2)
-    return tensors
-
-
-def _resume(apprentices: Mapping[GraftSite, _Apprentice], checkpoints: Checkpoints) -> int:
+def _resume(apprentices: Pupils, checkpoints: Checkpoints) -> None:
     found = checkpoints.latest()
-    if found is None:
-        return 0
-    step, tensors = found
-    for site, apprentice in apprentices.items():
-        prefix = _prefix(site)
-        names = apprentice.operator.state_dict()
-        apprentice.operator.load_state_dict({name: tensors[f"{prefix}weight/{name}"] for name in names})
-        restore_optimiser(apprentice.optimiser, tensors, f"{prefix}optimiser/")
-        apprentice.curve[:] = [(int(at), loss) for at, loss in tensors[f"{prefix}curve"].tolist()]
-    return step
+    if found is not None:
+        for each in apprentices:
+            each.resume(found[1])
+
+
+def _graduate(
+    backbone: Backbone,
+    apprentices: Pupils,
+    latents: Latents,
+    results: dict[str, ScionResult],
+    done: Done,
+) -> None:
+    """Examine who has ended since the last time, together."""
+    ended = [each for each in apprentices if not each.learning and each.candidate.key not in results]
+    sound = {
+        each.candidate.key: (each.candidate.region, each.module)
+        for each in ended
+        if each.record.ending != "diverged"
+    }
+    errors = held_out_errors(backbone, sound, ended[0].plan, latents) if sound else {}
+    for each in ended:
+        _judge(each, errors.get(each.candidate.key, {}))
+        results[each.candidate.key] = _result(each, errors.get(each.candidate.key, {}))
+        done(each.candidate, results[each.candidate.key])
+
+
+def _judge(apprentice: Apprentice, errors: dict[str, float]) -> None:
+    bad = [f"{name} of {value}" for name, value in errors.items() if not math.isfinite(value)]
+    if bad:
+        apprentice.stop("diverged", f"a held-out {bad[0]}", apprentice.record.step)
+
+
+def _result(apprentice: Apprentice, errors: dict[str, float]) -> ScionResult:
+    record = apprentice.record
+    diverged = record.ending == "diverged"
+    return ScionResult(
+        state={} if diverged else apprentice.state(),
+        errors={} if diverged else errors,
+        curve=record.curve,
+        steps=record.step,
+        seconds=record.seconds,
+        ending=record.ending or "completed",
+        reason=record.reason,
+    )

@@ -1,6 +1,7 @@
 """How a stage talks to whoever runs it. The core returns values; it neither logs, stores nor tracks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ class Observer(Protocol):
         """Whether the stage should save a checkpoint and raise `StopRequested`."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of several things that a stage trains together: where it is, or how and why it ended."""
+
+    name: str
+    step: int
+    total_steps: int
+    loss: float
+    """Of its last step that was read; NaN before the first."""
+    ending: str | None = None
+    reason: str = ""
+
+
+class PassObserver(Observer, Protocol):
+    """Hears of every part of a pass as well."""
+
+    def parts(self, parts: Sequence[Part]) -> None:
+        """Where each part is by now; called every few steps, before `progress`."""
+
+
 class Checkpoints(Protocol):
     """Keeps flat dicts of tensors by step; whole or not at all."""
 
@@ -38,6 +59,9 @@ class Silent:
     """An observer that hears nothing and never asks to stop."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        return None
+
+    def parts(self, parts: Sequence[Part]) -> None:
         return None
 
     def stop_requested(self) -> bool:

@@ -1,10 +1,11 @@
 """Documents and specs with defaults, for tests to vary."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from grafting_core.observing import Part
 from grafting_core.spec.design import Init, ReplaceOperator
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.operators import KINDS
@@ -61,6 +62,9 @@ class StopAfter:
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         self._now = step
         self._seen(step)
+
+    def parts(self, parts: Sequence[Part]) -> None:
+        return None
 
     def stop_requested(self) -> bool:
         return self._now >= self._step

@@ -86,6 +86,18 @@ class StageStarted(Frozen):
     total_steps: int
 
 
+class PartProgress(Frozen):
+    """Where one of the operators of a pass is, or how and why it ended."""
+
+    name: str
+    step: int
+    total_steps: int
+    loss: float | None = None
+    seconds_left: float | None = None
+    ending: str | None = None
+    reason: str = ""
+
+
 class Progress(Frozen):
     """Where a stage is; `values` are curves (`loss`, `loss/block 1 attention`, `fid...`)."""
 
@@ -95,6 +107,8 @@ class Progress(Frozen):
     total_steps: int
     seconds_left: float | None = None
     values: dict[str, float] = {}
+    parts: tuple[PartProgress, ...] = ()
+    """One an operator where the stage trains several."""
     spend: Spend = Spend()
     """Of this attempt so far, all stages together."""
 

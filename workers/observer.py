@@ -1,12 +1,23 @@
 """What a stage's steps turn into: a progress event every other second, and the answer to "should I stop?"."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from grafting_core.observing import Part
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
-from workers.contract import Progress, Reason, RunTicket, StageName, StageStarted, Stop, attempt_folder
+from workers.contract import (
+    PartProgress,
+    Progress,
+    Reason,
+    RunTicket,
+    StageName,
+    StageStarted,
+    Stop,
+    attempt_folder,
+)
 from workers.events import EventLog
 from workers.metering import Meter
 
@@ -51,6 +62,7 @@ class StageObserver:
         self._events, self._meter, self._brake = events, meter, brake
         self._first: int | None = None
         self._began = self._shown = time.monotonic()
+        self._parts: Sequence[Part] = ()
 
     def _begin(self, step: int, total_steps: int) -> None:
         self._first, self._began = step, time.monotonic()
@@ -65,15 +77,19 @@ class StageObserver:
             self._shown = now
             self._events.write(self._event(step, total_steps, values, now))
 
+    def parts(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+
     def _event(self, step: int, total_steps: int, values: Mapping[str, float], now: float) -> Progress:
-        done = max(1, step - (self._first or 0))
+        pace = (now - self._began) / max(1, step - (self._first or 0))
         return Progress(
             stage=self._stage,
             step=step,
             total_steps=total_steps,
-            seconds_left=(now - self._began) / done * (total_steps - step),
+            seconds_left=pace * (total_steps - step),
             values=dict(values),
             spend=self.spend(),
+            parts=tuple(_progress_of(part, pace) for part in self._parts),
         )
 
     def spend(self) -> Spend:
@@ -81,3 +97,16 @@ class StageObserver:
 
     def stop_requested(self) -> bool:
         return self._brake.reason() is not None
+
+
+def _progress_of(part: Part, pace: float) -> PartProgress:
+    """`pace` is seconds a step of the pass."""
+    return PartProgress(
+        name=part.name,
+        step=part.step,
+        total_steps=part.total_steps,
+        loss=part.loss if math.isfinite(part.loss) else None,
+        seconds_left=0.0 if part.ending else pace * (part.total_steps - part.step),
+        ending=part.ending,
+        reason=part.reason,
+    )

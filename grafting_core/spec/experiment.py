@@ -11,7 +11,7 @@ from grafting_core.spec.canonical import digest
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 
-RECIPE_VERSIONS = {"distill": 1, "finetune": 1, "evaluate": 1}
+RECIPE_VERSIONS = {"distill": 2, "finetune": 2, "evaluate": 1}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 

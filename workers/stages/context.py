@@ -8,7 +8,7 @@ from torch import nn
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents, encode_latents
 from grafting_core.finetuning import Share
-from grafting_core.observing import Observer, Silent
+from grafting_core.observing import Observer, PassObserver, Silent
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.work import Work, as_graft
 from grafting_core.storage import Storage
@@ -62,6 +62,9 @@ class Context:
         return self._latents[images]
 
     def observer(self, stage: StageName, key: str) -> Observer:
+        return self.pass_observer(stage, key)
+
+    def pass_observer(self, stage: StageName, key: str) -> PassObserver:
         if self.events is None:
             return Silent()  # when rank 0 stops, the whole group is ended
         return StageObserver(stage, key, self.events, self.meter, self.brake)

@@ -3,8 +3,9 @@
 from safetensors.torch import load, save
 from torch import nn
 
-from grafting_core.distillation import ScionResult, distill
+from grafting_core.distillation import ScionResult, distill, replacement_candidate
 from grafting_core.operators.catalog import build
+from grafting_core.optimisation import Diverged
 from grafting_core.spec.canonical import digest
 from grafting_core.spec.design import ReplaceOperator
 from grafting_core.spec.experiment import scion_keys
@@ -16,7 +17,10 @@ from workers.stages.context import Context
 
 
 def run(context: Context) -> StageReport:
-    """Distil what is missing, each rank its share, and report the errors of all scions of the design."""
+    """Distil what is missing, each rank its share, and report the errors of all scions of the design.
+
+    Raises Diverged, once the others are published, where one of them did.
+    """
     keys = scion_keys(context.spec)
     missing = [
         edit
@@ -32,17 +36,24 @@ def run(context: Context) -> StageReport:
 
 def _distil(context: Context, edits: list[ReplaceOperator], keys: dict[str, str]) -> None:
     plan = context.spec.distill
-    pass_key = digest({"pass": [keys[str(edit.site)] for edit in edits]})
+    by_key = {keys[str(edit.site)]: edit for edit in edits}
+    pass_key = digest({"pass": list(by_key)})
     results = distill(
         context.backbone,
-        edits,
-        plan,
+        [replacement_candidate(edit, plan, key) for key, edit in by_key.items()],
         context.latents(plan.images),
-        observer=context.observer("distill", pass_key),
+        observer=context.pass_observer("distill", pass_key),
         checkpoints=context.checkpoints(pass_key),
+        done=lambda candidate, result: _keep(context, by_key[candidate.key], candidate.key, result),
     )
-    for edit in edits:
-        _publish(context, edit, keys[str(edit.site)], results[edit.site])
+    bad = [f"{by_key[key].site}: {result.reason}" for key, result in results.items() if result.diverged]
+    if bad:
+        raise Diverged(f"distillation of {'; '.join(bad)}")
+
+
+def _keep(context: Context, edit: ReplaceOperator, key: str, result: ScionResult) -> None:
+    if not result.diverged:
+        _publish(context, edit, key, result)
 
 
 def _publish(context: Context, edit: ReplaceOperator, key: str, result: ScionResult) -> None:
