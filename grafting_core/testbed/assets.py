@@ -12,6 +12,8 @@ from grafting_core.metrics.moments import Moments
 from grafting_core.testbed.networks import FashionClassifier, silence_label_dropout
 
 ASSETS = Path(__file__).parent / "assets"
+PLAIN = {"use_safetensors": True, "low_cpu_mem_usage": False}
+"""Small enough to be loaded the plain way, which needs no further package."""
 
 
 def load_classifier(folder: Path = ASSETS) -> FashionClassifier:
@@ -23,15 +25,13 @@ def load_classifier(folder: Path = ASSETS) -> FashionClassifier:
 
 def load_autoencoder(folder: Path = ASSETS) -> AutoencoderKL:
     """28x28 gray to 4x7x7 latents, frozen; `config.scaling_factor` gives them unit variance."""
-    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "autoencoder", use_safetensors=True)
+    model: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "autoencoder", **PLAIN)
     return model.eval().requires_grad_(False)
 
 
 def load_transformer(folder: Path = ASSETS) -> DiTTransformer2DModel:
     """The teacher, frozen, its embedders' own label dropout off."""
-    model: DiTTransformer2DModel = DiTTransformer2DModel.from_pretrained(
-        folder / "transformer", use_safetensors=True
-    )
+    model: DiTTransformer2DModel = DiTTransformer2DModel.from_pretrained(folder / "transformer", **PLAIN)
     silence_label_dropout(model)
     return model.eval().requires_grad_(False)
 
