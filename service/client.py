@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
-from grafting_core.spec.planning import ExperimentPlan
 from service.api.schemas import (
     TERMINAL,
     BackboneView,
     Leaderboard,
     OperatorView,
+    PlanAnswer,
     RunDetail,
     RunEvent,
     RunPage,
@@ -50,9 +50,9 @@ class GraftlabClient:
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=timeout, trust_env=False)
 
-    def plan(self, document: Any) -> ExperimentPlan:
+    def plan(self, document: Any) -> PlanAnswer:
         """Cost and stages of a design; nothing is stored. Raises ApiProblem."""
-        return self._parse(ExperimentPlan, self._ask("POST", "/experiments/plan", json=document))
+        return self._parse(PlanAnswer, self._ask("POST", "/experiments/plan", json=document))
 
     def submit(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
         """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem."""

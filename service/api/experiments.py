@@ -9,9 +9,10 @@ from grafting_core.spec.planning import ExperimentPlan, plan
 from grafting_core.spec.problems import Problem, SpecError
 from grafting_core.spec.submission import Submission
 from service.api.bodies import SubmittedExperiment, submitted_experiment
-from service.api.deps import LabDep
+from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
-from service.api.schemas import SubmitAnswer
+from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
+from service.store.forecast import forecast, outstanding
 from service.store.submissions import KeyReused, submit
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
@@ -31,13 +32,15 @@ def create_experiment(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> SubmitAnswer:
     """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run."""
-    if not plan(body.spec).runnable:
+    planned = plan(body.spec)
+    if not planned.runnable:
         name = body.spec.design.backbone.name
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
     _check_room(body.spec.resources, lab.settings.cpus)
+    expected = _forecast(lab, planned)
     try:
         with lab.database.writing() as session:
-            run = submit(session, body.spec, body.request_digest, idempotency_key)
+            run = submit(session, body.spec, body.request_digest, idempotency_key, expected)
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
     url = f"/api/v1/runs/{run.id}"
@@ -54,6 +57,12 @@ def _check_room(asked: Resources, cpus: int) -> None:
 
 
 @router.post("/plan", openapi_extra=DOCUMENTED)
-def plan_experiment(body: Body) -> ExperimentPlan:
+def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
     """What would be done and what it would cost. Nothing is stored."""
-    return plan(body.spec)
+    planned = plan(body.spec)
+    return PlanAnswer(**dict(planned), forecast=_forecast(lab, planned))
+
+
+def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:
+    with lab.database.reading() as session:
+        return forecast(session, planned.experiment.backbone.name, outstanding(planned, lab.storage))

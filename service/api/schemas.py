@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.planning import ExperimentPlan
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.work import Work, as_graft
 from workers.contract import Event, Reason, StageReport
@@ -30,6 +31,21 @@ class StageProgress(View):
     seconds_left: float | None = None
 
 
+class Forecast(View):
+    """Device-seconds expected, and the interval that four of five of the `runs` behind it fell into."""
+
+    device_seconds: float
+    low: float
+    high: float
+    runs: int
+
+
+class PlanAnswer(ExperimentPlan):
+    """The plan, and what the lab's own history says of its duration; None where there is no history."""
+
+    forecast: Forecast | None = None
+
+
 class RunView(View):
     """One run as the list shows it."""
 
@@ -50,6 +66,8 @@ class RunView(View):
     progress: StageProgress | None = None
     spend: Spend
     share_of_pretraining: float
+    forecast: Forecast | None = None
+    """As it was when the run was queued; what came of it is in `spend`."""
     metrics: dict[str, float]
     mlflow_url: str | None = None
 

@@ -4,8 +4,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from grafting_core.spec.changes import SlotChange
-from grafting_core.spec.planning import ExperimentPlan
-from service.api.schemas import BackboneView, Leaderboard, OperatorView, RunDetail, RunView
+from service.api.schemas import (
+    BackboneView,
+    Forecast,
+    Leaderboard,
+    OperatorView,
+    PlanAnswer,
+    RunDetail,
+    RunView,
+)
 from service.cli.console import duration, engineering, out, percent, table
 
 STATE_STYLES = {
@@ -17,7 +24,7 @@ STATE_STYLES = {
 }
 
 
-def show_plan(plan: ExperimentPlan) -> None:
+def show_plan(plan: PlanAnswer) -> None:
     """Cost against the teacher, then the stages."""
     cost = plan.cost
     out.print(f"[bold]{escape(plan.experiment.name)}[/]  {plan.digest[:12]}")
@@ -39,8 +46,16 @@ def show_plan(plan: ExperimentPlan) -> None:
         )
     out.print(stages)
     out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
+    if plan.forecast:
+        out.print(f"expected: {forecast_text(plan.forecast)}")
     if not plan.runnable:
         out.print("the lab has no weights of this backbone: it can be planned, not run")
+
+
+def forecast_text(forecast: Forecast) -> str:
+    """`131 device-s (104 to 150, from 12 runs of this lab)`."""
+    interval = f"{forecast.low:.0f} to {forecast.high:.0f}"
+    return f"{forecast.device_seconds:.0f} device-s ({interval}, from {forecast.runs} runs of this lab)"
 
 
 def changes_table(changes: tuple[SlotChange, ...]) -> Table:
@@ -94,6 +109,8 @@ def show_run(run: RunDetail) -> None:
         spend = report.spend
         used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"
         out.print(f"  {report.stage}: {report.stop_cause}, {used}")
+    if run.forecast:
+        out.print(f"  forecast {forecast_text(run.forecast)}; used {run.spend.device_seconds:.0f}")
     for name, value in run.metrics.items():
         out.print(f"  {name} = {value:,.6g}")
     if run.mlflow_url:

@@ -77,6 +77,7 @@ class RunRow(Base):
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)
     seconds_left: Mapped[float | None] = mapped_column(Float)
+    forecast: Mapped[dict[str, Any] | None]
     mlflow_url: Mapped[str | None] = mapped_column(String(500))
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 

@@ -117,6 +117,7 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
         progress=_progress(row),
         spend=spend,
         share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
+        forecast=row.forecast,
         metrics={
             name: value
             for report in reports

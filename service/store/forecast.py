@@ -1,0 +1,128 @@
+"""How long will it take? Device-seconds of new work, predicted from what this lab's own runs took.
+
+A stage's seconds are its FLOPs times the lab's median seconds a FLOP for that stage; starting an attempt
+costs what it has cost in the middle. The interval comes from the same runs: how far each was from what this
+rule says of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.planning import ExperimentPlan
+from grafting_core.storage import Storage
+from service.api.schemas import Forecast
+from service.store.models import AttemptRow, ExperimentRow, RunRow, StageRow
+
+RUNS_READ = 100
+FEW = 5
+"""Below this many runs their spread says little, and the interval is taken wide."""
+WIDE = 2.0
+TAIL = 0.1
+"""Share of the runs left outside at either end of the interval."""
+FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
+
+
+@dataclass(frozen=True)
+class Past:
+    """One finished run: FLOPs and device-seconds by stage that was really carried out, and the rest."""
+
+    flops: Mapping[str, float]
+    seconds: Mapping[str, float]
+    starting: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values()) + self.starting
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds a FLOP by stage, over all stages, and seconds to start."""
+
+    by_stage: Mapping[str, float]
+    overall: float
+    starting: float
+
+    def predict(self, flops: Mapping[str, float]) -> float:
+        return self.starting + sum(
+            amount * self.by_stage.get(stage, self.overall) for stage, amount in flops.items()
+        )
+
+
+def forecast(session: Session, backbone: str, flops: Mapping[str, float]) -> Forecast | None:
+    """Device-seconds of work of so many FLOPs a stage, or None where the lab has finished nothing like it."""
+    past = [run for run in _history(session, backbone) if run.flops]
+    if not past:
+        return None
+    rates = _rates(past)
+    expected = rates.predict(flops)
+    low, high = _spread([run.total / rates.predict(run.flops) for run in past])
+    return Forecast(device_seconds=expected, low=low * expected, high=high * expected, runs=len(past))
+
+
+def outstanding(plan: ExperimentPlan, storage: Storage) -> dict[str, float]:
+    """FLOPs of the plan's stages that are not published yet, scions counted one by one."""
+    return {
+        stage.stage: stage.spend.flops * _missing(list(stage.keys.values()), FOLDERS[stage.stage], storage)
+        for stage in plan.stages
+    }
+
+
+def _missing(keys: Sequence[str], folder: str, storage: Storage) -> float:
+    """Share of the keys under which nothing is published."""
+    return sum(not storage.exists(f"{folder}/{key}/card.json") for key in keys) / len(keys)
+
+
+def _history(session: Session, backbone: str) -> list[Past]:
+    runs = (
+        select(RunRow.id)
+        .join(RunRow.experiment)
+        .where(RunRow.state == "SUCCEEDED", ExperimentRow.kind == "graft", ExperimentRow.backbone == backbone)
+        .order_by(RunRow.id.desc())
+        .limit(RUNS_READ)
+    )
+    ids = list(session.scalars(runs))
+    used = _attempt_seconds(session, ids)
+    done: dict[str, list[StageRow]] = {run_id: [] for run_id in ids}
+    for row in session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))):
+        done[row.run_id].append(row)
+    return [_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
+
+
+def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:
+    """Of runs that needed one attempt: repeated work would count as slowness."""
+    rows = session.scalars(select(AttemptRow).where(AttemptRow.run_id.in_(ids))).all()
+    repeated = {row.run_id for row in rows if row.number > 1}
+    return {row.run_id: row.device_seconds for row in rows if row.run_id not in repeated}
+
+
+def _past(stages: Sequence[StageRow], used: float) -> Past:
+    spends = {
+        row.stage: row.report["spend"] for row in stages if row.report["stop_cause"] == "completed" and used
+    }
+    flops = {stage: float(spend["flops"]) for stage, spend in spends.items() if spend["flops"]}
+    seconds = {stage: float(spends[stage]["device_seconds"]) for stage in flops}
+    return Past(flops, seconds, max(0.0, used - sum(seconds.values())))
+
+
+def _rates(past: Sequence[Past]) -> Rates:
+    stages = {stage for run in past for stage in run.flops}
+    by_stage = {
+        stage: median(run.seconds[stage] / run.flops[stage] for run in past if stage in run.flops)
+        for stage in stages
+    }
+    overall = median(sum(run.seconds.values()) / sum(run.flops.values()) for run in past)
+    return Rates(by_stage, overall, median(run.starting for run in past))
+
+
+def _spread(ratios: Sequence[float]) -> tuple[float, float]:
+    """Low and high quantile of actual over predicted; a factor of two either way where runs are few."""
+    ordered = sorted(ratios)
+    if len(ordered) < FEW:
+        return min(1 / WIDE, ordered[0]), max(WIDE, ordered[-1])
+    outside = int(TAIL * len(ordered))
+    return min(1.0, ordered[outside]), max(1.0, ordered[-1 - outside])
