@@ -35,6 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --no-deps torch-fidelity # it asks for torchvision, which its functions on features do not need
 	touch $@
 
 # The page tests drive a real browser; Debian's is installed where there is none.

@@ -12,11 +12,7 @@ from scipy.linalg import sqrtm
 
 from grafting_core.metrics.frechet import Gaussian, fid, frechet_distance, frechet_of_rows
 from grafting_core.metrics.moments import Moments, merge_all
-
-
-def features(count: int, dims: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, dims)) @ rng.normal(size=(dims, dims)) + rng.normal(size=dims)
+from tests.grafting_core.metrics.conftest import features
 
 
 def test_equal_covariances_leave_the_distance_of_the_means() -> None:

@@ -1,0 +1,122 @@
+"""What every metric must do whatever its formula: limits, orientation, invariances, honest intervals."""
+
+import numpy as np
+import pytest
+
+from grafting_core.metrics.adm import adm_precision_recall, half_distances
+from grafting_core.metrics.extrapolation import fid_infinity
+from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.metrics.inception_score import adm_inception_score, inception_score
+from grafting_core.metrics.intervals import bootstrap_interval, frechet_interval
+from grafting_core.metrics.kernel import kernel_distance
+from grafting_core.metrics.manifold import Manifold, overlap
+from grafting_core.metrics.moments import Moments
+from tests.grafting_core.metrics.conftest import features
+
+RNG = np.random.default_rng(0)
+
+
+def test_inception_score_is_between_one_and_the_number_of_classes() -> None:
+    certain = np.eye(8)[np.arange(800) % 8] * 1e4
+    assert 7 < inception_score(certain) <= 8
+    assert inception_score(certain, shuffle_seed=None) == pytest.approx(8, rel=1e-12)
+    assert inception_score(np.zeros((50, 8))) == pytest.approx(1, abs=1e-12)
+    assert 1 <= inception_score(RNG.normal(size=(200, 8))) <= 8
+
+
+def test_samples_sorted_by_class_fool_adms_blocks_but_not_the_shuffled_score() -> None:
+    certain = np.repeat(np.eye(10) * 20, 1_000, axis=0)
+    assert adm_inception_score(certain) < 6
+    assert inception_score(certain) > 9.5
+
+
+def test_adms_score_is_not_a_number_where_a_probability_underflows() -> None:
+    assert np.isnan(adm_inception_score(np.eye(8)[np.arange(80) % 8] * 1e4))
+
+
+def test_collapse_costs_recall_and_invention_costs_precision() -> None:
+    real = RNG.normal(size=(300, 4))
+    collapsed = real[:10].repeat(30, axis=0) + 1e-6 * RNG.normal(size=(300, 4))
+    found = overlap(Manifold.of(real), Manifold.of(collapsed)).means
+    assert found["precision"] > 0.95
+    assert found["recall"] < 0.1
+    assert found["coverage"] < 0.4
+    invented = np.concatenate([real, RNG.normal(size=(300, 4)) + 50])
+    found = overlap(Manifold.of(real), Manifold.of(invented)).means
+    assert found["precision"] == pytest.approx(0.5, abs=0.01)
+    assert found["recall"] > 0.95
+    assert adm_precision_recall(real, collapsed)[0] > 0.9
+    assert adm_precision_recall(real, collapsed)[1] < 0.2
+
+
+def test_verdicts_depend_neither_on_blocks_nor_on_order() -> None:
+    real, made = features(150, 6), features(130, 6, seed=1)
+    whole = overlap(Manifold.of(real), Manifold.of(made))
+    order = RNG.permutation(130)
+    blocks = overlap(Manifold.of(real, block=17), Manifold.of(made[order], block=29), block=31)
+    assert np.array_equal(whole.precision[order], blocks.precision)
+    assert np.array_equal(whole.density[order], blocks.density)
+    assert np.array_equal(whole.recall, blocks.recall)
+    assert np.array_equal(whole.coverage, blocks.coverage)
+
+
+def test_density_of_the_reference_itself_is_near_one() -> None:
+    found = overlap(Manifold.of(RNG.normal(size=(800, 4))), Manifold.of(RNG.normal(size=(800, 4)))).means
+    assert found["density"] == pytest.approx(1, abs=0.1)
+    assert found["coverage"] > 0.9
+
+
+def test_half_distances_that_overflow_are_made_again_in_single() -> None:
+    ones = np.full((3, 4), 300, np.float32)
+    found = half_distances(ones, ones + 1)
+    assert np.allclose(found, 4, atol=0.2)
+
+
+def test_fid_of_the_true_distribution_extrapolates_to_nothing() -> None:
+    dims = 24
+    truth = Gaussian(np.zeros(dims), np.eye(dims))
+    rows = RNG.normal(size=(6_000, dims))
+    found = fid_infinity(truth, rows)
+    assert frechet_of_rows(truth, rows[:600]) > 0.2
+    assert abs(found.value) < 0.02
+    assert found.counts[-1] == 6_000
+
+
+def test_an_interval_covers_what_another_draw_gives() -> None:
+    reference = Gaussian.of(Moments.of(features(4_000, 8)))
+    shift = features(4_000, 8)[:, :1] * 0
+    draws = [RNG.normal(size=(1_000, 8)) * 2 + shift[:1_000] for _ in range(20)]
+    values = [frechet_of_rows(reference, rows) for rows in draws]
+    inside = 0
+    for rows, value in zip(draws, values, strict=True):
+        low, high = frechet_interval(reference, rows, value)
+        inside += low <= np.mean(values) <= high
+    assert inside >= 17
+
+
+def test_an_interval_below_full_rank_is_one_too() -> None:
+    reference, rows = Gaussian.of(Moments.of(features(400, 32))), features(30, 32, seed=2)
+    low, high = frechet_interval(reference, rows, frechet_of_rows(reference, rows))
+    assert low < frechet_of_rows(reference, rows) < high
+
+
+def test_bootstrap_of_verdicts_is_the_binomial_interval() -> None:
+    low, high = bootstrap_interval(np.arange(1_000) < 800)
+    assert (low, high) == pytest.approx((0.775, 0.825), abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: frechet_of_rows(Gaussian(np.zeros(3), np.eye(3)), np.zeros((1, 3))), "at least 2 samples"),
+        (lambda: frechet_of_rows(Gaussian(np.zeros(3), np.eye(3)), np.zeros((9, 4))), "3 and 4 features"),
+        (lambda: kernel_distance(np.zeros((1, 3)), np.zeros((9, 3))), "at least 2 samples"),
+        (lambda: Manifold.of(np.zeros((5, 3))), "at least 6 samples"),
+        (lambda: inception_score(np.zeros((9, 3))), "as many samples"),
+        (lambda: fid_infinity(Gaussian(np.zeros(3), np.eye(3)), np.zeros((9, 3))), "needs 20 samples"),
+        (lambda: Manifold.of(np.full((9, 3), np.nan)), r"samples \[0, 1"),
+    ],
+)
+def test_too_little_is_refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
