@@ -2,26 +2,24 @@
 
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from grafting_core.storage import Storage
-from service.api import catalogue, experiments, health, problems, runs
+from service.api import catalogue, experiments, health, keys, problems, runs
+from service.api.bodies import DOCUMENTED
 from service.api.deps import Lab
+from service.api.front import Front
+from service.api.gate import Gate
+from service.api.limits import Limits
+from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
+from service.store.keys import ensure_admin
 from service.store.migrate import upgrade
 from service.web import pages
-
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -31,11 +29,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     upgrade(database)
     app = FastAPI(title="Graftlab", version="0.1.0", docs_url=None, redoc_url=None)
     app.state.lab = Lab(settings, database, Storage(settings.storage))
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
-    app.middleware("http")(_secured)
+    _admit_first_key(settings, database)
+    # The last one added is the outermost.
+    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(Gate, settings=settings, database=database)
+    app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, runs, catalogue):
+    for part in (experiments, runs, catalogue, keys):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)
@@ -44,21 +45,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-async def _secured(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    response = await call_next(request)
-    for name, value in SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
+def _admit_first_key(settings: Settings, database: Database) -> None:
+    """The key that the lab's own machine finds in the data folder, made at the first start."""
+    secret = first_key(settings.data_dir)
+    with database.writing() as session:
+        ensure_admin(session, secret)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the submission that routes read from the raw body."""
+    """FastAPI's schema, with the bodies that routes read themselves and with how to show a key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        submission = dict(experiments.SUBMISSION_SCHEMA)
-        schemas = document["components"]["schemas"]
-        for name, schema in submission.pop("$defs", {}).items():
-            schemas.setdefault(name, schema)
-        schemas["Submission"] = submission
+        components = document["components"]
+        wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+            (cls, "validation") for cls in DOCUMENTED.values()
+        ]
+        _, bodies = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
+        for name, schema in bodies["$defs"].items():
+            components["schemas"].setdefault(name, schema)
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
         app.openapi_schema = document
     return app.openapi_schema

@@ -12,7 +12,10 @@ from pydantic import BaseModel, TypeAdapter
 from service.api.schemas import (
     TERMINAL,
     BackboneView,
+    KeyMade,
+    KeyView,
     Leaderboard,
+    LoginLink,
     OperatorView,
     PlanAnswer,
     RunDetail,
@@ -20,6 +23,7 @@ from service.api.schemas import (
     RunPage,
     SubmitAnswer,
 )
+from service.credentials import find_key
 
 M = TypeVar("M", bound=BaseModel)
 TRIES = 5
@@ -46,9 +50,14 @@ class LabUnreachable(Exception):
 class GraftlabClient:
     """Blocking calls. Everything but a submission without a key is safe to repeat, and is repeated."""
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
+        """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine."""
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=timeout, trust_env=False)
+        found = find_key(self.url, key)
+        headers = {"Authorization": f"Bearer {found}"} if found else {}
+        self._http = httpx.Client(
+            base_url=f"{self.url}/api/v1", headers=headers, timeout=timeout, trust_env=False
+        )
 
     def plan(self, document: Any) -> PlanAnswer:
         """Cost and stages of a design; nothing is stored. Raises ApiProblem."""
@@ -87,6 +96,21 @@ class GraftlabClient:
     def backbones(self) -> list[BackboneView]:
         return TypeAdapter(list[BackboneView]).validate_json(self._ask("GET", "/backbones").content)
 
+    def make_key(self, owner: str, **rights: Any) -> KeyMade:
+        """A new key (`role`, `sees`, `days`); its secret is shown this once. Takes an admin's key."""
+        return self._parse(KeyMade, self._ask("POST", "/keys", json={"owner": owner, **rights}))
+
+    def keys(self) -> list[KeyView]:
+        return TypeAdapter(list[KeyView]).validate_json(self._ask("GET", "/keys").content)
+
+    def revoke_key(self, key_id: int) -> KeyView:
+        return self._parse(KeyView, self._ask("DELETE", f"/keys/{key_id}"))
+
+    def login_link(self, to: str = "/") -> str:
+        """An address that opens a page in a browser, once, within ten minutes."""
+        link = self._parse(LoginLink, self._ask("POST", "/login-links"))
+        return f"{self.url}{link.path}&to={to}"
+
     def events(self, run_id: str, after: int = 0) -> Iterator[RunEvent]:
         """Events as they come, to the run's end; reconnects where the stream breaks."""
         while True:
@@ -122,7 +146,7 @@ class GraftlabClient:
                 if attempt == TRIES - 1:
                     raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
             else:
-                if answer.status_code != 503 or attempt == TRIES - 1:
+                if answer.status_code not in (429, 503) or attempt == TRIES - 1:
                     return _checked(answer)
             time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable: the last try returns or raises")

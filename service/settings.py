@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    requests_per_second: float = Field(default=100.0, gt=0)
+    """That one key, or one address without a key, may send in the long run."""
+    requests_burst: int = Field(default=400, ge=1)
     worker_python: str = sys.executable
     cpus: int = Field(default_factory=lambda: os.cpu_count() or 1)
     """CPUs that running attempts may ask for together."""

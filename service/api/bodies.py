@@ -1,17 +1,25 @@
 """Reading a request body: bounded, of a known type, and without JSON's or YAML's tricks."""
 
 import hashlib
+import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 
 from grafting_core.spec.document import read_document
 from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.explain import explain
+from grafting_core.spec.problems import SpecError
 from grafting_core.spec.submission import parse_submission
 from service.api.problems import ApiError
 
-MAX_BYTES = 1_000_000
+M = TypeVar("M", bound=BaseModel)
 MEDIA_TYPES = ("application/json", "application/yaml")
+DOCUMENTED: dict[str, type[BaseModel]] = {}
+"""Models of bodies that routes read themselves, for OpenAPI."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +32,41 @@ class SubmittedExperiment:
 
 async def submitted_experiment(request: Request) -> SubmittedExperiment:
     """Dependency: the body as an experiment. Raises ApiError or SpecError."""
+    raw = await _raw(request)
+    return SubmittedExperiment(parse_submission(_document(raw)), hashlib.sha256(raw).hexdigest())
+
+
+def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency: the body as this model, as strictly read as submissions. Raises ApiError or SpecError."""
+
+    async def read(request: Request) -> M:
+        document = _document(await _raw(request))
+        try:
+            return model.model_validate_json(json.dumps(document))
+        except ValidationError as error:
+            raise SpecError(explain(error, document, model)) from error
+
+    return read
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a route that reads its body so."""
+    DOCUMENTED[model.__name__] = model
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, content)}}
+
+
+async def _raw(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in MEDIA_TYPES or "content-encoding" in request.headers:
         raise ApiError(
             "unsupported-media-type", f"content type {kind!r}; send one of {', '.join(MEDIA_TYPES)}"
         )
-    raw = await _bounded(request)
+    return await request.body()
+
+
+def _document(raw: bytes) -> Any:
     try:
-        text = raw.decode("utf-8")
+        return read_document(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError("malformed", f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    return SubmittedExperiment(parse_submission(read_document(text)), hashlib.sha256(raw).hexdigest())
-
-
-async def _bounded(request: Request) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BYTES:
-            raise ApiError("too-large", f"a submission has at most {MAX_BYTES} bytes")
-        parts.append(part)
-    return b"".join(parts)

@@ -15,7 +15,7 @@ router = APIRouter()
 def show_leaderboard(lab: LabDep) -> Leaderboard:
     """Finished runs by quality, grouped by how quality was measured."""
     with lab.database.reading() as session:
-        return leaderboard(session)
+        return leaderboard(session, owner=lab.principal.only_owner)
 
 
 @router.get("/operators", tags=["catalogue"])

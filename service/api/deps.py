@@ -1,13 +1,20 @@
-"""What routes are given: the application's database, storage and settings."""
+"""What routes are given: the application's database, storage and settings, and who asks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
+from service.api.problems import ApiError
 from service.settings import Settings
 from service.store.engine import Database
+from service.store.keys import Principal
+from service.store.models import RunRow
+from service.store.queries import visible_to
+
+NOBODY = Principal(owner="", role="viewer", sees="own")
 
 
 @dataclass(frozen=True)
@@ -17,11 +24,21 @@ class Lab:
     settings: Settings
     database: Database
     storage: Storage
+    principal: Principal = NOBODY
+
+    def run_to_change(self, session: Session, run_id: str) -> RunRow:
+        """A run, locked for writing. Raises ApiError: not-found where unseen, forbidden where not theirs."""
+        run = session.get(RunRow, run_id, with_for_update=True)
+        if run is None or not visible_to(run, self.principal.only_owner):
+            raise ApiError("not-found", f"there is no run {run_id!r}")
+        if not self.principal.may_change(run.experiment.owner):
+            raise ApiError("forbidden", f"run {run_id} is {run.experiment.owner}'s; an admin can change it")
+        return run
 
 
 def _lab(request: Request) -> Lab:
     lab: Lab = request.app.state.lab
-    return lab
+    return replace(lab, principal=getattr(request.state, "principal", NOBODY))
 
 
 LabDep = Annotated[Lab, Depends(_lab)]

@@ -1,35 +1,30 @@
 """Submitting a design, and asking what it would cost."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 
 from grafting_core.spec.experiment import Resources
 from grafting_core.spec.planning import ExperimentPlan, plan
 from grafting_core.spec.problems import Problem, SpecError
 from grafting_core.spec.submission import Submission
-from service.api.bodies import SubmittedExperiment, submitted_experiment
+from service.api.bodies import SubmittedExperiment, documented, submitted_experiment
 from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
 from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
+from service.api.submitting import IdempotencyKey, submit_once
 from service.store.forecast import forecast, outstanding
-from service.store.submissions import KeyReused, submit
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
 Body = Annotated[SubmittedExperiment, Depends(submitted_experiment)]
-SCHEMA = {"schema": {"$ref": "#/components/schemas/Submission"}}
-DOCUMENTED: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": SCHEMA, "application/yaml": SCHEMA}}
-}
-SUBMISSION_SCHEMA = Submission.model_json_schema(ref_template="#/components/schemas/{model}", by_alias=True)
 
 
-@router.post("", status_code=202, openapi_extra=DOCUMENTED)
+@router.post("", status_code=202, openapi_extra=documented(Submission))
 def create_experiment(
     body: Body,
     lab: LabDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: IdempotencyKey,
 ) -> SubmitAnswer:
     """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run."""
     planned = plan(body.spec)
@@ -38,11 +33,7 @@ def create_experiment(
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
     _check_room(body.spec.resources, lab.settings.cpus)
     expected = _forecast(lab, planned)
-    try:
-        with lab.database.writing() as session:
-            run = submit(session, body.spec, body.request_digest, idempotency_key, expected)
-    except KeyReused as error:
-        raise ApiError("key-reused", str(error)) from error
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected)
     url = f"/api/v1/runs/{run.id}"
     response.headers["Location"] = url
     return SubmitAnswer(run_id=run.id, experiment_digest=body.spec.digest, url=url)
@@ -56,7 +47,7 @@ def _check_room(asked: Resources, cpus: int) -> None:
         raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
 
 
-@router.post("/plan", openapi_extra=DOCUMENTED)
+@router.post("/plan", openapi_extra=documented(Submission))
 def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
     """What would be done and what it would cost. Nothing is stored."""
     planned = plan(body.spec)

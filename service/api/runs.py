@@ -34,14 +34,22 @@ def list_runs(
 ) -> RunPage:
     """Newest first, a page at a time."""
     with lab.database.reading() as session:
-        return find_runs(session, limit=limit, before=cursor, states=state or (), name=name, prefix=prefix)
+        return find_runs(
+            session,
+            limit=limit,
+            before=cursor,
+            states=state or (),
+            name=name,
+            prefix=prefix,
+            owner=lab.principal.only_owner,
+        )
 
 
 @router.get("/{run_id}")
 def show_run(run_id: str, lab: LabDep) -> RunDetail:
     """One run with its spec, progress, spend and reports."""
     with lab.database.reading() as session:
-        found = run_detail(session, run_id)
+        found = run_detail(session, run_id, lab.principal.only_owner)
     if found is None:
         raise ApiError("not-found", f"there is no run {run_id!r}")
     return found
@@ -51,9 +59,7 @@ def show_run(run_id: str, lab: LabDep) -> RunDetail:
 def cancel_run(run_id: str, lab: LabDep) -> RunDetail:
     """Queued: at once. Running: after its next checkpoint. Already cancelled: no change."""
     with lab.database.writing() as session:
-        run = session.get(RunRow, run_id, with_for_update=True)
-        if run is None:
-            raise ApiError("not-found", f"there is no run {run_id!r}")
+        run = lab.run_to_change(session, run_id)
         if run.state in ("SUCCEEDED", "FAILED"):
             raise ApiError(
                 "illegal-transition", f"run {run_id} is {run.state}; only unfinished runs are cancelled"

@@ -13,6 +13,8 @@ from grafting_core.spec.work import Work, as_graft
 from workers.contract import Event, Reason, StageReport
 
 RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED"]
+Role = Literal["viewer", "runner", "admin"]
+Sees = Literal["lab", "own"]
 TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 
@@ -52,6 +54,7 @@ class RunView(View):
     id: str
     kind: str
     name: str
+    owner: str = "lab"
     backbone: str
     state: RunState
     reason: Reason | None = None
@@ -168,3 +171,39 @@ class RunEvent(View):
     reason: Reason | None = None
     event: Event | None = None
     at: datetime
+
+
+class KeyView(View):
+    """A key without its secret; `prefix` is how the secret begins."""
+
+    id: int
+    prefix: str
+    owner: str
+    role: Role
+    sees: Sees
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class KeyMade(KeyView):
+    """The one answer that holds the secret."""
+
+    key: str
+
+
+class LoginLink(View):
+    """Where a browser gets in, once."""
+
+    path: str
+    expires_at: datetime
+
+
+class Whoami(View):
+    """Whom a key stands for."""
+
+    owner: str
+    role: Role
+    sees: Sees
+    expires_at: datetime | None = None

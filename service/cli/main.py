@@ -16,6 +16,7 @@ from service.cli import views
 from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
 from service.cli.follow import follow
+from service.cli.keys import keys_app, open_command
 from service.cli.lab import LabBusy, find_url
 from service.cli.running import demo_command, down_command, up_command
 from service.cli.supervisor import StartFailed
@@ -176,6 +177,8 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
     print_json(found) if json else views.show_backbones(found)
 
 
+app.command("open")(open_command)
+app.add_typer(keys_app, name="keys")
 app.command("check-operator")(check_operator_command)
 app.command("up")(up_command)
 app.command("down")(down_command)

@@ -116,5 +116,6 @@ def _tend_for_ever(supervisor: Supervisor) -> None:
 
 
 def _say_where(supervisor: Supervisor) -> None:
-    out.print(f"  pages   {supervisor.address.url}")
+    link = GraftlabClient(supervisor.address.url).login_link()
+    out.print(f"  pages   {link}  (works once; `graft open` prints another)", soft_wrap=True)
     out.print(f"  MLflow  {supervisor.address.mlflow_url}")

@@ -15,12 +15,15 @@ import httpx
 import psutil
 
 from service.cli.lab import LabAddress, write_address
+from service.credentials import forget_lab, note_lab
 from service.settings import Settings
 
 MARK = "GRAFTLAB_LAB"
 PART = "GRAFTLAB_PART"
 """Every process of a lab inherits both, so that its strays can be told from everybody else's."""
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+NOT_INHERITED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "GRAFTLAB_KEY")
+"""Another cluster, and what no part of the lab has a use for."""
 STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
 STOP_SECONDS = 12.0
 
@@ -112,7 +115,7 @@ class Supervisor:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONUNBUFFERED": "1",
         }
-        return {**{k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}, **ours}
+        return {**{name: value for name, value in os.environ.items() if name not in NOT_INHERITED}, **ours}
 
     def _token_file(self) -> Path:
         return self.folder / "ray-token"
@@ -127,6 +130,7 @@ class Supervisor:
         for part in self.parts:
             self._spawn(part)
         write_address(self.folder, self.address)
+        note_lab(self.address.url, self.folder)
 
     def _spawn(self, part: Part) -> None:
         with (self.folder / "logs" / f"{part.name}.log").open("ab") as log:
@@ -182,6 +186,7 @@ class Supervisor:
             _end(by_name[name].process)
         end_strays(self.folder)
         (self.folder / "lab.json").unlink(missing_ok=True)
+        forget_lab(self.address.url)
         shutil.rmtree(self._ray_folder(), ignore_errors=True)
 
 

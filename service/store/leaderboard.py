@@ -13,11 +13,12 @@ from service.store.queries import run_views, spec_of
 RANKED = (RunRow.state == "SUCCEEDED", ExperimentRow.kind == "graft")
 
 
-def leaderboard(session: Session) -> Leaderboard:
+def leaderboard(session: Session, owner: str | None = None) -> Leaderboard:
     """Groups by protocol digest; an experiment that ran twice counts once, by its latest run."""
-    rows = session.scalars(
-        select(RunRow).join(RunRow.experiment).where(*RANKED).order_by(RunRow.id.desc())
-    ).all()
+    query = select(RunRow).join(RunRow.experiment).where(*RANKED).order_by(RunRow.id.desc())
+    if owner is not None:
+        query = query.where(ExperimentRow.owner == owner)
+    rows = session.scalars(query).all()
     latest = {row.experiment.digest: row for row in reversed(rows)}
     kept = sorted(latest.values(), key=lambda row: row.experiment.protocol_digest)
     groups = groupby(kept, key=lambda row: row.experiment.protocol_digest)

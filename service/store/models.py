@@ -50,7 +50,9 @@ class ExperimentRow(Base):
     digest: Mapped[str] = mapped_column(String(64), index=True)
     protocol_digest: Mapped[str] = mapped_column(String(64))
     spec: Mapped[dict[str, Any]]
+    owner: Mapped[str] = mapped_column(String(64), server_default="lab", index=True)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    """Digest of owner and key, so that two people may choose the same one."""
     request_digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now)
 
@@ -143,3 +145,23 @@ class TrackingRow(Base):
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
     last_seq: Mapped[int] = mapped_column(default=0)
     closed: Mapped[bool] = mapped_column(default=False)
+
+
+class KeyRow(Base):
+    """An API key, login code or browser session. The secret is not here: `digest` is its SHA-256."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    prefix: Mapped[str] = mapped_column(String(16), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(8))
+    sees: Mapped[str] = mapped_column(String(8))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
+    """The key that opened this session; revoked with it."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]

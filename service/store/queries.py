@@ -33,6 +33,7 @@ def find_runs(
     states: Sequence[str] = (),
     name: str | None = None,
     prefix: str | None = None,
+    owner: str | None = None,
 ) -> RunPage:
     """Newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
     query = select(RunRow).order_by(RunRow.id.desc()).limit(limit + 1)
@@ -40,8 +41,12 @@ def find_runs(
         query = query.where(RunRow.id < before)
     if states:
         query = query.where(RunRow.state.in_(states))
+    if name or owner:
+        query = query.join(RunRow.experiment)
     if name:
-        query = query.join(RunRow.experiment).where(ExperimentRow.name == name)
+        query = query.where(ExperimentRow.name == name)
+    if owner:
+        query = query.where(ExperimentRow.owner == owner)
     if prefix:
         query = query.where(RunRow.id.startswith(prefix, autoescape=True))
     rows = session.scalars(query).all()
@@ -57,10 +62,15 @@ def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
     return [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
 
 
-def run_detail(session: Session, run_id: str) -> RunDetail | None:
-    """One run with its spec and reports, or None."""
+def visible_to(run: RunRow, owner: str | None) -> bool:
+    """Whether someone who sees this owner's runs only, or all (None), sees the run."""
+    return owner is None or run.experiment.owner == owner
+
+
+def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDetail | None:
+    """One run with its spec and reports, or None; None too where it is not this owner's."""
     row = session.get(RunRow, run_id)
-    if row is None:
+    if row is None or not visible_to(row, owner):
         return None
     reports = _reports(session, [run_id]).get(run_id, [])
     view = _view(row, _spends(session, [run_id]).get(run_id, Spend()), reports)
@@ -103,6 +113,7 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
         id=row.id,
         kind=row.experiment.kind,
         name=row.experiment.name,
+        owner=row.experiment.owner,
         backbone=row.experiment.backbone,
         state=row.state,
         reason=row.reason,

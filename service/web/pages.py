@@ -1,36 +1,30 @@
 """The lab's pages: rendered on the server, readable without a network, alive by server-sent events."""
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from fastapi.templating import Jinja2Templates
 
-from grafting_core.spec.backbone import backbone_cards
 from service.api.catalogue import list_backbones, list_operators
 from service.api.deps import LabDep
-from service.api.problems import CATALOGUE, ApiError
+from service.api.problem_types import CATALOGUE
+from service.api.problems import ApiError
 from service.api.runs import show_run
-from service.cli.console import duration, engineering, percent
 from service.store.leaderboard import leaderboard
 from service.store.queries import events_after, find_runs
-from service.web.pictures import curves, design_map, quality_against_cost
+from service.web import login
+from service.web.pictures import curves, quality_against_cost
+from service.web.rendering import HERE, templates
 
-HERE = Path(__file__).parent
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-templates = Jinja2Templates(HERE / "templates")
-templates.env.filters |= {"engineering": engineering, "percent": percent, "duration": duration}
-templates.env.globals["map_of"] = lambda spec: design_map(
-    spec, backbone_cards()[spec.design.backbone.name].depth
-)
 EVENTS_SHOWN = 100_000
 
 
 def mount(app: FastAPI) -> None:
     """Add the pages and their static files to the application."""
     app.include_router(router)
+    app.include_router(login.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 
 
@@ -38,8 +32,10 @@ def mount(app: FastAPI) -> None:
 def leaderboard_page(request: Request, lab: LabDep) -> HTMLResponse:
     """Ranking, with quality against cost as a picture."""
     with lab.database.reading() as session:
-        board = leaderboard(session)
-        active = find_runs(session, limit=20, states=("QUEUED", "STARTING", "RUNNING")).runs
+        board = leaderboard(session, owner=lab.principal.only_owner)
+        active = find_runs(
+            session, limit=20, states=("QUEUED", "STARTING", "RUNNING"), owner=lab.principal.only_owner
+        ).runs
     groups = [(group, quality_against_cost(group)) for group in board.groups]
     return templates.TemplateResponse(request, "leaderboard.html", {"groups": groups, "active": active})
 
@@ -52,7 +48,7 @@ def runs_page(
 ) -> HTMLResponse:
     """All runs, newest first."""
     with lab.database.reading() as session:
-        page = find_runs(session, limit=50, before=cursor)
+        page = find_runs(session, limit=50, before=cursor, owner=lab.principal.only_owner)
     return templates.TemplateResponse(request, "runs.html", {"page": page})
 
 
@@ -79,7 +75,10 @@ def problem_page(request: Request, code: str) -> HTMLResponse:
     """What an error's type means."""
     if code not in CATALOGUE:
         raise ApiError("not-found", f"there is no problem type {code!r}; known: {', '.join(CATALOGUE)}")
-    status, title = CATALOGUE[code]
-    return templates.TemplateResponse(
-        request, "problem.html", {"code": code, "status": status, "title": title}
-    )
+    return templates.TemplateResponse(request, "problem.html", {"code": code, "problem": CATALOGUE[code]})
+
+
+@router.get("/problems")
+def problems_page(request: Request) -> HTMLResponse:
+    """Every type of error there is."""
+    return templates.TemplateResponse(request, "problems.html", {"catalogue": CATALOGUE})

@@ -264,7 +264,7 @@ def test_pages_are_drawn_by_a_real_browser(lab: Lab, client: GraftlabClient, tmp
         ]
         flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}", "--dump-dom"]
         done = subprocess.run(
-            ["chromium", *flags, lab.address.url + page], capture_output=True, text=True, timeout=60
+            ["chromium", *flags, client.login_link(page)], capture_output=True, text=True, timeout=60
         )
         assert words in done.stdout
         assert "graft" in done.stdout

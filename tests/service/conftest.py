@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 
 from service.app import create_app
+from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
@@ -52,8 +53,9 @@ def database(settings: Settings) -> Iterator[Database]:
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
-    """Talks to the application itself."""
+    """Talks to the application itself, with the lab's first key."""
     app = create_app(settings)
-    with TestClient(app, raise_server_exceptions=False) as made:
+    headers = {"Authorization": f"Bearer {first_key(settings.data_dir)}"}
+    with TestClient(app, raise_server_exceptions=False, headers=headers) as made:
         yield made
     app.state.lab.database.engine.dispose()

@@ -1,0 +1,79 @@
+"""Keys: making, listing, revoking, and one-time links that open the pages in a browser."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
+from service.api.bodies import body_of, documented
+from service.api.deps import LabDep
+from service.api.problems import ApiError
+from service.api.schemas import KeyMade, KeyView, LoginLink, Role, Sees, Whoami
+from service.store.keys import Principal, list_keys, make_key, revoke
+from service.store.models import KeyRow
+
+router = APIRouter(tags=["keys"])
+
+
+class KeyRequest(Frozen):
+    """Whose key, and what it may do."""
+
+    owner: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+    role: Role = "runner"
+    sees: Sees = "lab"
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
+
+
+KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
+
+
+@router.post("/keys", status_code=201, openapi_extra=documented(KeyRequest))
+def create_key(body: KeyBody, lab: LabDep) -> KeyMade:
+    """A new key. Its secret is in this answer and nowhere else."""
+    with lab.database.writing() as session:
+        row, secret = make_key(
+            session, Principal(owner=body.owner, role=body.role, sees=body.sees), days=body.days
+        )
+        return KeyMade(**_view(row).model_dump(), key=secret)
+
+
+@router.get("/keys")
+def show_keys(lab: LabDep) -> list[KeyView]:
+    """All keys, newest first, without their secrets."""
+    with lab.database.reading() as session:
+        return [_view(row) for row in list_keys(session)]
+
+
+@router.delete("/keys/{key_id}")
+def revoke_key(key_id: Annotated[int, Field(ge=1, lt=2**31)], lab: LabDep) -> KeyView:
+    """End a key and its browser sessions, within seconds. Again: no change."""
+    with lab.database.writing() as session:
+        row = revoke(session, key_id)
+        if row is None:
+            raise ApiError("not-found", f"there is no key {key_id}")
+        return _view(row)
+
+
+@router.post("/login-links", status_code=201)
+def create_login_link(lab: LabDep) -> LoginLink:
+    """An address that opens the pages in a browser, once, within ten minutes, with the rights of this key."""
+    with lab.database.writing() as session:
+        row, code = make_key(session, lab.principal, kind="login")
+    assert row.expires_at is not None
+    return LoginLink(path=f"/login?code={code}", expires_at=row.expires_at)
+
+
+@router.get("/whoami")
+def whoami(lab: LabDep) -> Whoami:
+    """Whom the key stands for."""
+    who = lab.principal
+    return Whoami(owner=who.owner, role=who.role, sees=who.sees, expires_at=who.expires_at)
+
+
+def _view(row: KeyRow) -> KeyView:
+    times: dict[str, datetime | None] = {
+        name: getattr(row, name) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")
+    }
+    return KeyView(id=row.id, prefix=row.prefix, owner=row.owner, role=row.role, sees=row.sees, **times)

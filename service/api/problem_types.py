@@ -1,0 +1,118 @@
+"""The catalogue of what can go wrong: code -> status, title and remedy. `/problems/<code>` shows each."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class ProblemType(NamedTuple):
+    """One type of problem+json."""
+
+    status: int
+    title: str
+    remedy: str
+
+
+CATALOGUE: Mapping[str, ProblemType] = {
+    "malformed": ProblemType(
+        400,
+        "The document cannot be read as JSON or YAML",
+        "Send UTF-8 JSON or YAML in which no key appears twice.",
+    ),
+    "too-deep": ProblemType(400, "The document is nested too deeply", "Nest at most 32 levels."),
+    "bad-cursor": ProblemType(
+        400,
+        "The cursor is not one that the service gave",
+        "Ask for the first page, then follow next_cursor unchanged.",
+    ),
+    "bad-host": ProblemType(
+        400,
+        "The Host header names another service",
+        "Use the lab's own address; GRAFTLAB_ALLOWED_HOSTS adds names.",
+    ),
+    "bad-key": ProblemType(
+        400,
+        "The Idempotency-Key is not usable",
+        "Choose 1 to 255 printable ASCII characters, a UUID for one.",
+    ),
+    "key-in-url": ProblemType(
+        401,
+        "A key was sent in the address",
+        "Addresses end in logs: revoke that key, send its successor as a header.",
+    ),
+    "unauthenticated": ProblemType(
+        401,
+        "No valid key came with the request",
+        "Send `Authorization: Bearer <key>`. On the lab's machine command line and Python client find "
+        "the first key by themselves, and `graft open` prints a link for the browser. Elsewhere set "
+        "GRAFTLAB_KEY to what `graft keys make` printed.",
+    ),
+    "forbidden": ProblemType(
+        403,
+        "The key's role does not allow this",
+        "Viewers read, runners submit and change what is theirs, admins all.",
+    ),
+    "quota": ProblemType(403, "A quota is used up", "Wait for your runs to end, or ask an admin for more."),
+    "not-found": ProblemType(
+        404,
+        "There is nothing under this address",
+        "Look the id up again; what your key does not see is not found.",
+    ),
+    "not-allowed": ProblemType(
+        405, "This address does not take this method", "The Allow header names the methods that it takes."
+    ),
+    "timeout": ProblemType(
+        408, "The request took too long to arrive", "Send the whole body within half a minute."
+    ),
+    "illegal-transition": ProblemType(
+        409, "The run's state does not allow this", "Look at the run; what has ended is not changed any more."
+    ),
+    "conflict": ProblemType(
+        409, "Another request got there first", "Read again, then repeat if it still makes sense."
+    ),
+    "precondition-failed": ProblemType(
+        412, "It has changed since you read it", "Read it again and send the new ETag as If-Match."
+    ),
+    "too-large": ProblemType(413, "The request is larger than the service takes", "Send at most a megabyte."),
+    "address-too-long": ProblemType(414, "The address is too long", "Keep it below eight kilobytes."),
+    "unsupported-media-type": ProblemType(
+        415,
+        "The request's content type is not one the service reads",
+        "Send application/json or application/yaml, without a content encoding.",
+    ),
+    "invalid": ProblemType(
+        422,
+        "The document is not valid",
+        "`errors` names every wrong field with a JSON pointer and what would be right.",
+    ),
+    "key-reused": ProblemType(
+        422, "An Idempotency-Key came back with another body", "Choose a new key for a new submission."
+    ),
+    "not-runnable": ProblemType(
+        422,
+        "The lab has this backbone's sizes but not its weights",
+        "Plan it, or name a backbone that is runnable.",
+    ),
+    "ssrf-blocked": ProblemType(
+        422, "The lab does not send requests to this address", "Give an https address on the public network."
+    ),
+    "precondition-required": ProblemType(
+        428, "This change needs an If-Match header", "Read it first and send its ETag as If-Match."
+    ),
+    "too-many-requests": ProblemType(
+        429, "Too many requests", "Wait for the seconds that Retry-After names."
+    ),
+    "headers-too-large": ProblemType(
+        431, "The request's headers are too large", "Send at most 100 headers, 32 kB."
+    ),
+    "internal": ProblemType(
+        500, "The service made a mistake", "The log has it under the request id; please report it."
+    ),
+    "unavailable": ProblemType(
+        503,
+        "Something that the service needs is not there",
+        "Repeat after Retry-After; `graft doctor` says what it is.",
+    ),
+    "storage-full": ProblemType(
+        507, "The disk is full", "Free some space; nothing that was acknowledged is lost."
+    ),
+}

@@ -1,0 +1,50 @@
+"""Storing work once, however often it is asked for: what every route that starts a run goes through."""
+
+from typing import Annotated
+
+from fastapi import Depends, Header
+from sqlalchemy.exc import IntegrityError
+
+from grafting_core.spec.work import Work
+from service.api.deps import Lab
+from service.api.problems import ApiError
+from service.api.schemas import Forecast
+from service.store.models import RunRow
+from service.store.submissions import KeyReused, submit
+
+MAX_KEY = 255
+
+
+def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+    """The header, if it can be kept. Raises ApiError."""
+    if idempotency_key is None:
+        return None
+    if not (
+        0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isascii() and idempotency_key.isprintable()
+    ):
+        raise ApiError("bad-key", f"an Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters")
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_usable)]
+
+
+def submit_once(
+    lab: Lab, work: Work, request_digest: str, key: str | None, forecast: Forecast | None = None
+) -> RunRow:
+    """The run of this work; for the same user and key the same run, also of two requests at once.
+
+    Raises ApiError where the key came with another body before.
+    """
+    try:
+        return _submit(lab, work, request_digest, key, forecast)
+    except IntegrityError:
+        # The other request's row is there by now.
+        return _submit(lab, work, request_digest, key, forecast)
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
+
+
+def _submit(lab: Lab, work: Work, request_digest: str, key: str | None, forecast: Forecast | None) -> RunRow:
+    with lab.database.writing() as session:
+        return submit(session, work, request_digest, key, forecast, owner=lab.principal.owner)

@@ -1,0 +1,54 @@
+"""Keys on this machine: where the lab leaves its first one, and how clients find it."""
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+KEY_FILE = "admin-key"
+
+
+def first_key(folder: Path) -> str:
+    """The secret in a data folder, made where there is none; readable by its owner alone."""
+    file = folder / KEY_FILE
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (
+        suppress(FileExistsError),
+        os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made,
+    ):
+        made.write(f"glk_{secrets.token_urlsafe(32)}")
+    return file.read_text().strip()
+
+
+def _notes() -> Path:
+    """Where this user's running labs are noted, so that an address alone leads to the data folder."""
+    return Path(os.environ.get("GRAFTLAB_HOME") or Path.home() / ".graftlab") / "labs"
+
+
+def _note(url: str) -> Path:
+    return _notes() / f"{sha256(url.encode()).hexdigest()[:16]}.json"
+
+
+def note_lab(url: str, folder: Path) -> None:
+    """Remember which data folder the lab at this address has. Without a home folder there is no note."""
+    with suppress(OSError):
+        _notes().mkdir(parents=True, exist_ok=True, mode=0o700)
+        _note(url).write_text(json.dumps({"url": url, "data": str(folder)}))
+
+
+def forget_lab(url: str) -> None:
+    with suppress(OSError):
+        _note(url).unlink(missing_ok=True)
+
+
+def find_key(url: str, given: str | None = None) -> str | None:
+    """The key to show at an address: the given one, else GRAFTLAB_KEY, else that of this user's lab there."""
+    if given or os.environ.get("GRAFTLAB_KEY"):
+        return given or os.environ["GRAFTLAB_KEY"]
+    try:
+        note = json.loads(_note(url.replace("//localhost", "//127.0.0.1")).read_text())
+        return (Path(note["data"]) / KEY_FILE).read_text().strip()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,16 @@
+"""The pages' templates, with what they may call."""
+
+from pathlib import Path
+
+from fastapi.templating import Jinja2Templates
+
+from grafting_core.spec.backbone import backbone_cards
+from service.cli.console import duration, engineering, percent
+from service.web.pictures import design_map
+
+HERE = Path(__file__).parent
+templates = Jinja2Templates(HERE / "templates")
+templates.env.filters |= {"engineering": engineering, "percent": percent, "duration": duration}
+templates.env.globals["map_of"] = lambda spec: design_map(
+    spec, backbone_cards()[spec.design.backbone.name].depth
+)
