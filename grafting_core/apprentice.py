@@ -98,7 +98,7 @@ class Apprentice:
     def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
         """One optimiser step, taken while the teacher's forward passes the region."""
         plan, step = self.plan, self.record.step
-        with torch.enable_grad(), autocast(hidden_BTD.device):
+        with torch.enable_grad(), autocast(hidden_BTD.device, plan.precision):
             output = self.module(hidden_BTD.detach())
             loss = regression_loss(self.candidate.loss, output.float(), target_BTD.detach().float())
         self.unread.append(loss.detach())

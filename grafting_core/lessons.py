@@ -51,10 +51,10 @@ def _classes(pupils: Pupils) -> dict[Region, _Class]:
 
 
 @torch.no_grad()
-def _run_teacher(backbone: Backbone, batch: Batch) -> None:
+def _run_teacher(backbone: Backbone, plan: DistillPlan, batch: Batch) -> None:
     on_device = batch.to(backbone.device)
     noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
-    with autocast(backbone.device):
+    with autocast(backbone.device, plan.precision):
         backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
 
 
@@ -69,7 +69,7 @@ class FreshTeaching:
     def teach(self, step: int, pupils: Pupils) -> None:
         batch = self.latents.batch("distill", self.plan.seed, step, self.plan.batch_size)
         with watched(self.backbone.transformer, _classes(pupils)):
-            _run_teacher(self.backbone, batch)
+            _run_teacher(self.backbone, self.plan, batch)
 
 
 class StoredTeaching:
@@ -87,7 +87,7 @@ class StoredTeaching:
             size = min(plan.batch_size, len(latents.labels) - first)
             batch = latents.batch("stored", plan.seed, first // plan.batch_size, plan.batch_size)
             with watched(backbone.transformer, self._shelves):
-                _run_teacher(backbone, batch.rows(slice(0, size)))
+                _run_teacher(backbone, plan, batch.rows(slice(0, size)))
         for shelf in self._shelves.values():
             shelf.close()
 

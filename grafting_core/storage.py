@@ -59,6 +59,10 @@ class Storage:
         if self.exists(path):
             self._filesystem.rm_file(self._full(path))
 
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return int(self._filesystem.size(self._full(path)))
+
     def move(self, path: str, to: str) -> None:
         """Rename a file within the storage."""
         self._filesystem.mv(self._full(path), self._full(to))

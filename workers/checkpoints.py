@@ -39,7 +39,7 @@ class StoredCheckpoints:
         for name in reversed(self._names()):
             path = f"{self._folder}/{name}"
             try:
-                return int(name.split("-")[0]), _verified(self._storage.read_bytes(path))
+                return int(name.split("-")[0]), unsealed(self._storage.read_bytes(path))
             except (ValueError, SafetensorError, json.JSONDecodeError) as error:
                 log.warning("checkpoint %s is damaged (%s); the one before it is used", path, error)
                 self._storage.move(path, f"{path}.damaged")
@@ -51,13 +51,19 @@ class StoredCheckpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
         name = f"{step:08d}-a{self._attempt:04d}.safetensors"
-        self._storage.write_bytes(f"{self._folder}/{name}", hashlib.sha256(content).digest() + content)
+        self._storage.write_bytes(f"{self._folder}/{name}", sealed(content))
         self._saved = time.monotonic()
         for old in self._names()[:-KEPT]:
             self._storage.delete(f"{self._folder}/{old}")
 
 
-def _verified(data: bytes) -> dict[str, Tensor]:
+def sealed(content: bytes) -> bytes:
+    """SHA-256 of the content, then the content."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(data: bytes) -> dict[str, Tensor]:
+    """Undo `sealed`. Raises ValueError where the content does not match its digest."""
     expected, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != expected:
         raise ValueError("its content does not match its digest")

@@ -64,6 +64,12 @@ class StageReport(Frozen):
     metrics: dict[str, float] = {}
     spend: Spend = Spend()
     stop_cause: StopCause = "completed"
+    made: dict[str, Spend] = {}
+    """Key -> use, of what this very stage has added to what others can use."""
+    made_by: dict[str, str] = {}
+    """Artifact -> run that made it, of what was found and reused."""
+    notes: tuple[str, ...] = ()
+    """What people should know, such as damage that was found and repaired."""
 
 
 class AttemptStarted(Frozen):

@@ -50,8 +50,12 @@ class Meter:
     def __init__(self, work: Work, started: float) -> None:
         self._started = started
         self._devices = work.resources.workers
-        self._costs = COSTS[work.kind](work)
+        self._costs = dict(COSTS[work.kind](work))
         self._steps: dict[StageName, int] = {}
+
+    def price(self, stage: StageName, cost: StepCost) -> None:
+        """What a step of this stage really costs, where less is to be done than the formula expects."""
+        self._costs[stage] = cost
 
     def did(self, stage: StageName, steps: int) -> None:
         """`steps` steps of this stage were taken by this attempt, in all."""

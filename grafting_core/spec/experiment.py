@@ -10,8 +10,9 @@ from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.spec.scions import ScionSpec
 
-RECIPE_VERSIONS = {"distill": 2, "finetune": 2, "evaluate": 1}
+RECIPE_VERSIONS = {"finetune": 2, "evaluate": 1}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 
@@ -45,23 +46,16 @@ class ExperimentSpec(Frozen):
         return evaluation_key(self)
 
 
-def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
-    """Key of the distilled operator of every edited site, by `str(site)`.
+def scions_of(spec: ExperimentSpec) -> tuple[ScionSpec, ...]:
+    """The scions that the design is put together from, front to back."""
+    return tuple(
+        ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in spec.design.edits
+    )
 
-    Everything that determines a scion is in its key, and nothing else: other edits of the design are not.
-    """
-    return {
-        str(edit.site): digest(
-            {
-                "stage": "distill",
-                "recipe": RECIPE_VERSIONS["distill"],
-                "backbone": spec.design.backbone.digest,
-                "edit": edit,
-                "plan": spec.distill,
-            }
-        )
-        for edit in spec.design.edits
-    }
+
+def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
+    """Key of every scion of the design, by its site."""
+    return {scion.name: scion.key for scion in scions_of(spec)}
 
 
 def finetune_key(spec: ExperimentSpec) -> str:

@@ -1,5 +1,7 @@
 """What a submission will do and cost, by arithmetic alone."""
 
+from collections.abc import Sequence
+
 from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
@@ -11,6 +13,7 @@ from grafting_core.spec.experiment import (
     protocol_digest,
     scion_keys,
 )
+from grafting_core.spec.scions import Part
 
 
 class StagePlan(Frozen):
@@ -93,10 +96,17 @@ def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
     """One teacher forward serves every site; a trained operator costs three of its forwards."""
-    if not spec.design.edits:
-        return 0
-    operators = sum(edit.operator.flops(card.dims).total for edit in spec.design.edits)
-    return card.forward_flops() + 3 * operators
+    return pass_flops_per_image(card, spec.design.edits)
+
+
+def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
+    """FLOPs of one image in a pass that distils these parts; nothing where there are none."""
+    return card.forward_flops() + sum(part_flops(card, part) for part in parts) if parts else 0
+
+
+def part_flops(card: BackboneCard, part: Part) -> int:
+    """FLOPs of training one operator on one image: three of its forwards."""
+    return 3 * part.operator.flops(card.dims).total
 
 
 def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:

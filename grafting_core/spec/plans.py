@@ -17,6 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Loss = Literal["l1", "l2", "huber", "nmse"]
 Schedule = Literal["constant", "cosine"]
 Features = Literal["fresh", "stored"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class DistillPlan(Frozen):
@@ -25,9 +26,9 @@ class DistillPlan(Frozen):
     Loss by slot as found best in the paper (section 3.3, Table 1): L1 for attention, L2 for MLP.
     `steps` 25,000 of 64 are the paper's 200 epochs over 8,000 images. `features` "fresh" noises every batch
     anew; "stored" is the paper's recipe, each image noised once and its features kept. An operator stops
-    early where the mean loss of `patience` steps is not below the lowest such mean before. `init_seed` seeds
-    the new operators' first weights, `seed` everything drawn for all of them alike (and the first weights
-    where `init_seed` is left out).
+    early where the mean loss of `patience` steps is not below the lowest such mean before. `precision` is
+    that of teacher and operators; weights and optimiser stay in float32. `init_seed` seeds the operators'
+    first weights, `seed` what is drawn for all of them alike (and, without `init_seed`, the first weights).
     """
 
     steps: Steps = 25_000
@@ -42,6 +43,7 @@ class DistillPlan(Frozen):
     images: Annotated[int, Field(ge=1)] = 8_000
     held_out: Annotated[int, Field(ge=8, le=65_536)] = 256
     features: Features = "fresh"
+    precision: Precision = "float32"
     patience: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     seed: Seed = 0
     init_seed: Seed | None = None
@@ -49,7 +51,7 @@ class DistillPlan(Frozen):
     @property
     def stream(self) -> tuple[str | int, ...]:
         """What operators distilled in one pass have in common: the batches they see and are examined on."""
-        return self.features, self.batch_size, self.images, self.held_out, self.seed
+        return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed
 
     @property
     def first_weights_seed(self) -> int:

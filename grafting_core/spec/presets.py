@@ -19,7 +19,10 @@ class Preset(Frozen):
 
 PRESETS: dict[str, Preset] = {
     # The paper's protocol (sections 2, 3.3 and 4.1); hours of a GPU node.
-    "paper": Preset(distill=DistillPlan(), finetune=FinetunePlan(), evaluate=EvaluationProtocol()),
+    # Its released code trains stage 1 in bfloat16.
+    "paper": Preset(
+        distill=DistillPlan(precision="bfloat16"), finetune=FinetunePlan(), evaluate=EvaluationProtocol()
+    ),
     # Minutes of one CPU core on the testbed, large enough that rankings mean something.
     "demo": Preset(
         distill=DistillPlan(

@@ -15,7 +15,6 @@ from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
 from workers.events import EventLog
 from workers.metering import Meter
 from workers.observer import Brake
-from workers.published import is_published
 from workers.stages.context import Context, Group
 from workers.train_loop import AttemptStoppedEarly, run_stages
 
@@ -122,17 +121,6 @@ def _gets_through(context: Context) -> bool:
     except AttemptStoppedEarly:
         return False
     return True
-
-
-def test_a_damaged_scion_is_set_aside_and_made_anew(tmp_path: Path, backbone: Backbone) -> None:
-    spec = experiment(layers=[1])
-    run_stages(context(tmp_path, backbone, spec))
-    folder = f"scions/{scion_keys(spec)['block 1 attention']}"
-    intact = (tmp_path / folder / "operator.safetensors").read_bytes()
-    (tmp_path / folder / "operator.safetensors").write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
-    assert not is_published(Storage(str(tmp_path)), folder)
-    run_stages(context(tmp_path, backbone, spec, run="r2"))
-    assert (tmp_path / folder / "operator.safetensors").read_bytes() == intact
 
 
 def test_a_spent_budget_stops_the_attempt(

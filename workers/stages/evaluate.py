@@ -9,13 +9,13 @@ from torch import nn
 
 from grafting_core.evaluation import EvaluatedChunk, denoising_loss_of, evaluate_chunk, finish
 from grafting_core.observing import StopRequested
+from grafting_core.published import is_published, publish, read_card, read_published
 from grafting_core.sheet import sample_sheet
 from grafting_core.spec.experiment import evaluation_key, finetune_key
 from grafting_core.spec.planning import design_cost
 from grafting_core.storage import Storage
 from grafting_core.surgery import operate
 from workers.contract import StageReport
-from workers.published import is_published, publish, read_card, read_published
 from workers.stages.context import Context
 
 MICRO_BATCHES_A_CHUNK = 2

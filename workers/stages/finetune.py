@@ -5,11 +5,11 @@ import copy
 from safetensors.torch import save
 
 from grafting_core.finetuning import finetune
+from grafting_core.published import is_published, publish, read_card
 from grafting_core.spec.experiment import finetune_key
 from grafting_core.surgery import operate
 from workers.checkpoints import SharedCheckpoints
 from workers.contract import StageReport
-from workers.published import is_published, publish, read_card
 from workers.stages.context import Context
 from workers.stages.distill import load_scions
 

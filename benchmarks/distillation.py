@@ -1,0 +1,255 @@
+"""Stage 1 in one pass against the same operators distilled one by one, both sides in one run.
+
+`python -m benchmarks.distillation [--rounds 3]` prints two tables, for the testbed and for a DiT-B/2 with
+random weights. Gain: wall-clock of a step of every separate run together over that of a step of the one pass,
+beside R(n, k) = sum(T + 3 f) / (T + sum(3 f)), what the FLOPs of this very model (T of its forward, f of each
+operator's) allow; teacher forwards a step; achieved FLOP/s as a share of what a large matrix product achieves
+in the same run. Memory: the peak of a process that trains 40 candidates beyond one that trains 4, beside what
+36 candidates' weights, gradients and optimiser state take. Separate runs draw fresh noise every step too.
+"""
+
+import argparse
+import dataclasses
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from diffusers import DiTTransformer2DModel
+
+from grafting_core.backbones.loader import Backbone, load_backbone
+from grafting_core.data import Latents
+from grafting_core.distillation import Candidate, distill, replacement_candidate
+from grafting_core.observing import NoCheckpoints, Silent
+from grafting_core.spec.backbone import DIT_XL_2_256
+from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.dims import BlockDims
+from grafting_core.spec.operators import KINDS
+from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.site import GraftSite
+from grafting_core.testbed.networks import silence_label_dropout
+
+TRAINING = 3
+"""Forward and backward of an operator in forwards (beta of the formula)."""
+DIT_B = BlockDims(width=768, num_heads=12, mlp_ratio=4.0, grid=(16, 16))
+GAIN_COLUMNS = (
+    "backbone",
+    "sites",
+    "kinds",
+    "batch",
+    "R",
+    "gain",
+    "of R",
+    "teacher forwards a step",
+    "of peak",
+)
+MEMORY_COLUMNS = ("backbone", "peak at 4", "peak at 40", "difference", "36 candidates' state")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sites times kinds on one backbone."""
+
+    backbone: str
+    blocks: Sequence[int]
+    kinds: Sequence[str]
+    batch: int
+    steps: int
+
+
+CASES = (
+    Case("testbed", range(8), ("hyena_x", "mlp"), 64, 4),
+    Case("testbed", range(8), ("hyena_x", "window_attention", "linear_attention", "mlp", "conv_mlp"), 64, 3),
+    Case("dit-b", range(0, 12, 2), ("hyena_x", "window_attention", "mlp"), 2, 1),
+)
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", nargs=2, metavar=("BACKBONE", "CANDIDATES"), help="print one peak in bytes")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.peak:
+        print(peak(given.peak[0], int(given.peak[1])))
+        return
+    print(_head(GAIN_COLUMNS))
+    for case in CASES:
+        print(_row(gain(case, given.rounds)), flush=True)
+    print(f"\n{_head(MEMORY_COLUMNS)}")
+    for backbone in ("testbed", "dit-b"):
+        print(_row(memory(backbone)), flush=True)
+
+
+def gain(case: Case, rounds: int) -> list[str]:
+    """One pass and every separate run in turn, round by round."""
+    backbone, latents = teacher(case.backbone)
+    candidates = offered(case.blocks, case.kinds, plan(case.batch, case.steps))
+    together: list[float] = []
+    alone: list[float] = []
+    peaks: list[float] = []
+    for _ in range(rounds):
+        peaks.append(matmul_flops_per_second())
+        together.append(step_seconds(backbone, candidates, latents))
+        alone.append(sum(step_seconds(backbone, [each], latents) for each in candidates))
+    measured = statistics.median(a / t for a, t in zip(alone, together, strict=True))
+    forward, trained = flops(backbone, candidates)
+    allowed = (len(trained) * forward + sum(trained)) / (forward + sum(trained))
+    speed = case.batch * (forward + sum(trained)) / statistics.median(together)
+    return [
+        case.backbone,
+        str(len(case.blocks)),
+        str(len(case.kinds)),
+        str(case.batch),
+        f"{allowed:.1f}",
+        f"{measured:.1f}",
+        f"{measured / allowed:.0%}",
+        f"{forwards_a_step(backbone, candidates, latents):g}",
+        f"{speed / statistics.median(peaks):.0%}",
+    ]
+
+
+def teacher(name: str) -> tuple[Backbone, Latents]:
+    """The testbed, or a DiT-B/2 for 256x256 images with random weights; latents of unit variance."""
+    backbone = load_backbone("testbed/dit-fashion")
+    size, classes = 7, 10
+    if name == "dit-b":
+        size, classes = 32, 1000
+        card = DIT_XL_2_256.model_copy(update={"name": name, "depth": 12, "dims": DIT_B})
+        backbone = dataclasses.replace(backbone, card=card, transformer=_random_dit_b())
+    mean = torch.zeros(256, 4, size, size)
+    return backbone, Latents(mean, torch.ones_like(mean), torch.arange(256) % classes)
+
+
+def _random_dit_b() -> DiTTransformer2DModel:
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=DIT_B.num_heads,
+        attention_head_dim=DIT_B.width // DIT_B.num_heads,
+        in_channels=4,
+        out_channels=8,
+        num_layers=12,
+        sample_size=32,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+    )
+    silence_label_dropout(transformer)
+    return transformer.eval().requires_grad_(False)
+
+
+def plan(batch: int, steps: int) -> DistillPlan:
+    """One step more than is timed, to warm up."""
+    return DistillPlan(steps=steps + 1, batch_size=batch, held_out=8, images=256)
+
+
+def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) -> list[Candidate]:
+    """Every kind at every block."""
+    edits = [
+        ReplaceOperator(
+            site=GraftSite(block=block, slot=KINDS[kind].slots[0]), operator=KINDS[kind](kind=kind)
+        )
+        for block in blocks
+        for kind in kinds
+    ]
+    return [replacement_candidate(edit, settings, f"{edit.site} {edit.operator}") for edit in edits]
+
+
+def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, list[int]]:
+    """T and 3 f of every candidate, a sample."""
+    card = backbone.card
+    kinds = [candidate.name.rsplit(" ", 1)[-1] for candidate in candidates]
+    return card.forward_flops(), [TRAINING * KINDS[kind](kind=kind).flops(card.dims).total for kind in kinds]
+
+
+class Stopwatch(Silent):
+    """When each step was done."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
+        self.at.append(time.perf_counter())
+
+
+def step_seconds(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents) -> float:
+    """Median of a step after the first, held-out examination left out."""
+    watch = Stopwatch()
+    distill(backbone, candidates, latents, observer=watch, checkpoints=NoCheckpoints())
+    return statistics.median(end - begin for begin, end in zip(watch.at[1:-1], watch.at[2:], strict=True))
+
+
+def forwards_a_step(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents) -> float:
+    """Counted by a hook; the one forward of the held-out examination is taken off."""
+    counted: list[int] = []
+    handle = backbone.transformer.register_forward_hook(lambda *_: counted.append(1))
+    distill(backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    handle.remove()
+    return (len(counted) - 1) / candidates[0].plan.steps
+
+
+def matmul_flops_per_second(size: int = 1024) -> float:
+    """Of a float32 matrix product, best of five."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def memory(backbone: str) -> list[str]:
+    """Peaks of two processes that do nothing else, and what the additional candidates must take."""
+    four, forty = (_peak_of(backbone, count) for count in (4, 40))
+    extra = sum(_state_bytes(backbone, index) for index in range(4, 40))
+    return [backbone, _mib(four), _mib(forty), _mib(forty - four), _mib(extra)]
+
+
+def _peak_of(backbone: str, candidates: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.distillation", "--peak", backbone, str(candidates)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def peak(backbone: str, count: int) -> int:
+    """Resident bytes at most while this many candidates are trained for three steps."""
+    loaded, latents = teacher(backbone)
+    distill(loaded, _crowd(backbone, count), latents, observer=Silent(), checkpoints=NoCheckpoints())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _crowd(backbone: str, count: int) -> list[Candidate]:
+    """Candidates of one kind and different first weights, several a site."""
+    base = plan(64 if backbone == "testbed" else 2, 1)
+    blocks = range(8 if backbone == "testbed" else 12)
+    crowd = [
+        dataclasses.replace(each, key=f"{each.key}/{seed}")
+        for seed in range(5)
+        for each in offered(blocks, ["hyena_x"], base.model_copy(update={"init_seed": seed}))
+    ]
+    return crowd[:count]
+
+
+def _state_bytes(backbone: str, index: int) -> int:
+    """float32 weights, gradients and two moments."""
+    dims = load_backbone("testbed/dit-fashion").card.dims if backbone == "testbed" else DIT_B
+    return 16 * KINDS["hyena_x"](kind="hyena_x").num_params(dims)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _head(columns: Sequence[str]) -> str:
+    return f"{_row(columns)}\n{'|---' * len(columns)}|"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

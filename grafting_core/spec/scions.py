@@ -1,0 +1,99 @@
+"""A scion: what determines a distilled operator, the key that follows, and the card it is filed under."""
+
+from typing import Any, Literal
+
+from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.plans import DistillPlan
+
+DISTILL_RECIPE = 3
+"""Bumped when stage 1's arithmetic changes, so that old scions are not mistaken for new ones."""
+
+Part = ReplaceOperator
+"""What of a design is distilled."""
+
+
+class ScionSpec(Frozen):
+    """Everything that determines one distilled operator, and nothing else: other edits of a design do not.
+
+    The backbone's digest covers its weights, its autoencoder and the training images at hand; which of them
+    are seen, in which order and under which noise, is in the plan, as are seeds and precision.
+    """
+
+    backbone: BackboneRef
+    part: Part
+    plan: DistillPlan
+
+    @property
+    def name(self) -> str:
+        """`block 3 attention`."""
+        return part_name(self.part)
+
+    @property
+    def kind(self) -> str:
+        """`hyena_x`."""
+        return self.part.operator.kind
+
+    @property
+    def label(self) -> str:
+        """`block 3 attention hyena_x`."""
+        return f"{self.name} {self.kind}"
+
+    @property
+    def loss(self) -> str:
+        return self.plan.loss_for(self.part.site.slot)
+
+    @property
+    def key(self) -> str:
+        """Same key, same bytes on the same class of hardware. Losses of other slots do not enter."""
+        return digest(
+            {
+                "stage": "distill",
+                "recipe": DISTILL_RECIPE,
+                "backbone": self.backbone.digest,
+                "part": self.part,
+                "plan": self._determining(),
+            }
+        )
+
+    def _determining(self) -> dict[str, Any]:
+        plan = self.plan.model_dump(exclude={"attention_loss", "mlp_loss", "init_seed"})
+        return {**plan, "loss": self.loss, "first_weights_seed": self.plan.first_weights_seed}
+
+
+def part_name(part: Part) -> str:
+    """The site; what a part is called within its design."""
+    return str(part.site)
+
+
+class ScionCard(Frozen):
+    """What the bank says of a scion without opening it. Times are the maker's clock, for display only."""
+
+    key: str
+    scion: ScionSpec
+    errors: dict[str, float]
+    """Normalised squared error on held-out draws: `nmse` and by quarter of the timesteps."""
+    scores: dict[str, float] = {}
+    """`replace_one/...`: what it does to the teacher's prediction, alone in its place."""
+    restored: dict[str, dict[str, float]] = {}
+    """Digest of a design -> `restore_one/...`: what is gained in that design by putting the original back."""
+    curve: tuple[tuple[int, float], ...] = ()
+    steps: int
+    ending: Literal["completed", "plateau"] = "completed"
+    reason: str = ""
+    spend: Spend
+    """Its share of the pass that made it."""
+    made_by: str
+    """The run."""
+    made_at: float
+    hardware: str
+    file: str
+    sha256: str
+    size: int
+
+    @property
+    def nmse(self) -> float:
+        return self.errors["nmse"]

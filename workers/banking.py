@@ -1,0 +1,151 @@
+"""Brings the scions that a work needs into the bank: what is missing is distilled in one pass and scored."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.bank import Bank, payload_name
+from grafting_core.distillation import Candidate, ScionResult, distill, replacement_candidate
+from grafting_core.operators.catalog import build
+from grafting_core.scores import Place, Undoable, replace_one
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.planning import part_flops, pass_flops_per_image
+from grafting_core.spec.scions import ScionCard, ScionSpec
+from grafting_core.surgery import operate
+from workers.metering import StepCost
+from workers.progress import ScionProgress
+from workers.stages.context import Context
+
+
+@dataclass(frozen=True)
+class Deposit:
+    """What came of it: scions made just now, notes for people, and why others came to nothing."""
+
+    made: dict[str, Spend]
+    notes: tuple[str, ...]
+    diverged: dict[str, str]
+    """Label of the scion -> reason."""
+
+
+def deposit(context: Context, scions: Sequence[ScionSpec], stage_key: str) -> Deposit:
+    """Bring all of them into the bank, each rank its share of what is missing; all of one stream."""
+    bank = Bank(context.storage)
+    wanted = {scion.key: scion for scion in scions}
+    notes = [f"{scion.label}: {wrong}; made anew" for scion, wrong in _damaged(bank, wanted)]
+    missing = [scion for key, scion in wanted.items() if not bank.sound(key) and not bank.divergence(key)]
+    # Everybody looks before anybody publishes: else shares would be cut from different lists.
+    context.group.barrier()
+    if missing:
+        _distil(context, bank, missing, stage_key)
+    context.group.barrier()
+    _score(context, bank, list(wanted.values()))
+    context.group.barrier()
+    made = {scion.key: card.spend for scion in missing if (card := bank.card(scion.key)) is not None}
+    failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
+    return Deposit(made, tuple(notes), {label: reason or "it vanished" for label, reason in failed.items()})
+
+
+def _damaged(bank: Bank, wanted: Mapping[str, ScionSpec]) -> list[tuple[ScionSpec, str]]:
+    found = [(scion, bank.verify(key)) for key, scion in wanted.items() if bank.has(key)]
+    return [(scion, wrong) for scion, wrong in found if wrong is not None]
+
+
+def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_key: str) -> None:
+    ranks = context.group.share.world
+    own = {scion.key: scion for scion in missing[context.group.share.rank :: ranks]}
+    card, plan = context.backbone.card, missing[0].plan
+    teachers = min(ranks, len(missing))
+    flops = pass_flops_per_image(card, [s.part for s in missing]) + (teachers - 1) * card.forward_flops()
+    context.meter.price("distill", StepCost(plan.batch_size * flops, plan.batch_size))
+    distill(
+        context.backbone,
+        [candidate_of(scion) for scion in own.values()],
+        context.latents(plan.images),
+        observer=context.pass_observer("distill", stage_key),
+        checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
+        done=_filing(context, bank, own),
+    )
+
+
+def _filing(
+    context: Context, bank: Bank, own: Mapping[str, ScionSpec]
+) -> Callable[[Candidate, ScionResult], None]:
+    """Publishes each scion the moment it is done, so that whatever ends the attempt cannot take it away."""
+
+    def done(candidate: Candidate, result: ScionResult) -> None:
+        scion = own[candidate.key]
+        if result.diverged:
+            bank.note_divergence(candidate.key, result.reason)
+            return
+        payload = save(result.state)
+        file, sha256 = payload_name(payload)
+        bank.publish(
+            ScionCard(
+                key=candidate.key,
+                scion=scion,
+                errors=result.errors,
+                curve=tuple(result.curve),
+                steps=result.steps,
+                ending="plateau" if result.ending == "plateau" else "completed",
+                reason=result.reason,
+                spend=_share(context.backbone, scion, result, len(own)),
+                made_by=context.ticket.run_id,
+                made_at=time.time(),
+                hardware=f"{platform.machine()} {context.backbone.device.type}, torch {torch.__version__}",
+                file=file,
+                sha256=sha256,
+                size=len(payload),
+            ),
+            payload,
+        )
+
+    return done
+
+
+def _share(backbone: Backbone, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
+    """An equal share of the teacher, and its own training."""
+    images = result.steps * scion.plan.batch_size
+    flops = backbone.card.forward_flops() / sharers + part_flops(backbone.card, scion.part)
+    return Spend(device_seconds=result.seconds, flops=images * flops, training_images=images // sharers)
+
+
+def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
+    """Add replace-one scores to the cards that have none yet, each rank its share."""
+    cards = [bank.card(scion.key) for scion in scions]
+    unscored = {card.key: card for card in cards if card is not None and not card.scores}
+    own = list(unscored)[context.group.share.rank :: context.group.share.world]
+    if not own:
+        return
+    places = {key: placing(context.backbone, bank, unscored[key].scion) for key in own}
+    latents = context.latents(scions[0].plan.images)
+    for key, scores in replace_one(context.backbone, places, latents).items():
+        bank.amend(unscored[key].model_copy(update={"scores": scores}))
+
+
+def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
+    """Puts this one scion into the backbone's transformer when called."""
+    module = module_of(backbone, bank, scion)
+
+    def place() -> Undoable:
+        site = scion.part.site
+        return operate(backbone.transformer, [scion.part], backbone.card.dims, operators={site: module})
+
+    return place
+
+
+def candidate_of(scion: ScionSpec) -> Candidate:
+    """What the pass is to train for this scion."""
+    return replacement_candidate(scion.part, scion.plan, scion.key)
+
+
+def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec) -> nn.Module:
+    """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact."""
+    module = build(scion.part.operator, backbone.card.dims)
+    module.load_state_dict(load(bank.read(scion.key)))
+    return module.to(backbone.device).eval()
