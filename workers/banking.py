@@ -25,9 +25,11 @@ from workers.stages.context import Context
 
 @dataclass(frozen=True)
 class Deposit:
-    """What came of it: scions made just now, notes for people, and why others came to nothing."""
+    """What came of it: which were missing, which this run has made, notes, and why others came to nothing."""
 
+    missing: int
     made: dict[str, Spend]
+    """By any of the run's attempts."""
     notes: tuple[str, ...]
     diverged: dict[str, str]
     """Label of the scion -> reason."""
@@ -46,9 +48,11 @@ def deposit(context: Context, scions: Sequence[ScionSpec], stage_key: str) -> De
     context.group.barrier()
     _score(context, bank, list(wanted.values()))
     context.group.barrier()
-    made = {scion.key: card.spend for scion in missing if (card := bank.card(scion.key)) is not None}
+    cards = [card for key in wanted if (card := bank.card(key)) is not None]
+    made = {card.key: card.spend for card in cards if card.made_by == context.ticket.run_id}
     failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
-    return Deposit(made, tuple(notes), {label: reason or "it vanished" for label, reason in failed.items()})
+    diverged = {label: reason or "it vanished" for label, reason in failed.items()}
+    return Deposit(len(missing), made, tuple(notes), diverged)
 
 
 def _damaged(bank: Bank, wanted: Mapping[str, ScionSpec]) -> list[tuple[ScionSpec, str]]:

@@ -65,7 +65,7 @@ class StageReport(Frozen):
     spend: Spend = Spend()
     stop_cause: StopCause = "completed"
     made: dict[str, Spend] = {}
-    """Key -> use, of what this very stage has added to what others can use."""
+    """Key -> use, of what this run has added to what others can use."""
     made_by: dict[str, str] = {}
     """Artifact -> run that made it, of what was found and reused."""
     notes: tuple[str, ...] = ()

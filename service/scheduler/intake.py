@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.work import LAST_STAGES
 from service.settings import Settings
+from service.store.bank import share_costs
 from service.store.lifecycle import record, retry_or_fail, transition
 from service.store.models import AttemptRow, RunRow, StageRow, now
 from workers.contract import (
@@ -50,6 +51,8 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
             run.seconds_left = progress.seconds_left
             add_spend(attempt, progress.spend)
         case StageDone(report=report):
+            if session.get(StageRow, (run.id, report.stage)) is None:
+                share_costs(session, run, report)
             _keep_report(session, attempt, report)
         case AttemptSucceeded(spend=spend):
             end_attempt(attempt, spend)

@@ -13,6 +13,7 @@ from service.scheduler.intake import apply_event, fail_attempt
 from service.scheduler.leadership import Leadership
 from service.scheduler.ray_jobs import FINISHED, RayJobs, RayUnavailable
 from service.settings import Settings
+from service.store.bank import hold
 from service.store.engine import Database
 from service.store.lifecycle import transition
 from service.store.models import AttemptRow, RunRow, now
@@ -169,6 +170,8 @@ class Scheduler:
             for run in _in(session, ("QUEUED",)):
                 if _cpus(run) > free:
                     return
+                if hold(session, self.storage, run):
+                    continue
                 free -= _cpus(run)
                 run.attempt += 1
                 session.add(AttemptRow(run_id=run.id, number=run.attempt))

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     Float,
     ForeignKey,
@@ -109,6 +110,19 @@ class StageRow(Base):
     stage: Mapped[str] = mapped_column(String(16), primary_key=True)
     attempt: Mapped[int]
     report: Mapped[dict[str, Any]]
+
+
+class NeedRow(Base):
+    """A run needs what is published under `<folder>/<key>`. The figures are what it pays for, or is paid."""
+
+    __tablename__ = "needs"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    folder: Mapped[str] = mapped_column(String(16))
+    device_seconds: Mapped[float] = mapped_column(Float, default=0.0)
+    flops: Mapped[float] = mapped_column(Float, default=0.0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class EventRow(Base):

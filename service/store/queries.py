@@ -11,8 +11,12 @@ from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.work import WORK, Work, as_graft
 from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
+from service.store.bank import transfers
 from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from workers.contract import STAGES, Event, StageReport
+
+Figures = tuple[float, float, int]
+NOTHING: Figures = (0.0, 0.0, 0)
 
 
 def work_of(run: RunRow) -> Work:
@@ -55,7 +59,7 @@ def find_runs(
 
 
 def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
-    """Views of many runs with two further queries, however many there are."""
+    """Views of many runs with three further queries, however many there are."""
     ids = [row.id for row in rows]
     spends = _spends(session, ids)
     reports = _reports(session, ids)
@@ -93,10 +97,17 @@ def _spends(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
         .where(AttemptRow.run_id.in_(ids))
         .group_by(AttemptRow.run_id)
     )
+    moved = transfers(session, ids)
+    own = {run_id: (seconds, flops, int(images)) for run_id, seconds, flops, images in session.execute(query)}
     return {
-        run_id: Spend(device_seconds=seconds, flops=flops, training_images=int(images))
-        for run_id, seconds, flops, images in session.execute(query)
+        run_id: _sum_of(own.get(run_id, NOTHING), moved.get(run_id, NOTHING)) for run_id in {*own, *moved}
     }
+
+
+def _sum_of(own: Figures, moved: Figures) -> Spend:
+    """What a run pays: its attempts' use, and its share of what others made for it or it for others."""
+    seconds, flops, images = (max(0, used + other) for used, other in zip(own, moved, strict=True))
+    return Spend(device_seconds=seconds, flops=flops, training_images=int(images))
 
 
 def _reports(session: Session, ids: Sequence[str]) -> dict[str, list[StageReport]]:

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.spec.work import Work, protocol_of
 from service.api.schemas import Forecast
+from service.store.bank import record_needs
 from service.store.lifecycle import new_run_id, record
 from service.store.models import ExperimentRow, RunRow
 
@@ -45,7 +46,9 @@ def submit(
         idempotency_key=stored,
         request_digest=request_digest,
     )
-    return _insert(session, experiment, forecast)
+    run = _insert(session, experiment, forecast)
+    record_needs(session, run, work)
+    return run
 
 
 def _stored_key(owner: str, key: str) -> str:

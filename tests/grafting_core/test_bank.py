@@ -132,7 +132,7 @@ def test_two_publishers_of_one_key_both_succeed(bank: Bank) -> None:
     problems: list[object] = []
 
     def publisher(payload: bytes) -> None:
-        for _ in range(30):
+        for _ in range(10):
             bank.publish(card(payload), payload)
             try:
                 if bank.read(SCION.key) not in payloads:

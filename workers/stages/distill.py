@@ -38,7 +38,7 @@ def stage_report(context: Context, key: str, cards: list[ScionCard], done: Depos
         key=key,
         artifacts={_name(card, cards): bank.artifact(card) for card in cards},
         metrics=metrics,
-        stop_cause="completed" if done.made else "reused",
+        stop_cause="completed" if done.missing else "reused",
         made=done.made,
         made_by={_name(card, cards): card.made_by for card in cards if card.key not in done.made},
         notes=done.notes,

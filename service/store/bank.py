@@ -1,0 +1,139 @@
+"""Who needs what: single flight across runs, the cost of shared work shared, nothing freed that is needed."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.published import CARD
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
+from grafting_core.spec.work import Work
+from grafting_core.storage import Storage
+from service.api.schemas import TERMINAL
+from service.store.models import ExperimentRow, NeedRow, RunRow
+from workers.contract import StageReport
+
+LIVE = ("STARTING", "RUNNING")
+WAITS = "waits for run "
+Need = tuple[str, str]
+"""Folder under the storage root, and key."""
+
+
+def needs_of(work: Work) -> list[Need]:
+    """Everything published under a key that the work makes, or finds made."""
+    if not isinstance(work, ExperimentSpec):
+        return []
+    needs = [("scions", scion.key) for scion in scions_of(work)]
+    if work.design.edits:
+        needs.append(("models", finetune_key(work)))
+    return [*needs, ("evaluations", evaluation_key(work))]
+
+
+def record_needs(session: Session, run: RunRow, work: Work) -> None:
+    """Note at submission what the run will need, once a key."""
+    for folder, key in dict.fromkeys(needs_of(work)):
+        session.add(NeedRow(run_id=run.id, folder=folder, key=key))
+
+
+def hold(session: Session, storage: Storage, run: RunRow) -> str | None:
+    """Why a queued run should wait: live runs are making what it needs. None where nobody is.
+
+    Asked again at every admission, so whatever ends the other run lets this one go.
+    """
+    making = _being_made(session, storage, run)
+    text = _waiting_text(making) if making else None
+    if text is not None or (run.message or "").startswith(WAITS):
+        run.message = text
+    return text
+
+
+def _being_made(session: Session, storage: Storage, run: RunRow) -> list[tuple[NeedRow, str]]:
+    """What live runs need as well and nobody has published, with the name of the run."""
+    mine = select(NeedRow.key).where(NeedRow.run_id == run.id)
+    query = (
+        select(NeedRow, ExperimentRow.name)
+        .join(RunRow, RunRow.id == NeedRow.run_id)
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .where(RunRow.state.in_(LIVE), RunRow.id != run.id, NeedRow.key.in_(mine))
+        .order_by(RunRow.id)
+    )
+    found = session.execute(query).all()
+    return [(need, name) for need, name in found if not is_there(storage, need.folder, need.key)]
+
+
+def _waiting_text(making: Sequence[tuple[NeedRow, str]]) -> str:
+    first, name = making[0]
+    theirs = [need.folder for need, _ in making if need.run_id == first.run_id]
+    what = "the evaluation"
+    if "scions" in theirs:
+        what = f"{theirs.count('scions')} of the scions"
+    elif "models" in theirs:
+        what = "the model"
+    return f"{WAITS}{first.run_id} ({name[:100]}), which is making {what} that this one needs"
+
+
+def is_there(storage: Storage, folder: str, key: str) -> bool:
+    """Whether something is published under this key."""
+    return storage.exists(f"{folder}/{key}/{CARD}")
+
+
+def share_costs(session: Session, run: RunRow, report: StageReport) -> None:
+    """Charge what a stage has made in equal parts to all runs under way that need it, maker included."""
+    for key, spend in _made(report).items():
+        query = (
+            select(NeedRow)
+            .join(RunRow, RunRow.id == NeedRow.run_id)
+            .where(NeedRow.key == key, RunRow.state.not_in(TERMINAL))
+            .order_by(NeedRow.run_id)
+        )
+        rows = list(session.scalars(query))
+        others = [row for row in rows if row.run_id != run.id]
+        own = session.get(NeedRow, (run.id, key))
+        if own is None:
+            continue
+        for row in others:
+            _move(own, row, spend, len(others) + 1)
+
+
+def _made(report: StageReport) -> dict[str, Spend]:
+    """Key -> what it cost, of what this stage did not just find."""
+    if report.stage == "distill" or report.stop_cause != "completed":
+        return dict(report.made)
+    return {report.key: report.spend}
+
+
+def _move(maker: NeedRow, other: NeedRow, spend: Spend, sharers: int) -> None:
+    seconds, flops = spend.device_seconds / sharers, spend.flops / sharers
+    images = spend.training_images // sharers
+    for row, sign in ((maker, -1), (other, 1)):
+        row.device_seconds += sign * seconds
+        row.flops += sign * flops
+        row.training_images += sign * images
+
+
+def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float, float, int]]:
+    """Run -> (device-seconds, FLOPs, images) it pays for others' work, less what they pay for its own."""
+    query = (
+        select(
+            NeedRow.run_id,
+            func.sum(NeedRow.device_seconds),
+            func.sum(NeedRow.flops),
+            func.sum(NeedRow.training_images),
+        )
+        .where(NeedRow.run_id.in_(list(run_ids)), NeedRow.flops != 0)
+        .group_by(NeedRow.run_id)
+    )
+    return {
+        run_id: (seconds, flops, int(images)) for run_id, seconds, flops, images in session.execute(query)
+    }
+
+
+def needed_by_others(session: Session, keys: Iterable[str]) -> dict[str, str]:
+    """Key -> a run that has not ended and needs it."""
+    query = (
+        select(NeedRow.key, NeedRow.run_id)
+        .join(RunRow, RunRow.id == NeedRow.run_id)
+        .where(NeedRow.key.in_(list(keys)), RunRow.state.not_in(TERMINAL))
+    )
+    return {row.key: row.run_id for row in session.execute(query)}
