@@ -1,41 +1,21 @@
-"""Own sampling loop around the bare transformer: learned-variance DDPM and DDIM with guidance.
+"""Own sampling loop around the bare transformer, with guidance on some channels and noise levels.
 
-Noise and label of sample i depend on (seed, i) alone, and every forward has the same shape, so the images
-do not depend on who computes which of them.
+Noise, step noise and label of sample i depend on (seed, i) alone. Every forward has the same shape, and
+sample i stands at place i mod `micro_batch` of it, so images do not depend on who computes which of them.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.fast_forward import Forward, forward_of
 from grafting_core.backbones.loader import Backbone
-from grafting_core.diffusion import (
-    NUM_TIMESTEPS,
-    NoiseSchedule,
-    learned_log_variance,
-    linear_schedule,
-    posterior_mean,
-    predict_clean,
-    schedule_from_betas,
-)
+from grafting_core.samplers import noise_level, sampler_of
 from grafting_core.spec.plans import EvaluationProtocol
-
-
-def timesteps_of(steps: int) -> list[int]:
-    """Ascending timesteps, evenly spaced from 0 to 999 and rounded (ADM's respacing)."""
-    if steps == 1:
-        return [NUM_TIMESTEPS - 1]
-    return [round(index * (NUM_TIMESTEPS - 1) / (steps - 1)) for index in range(steps)]
-
-
-def respaced(timesteps: Sequence[int]) -> NoiseSchedule:
-    """The schedule that visits only these timesteps of the full one."""
-    kept = linear_schedule().alphas_cumprod[list(timesteps)]
-    previous = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
-    return schedule_from_betas(1 - kept / previous)
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
@@ -60,13 +40,25 @@ def sample_latents(
     backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, indices: Sequence[int]
 ) -> Tensor:
     """Scaled latents [n, C, h, w] of these sample indices, on the transformer's device."""
-    parts = []
-    for start in range(0, len(indices), protocol.micro_batch):
-        wanted = list(indices[start : start + protocol.micro_batch])
-        # Padding keeps the forward's shape, and with it every bit, the same for a short last batch.
-        padded = wanted + [wanted[-1]] * (protocol.micro_batch - len(wanted))
-        parts.append(_MicroBatch(backbone, transformer, protocol, padded).sample()[: len(wanted)])
-    return torch.cat(parts)
+    forward, found = forward_of(transformer), dict[int, Tensor]()
+    for batch in _aligned(indices, protocol.micro_batch):
+        latents = _MicroBatch(backbone, transformer, forward, protocol, batch).sample()
+        found |= {index: latents[index % protocol.micro_batch] for index in batch}
+    return torch.stack([found[index] for index in indices])
+
+
+def _aligned(indices: Sequence[int], size: int) -> list[list[int]]:
+    """Batches of `size` in which index i stands at place i mod size; where none is wanted, another stands in.
+
+    A kernel may round a row by its place, so a fixed shape alone would not fix every bit.
+    """
+    wanted = defaultdict[int, set[int]](set)
+    for index in indices:
+        wanted[index // size].add(index)
+    return [
+        [place if place in some else min(some) for place in range(group * size, (group + 1) * size)]
+        for group, some in sorted(wanted.items())
+    ]
 
 
 @torch.no_grad()
@@ -95,62 +87,47 @@ class _MicroBatch:
 
     backbone: Backbone
     transformer: nn.Module
+    forward: Forward
     protocol: EvaluationProtocol
     indices: list[int]
 
     def sample(self) -> Tensor:
-        timesteps = timesteps_of(self.protocol.sampling_steps)
-        schedule = respaced(timesteps)
-        generators = sample_generators(self.protocol, self.indices)
-        labels = self._labels()
-        latents = self._noise(generators)
-        for position in reversed(range(len(timesteps))):
-            output = self._guided(latents, timesteps[position], labels)
-            latents = self._step(schedule, position, latents, output, generators)
+        protocol = self.protocol
+        sampler = sampler_of(protocol.sampler, protocol.sampling_steps, protocol.spacing)
+        generators = sample_generators(protocol, self.indices)
+        labels, latents = self._labels(), self._noise(generators)
+        for position, timestep in enumerate(sampler.timesteps):
+            output = self._guided(latents, timestep, labels)
+            latents = sampler.step(position, latents, output, lambda: self._noise(generators))
         return latents
 
     def _labels(self) -> Tensor:
-        """Labels [n], followed by as many null labels where guidance asks for both halves."""
+        """Labels [n], followed by as many null labels for the guidance."""
         classes = self.backbone.card.num_classes
         labels = sample_labels(self.protocol, classes, self.indices)
-        both = torch.cat([labels, torch.full_like(labels, classes)]) if self.protocol.guidance > 1 else labels
-        return both.to(self.backbone.device)
+        return torch.cat([labels, torch.full_like(labels, classes)]).to(self.backbone.device)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
+        """Drawn on the CPU in single precision, whatever computes with it."""
         card = self.backbone.card
         side = [size * card.patch_size for size in card.dims.grid]
         draws = [torch.randn((card.latent_channels, *side), generator=generator) for generator in generators]
-        return torch.stack(draws).to(self.backbone.device)
+        return torch.stack(draws).to(next(self.transformer.parameters()))
 
     def _guided(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
         """Output [n, 2C, h, w] with the noise of both halves combined; variance is the conditional's."""
         protocol = self.protocol
-        doubled = torch.cat([latents, latents]) if protocol.guidance > 1 else latents
-        timesteps = torch.full((len(doubled),), timestep, device=latents.device)
-        output: Tensor = self.transformer(doubled, timestep=timesteps, class_labels=labels).sample
-        if protocol.guidance <= 1:
-            return output
+        if not _guides(protocol, timestep):
+            return self.forward(latents, timestep, labels[: len(latents)])
+        output = self.forward(torch.cat([latents, latents]), timestep, labels)
         conditional, unconditional = output.chunk(2)
         channels = 3 if protocol.guidance_channels == "first_3" else latents.shape[1]
         noise = unconditional[:, :channels].lerp(conditional[:, :channels], protocol.guidance)
         return torch.cat([noise, conditional[:, channels:]], dim=1)
 
-    def _step(
-        self,
-        schedule: NoiseSchedule,
-        position: int,
-        latents: Tensor,
-        output: Tensor,
-        generators: list[torch.Generator],
-    ) -> Tensor:
-        noise, fraction = output.chunk(2, dim=1)
-        where = torch.full((len(latents),), position, device=latents.device)
-        clean = predict_clean(schedule, latents, noise, where)
-        if self.protocol.sampler == "ddim":
-            kept = schedule.alphas_cumprod_prev[position].to(latents)
-            return kept.sqrt() * clean + (1 - kept).sqrt() * noise
-        mean = posterior_mean(schedule, clean, latents, where)
-        if position == 0:
-            return mean
-        deviation = torch.exp(0.5 * learned_log_variance(schedule, fraction, where))
-        return mean + deviation * self._noise(generators)
+
+def _guides(protocol: EvaluationProtocol, timestep: int) -> bool:
+    if protocol.guidance_interval is None or protocol.guidance == 1:
+        return protocol.guidance > 1
+    low, high = protocol.guidance_interval
+    return low < noise_level(timestep) <= high

@@ -12,7 +12,7 @@ from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.scions import ScionSpec
 
-RECIPE_VERSIONS = {"finetune": 2, "evaluate": 1}
+RECIPE_VERSIONS = {"finetune": 2, "evaluate": 2}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.dims import Slot
@@ -16,6 +17,19 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Loss = Literal["l1", "l2", "huber", "nmse"]
 Schedule = Literal["constant", "cosine"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
+Spacing = Literal["linspace", "leading", "trailing"]
+NoiseLevel = Annotated[float, Field(ge=0, le=1000)]
+MicroBatch = Annotated[int, Field(ge=1, le=4_096)]
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise PydanticCustomError("greater_than_before", "should be [low, high] with low < high")
+    return interval
+
+
+GuidanceInterval = Annotated[tuple[NoiseLevel, NoiseLevel], AfterValidator(_rising)]
 Features = Literal["fresh", "stored"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -84,20 +98,25 @@ class FinetunePlan(Frozen):
 class EvaluationProtocol(Frozen):
     """Stage 3: everything that a quality figure depends on. Its digest groups the leaderboard.
 
-    `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2),
-    "ddim" the deterministic one. Noise and label of sample i depend on (seed, i) alone.
+    `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2), "ddim" and
+    "dpm_solver" (DPM-Solver++, second order) are deterministic. `spacing` says which of the 1000 timesteps
+    are visited; "linspace" is ADM's. Noise and label of sample i depend on (seed, i) alone.
     """
 
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: SamplerName = "ddpm"
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
+    spacing: Spacing = "linspace"
     guidance: Annotated[float, Field(ge=1, le=100)] = 1.5
     guidance_channels: Literal["all", "first_3"] = "first_3"
+    guidance_interval: GuidanceInterval | None = None
+    """Guide only where low < sigma <= high (Kynkaanniemi et al. 2024), sigma = sqrt((1 - abar) / abar), which
+    is 0.01 at timestep 0 and 158 at 999. None: everywhere. Unguided steps cost half."""
     labels: Literal["uniform", "balanced"] = "uniform"
     feature_network: str = "inception"
     mode: Literal["exact", "adm"] = "exact"
     """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
-    micro_batch: BatchSize = 50
+    micro_batch: MicroBatch = 50
     """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
     seed: Seed = 0
 

@@ -131,6 +131,7 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
     if "feature_network" not in submission.evaluate.model_fields_set:
         evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
     _check_feature_network(evaluate, card)
+    _check_guidance(evaluate)
     limit = card.num_images or None
     return ExperimentSpec(
         name=submission.name,
@@ -150,6 +151,13 @@ def _overridden(preset: P, given: P) -> P:
 def _capped(plan: Plan, limit: int | None) -> Plan:
     """Asking for more images than the backbone ships means all of them; the spec says what is used."""
     return plan if limit is None or plan.images <= limit else plan.model_copy(update={"images": limit})
+
+
+def _check_guidance(protocol: EvaluationProtocol) -> None:
+    if protocol.guidance_interval is not None and protocol.guidance == 1:
+        message = "guidance 1 guides nowhere; leave the interval out, or set evaluate.guidance above 1"
+        path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
+        raise SpecError([_problem(path, "without-effect", message, given)])
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:

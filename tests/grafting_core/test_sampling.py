@@ -1,11 +1,13 @@
 """The same samples, whoever draws them, in whatever company."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.evaluation import EvaluatedChunk, evaluate_chunk, finish
-from grafting_core.sampling import sample_generators, sample_images, sample_labels
+from grafting_core.sampling import sample_generators, sample_images, sample_labels, sample_latents
 from grafting_core.spec.plans import EvaluationProtocol
 
 PROTOCOL = EvaluationProtocol(
@@ -18,7 +20,7 @@ PROTOCOL = EvaluationProtocol(
 )
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
 def test_images_do_not_depend_on_chunking_or_order(backbone: Backbone, sampler: str) -> None:
     protocol = PROTOCOL.model_copy(update={"sampler": sampler})
     whole = sample_images(backbone, backbone.transformer, protocol, range(30))
@@ -29,6 +31,8 @@ def test_images_do_not_depend_on_chunking_or_order(backbone: Backbone, sampler: 
         ]
     )
     assert torch.equal(whole, again.roll(17, 0))
+    some = [29, 3, 12]
+    assert torch.equal(sample_images(backbone, backbone.transformer, protocol, some), whole[some])
 
 
 def test_noise_of_a_sample_is_its_own() -> None:
@@ -48,12 +52,29 @@ def test_uniform_labels_are_a_function_of_the_index() -> None:
     assert sample_labels(PROTOCOL, 10, range(2000)).bincount().min() > 150
 
 
-def test_guidance_one_needs_no_second_half(backbone: Backbone) -> None:
-    forwards: list[int] = []
-    handle = backbone.transformer.register_forward_hook(lambda m, a, k, out: forwards.append(len(out.sample)), with_kwargs=True)  # fmt: skip  # noqa: E501
-    sample_images(backbone, backbone.transformer, PROTOCOL.model_copy(update={"guidance": 1.0}), range(10))
-    handle.remove()
-    assert forwards == [10, 10, 10]
+def forwards(backbone: Backbone, **changes: Any) -> list[int]:
+    """Batch sizes of the forwards that one micro-batch takes."""
+    sizes: list[int] = []
+    record = backbone.transformer.register_forward_hook(
+        lambda module, given, named, output: sizes.append(len(output.sample)), with_kwargs=True
+    )
+    sample_latents(backbone, backbone.transformer, PROTOCOL.model_copy(update=changes), range(10))
+    record.remove()
+    return sizes
+
+
+def test_guidance_is_paid_for_where_it_is_asked_for(backbone: Backbone) -> None:
+    """Of the timesteps 999, 500 and 0 the noise levels are 158, 3.4 and 0.01."""
+    assert forwards(backbone) == [20, 20, 20]
+    assert forwards(backbone, guidance=1.0) == [10, 10, 10]
+    assert forwards(backbone, guidance_interval=(0.1, 10.0)) == [10, 20, 10]
+    assert forwards(backbone, guidance_interval=(10.0, 1000.0)) == [20, 10, 10]
+
+
+def test_an_interval_over_all_noise_levels_is_none_at_all(backbone: Backbone) -> None:
+    whole = PROTOCOL.model_copy(update={"guidance_interval": (0.0, 1000.0)})
+    images = [sample_images(backbone, backbone.transformer, each, range(10)) for each in (PROTOCOL, whole)]
+    assert torch.equal(*images)
 
 
 def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone) -> None:
