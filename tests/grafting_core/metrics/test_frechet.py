@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 
 from grafting_core.metrics.frechet import Gaussian, fid, frechet_distance, frechet_of_rows
 from grafting_core.metrics.moments import Moments, merge_all
-from tests.grafting_core.metrics.conftest import features
+from tests.grafting_core.conftest import features
 
 
 def test_equal_covariances_leave_the_distance_of_the_means() -> None:

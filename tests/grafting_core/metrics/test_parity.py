@@ -14,7 +14,7 @@ from grafting_core.metrics.inception_score import adm_inception_score, inception
 from grafting_core.metrics.kernel import kernel_distance, squared_mmd
 from grafting_core.metrics.manifold import Manifold, overlap
 from grafting_core.metrics.moments import Moments
-from tests.grafting_core.metrics.conftest import features
+from tests.grafting_core.conftest import features
 
 RANKS = [(400, 1e-8), (20, 1e-5)]
 

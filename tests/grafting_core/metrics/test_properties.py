@@ -11,7 +11,7 @@ from grafting_core.metrics.intervals import bootstrap_interval, frechet_interval
 from grafting_core.metrics.kernel import kernel_distance
 from grafting_core.metrics.manifold import Manifold, overlap
 from grafting_core.metrics.moments import Moments
-from tests.grafting_core.metrics.conftest import features
+from tests.grafting_core.conftest import features
 
 RNG = np.random.default_rng(0)
 

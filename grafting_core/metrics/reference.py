@@ -1,0 +1,178 @@
+"""What samples are compared with: statistics of a whole set, features of some of it, made once and kept.
+
+Files are `.npz` with ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`) and, beyond them, `features`, `labels`,
+`count` and `card`. ADM's own files (with `arr_0`) are read too; their features are made from their images.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grafting_core.features.base import FeatureNetwork, Features, Rows, extract, joined
+from grafting_core.images import ImageSet, PixelDigest, SampleFile
+from grafting_core.metrics.frechet import Gaussian
+from grafting_core.metrics.manifold import Manifold
+from grafting_core.metrics.moments import Floats, Moments
+from grafting_core.npz import BadFile, NpzFile
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.features import Sha256
+
+KEPT = 10_000
+"""Rows whose features are kept for precision, coverage and KID: as many as ADM's references have images."""
+MICRO_BATCH = 50
+Labels = npt.NDArray[np.int64]
+
+
+class ReferenceCard(Frozen):
+    """Where a reference comes from; its digest covers the arrays themselves."""
+
+    name: str
+    feature_network: str
+    feature_digest: Sha256
+    images: int | None = None
+    """How many the statistics are of; None where the file does not say (ADM's)."""
+    pixels: Sha256 | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics [D] and, where the network gives them, spatial ones [S]; features [M, D] of some images."""
+
+    card: ReferenceCard
+    pool: Gaussian
+    spatial: Gaussian | None = None
+    rows: Rows | None = None
+    labels: Labels | None = None
+
+    @cached_property
+    def manifold(self) -> Manifold | None:
+        """Neighbour distances of the kept rows, made once for all samples that are compared with them."""
+        return None if self.rows is None or len(self.rows) < 6 else Manifold.of(self.rows)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the network's digest and every array: equal digests, equal figures."""
+        hashed = hashlib.sha256(self.card.feature_digest.encode())
+        for name, array in sorted(self._arrays().items()):
+            hashed.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            hashed.update(np.ascontiguousarray(array).tobytes())
+        return hashed.hexdigest()
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        spatial = self.spatial
+        found = {
+            "mu": self.pool.mean,
+            "sigma": self.pool.covariance,
+            "mu_s": spatial.mean if spatial else None,
+            "sigma_s": spatial.covariance if spatial else None,
+            "features": self.rows,
+            "labels": self.labels,
+        }
+        return {name: array for name, array in found.items() if array is not None}
+
+    def packed(self) -> bytes:
+        """The bytes of a file that `load_reference` reads back to the same digest."""
+        card = np.frombuffer(self.card.model_dump_json().encode(), np.uint8)
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {"card": card, **self._arrays()}
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+
+def make_reference(
+    images: ImageSet, network: FeatureNetwork, labels: Labels | None = None, kept: int = KEPT
+) -> Reference:
+    """Look at every image once. Raises BadFile, or ValueError naming images whose features are not finite."""
+    digest, parts = PixelDigest(), []
+    for batch in images.batches(MICRO_BATCH):
+        digest.take(batch)
+        parts.append(extract(network, batch, MICRO_BATCH))
+    features = joined(parts)
+    card = ReferenceCard(
+        name=images.name,
+        feature_network=network.name,
+        feature_digest=network.digest,
+        images=images.count,
+        pixels=digest.hexdigest(),
+    )
+    chosen = np.unique(np.linspace(0, images.count - 1, min(kept, images.count)).round().astype(int))
+    return Reference(
+        card,
+        Gaussian.of(Moments.of(features.pool)),
+        None if features.spatial is None else Gaussian.of(Moments.of(features.spatial)),
+        features.pool[chosen],
+        None if labels is None else labels[chosen],
+    )
+
+
+def load_reference(path: Path, network: FeatureNetwork) -> Reference:
+    """A file of ours, made with this very network, or one in ADM's format. Raises BadFile."""
+    with NpzFile(path) as arrays:
+        if "card" in arrays.names:
+            return _own(path, arrays, network)
+        if "mu" not in arrays.names:
+            return make_reference(SampleFile(path), network)
+        pool, spatial = _gaussian(arrays, "", path), _gaussian(arrays, "_s", path)
+    card = ReferenceCard(name=path.name, feature_network=network.name, feature_digest=network.digest)
+    rows = _features_of_images(path, network).pool
+    _check_dims(path, pool, rows)
+    return Reference(card, pool, spatial, rows)
+
+
+def _own(path: Path, arrays: NpzFile, network: FeatureNetwork) -> Reference:
+    card = read_card(arrays)
+    if card.feature_digest != network.digest:
+        made = f"{card.feature_network} {card.feature_digest[:12]}"
+        raise BadFile(f"{path} was made with {made}, not with {network.name} {network.digest[:12]}")
+    spatial = _gaussian(arrays, "_s", path, card.images) if "mu_s" in arrays.names else None
+    pool = _gaussian(arrays, "", path, card.images)
+    rows = arrays.read("features").astype(np.float32) if "features" in arrays.names else None
+    labels = arrays.read("labels").astype(np.int64) if "labels" in arrays.names else None
+    if rows is not None:
+        _check_dims(path, pool, rows)
+    return Reference(card, pool, spatial, rows, labels)
+
+
+def read_card(arrays: NpzFile) -> ReferenceCard:
+    """Raises BadFile where the file is none of ours."""
+    try:
+        return ReferenceCard.model_validate_json(arrays.read("card").tobytes())
+    except (ValueError, json.JSONDecodeError) as error:
+        raise BadFile(f"{arrays.path} has an unreadable card: {str(error)[:200]}") from error
+
+
+def _gaussian(arrays: NpzFile, suffix: str, path: Path, count: int | None = None) -> Gaussian:
+    names = [f"mu{suffix}", f"sigma{suffix}"]
+    missing = [name for name in names if name not in arrays.names]
+    if missing:
+        raise BadFile(f"{path} has 'mu' but no {missing[0]!r}; mu, sigma, mu_s and sigma_s belong together")
+    mean, covariance = (_finite(arrays, name, path) for name in names)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise BadFile(
+            f"{path}: {names[0]} {mean.shape} and {names[1]} {covariance.shape} do not fit together"
+        )
+    return Gaussian(mean, covariance, count)
+
+
+def _finite(arrays: NpzFile, name: str, path: Path) -> Floats:
+    array = arrays.read(name)
+    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise BadFile(f"{path}: {name!r} is not finite numbers throughout")
+    return array.astype(np.float64)
+
+
+def _features_of_images(path: Path, network: FeatureNetwork) -> Features:
+    images = SampleFile(path)
+    return joined(extract(network, batch, MICRO_BATCH) for batch in images.batches(MICRO_BATCH))
+
+
+def _check_dims(path: Path, pool: Gaussian, rows: Rows) -> None:
+    if rows.ndim != 2 or rows.shape[1] != pool.dims:
+        raise BadFile(f"{path} has statistics of {pool.dims} features, and features of shape {rows.shape}")
