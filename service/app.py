@@ -11,6 +11,7 @@ from grafting_core.storage import Storage
 from service.api import catalogue, experiments, health, keys, problems, runs
 from service.api.bodies import DOCUMENTED
 from service.api.deps import Lab
+from service.api.feed import Feed
 from service.api.front import Front
 from service.api.gate import Gate
 from service.api.limits import Limits
@@ -28,7 +29,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     database = Database(settings.database_url)
     upgrade(database)
     app = FastAPI(title="Graftlab", version="0.1.0", docs_url=None, redoc_url=None)
-    app.state.lab = Lab(settings, database, Storage(settings.storage))
+    app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database))
     _admit_first_key(settings, database)
     # The last one added is the outermost.
     app.add_middleware(Limits, settings=settings)

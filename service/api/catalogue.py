@@ -1,21 +1,37 @@
 """What there is to choose from, and how the finished runs compare."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from grafting_core.spec.backbone import DIT_XL_2_256, BackboneCard, backbone_cards
 from grafting_core.spec.operators import KINDS, OperatorBase
 from service.api.deps import LabDep
+from service.api.problems import ApiError
 from service.api.schemas import BackboneView, Leaderboard, OperatorView
-from service.store.leaderboard import leaderboard
+from service.store.leaderboard import PAGE, BadCursor, leaderboard
 
 router = APIRouter()
 
 
 @router.get("/leaderboard", tags=["leaderboard"])
-def show_leaderboard(lab: LabDep) -> Leaderboard:
-    """Finished runs by quality, grouped by how quality was measured."""
-    with lab.database.reading() as session:
-        return leaderboard(session, owner=lab.principal.only_owner)
+def show_leaderboard(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
+    protocol: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Leaderboard:
+    """The best finished runs, grouped by how quality was measured. `protocol` names one group by its digest,
+    `cursor` asks for the rows after the ones that came with it.
+    """
+    if cursor is not None and protocol is None:
+        raise ApiError("bad-cursor", "a cursor goes with the protocol of its group")
+    try:
+        with lab.database.reading() as session:
+            owner = lab.principal.only_owner
+            return leaderboard(session, owner, protocol=protocol, after=cursor, limit=limit)
+    except BadCursor as error:
+        raise ApiError("bad-cursor", "no row of this group has that id") from error
 
 
 @router.get("/operators", tags=["catalogue"])

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
+from service.api.feed import Feed
 from service.api.problems import ApiError
 from service.settings import Settings
 from service.store.engine import Database
@@ -24,6 +25,7 @@ class Lab:
     settings: Settings
     database: Database
     storage: Storage
+    feed: Feed
     principal: Principal = NOBODY
 
     def run_to_change(self, session: Session, run_id: str) -> RunRow:

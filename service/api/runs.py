@@ -1,25 +1,20 @@
 """Runs: listing, looking, following, cancelling."""
 
-import asyncio
 import mimetypes
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
-from service.api.schemas import TERMINAL, RunDetail, RunEvent, RunPage, RunState
+from service.api.schemas import EventPage, RunDetail, RunPage, RunState
 from service.store.lifecycle import transition
 from service.store.models import RunRow, now
-from service.store.queries import events_after, find_runs, run_detail
+from service.store.queries import events_after, find_runs, run_detail, visible_to
 from workers.contract import attempt_folder
 
 router = APIRouter(prefix="/runs", tags=["runs"])
-POLL_SECONDS = 0.5
-KEEP_ALIVE_POLLS = 30
 LOG_BYTES = 100_000
 
 
@@ -79,35 +74,31 @@ def follow_run(
     last_event_id: Annotated[int | None, Header(ge=0)] = None,
 ) -> StreamingResponse:
     """Server-sent events from the beginning, or after Last-Event-ID; ends when the run has ended."""
-    show_run(run_id, lab)
+    _check_seen(lab, run_id)
     start = last_event_id if last_event_id is not None else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(lab, run_id, start), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(lab.feed.follow(run_id, start), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(lab: Lab, run_id: str, after: int) -> AsyncIterator[str]:
-    """Polls by short reads, so that no waiting client holds a database connection."""
-    quiet = 0
-    yield "retry: 1000\n\n"
-    while True:
-        events, ended = await run_in_threadpool(_news, lab, run_id, after)
-        for event in events:
-            yield f"id: {event.id}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
-            after = event.id
-        if ended and not events:
-            yield "event: end\ndata: {}\n\n"
-            return
-        quiet = 0 if events else quiet + 1
-        if quiet % KEEP_ALIVE_POLLS == KEEP_ALIVE_POLLS - 1:
-            yield ": still here\n\n"
-        await asyncio.sleep(0 if events else POLL_SECONDS)
+@router.get("/{run_id}/history")
+def read_history(
+    run_id: str,
+    lab: LabDep,
+    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 200,
+) -> EventPage:
+    """Events numbered above `after`, a page at a time."""
+    _check_seen(lab, run_id)
+    with lab.database.reading() as session:
+        events = events_after(session, run_id, after, limit)
+    return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
 
 
-def _news(lab: Lab, run_id: str, after: int) -> tuple[list[RunEvent], bool]:
+def _check_seen(lab: Lab, run_id: str) -> None:
     with lab.database.reading() as session:
         run = session.get(RunRow, run_id)
-        ended = run is None or run.state in TERMINAL
-        return events_after(session, run_id, after), ended
+        if run is None or not visible_to(run, lab.principal.only_owner):
+            raise ApiError("not-found", f"there is no run {run_id!r}")
 
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse)

@@ -127,7 +127,10 @@ class LeaderboardGroup(View):
     protocol_digest: str
     protocol: EvaluationProtocol
     metric: str
+    total: int
+    """Of all ranked runs; `rows` are the first of them, or those after the cursor."""
     rows: list[LeaderboardRow]
+    next_cursor: str | None = None
 
 
 class Leaderboard(View):
@@ -171,6 +174,13 @@ class RunEvent(View):
     reason: Reason | None = None
     event: Event | None = None
     at: datetime
+
+
+class EventPage(View):
+    """Events in order; `next_after` asks for the following ones."""
+
+    events: list[RunEvent]
+    next_after: int | None = None
 
 
 class KeyView(View):

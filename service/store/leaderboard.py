@@ -1,64 +1,120 @@
 """Finished runs, ranked among those measured in the very same way."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow, RunView
-from service.store.models import ExperimentRow, RunRow
-from service.store.queries import run_views, spec_of
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.budget import Spend
+from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
+from service.store.models import RunRow, StandingRow
+from service.store.queries import spec_of, spends_of
 
-RANKED = (RunRow.state == "SUCCEEDED", ExperimentRow.kind == "graft")
-
-
-def leaderboard(session: Session, owner: str | None = None) -> Leaderboard:
-    """Groups by protocol digest; an experiment that ran twice counts once, by its latest run."""
-    query = select(RunRow).join(RunRow.experiment).where(*RANKED).order_by(RunRow.id.desc())
-    if owner is not None:
-        query = query.where(ExperimentRow.owner == owner)
-    rows = session.scalars(query).all()
-    latest = {row.experiment.digest: row for row in reversed(rows)}
-    kept = sorted(latest.values(), key=lambda row: row.experiment.protocol_digest)
-    groups = groupby(kept, key=lambda row: row.experiment.protocol_digest)
-    return Leaderboard(groups=[_group(session, list(members)) for _, members in groups])
+PAGE = 100
 
 
-def _group(session: Session, rows: Sequence[RunRow]) -> LeaderboardGroup:
-    protocol = spec_of(rows[0]).evaluate
-    metric = protocol.fid_name
-    teachers = {row.id for row in rows if not row.experiment.spec["design"]["edits"]}
-    views = sorted(run_views(session, rows), key=lambda view: view.metrics[metric])
-    teacher = next((view for view in views if view.id in teachers), None)
-    return LeaderboardGroup(
-        backbone=rows[0].experiment.backbone,
-        protocol_digest=rows[0].experiment.protocol_digest,
-        protocol=protocol,
-        metric=metric,
-        rows=[_row(rank, view, teacher, metric, view.id in teachers) for rank, view in enumerate(views, 1)],
+class BadCursor(ValueError):
+    """Not a place in the ranking that we gave out."""
+
+
+def leaderboard(
+    session: Session,
+    owner: str | None = None,
+    *,
+    protocol: str | None = None,
+    after: str | None = None,
+    limit: int = PAGE,
+) -> Leaderboard:
+    """The best of every group, groups by protocol digest; an experiment that ran twice counts once, by its
+    latest run. With `protocol`, that group alone, from the run id `after` on. Raises BadCursor.
+    """
+    ranked = _ranked(owner)
+    if protocol is not None:
+        ranked.append(StandingRow.protocol_digest == protocol)
+    counts = _counts(session, ranked)
+    return Leaderboard(
+        groups=[
+            _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit)
+            for digest, count in counts
+        ]
     )
 
 
-def _row(rank: int, view: RunView, teacher: RunView | None, metric: str, is_teacher: bool) -> LeaderboardRow:
+def _ranked(owner: str | None) -> list[ColumnElement[bool]]:
+    return [StandingRow.is_current.is_(True)] if owner is None else [StandingRow.owner == owner]
+
+
+def _counts(session: Session, ranked: Sequence[ColumnElement[bool]]) -> list[tuple[str, int]]:
+    query = select(StandingRow.protocol_digest, func.count()).where(*ranked)
+    grouped = query.group_by(StandingRow.protocol_digest).order_by(StandingRow.protocol_digest)
+    return [(digest, count) for digest, count in session.execute(grouped)]
+
+
+def _group(
+    session: Session, ranked: Sequence[ColumnElement[bool]], total: int, after: str | None, limit: int
+) -> LeaderboardGroup:
+    query = select(StandingRow).where(*ranked).order_by(StandingRow.value, StandingRow.run_id)
+    start = 0 if after is None else _place(session, ranked, after)
+    if after is not None:
+        query = query.where(_behind(session.get_one(StandingRow, after)))
+    rows = session.scalars(query.limit(limit + 1)).all()
+    shown, teacher = rows[:limit], _teacher(session, ranked)
+    # Not kept beside the value: what a run pays changes when another shares its work.
+    spends = spends_of(session, [row.run_id for row in shown])
+    first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
+    return LeaderboardGroup(
+        backbone=first.backbone,
+        protocol_digest=first.protocol_digest,
+        protocol=spec_of(session.get_one(RunRow, first.run_id)).evaluate,
+        metric=first.metric,
+        total=total,
+        rows=[
+            _row(start + index, row, spends.get(row.run_id, Spend()), teacher)
+            for index, row in enumerate(shown, 1)
+        ],
+        next_cursor=shown[-1].run_id if len(rows) > limit else None,
+    )
+
+
+def _behind(row: StandingRow) -> ColumnElement[bool]:
+    """Ranked after this one."""
+    return tuple_(StandingRow.value, StandingRow.run_id) > tuple_(row.value, row.run_id)
+
+
+def _place(session: Session, ranked: Sequence[ColumnElement[bool]], run_id: str) -> int:
+    """Rank of a run in its group. Raises BadCursor where it has none."""
+    row = session.scalars(select(StandingRow).where(*ranked, StandingRow.run_id == run_id)).first()
+    if row is None:
+        raise BadCursor(run_id)
+    behind = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked, _behind(row)))
+    total = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked))
+    return int(total or 0) - int(behind or 0)
+
+
+def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> StandingRow | None:
+    query = select(StandingRow).where(*ranked, StandingRow.is_teacher.is_(True))
+    return session.scalars(query.order_by(StandingRow.value).limit(1)).first()
+
+
+def _row(rank: int, row: StandingRow, spend: Spend, teacher: StandingRow | None) -> LeaderboardRow:
+    card = backbone_cards().get(row.backbone)
     return LeaderboardRow(
         rank=rank,
-        run_id=view.id,
-        name=view.name,
-        is_teacher=is_teacher,
-        metric=metric,
-        value=view.metrics[metric],
-        value_change=_change(view, teacher, metric),
-        num_params=int(view.metrics["num_params"]),
-        params_change=_change(view, teacher, "num_params"),
-        flops_per_image=int(view.metrics["flops_per_image"]),
-        flops_change=_change(view, teacher, "flops_per_image"),
-        spend=view.spend,
-        share_of_pretraining=view.share_of_pretraining,
+        run_id=row.run_id,
+        name=row.name,
+        is_teacher=row.is_teacher,
+        metric=row.metric,
+        value=row.value,
+        value_change=_change(row.value, teacher.value if teacher else None),
+        num_params=row.num_params,
+        params_change=_change(row.num_params, teacher.num_params if teacher else None),
+        flops_per_image=row.flops_per_image,
+        flops_change=_change(row.flops_per_image, teacher.flops_per_image if teacher else None),
+        spend=spend,
+        share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
     )
 
 
-def _change(view: RunView, teacher: RunView | None, metric: str) -> float | None:
-    if teacher is None or not teacher.metrics[metric]:
-        return None
-    return view.metrics[metric] / teacher.metrics[metric] - 1
+def _change(value: float, teachers: float | None) -> float | None:
+    return value / teachers - 1 if teachers else None

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.api.schemas import TERMINAL, RunState
 from service.store.models import EventRow, RunRow, now
+from service.store.standings import stand
 from workers.contract import Reason
 
 MOVES: dict[RunState, frozenset[RunState]] = {
@@ -61,6 +62,8 @@ def transition(
     if to == "RUNNING" and run.started_at is None:
         run.started_at = now()
     run.ended_at = now() if to in TERMINAL else None
+    if to == "SUCCEEDED":
+        stand(session, run)
     record(
         session, run, "state", {"state": to, "reason": reason, "attempt": run.attempt, "message": run.message}
     )

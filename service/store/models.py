@@ -179,3 +179,27 @@ class KeyRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+
+
+class StandingRow(Base):
+    """What the leaderboard shows of a succeeded graft. An experiment that ran twice is current once."""
+
+    __tablename__ = "standings"
+    __table_args__ = (
+        Index("ix_standings_rank", "is_current", "protocol_digest", "value", "run_id"),
+        Index("ix_standings_teacher", "is_teacher", "is_current", "protocol_digest", "value"),
+        Index("ix_standings_owner", "owner", "protocol_digest", "value"),
+    )
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    protocol_digest: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    backbone: Mapped[str] = mapped_column(String(200))
+    owner: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(200))
+    is_teacher: Mapped[bool]
+    is_current: Mapped[bool]
+    metric: Mapped[str] = mapped_column(String(100))
+    value: Mapped[float]
+    num_params: Mapped[int] = mapped_column(BigInteger)
+    flops_per_image: Mapped[int] = mapped_column(BigInteger)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
@@ -40,7 +40,8 @@ def find_runs(
     owner: str | None = None,
 ) -> RunPage:
     """Newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
-    query = select(RunRow).order_by(RunRow.id.desc()).limit(limit + 1)
+    whole = joinedload(RunRow.experiment, innerjoin=True).defer(ExperimentRow.spec)
+    query = select(RunRow).options(whole).order_by(RunRow.id.desc()).limit(limit + 1)
     if before:
         query = query.where(RunRow.id < before)
     if states:
@@ -59,10 +60,12 @@ def find_runs(
 
 
 def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
-    """Views of many runs with three further queries, however many there are."""
+    """Views of many runs with three further queries, however many there are. Reports that hold no figures of
+    quality are not read.
+    """
     ids = [row.id for row in rows]
-    spends = _spends(session, ids)
-    reports = _reports(session, ids)
+    spends = spends_of(session, ids)
+    reports = _reports(session, ids, ("evaluate",))
     return [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
 
 
@@ -77,16 +80,16 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
     if row is None or not visible_to(row, owner):
         return None
     reports = _reports(session, [run_id]).get(run_id, [])
-    view = _view(row, _spends(session, [run_id]).get(run_id, Spend()), reports)
+    view = _view(row, spends_of(session, [run_id]).get(run_id, Spend()), reports)
     return RunDetail(**view.model_dump(), work=work_of(row), stages=reports)
 
 
 def spend_of(session: Session, run_id: str) -> Spend:
     """What all attempts of a run have used."""
-    return _spends(session, [run_id]).get(run_id, Spend())
+    return spends_of(session, [run_id]).get(run_id, Spend())
 
 
-def _spends(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
+def spends_of(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
     query = (
         select(
             AttemptRow.run_id,
@@ -110,9 +113,12 @@ def _sum_of(own: Figures, moved: Figures) -> Spend:
     return Spend(device_seconds=seconds, flops=flops, training_images=int(images))
 
 
-def _reports(session: Session, ids: Sequence[str]) -> dict[str, list[StageReport]]:
+def _reports(
+    session: Session, ids: Sequence[str], stages: Sequence[str] = STAGES
+) -> dict[str, list[StageReport]]:
     found: dict[str, list[StageReport]] = {}
-    rows = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))).all()
+    query = select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage.in_(stages))
+    rows = session.scalars(query).all()
     for row in sorted(rows, key=lambda row: STAGES.index(row.stage)):
         found.setdefault(row.run_id, []).append(StageReport.model_validate_json(json.dumps(row.report)))
     return found

@@ -8,8 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from service.store.models import ExperimentRow, RunRow
+from service.store.lifecycle import transition
+from service.store.models import ExperimentRow, RunRow, StageRow
 from tests.builders import document
+from workers.contract import StageReport
 
 SUBMIT = "/api/v1/experiments"
 
@@ -202,3 +204,51 @@ def test_pages_escape_what_users_wrote(client: TestClient) -> None:
         assert answer.status_code == 200
         assert "<script>alert" not in answer.text
         assert "script-src 'self'" in answer.headers["content-security-policy"]
+
+
+def rank(client: TestClient, name: str, value: float, **changes: Any) -> str:
+    """A run that has succeeded with this FID."""
+    run = submit(client, name=name, **changes)
+    report = {"fid40/fashion-cnn": value, "num_params": 1e6, "flops_per_image": 1e9}
+    with client.app.state.lab.database.writing() as session:  # type: ignore[attr-defined]  # as above
+        body = StageReport(stage="evaluate", key="k", metrics=report).model_dump(mode="json")
+        session.add(StageRow(run_id=run, stage="evaluate", attempt=0, report=body))
+        row = session.get_one(RunRow, run)
+        row.state = "RUNNING"
+        transition(session, row, "SUCCEEDED")
+    return run
+
+
+def test_the_leaderboard_comes_in_pages_that_join(client: TestClient) -> None:
+    rank(client, "teacher", 5.0, edits=[])
+    for index in range(5):
+        rank(client, f"graft {index}", 10.0 - index, layers=[index])
+    (first,) = client.get("/api/v1/leaderboard", params={"limit": 4}).json()["groups"]
+    assert (first["total"], [row["rank"] for row in first["rows"]]) == (6, [1, 2, 3, 4])
+    assert first["rows"][1]["value_change"] == pytest.approx(0.2)
+    params = {"limit": 4, "protocol": first["protocol_digest"], "cursor": first["next_cursor"]}
+    (rest,) = client.get("/api/v1/leaderboard", params=params).json()["groups"]
+    assert [row["rank"] for row in rest["rows"]] == [5, 6]
+    assert rest["next_cursor"] is None
+    values = [row["value"] for row in first["rows"] + rest["rows"]]
+    assert values == sorted(values)
+    assert (
+        client.get("/api/v1/leaderboard", params={**params, "cursor": "nosuch"}).json()["code"]
+        == "bad-cursor"
+    )
+
+
+def test_an_experiment_that_ran_twice_is_ranked_once_by_its_latest_run(client: TestClient) -> None:
+    rank(client, "first", 7.0)
+    latest = rank(client, "again", 8.0)
+    (group,) = client.get("/api/v1/leaderboard").json()["groups"]
+    assert [(row["run_id"], row["value"]) for row in group["rows"]] == [(latest, 8.0)]
+
+
+def test_a_runs_history_comes_in_pages(client: TestClient) -> None:
+    run = submit(client)
+    client.post(f"/api/v1/runs/{run}/cancel")
+    page = client.get(f"/api/v1/runs/{run}/history", params={"limit": 1}).json()
+    assert [event["id"] for event in page["events"]] == [1]
+    rest = client.get(f"/api/v1/runs/{run}/history", params={"after": page["next_after"]}).json()
+    assert ([event["id"] for event in rest["events"]], rest["next_after"]) == ([2], None)
