@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     worker_python: str = sys.executable
     cpus: int = Field(default_factory=lambda: os.cpu_count() or 1)
     """CPUs that running attempts may ask for together."""
+    gpus: int = 0
 
     round_seconds: float = 1.0
     lead_seconds: float = 15.0
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
     start_seconds: float = 900.0
     """An attempt that has shown no heartbeat for this long never started."""
     cancel_grace_seconds: float = 30.0
+    """Between a wish to cancel or pause and the attempt's end by force."""
+    hold_line_seconds: float = 600.0
+    """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
+    checkpoint_seconds: float = 30.0
     retry_seconds: float = 2.0
     max_attempts: int = 5
 

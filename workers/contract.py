@@ -6,7 +6,7 @@ Layout under the storage root (an fsspec URI):
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
-    runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, log.txt
+    runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
     runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors
 
 Every file is written whole or not at all. Event files are numbered from 1 without gaps.
@@ -17,7 +17,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.budget import Spend
+from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.work import Work
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze"]
@@ -50,7 +50,13 @@ class RunTicket(Frozen):
     storage: str
     spent: Spend = Spend()
     """What earlier attempts used, for the budget."""
+    budget: Budget | None = None
+    """What the run may use in all, extensions included; the work's own where it is not given."""
+    micro_batches: Annotated[int, Field(ge=1)] = 1
+    """Parts a training batch is computed in, so that it fits into memory."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
+    silence_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """An attempt that shows no life for this long is replaced; a worker ends itself after two thirds."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
 
 
@@ -190,6 +196,11 @@ def ticket_path(run_id: str, attempt: int) -> str:
 
 def event_path(run_id: str, attempt: int, seq: int) -> str:
     return f"{attempt_folder(run_id, attempt)}/events/{seq:08d}.json"
+
+
+def budget_path(run_id: str, attempt: int) -> str:
+    """Where a budget that was changed after the ticket was written is found."""
+    return f"{attempt_folder(run_id, attempt)}/budget"
 
 
 def submission_id(run_id: str, attempt: int) -> str:

@@ -8,19 +8,28 @@ from grafting_core.spec.base import Frozen
 
 
 class Budget(Frozen):
-    """What a run may use at most; a field left out is unlimited."""
+    """What a run, a user, a study or the lab may use at most; a field left out is unlimited."""
 
     device_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     flops: Annotated[float, Field(gt=0, le=1e24)] | None = None
     training_images: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    share_of_pretraining: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """FLOPs over those of the backbone's pretraining: 0.02 is two percent."""
 
     def exceeded_by(self, spend: "Spend") -> str | None:
-        """Name of the first limit that `spend` has reached, or None."""
+        """Name of the first limit that `spend` has reached, or None; `folded` brings the share among them."""
         for name in ("device_seconds", "flops", "training_images"):
             limit = getattr(self, name)
             if limit is not None and getattr(spend, name) >= limit:
                 return name
         return None
+
+    def folded(self, pretraining_flops: float) -> "Budget":
+        """The same budget with its share of pretraining told in FLOPs, whichever is less."""
+        if self.share_of_pretraining is None:
+            return self
+        flops = min(self.flops or 1e24, self.share_of_pretraining * pretraining_flops)
+        return self.model_copy(update={"flops": flops, "share_of_pretraining": None})
 
 
 class Spend(Frozen):

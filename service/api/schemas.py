@@ -12,10 +12,11 @@ from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.work import Work, as_graft
 from workers.contract import Event, Reason, StageReport
 
-RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "FAILED", "CANCELLED"]
+RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"]
 Role = Literal["viewer", "runner", "admin"]
 Sees = Literal["lab", "own"]
-TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"})
+"""STOPPED is a result cut short: a spent budget, a deadline, a design that diverged."""
 
 
 class View(BaseModel):

@@ -10,7 +10,7 @@ from service.api.deps import Lab
 from service.api.problems import ApiError
 from service.api.schemas import Forecast
 from service.store.models import RunRow
-from service.store.submissions import KeyReused, submit
+from service.store.submissions import KeyReused, QuotaReached, submit
 
 MAX_KEY = 255
 
@@ -41,6 +41,8 @@ def submit_once(
     except IntegrityError:
         # The other request's row is there by now.
         return _submit(lab, work, request_digest, key, forecast)
+    except QuotaReached as error:
+        raise ApiError("quota", str(error)) from error
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
 

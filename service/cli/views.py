@@ -17,6 +17,7 @@ from service.cli.console import duration, engineering, out, percent, table
 
 STATE_STYLES = {
     "SUCCEEDED": "green",
+    "STOPPED": "yellow",
     "FAILED": "red",
     "CANCELLED": "yellow",
     "RUNNING": "cyan",

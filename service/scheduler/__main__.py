@@ -7,8 +7,9 @@ import threading
 from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
+from service.scheduler.leadership import LostLeadership
 from service.scheduler.ray_jobs import RayJobs
-from service.scheduler.scheduler import LostLeadership, Scheduler
+from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade

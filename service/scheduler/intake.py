@@ -1,13 +1,16 @@
 """An attempt's events become the run's state. A stale attempt's change nothing."""
 
+from collections.abc import Mapping
+
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.work import LAST_STAGES
 from service.settings import Settings
+from service.store.accounts import settle
 from service.store.bank import share_costs
-from service.store.lifecycle import record, retry_or_fail, transition
-from service.store.models import AttemptRow, RunRow, StageRow, now
+from service.store.lifecycle import LIVE, after_attempt, record, transition
+from service.store.models import AttemptRow, RunRow, StageRow
 from workers.contract import (
     AttemptFailed,
     AttemptStarted,
@@ -36,7 +39,7 @@ def apply_event(session: Session, settings: Settings, event: Event) -> bool:
 
 def _is_next(run: RunRow, attempt: AttemptRow, event: Event) -> bool:
     """The attempt number is the fencing token: only the current one of a live run may write."""
-    current = run.attempt == event.attempt and run.state in ("STARTING", "RUNNING")
+    current = run.attempt == event.attempt and run.state in LIVE
     return current and event.seq == attempt.event_seq + 1
 
 
@@ -55,14 +58,20 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
                 share_costs(session, run, report)
             _keep_report(session, attempt, report)
         case AttemptSucceeded(spend=spend):
-            end_attempt(attempt, spend)
-            _succeed(session, settings, run)
+            add_spend(attempt, spend)
+            _succeed(session, settings, run, attempt)
         case AttemptStopped(reason=reason, spend=spend):
-            end_attempt(attempt, spend)
-            _stopped(session, settings, run, reason)
+            add_spend(attempt, spend)
+            end_attempt(session, settings, run, attempt, reason, STOPPED.get(reason, "stopped early"))
         case AttemptFailed(reason=reason, message=message, spend=spend):
-            end_attempt(attempt, spend)
-            fail_attempt(session, settings, run, reason, message)
+            add_spend(attempt, spend)
+            end_attempt(session, settings, run, attempt, reason, message)
+
+
+STOPPED: Mapping[Reason, str] = {
+    "user_request": "stopped on request",
+    "budget_exhausted": "the budget is spent; what is done stays, and `graft extend` goes on from there",
+}
 
 
 def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> None:
@@ -82,30 +91,23 @@ def add_spend(attempt: AttemptRow, spend: Spend) -> None:
     attempt.training_images = max(attempt.training_images, spend.training_images)
 
 
-def end_attempt(attempt: AttemptRow, spend: Spend) -> None:
-    add_spend(attempt, spend)
-    attempt.ended_at = now()
-
-
-def fail_attempt(session: Session, settings: Settings, run: RunRow, reason: Reason, message: str) -> None:
-    """Another attempt where the reason's policy says so, else the run has failed."""
+def end_attempt(
+    session: Session, settings: Settings, run: RunRow, attempt: AttemptRow, reason: Reason, message: str
+) -> None:
+    """Charge the attempt; another one where the reason's policy says so, else the run has ended."""
+    settle(session, run, attempt, reason)
     limits = {"max_attempts": settings.max_attempts, "retry_seconds": settings.retry_seconds}
-    retry_or_fail(session, run, reason, message, **limits)  # type: ignore[arg-type]  # an int and a float
+    after_attempt(session, run, reason, message, **limits)  # type: ignore[arg-type]  # an int and a float
 
 
-def _succeed(session: Session, settings: Settings, run: RunRow) -> None:
+def _succeed(session: Session, settings: Settings, run: RunRow, attempt: AttemptRow) -> None:
+    """Done, unless its last stage is missing or somebody wished it cancelled first."""
     last = LAST_STAGES[run.experiment.kind]
     if session.get(StageRow, (run.id, last)) is None:
-        fail_attempt(session, settings, run, "internal_error", f"the attempt ended without its {last} stage")
+        text = f"the attempt ended without its {last} stage"
+        end_attempt(session, settings, run, attempt, "internal_error", text)
+    elif run.cancel_requested_at is not None or run.kill_requested_at is not None:
+        end_attempt(session, settings, run, attempt, "user_request", "cancelled")
     else:
+        settle(session, run, attempt, None)
         transition(session, run, "SUCCEEDED")
-
-
-def _stopped(session: Session, settings: Settings, run: RunRow, reason: Reason) -> None:
-    if reason == "user_request":
-        transition(session, run, "CANCELLED", reason)
-    elif reason == "budget_exhausted":
-        text = "the budget is spent; submit with a larger one, and what is done will be reused"
-        transition(session, run, "FAILED", reason, text)
-    else:
-        fail_attempt(session, settings, run, reason, "stopped before the end")

@@ -3,12 +3,13 @@
 import os
 import platform
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.store.engine import Database
+from service.store.engine import Database, insert_if_absent
 from service.store.models import LeaderRow
 
 
@@ -23,16 +24,11 @@ class Leadership:
         """Take or renew the lease; False while another holds it."""
         with self._database.writing() as session:
             clock = self._database.clock(session)
-            self._ensure_row(session)
+            insert_if_absent(session, LeaderRow, id=1, holder="", until=0.0)
             free = (LeaderRow.holder == self.holder) | (LeaderRow.until < clock)
             values = {"holder": self.holder, "until": clock + self._seconds}
             taken = session.execute(update(LeaderRow).where(LeaderRow.id == 1, free).values(**values))
             return bool(taken.rowcount)  # type: ignore[attr-defined]  # an update has one
-
-    def _ensure_row(self, session: Session) -> None:
-        insert = sqlite.insert if self._database.engine.dialect.name == "sqlite" else postgresql.insert
-        row = insert(LeaderRow).values(id=1, holder="", until=0.0)
-        session.execute(row.on_conflict_do_nothing(index_elements=["id"]))
 
     def holds(self, session: Session) -> bool:
         """Whether this very transaction may still write in the leader's name."""
@@ -43,3 +39,16 @@ class Leadership:
         """Let the next one lead at once."""
         with self._database.writing() as session:
             session.execute(update(LeaderRow).where(LeaderRow.holder == self.holder).values(until=0.0))
+
+
+class LostLeadership(Exception):
+    """Another scheduler leads by now; nothing of this transaction is kept."""
+
+
+@contextmanager
+def leading(database: Database, leadership: Leadership) -> Iterator[Session]:
+    """A write transaction that only the leader can commit. Raises LostLeadership."""
+    with database.writing() as session:
+        if not leadership.holds(session):
+            raise LostLeadership("this scheduler's lease has run out")
+        yield session

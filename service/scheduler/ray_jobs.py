@@ -2,6 +2,7 @@
 
 import httpx
 
+from grafting_core.failpoints import failpoint
 from service.settings import Settings
 
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
@@ -27,7 +28,9 @@ class RayJobs:
         """Start `entrypoint` under this id unless it was started already. Raises RayUnavailable."""
         # The driver only waits; the CPUs a run asks for are those of its worker group.
         body = {"submission_id": job, "entrypoint": entrypoint, "entrypoint_num_cpus": 0}
+        failpoint("ray/submit/before")
         answer = self._ask("POST", "/api/jobs/", body)
+        failpoint("ray/submit/after")
         if answer.status_code >= 400 and "already exists" not in answer.text:
             raise RayUnavailable(f"submitting {job} gave status {answer.status_code}: {answer.text[-300:]}")
 
@@ -39,6 +42,14 @@ class RayJobs:
         if answer.status_code >= 400:
             raise RayUnavailable(f"asking for {job} gave status {answer.status_code}")
         return str(answer.json()["status"])
+
+    def running(self) -> list[str]:
+        """Submission ids of all jobs that have not ended. Raises RayUnavailable."""
+        answer = self._ask("GET", "/api/jobs/")
+        if answer.status_code >= 400:
+            raise RayUnavailable(f"asking for all jobs gave status {answer.status_code}")
+        jobs = [job for job in answer.json() if job["status"] not in FINISHED]
+        return [str(job["submission_id"]) for job in jobs if job.get("submission_id")]
 
     def stop(self, job: str) -> None:
         """Ask Ray to end the job; no error where it has ended or is unknown."""

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+
+from grafting_core.failpoints import failpoint
 
 SQLITE_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -14,6 +17,9 @@ SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA busy_timeout=30000",
 )
+
+POSTGRESQL_LIMITS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "20s"}
+"""A frozen process must not hold its locks for ever."""
 
 
 class Database:
@@ -31,7 +37,9 @@ class Database:
             # A deferred transaction that upgrades to a write fails at once, whatever the busy timeout.
             session.connection(execution_options={"begin": "IMMEDIATE"})
             yield session
+            failpoint("commit/before")
             session.commit()
+            failpoint("commit/after")
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -47,9 +55,16 @@ class Database:
         return float(session.execute(text(query)).scalar_one())
 
 
+def insert_if_absent(session: Session, table: type[DeclarativeBase], **values: Any) -> None:
+    """One row, unless its primary key is there already; a race is decided by the database."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    session.execute(insert(table).values(**values).on_conflict_do_nothing())
+
+
 def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=10)
+        arguments = {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_LIMITS.items())}
+        return create_engine(url, pool_pre_ping=True, pool_size=10, connect_args=arguments)
     path = make_url(url).database
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -2,30 +2,30 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from grafting_core.failpoints import failpoint
 from service.api.schemas import TERMINAL, RunState
 from service.store.models import EventRow, RunRow, now
+from service.store.policy import POLICIES, back_off, can_split
 from service.store.standings import stand
 from workers.contract import Reason
 
-MOVES: dict[RunState, frozenset[RunState]] = {
-    "QUEUED": frozenset({"STARTING", "CANCELLED", "FAILED", "PAUSED"}),
-    "STARTING": frozenset({"RUNNING", "QUEUED", "FAILED", "CANCELLED", "PAUSED"}),
-    "RUNNING": frozenset({"SUCCEEDED", "QUEUED", "FAILED", "CANCELLED", "PAUSED"}),
+MOVES: Mapping[RunState, frozenset[RunState]] = {
+    "QUEUED": frozenset({"STARTING", "PAUSED", "STOPPED", "CANCELLED"}),
+    "STARTING": frozenset({"RUNNING", "QUEUED", "PAUSED", "STOPPED", "FAILED", "CANCELLED"}),
+    "RUNNING": frozenset({"SUCCEEDED", "QUEUED", "PAUSED", "STOPPED", "FAILED", "CANCELLED"}),
     "PAUSED": frozenset({"QUEUED", "CANCELLED"}),
+    "STOPPED": frozenset({"QUEUED"}),
     "FAILED": frozenset({"QUEUED"}),
     "CANCELLED": frozenset({"QUEUED"}),
     "SUCCEEDED": frozenset(),
 }
-
-RETRIED: frozenset[Reason] = frozenset(
-    {"worker_lost", "node_fault", "preempted", "storage_full", "invalid_checkpoint"}
-)
-"""Faults of the machine: another attempt may succeed. A diverged run or a bug would only repeat itself."""
+LIVE: tuple[RunState, ...] = ("STARTING", "RUNNING")
 
 
 class IllegalMove(Exception):
@@ -58,25 +58,51 @@ def transition(
     current: RunState = run.state  # type: ignore[assignment]  # the column holds nothing else
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
+    failpoint(move_point(current, to))
     run.state, run.reason, run.message = to, reason, message and message[:500]
     if to == "RUNNING" and run.started_at is None:
         run.started_at = now()
     run.ended_at = now() if to in TERMINAL else None
     if to == "SUCCEEDED":
         stand(session, run)
-    record(
-        session, run, "state", {"state": to, "reason": reason, "attempt": run.attempt, "message": run.message}
-    )
+    if to not in LIVE:
+        run.reserved_device_seconds = run.reserved_flops = run.reserved_images = 0
+    body = {"state": to, "reason": reason, "attempt": run.attempt, "message": run.message}
+    record(session, run, "state", body)
 
 
-def retry_or_fail(
+def move_point(current: RunState, to: RunState) -> str:
+    """Name of the failpoint that every move passes."""
+    return f"move/{current}/{to}"
+
+
+def after_attempt(
     session: Session, run: RunRow, reason: Reason, message: str, *, max_attempts: int, retry_seconds: float
 ) -> None:
-    """End an attempt: queue the run again where that can help, else it has failed."""
-    if run.cancel_requested_at is not None:
-        transition(session, run, "CANCELLED", "user_request")
-    elif reason in RETRIED and run.attempt < max_attempts:
-        run.not_before = now() + timedelta(seconds=min(600.0, retry_seconds * 2 ** (run.attempt - 1)))
-        transition(session, run, "QUEUED", reason, message)
-    else:
-        transition(session, run, "FAILED", reason, message)
+    """An attempt has ended without success: what was wished, else what the reason's policy says."""
+    policy = POLICIES[reason]
+    if run.cancel_requested_at is not None or run.kill_requested_at is not None:
+        return transition(session, run, "CANCELLED", "user_request")
+    run.failures += policy.counted and policy.retry
+    if reason == "user_request" or policy.retry:
+        return _again(session, run, reason, message, max_attempts, retry_seconds)
+    return transition(session, run, policy.ends, reason, message)
+
+
+def _again(
+    session: Session, run: RunRow, reason: Reason, message: str, max_attempts: int, retry_seconds: float
+) -> None:
+    policy = POLICIES[reason]
+    if policy.smaller_batch and not can_split(run):
+        text = f"{message}; its batch cannot be computed in smaller parts"
+        return transition(session, run, "FAILED", reason, text)
+    if run.failures >= max_attempts:
+        return transition(session, run, "FAILED", reason, message)
+    if policy.smaller_batch:
+        run.micro_batches *= 2
+    if run.pause_requested_at is not None:
+        return transition(session, run, "PAUSED", reason, message)
+    # A stop on a request that was withdrawn meanwhile goes on at once.
+    wait = back_off(run, retry_seconds) if policy.retry and policy.back_off else 0.0
+    run.not_before = now() + timedelta(seconds=wait) if wait else None
+    return transition(session, run, "QUEUED", reason, message)

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Index,
-    Integer,
     String,
     TypeDecorator,
     UniqueConstraint,
@@ -46,6 +45,7 @@ class ExperimentRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), server_default="graft")
+    study: Mapped[str | None] = mapped_column(String(64))
     name: Mapped[str] = mapped_column(String(200))
     backbone: Mapped[str] = mapped_column(String(200))
     digest: Mapped[str] = mapped_column(String(64), index=True)
@@ -62,10 +62,20 @@ class RunRow(Base):
     """One carrying-out of an experiment. `state` is written by `lifecycle.transition` alone."""
 
     __tablename__ = "runs"
-    __table_args__ = (Index("ix_runs_state_created_at", "state", "created_at"),)
+    __table_args__ = (
+        Index("ix_runs_state_created_at", "state", "created_at"),
+        Index("ix_runs_queue", "state", "owner", "precedence", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
+    owner: Mapped[str] = mapped_column(String(64), server_default="lab", default="lab")
+    study: Mapped[str | None] = mapped_column(String(64))
+    precedence: Mapped[int] = mapped_column(server_default="0", default=0)
+    """Minus the priority, so that one ascending index gives the order of the queue."""
+    cpus: Mapped[int] = mapped_column(server_default="1", default=1)
+    gpus: Mapped[int] = mapped_column(server_default="0", default=0)
+    """What all workers together ask for: an attempt gets all of it or none."""
     state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(32))
     message: Mapped[str | None] = mapped_column(String(500))
@@ -76,6 +86,20 @@ class RunRow(Base):
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    kill_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
+    """Ended attempts that count against the limit; an explicit retry begins anew."""
+    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    """Parts a training batch is computed in; doubled when memory runs out."""
+    extra_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    """Granted beyond the budget it was submitted with."""
+    planned: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """Stage -> FLOPs and images by formula, where the kind of work has one."""
+    reserved_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    reserved_flops: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    """What a live attempt may still claim of shared budgets."""
     stage: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)
@@ -98,7 +122,11 @@ class AttemptRow(Base):
     event_seq: Mapped[int] = mapped_column(default=0)
     device_seconds: Mapped[float] = mapped_column(default=0.0)
     flops: Mapped[float] = mapped_column(default=0.0)
-    training_images: Mapped[int] = mapped_column(Integer, default=0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_until: Mapped[float | None]
+    """Seconds since 1970 by the database's clock; an attempt not renewed by then is lost."""
+    reason: Mapped[str | None] = mapped_column(String(32))
+    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
 
 
 class StageRow(Base):
@@ -148,6 +176,28 @@ class LeaderRow(Base):
     holder: Mapped[str] = mapped_column(String(64))
     until: Mapped[float] = mapped_column(Float)
     """Seconds since 1970 by the database's clock."""
+
+
+class AccountRow(Base):
+    """What one user, one study or the lab may use, and has used by attempts that have ended."""
+
+    __tablename__ = "accounts"
+
+    scope: Mapped[str] = mapped_column(String(8), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """A `Budget`; what is not in it is unlimited."""
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    max_cpus: Mapped[int | None]
+    max_gpus: Mapped[int | None]
+    device_seconds: Mapped[float] = mapped_column(default=0.0)
+    flops: Mapped[float] = mapped_column(default=0.0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
+    share_of_pretraining: Mapped[float] = mapped_column(default=0.0)
+    recent_seconds: Mapped[float] = mapped_column(default=0.0)
+    """Device-seconds that halve every day, for fair shares."""
+    recent_at: Mapped[float] = mapped_column(default=0.0)
 
 
 class TrackingRow(Base):

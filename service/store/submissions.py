@@ -1,19 +1,37 @@
 """A submission becomes an experiment and a queued run."""
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from grafting_core.failpoints import failpoint
+from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.planning import plan
 from grafting_core.spec.work import Work, protocol_of
 from service.api.schemas import Forecast
+from service.store.accounts import keys_of, open_accounts
 from service.store.bank import record_needs
 from service.store.lifecycle import new_run_id, record
-from service.store.models import ExperimentRow, RunRow
+from service.store.models import AccountRow, ExperimentRow, RunRow
 
 
 class KeyReused(Exception):
     """An idempotency key came back with another body."""
+
+
+class QuotaReached(Exception):
+    """The user has as many runs in the queue as allowed."""
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Which study a submission serves, and how urgent it is: higher priorities go first."""
+
+    study: str | None = None
+    priority: int = 0
 
 
 def submit(
@@ -23,8 +41,9 @@ def submit(
     idempotency_key: str | None,
     forecast: Forecast | None = None,
     owner: str = "lab",
+    placing: Placing = Placing(),
 ) -> RunRow:
-    """The run of this submission; the same one for the same owner and key. Raises KeyReused.
+    """The run of this submission; the same one for the same owner and key. Raises KeyReused, QuotaReached.
 
     Two at once with one key: the second raises IntegrityError on PostgreSQL, and finds the run on a repeat.
     """
@@ -35,8 +54,11 @@ def submit(
             if earlier.experiment.request_digest != request_digest:
                 raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
             return earlier
+    open_accounts(session, keys_of(owner, placing.study))
+    _check_quota(session, owner)
     experiment = ExperimentRow(
         kind=work.kind,
+        study=placing.study,
         name=work.name,
         backbone=work.backbone.name,
         digest=work.digest,
@@ -46,8 +68,9 @@ def submit(
         idempotency_key=stored,
         request_digest=request_digest,
     )
-    run = _insert(session, experiment, forecast)
+    run = _insert(session, _queued(work, experiment, forecast, placing))
     record_needs(session, run, work)
+    failpoint("submit")
     return run
 
 
@@ -60,10 +83,42 @@ def _by_key(session: Session, key: str) -> RunRow | None:
     return session.scalars(query.order_by(RunRow.created_at)).first()
 
 
-def _insert(session: Session, experiment: ExperimentRow, forecast: Forecast | None) -> RunRow:
-    run = RunRow(id=new_run_id(), experiment=experiment, state="QUEUED", attempt=0, last_event=0)
-    run.forecast = forecast.model_dump() if forecast else None
+def _check_quota(session: Session, owner: str) -> None:
+    user = (AccountRow.scope == "user", AccountRow.name == owner)
+    most = session.scalar(select(AccountRow.max_queued).where(*user))
+    if most is not None:
+        queued = select(func.count()).where(RunRow.state == "QUEUED", RunRow.owner == owner)
+        if (session.scalar(queued) or 0) >= most:
+            raise QuotaReached(f"{owner} has {most} runs in the queue already, and may have no more")
+
+
+def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, placing: Placing) -> RunRow:
+    asked = work.resources
+    return RunRow(
+        id=new_run_id(),
+        experiment=experiment,
+        owner=experiment.owner,
+        study=placing.study,
+        precedence=-placing.priority,
+        cpus=asked.workers * asked.cpus_per_worker,
+        gpus=asked.workers * asked.gpus_per_worker,
+        planned=planned(work),
+        forecast=forecast.model_dump() if forecast else None,
+        state="QUEUED",
+        attempt=0,
+        last_event=0,
+    )
+
+
+def _insert(session: Session, run: RunRow) -> RunRow:
     session.add(run)
     session.flush()
     record(session, run, "state", {"state": "QUEUED", "reason": None, "attempt": 0, "message": None})
     return run
+
+
+def planned(work: Work) -> dict[str, Any] | None:
+    """Stage -> FLOPs and training images by formula; None for work that has no plan."""
+    if not isinstance(work, ExperimentSpec):
+        return None
+    return {stage.stage: stage.spend.model_dump() for stage in plan(work).stages}

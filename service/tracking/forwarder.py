@@ -24,7 +24,7 @@ from workers.contract import Progress, StageDone
 
 log = logging.getLogger("graftlab.tracking")
 TAG = "graftlab.run_id"
-ENDED = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 BATCH = 900
 """MLflow takes at most 1,000 metrics a call."""
 

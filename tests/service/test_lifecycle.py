@@ -10,7 +10,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.leaderboard import leaderboard
 from service.store.lifecycle import MOVES, IllegalMove, transition
-from service.store.models import AttemptRow, RunRow
+from service.store.models import AttemptRow, RunRow, now
 from service.store.queries import events_after, run_detail
 from service.store.submissions import submit
 from tests.builders import experiment
@@ -111,7 +111,9 @@ def test_a_stale_attempt_changes_nothing(database: Database, settings: Settings)
     [
         ("worker_lost", "QUEUED"),
         ("node_fault", "QUEUED"),
-        ("diverged", "FAILED"),
+        ("diverged", "STOPPED"),
+        ("budget_exhausted", "STOPPED"),
+        ("preempted", "QUEUED"),
         ("internal_error", "FAILED"),
     ],
 )
@@ -141,8 +143,17 @@ def test_a_stop_on_request_cancels(database: Database, settings: Settings) -> No
     with database.writing() as session:
         run = started_run(session)
         apply_event(session, settings, event(run, 1, STARTED))
+        run.cancel_requested_at = now()
         apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
         assert (run.state, run.reason) == ("CANCELLED", "user_request")
+
+
+def test_a_stop_whose_wish_was_withdrawn_goes_on(database: Database, settings: Settings) -> None:
+    with database.writing() as session:
+        run = started_run(session)
+        apply_event(session, settings, event(run, 1, STARTED))
+        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
+        assert (run.state, run.failures, run.not_before) == ("QUEUED", 0, None)
 
 
 def test_spend_of_all_attempts_is_counted_and_never_shrinks(database: Database, settings: Settings) -> None:

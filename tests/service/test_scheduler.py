@@ -6,8 +6,8 @@ import pytest
 
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
-from service.scheduler.leadership import Leadership
-from service.scheduler.scheduler import LostLeadership, Scheduler
+from service.scheduler.leadership import Leadership, LostLeadership
+from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.models import RunRow
@@ -38,6 +38,9 @@ class Cluster:
 
     def status(self, job: str) -> str | None:
         return self.jobs.get(job)
+
+    def running(self) -> list[str]:
+        return [job for job, status in self.jobs.items() if status == "RUNNING"]
 
     def stop(self, job: str) -> None:
         self.stopped.append(job)
@@ -86,20 +89,26 @@ def test_a_run_goes_from_queue_to_success(scheduler: Scheduler, database: Databa
     assert state(database, run) == ("SUCCEEDED", 1)
 
 
-def test_no_more_runs_start_than_there_are_cpus(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+@pytest.mark.parametrize(("waited", "third"), [(1e9, "STARTING"), (-1.0, "QUEUED")])
+def test_a_gang_that_has_waited_long_is_not_overtaken(
+    scheduler: Scheduler, database: Database, waited: float, third: str
 ) -> None:
-    runs = [queue(database), queue(database, resources={"workers": 2}), queue(database)]
+    scheduler.settings.hold_line_seconds = waited
+    runs = [
+        queue(database),
+        queue(database, layers=[2], resources={"workers": 2}),
+        queue(database, layers=[4]),
+    ]
     for _ in range(3):
         scheduler.round()
-    assert [state(database, run)[0] for run in runs] == ["STARTING", "QUEUED", "QUEUED"]
+    assert [state(database, run)[0] for run in runs] == ["STARTING", "QUEUED", third]
 
 
 def test_a_kill_between_claim_and_submit_is_made_good(
     settings: Settings, database: Database, cluster: Cluster, scheduler: Scheduler
 ) -> None:
     run = queue(database)
-    scheduler._claim_queued() if scheduler.leadership.claim() else None
+    scheduler.admit() if scheduler.leadership.claim() else None
     scheduler.leadership.release()
     successor = Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
     successor.round()
@@ -116,7 +125,7 @@ def test_a_job_that_ends_without_a_word_is_tried_again(
     scheduler.round()
     log_of(scheduler, run).write(AttemptStarted(host="h", pid=1, device="cpu"))
     cluster.jobs[f"run-{run}-1"] = "FAILED"
-    scheduler._watched.clear()
+    scheduler.tender.forget()
     scheduler.round()
     assert state(database, run) == ("STARTING", 2)
 
@@ -129,7 +138,7 @@ def test_the_word_of_the_worker_stands_against_rays(
     scheduler.round()
     finish(log_of(scheduler, run))
     cluster.jobs[f"run-{run}-1"] = "FAILED"
-    scheduler._watched.clear()
+    scheduler.tender.forget()
     scheduler.round()
     assert state(database, run) == ("SUCCEEDED", 1)
 
@@ -179,5 +188,5 @@ def test_a_scheduler_that_lost_its_lease_writes_nothing(
     assert scheduler.leadership.claim()
     assert Leadership(database, 60.0).claim()
     with pytest.raises(LostLeadership):
-        scheduler._claim_queued()
+        scheduler.admit()
     assert state(database, run) == ("QUEUED", 0)

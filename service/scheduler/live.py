@@ -1,0 +1,71 @@
+"""Attempts under way, as SQL has them: read once a round."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select, tuple_, update
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.budget import Budget
+from service.store.accounts import budget_of
+from service.store.lifecycle import LIVE
+from service.store.models import AttemptRow, RunRow, now
+
+
+@dataclass(frozen=True)
+class LiveAttempt:
+    """One attempt that should be working."""
+
+    run_id: str
+    number: int
+    submitted: bool
+    event_seq: int
+    lease_until: float
+    kill: bool
+    stop_wished_at: datetime | None
+    budget: Budget
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.run_id, self.number
+
+    @property
+    def wished_seconds(self) -> float:
+        """Since somebody wished it stopped; 0 where nobody did."""
+        return (now() - self.stop_wished_at).total_seconds() if self.stop_wished_at else 0.0
+
+
+def live_attempts(session: Session) -> list[LiveAttempt]:
+    """The current attempt of every run that is starting or running."""
+    query = (
+        select(RunRow, AttemptRow)
+        .join(AttemptRow, (AttemptRow.run_id == RunRow.id) & (AttemptRow.number == RunRow.attempt))
+        .where(RunRow.state.in_(LIVE))
+        .order_by(RunRow.id)
+    )
+    return [_live(run, attempt) for run, attempt in session.execute(query)]
+
+
+def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
+    wishes = [wish for wish in (run.cancel_requested_at, run.pause_requested_at) if wish]
+    return LiveAttempt(
+        run_id=run.id,
+        number=attempt.number,
+        submitted=attempt.submitted_at is not None,
+        event_seq=attempt.event_seq,
+        lease_until=attempt.lease_until or 0.0,
+        kill=run.kill_requested_at is not None,
+        stop_wished_at=min(wishes, default=None),
+        budget=budget_of(run),
+    )
+
+
+def renew(session: Session, keys: list[tuple[str, int]], until: float) -> None:
+    """Extend the leases of attempts that showed life, all in one statement; ended ones stay ended."""
+    alive = tuple_(AttemptRow.run_id, AttemptRow.number).in_(keys)
+    session.execute(
+        update(AttemptRow)
+        .where(alive, AttemptRow.ended_at.is_(None))
+        .values(lease_until=until)
+        .execution_options(synchronize_session=False)
+    )

@@ -1,0 +1,203 @@
+"""One attempt under way: submit it, take its events in, pass wishes on, and end it when it is lost."""
+
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from grafting_core.failpoints import failpoint
+from grafting_core.spec.budget import Budget
+from service.scheduler.intake import apply_event, end_attempt
+from service.scheduler.live import LiveAttempt
+from service.scheduler.ray_jobs import FINISHED
+from service.store.accounts import budget_of
+from service.store.lifecycle import LIVE
+from service.store.models import AttemptRow, RunRow, now
+from service.store.queries import spend_of, work_of
+from workers.contract import (
+    Event,
+    Reason,
+    RunTicket,
+    Stop,
+    attempt_folder,
+    budget_path,
+    event_path,
+    submission_id,
+    ticket_path,
+)
+
+if TYPE_CHECKING:
+    from service.scheduler.scheduler import Scheduler
+
+log = logging.getLogger("graftlab.scheduler")
+STATUS_SECONDS = 3.0
+"""How often Ray is asked after an attempt that shows life."""
+
+
+@dataclass
+class Watch:
+    """What this process has seen of one attempt, by its own monotonic clock."""
+
+    beat: bytes
+    seen: float
+    fresh: bool = True
+    """Whether it has shown life since its lease was renewed."""
+    asked: float = 0.0
+    stopped_for: Reason | None = None
+    budget: Budget | None = None
+
+
+class Tender:
+    """Takes one step for each live attempt a round."""
+
+    def __init__(self, scheduler: "Scheduler") -> None:
+        self._lab = scheduler
+        self.watched: dict[tuple[str, int], Watch] = {}
+
+    def forget(self) -> None:
+        """Another scheduler leads: what was seen so far says nothing about now."""
+        self.watched.clear()
+
+    def forget_all_but(self, live: Sequence[LiveAttempt]) -> None:
+        for key in self.watched.keys() - {attempt.key for attempt in live}:
+            del self.watched[key]
+
+    def alive(self, live: Sequence[LiveAttempt]) -> list[tuple[str, int]]:
+        """Attempts whose lease is due to be renewed, because they have shown life."""
+        keys = [a.key for a in live if a.key in self.watched and self.watched[a.key].fresh]
+        for key in keys:
+            self.watched[key].fresh = False
+        return keys
+
+    def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
+        """Submit, listen, pass on, judge. Raises RayUnavailable, OSError or LostLeadership."""
+        if not attempt.submitted:
+            self._submit(*attempt.key)
+        if not self._take_events(attempt):
+            return
+        watch = self._look(attempt)
+        if attempt.kill:
+            return self._end(attempt, "user_request", "killed on request")
+        if spent is not None:
+            self._write_stop(attempt, watch, "budget_exhausted")
+        if attempt.stop_wished_at is not None:
+            self._write_stop(attempt, watch, "user_request")
+            if attempt.wished_seconds > self._lab.settings.cancel_grace_seconds:
+                return self._end(attempt, "user_request", "killed after the grace period")
+        self._pass_budget(attempt, watch)
+        return self._judge(attempt, watch, clock)
+
+    def _submit(self, run_id: str, number: int) -> None:
+        """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
+        self._lab.storage.write_model(ticket_path(run_id, number), self._ticket(run_id, number))
+        self._lab.ray.submit(submission_id(run_id, number), self._entrypoint(run_id, number))
+        with self._lab.leading() as session:
+            session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
+        log.info("run %s attempt %s: submitted", run_id, number)
+
+    def _ticket(self, run_id: str, number: int) -> RunTicket:
+        settings = self._lab.settings
+        with self._lab.database.reading() as session:
+            run = session.get_one(RunRow, run_id)
+            return RunTicket(
+                run_id=run_id,
+                attempt=number,
+                work=work_of(run),
+                storage=settings.storage,
+                spent=spend_of(session, run_id),
+                budget=budget_of(run),
+                micro_batches=run.micro_batches,
+                heartbeat_seconds=min(5.0, settings.silence_seconds / 12),
+                silence_seconds=settings.silence_seconds,
+                checkpoint_seconds=settings.checkpoint_seconds,
+            )
+
+    def _entrypoint(self, run_id: str, number: int) -> str:
+        words = [self._lab.settings.worker_python, "-m", "workers.attempt"]
+        words += ["--storage", self._lab.settings.storage, "--run", run_id, "--attempt", str(number)]
+        return shlex.join(words)
+
+    def _take_events(self, attempt: LiveAttempt) -> bool:
+        """Take in what is new, in order; False where the attempt is no longer live."""
+        seq = attempt.event_seq + 1
+        while self._lab.storage.exists(event_path(*attempt.key, seq)):
+            try:
+                event = self._lab.storage.read_model(event_path(*attempt.key, seq), Event)
+            except ValidationError as error:
+                self._end(
+                    attempt, "internal_error", f"event {seq} cannot be read: {error.errors()[0]['msg']}"
+                )
+                return False
+            with self._lab.leading() as session:
+                if not apply_event(session, self._lab.settings, event):
+                    return False
+                state = session.get_one(RunRow, attempt.run_id).state
+                failpoint("event")
+            if event.body.type != "progress":
+                log.info("run %s attempt %s: %s", *attempt.key, event.body.type)
+            if state not in LIVE:
+                return False
+            seq += 1
+        return True
+
+    def _look(self, attempt: LiveAttempt) -> Watch:
+        path = f"{attempt_folder(*attempt.key)}/heartbeat"
+        beat = self._lab.storage.read_bytes(path) if self._lab.storage.exists(path) else b""
+        watch = self.watched.setdefault(attempt.key, Watch(beat, time.monotonic(), fresh=bool(beat)))
+        if beat != watch.beat:
+            watch.beat, watch.seen, watch.fresh = beat, time.monotonic(), True
+        return watch
+
+    def _write_stop(self, attempt: LiveAttempt, watch: Watch, reason: Reason) -> None:
+        if watch.stopped_for != reason:
+            self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason=reason))
+            watch.stopped_for = reason
+
+    def _pass_budget(self, attempt: LiveAttempt, watch: Watch) -> None:
+        """Tell the worker of an extension; the first look only notes what its ticket says."""
+        if (watch.budget is not None and watch.budget != attempt.budget) or watch.budget is None:
+            self._lab.storage.write_model(budget_path(*attempt.key), attempt.budget)
+            watch.budget = attempt.budget
+
+    def _judge(self, attempt: LiveAttempt, watch: Watch, clock: float) -> None:
+        """End an attempt that Ray says is over, or whose lease ran out in silence."""
+        settings = self._lab.settings
+        patience = settings.silence_seconds if watch.beat else settings.start_seconds
+        silent = time.monotonic() - watch.seen
+        # A clock that was set back must not make a lease endless.
+        over = attempt.lease_until < clock or attempt.lease_until > clock + 2 * patience
+        if silent > patience and over:
+            return self._end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
+        if time.monotonic() - watch.asked < STATUS_SECONDS:
+            return None
+        watch.asked = time.monotonic()
+        return self._ask(attempt)
+
+    def _ask(self, attempt: LiveAttempt) -> None:
+        status = self._lab.ray.status(submission_id(*attempt.key))
+        if status is not None and status not in FINISHED:
+            return
+        # Its last event may have been written since we looked.
+        with self._lab.database.reading() as session:
+            seq = session.get_one(AttemptRow, attempt.key).event_seq
+        if self._take_events(LiveAttempt(**{**attempt.__dict__, "event_seq": seq})):
+            # A cluster that does not know the job has lost it: no fault of the run.
+            reason: Reason = "worker_lost" if status else "node_fault"
+            message = f"the worker ended without a word (Ray says {status or 'nothing'})"
+            self._end(attempt, reason, message)
+
+    def _end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
+        """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
+        self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
+        self._lab.ray.stop(submission_id(*attempt.key))
+        with self._lab.leading() as session:
+            run = session.get_one(RunRow, attempt.run_id, with_for_update=True)
+            if run.attempt != attempt.number or run.state not in LIVE:
+                return
+            row = session.get_one(AttemptRow, attempt.key)
+            end_attempt(session, self._lab.settings, run, row, reason, message)
+        log.warning("run %s attempt %s: ended: %s", *attempt.key, message)

@@ -1,0 +1,155 @@
+"""The order of the queue: priority first, then whose turn it is, then age.
+
+Priorities are never inverted: age decides among equals, and lets a run that has waited long hold back
+smaller ones of its own and lower priorities, so that a gang is not overtaken for ever.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, or_, select, text
+from sqlalchemy.orm import Session
+
+from service.store.accounts import Key, accounts, keys_of, recent_seconds
+from service.store.lifecycle import LIVE
+from service.store.models import AccountRow, RunRow, now
+
+OWNERS = text(
+    "WITH RECURSIVE waiting(owner) AS ("
+    "SELECT min(owner) FROM runs WHERE state = 'QUEUED' UNION ALL "
+    "SELECT (SELECT min(owner) FROM runs WHERE state = 'QUEUED' AND owner > waiting.owner) "
+    "FROM waiting WHERE waiting.owner IS NOT NULL) "
+    "SELECT owner FROM waiting WHERE owner IS NOT NULL"
+)
+"""Steps through the index from one owner to the next, however many runs each has waiting."""
+
+
+@dataclass
+class Room:
+    """Devices that nobody has."""
+
+    cpus: int
+    gpus: int
+
+    def fits(self, run: "Waiting") -> bool:
+        """A gang starts whole or not at all."""
+        return run.cpus <= self.cpus and (not run.gpus or run.gpus <= self.gpus)
+
+    def take(self, run: "Waiting") -> None:
+        """Also to hold devices free for a run that waits: what it lacks goes below zero."""
+        self.cpus, self.gpus = self.cpus - run.cpus, self.gpus - run.gpus
+
+    def lacks(self, run: "Waiting") -> str:
+        """`2 of 4 CPUs are free`, of the first kind that is short."""
+        if run.gpus > self.gpus:
+            return f"it asks for {run.gpus} GPUs and {max(0, self.gpus)} are free"
+        return f"it asks for {run.cpus} CPUs and {max(0, self.cpus)} are free"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the queue knows of a run."""
+
+    id: str
+    owner: str
+    study: str | None
+    precedence: int
+    cpus: int
+    gpus: int
+    created_at: datetime
+    not_before: datetime | None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return keys_of(self.owner, self.study)
+
+    def waited_seconds(self) -> float:
+        return (now() - self.created_at).total_seconds()
+
+
+COLUMNS = tuple(getattr(RunRow, name) for name in Waiting.__dataclass_fields__)
+
+
+def waiting(session: Session, per_owner: int | None = None) -> dict[str, deque[Waiting]]:
+    """By owner, in the order each would have them started; the first few of each where asked so."""
+    lines: dict[str, deque[Waiting]] = {}
+    for (owner,) in session.execute(OWNERS).all():
+        due = or_(RunRow.not_before.is_(None), RunRow.not_before <= now())
+        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner)
+        query = query.order_by(RunRow.precedence, RunRow.id)
+        rows = session.execute(query.where(due).limit(per_owner) if per_owner else query)
+        lines[owner] = deque(Waiting(*row) for row in rows)
+    return lines
+
+
+@dataclass
+class Shares:
+    """What each user has of the cluster now; ties go to who has used least of late."""
+
+    cpus: int
+    gpus: int
+    running: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    accounts: Mapping[Key, AccountRow] = field(default_factory=dict)
+
+    def add(self, run: Waiting) -> None:
+        """Dominant share: of whichever kind of device the user has more of."""
+        count = self.counts.setdefault(run.owner, [0, 0, 0])
+        for index, amount in enumerate((1, run.cpus, run.gpus)):
+            count[index] += amount
+        self.running[run.owner] = max(count[1] / max(1, self.cpus), count[2] / max(1, self.gpus))
+
+    def of(self, owner: str) -> tuple[float, float]:
+        return self.running.get(owner, 0.0), recent_seconds(self.accounts.get(("user", owner)))
+
+    def quota(self, run: Waiting) -> str | None:
+        """Which of the user's quotas this run would exceed."""
+        account = self.accounts.get(("user", run.owner))
+        if account is None:
+            return None
+        limits = (account.max_running, account.max_cpus, account.max_gpus)
+        has = self.counts.get(run.owner, [0, 0, 0])
+        kinds = zip(("runs", "CPUs", "GPUs"), limits, has, (1, run.cpus, run.gpus), strict=True)
+        for kind, limit, used, asked in kinds:
+            if limit is not None and asked and used + asked > limit:
+                return f"{run.owner} may use {limit} {kind} at a time and has {used}"
+        return None
+
+
+def shares(session: Session, cpus: int, gpus: int, owners: Iterable[str]) -> Shares:
+    """Of the runs under way."""
+    live = session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE))).all()
+    users = {("user", owner) for owner in owners} | {("user", row.owner) for row in live}
+    found = Shares(cpus, gpus, accounts=accounts(session, users))
+    for row in live:
+        found.add(Waiting(*row))
+    return found
+
+
+def room(session: Session, cpus: int, gpus: int) -> Room:
+    """What live runs leave."""
+    asked = select(func.coalesce(func.sum(RunRow.cpus), 0), func.coalesce(func.sum(RunRow.gpus), 0))
+    used: Any = session.execute(asked.where(RunRow.state.in_(LIVE))).one()
+    return Room(cpus - int(used[0]), gpus - int(used[1]))
+
+
+def pop_next(lines: dict[str, deque[Waiting]], given: Shares) -> Waiting:
+    """The run whose turn it is. The lines must not be empty."""
+    owner = min(lines, key=lambda name: (lines[name][0].precedence, given.of(name), lines[name][0].id))
+    run = lines[owner].popleft()
+    if not lines[owner]:
+        del lines[owner]
+    return run
+
+
+def in_order(lines: dict[str, deque[Waiting]], given: Shares) -> Sequence[Waiting]:
+    """The whole queue as it would be started if every run fitted; `lines` and `given` are used up."""
+    order: list[Waiting] = []
+    while lines:
+        run = pop_next(lines, given)
+        given.add(run)
+        order.append(run)
+    return order
