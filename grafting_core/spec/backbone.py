@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
+from grafting_core.spec.dims import SLOTS, BlockDims, OperatorFlops, Slot
 from grafting_core.spec.operators import OperatorBase
 from grafting_core.spec.operators.attention import MultiHeadAttention
 from grafting_core.spec.operators.mlp import Mlp
@@ -70,7 +70,7 @@ class BackboneCard(Frozen):
 
     @property
     def sites(self) -> list[GraftSite]:
-        return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in ("attention", "mlp")]
+        return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in SLOTS]
 
     def original(self, slot: Slot) -> OperatorBase:
         """The operator that stands in this slot of the unedited backbone."""
@@ -78,16 +78,19 @@ class BackboneCard(Frozen):
 
     @property
     def overhead_flops(self) -> int:
-        """FLOPs of one forward outside the operators: adaLN, patch embedding, final layer."""
+        """FLOPs of one forward outside the blocks: patch embedding, final layer."""
         width, tokens = self.dims.width, self.dims.num_tokens
         patch = self.patch_size**2 * self.latent_channels
-        modulation = self.depth * 12 * width**2 + 4 * width**2
-        return modulation + 2 * tokens * width * patch + 4 * tokens * width * patch
+        return 4 * width**2 + 2 * tokens * width * patch + 4 * tokens * width * patch
+
+    def block_flops(self) -> int:
+        """FLOPs of one unedited block on one sample: its operators and adaLN."""
+        costs: list[OperatorFlops] = [self.original(s).flops(self.dims) for s in SLOTS]
+        return 12 * self.dims.width**2 + sum(cost.total for cost in costs)
 
     def forward_flops(self) -> int:
         """FLOPs of one forward of one sample through the unedited backbone."""
-        block: list[OperatorFlops] = [self.original(s).flops(self.dims) for s in ("attention", "mlp")]
-        return self.overhead_flops + self.depth * sum(cost.total for cost in block)
+        return self.overhead_flops + self.depth * self.block_flops()
 
 
 TESTBED_CARD = Path(__file__).parent.parent / "testbed" / "assets" / "card.json"

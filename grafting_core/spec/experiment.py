@@ -47,9 +47,9 @@ class ExperimentSpec(Frozen):
 
 
 def scions_of(spec: ExperimentSpec) -> tuple[ScionSpec, ...]:
-    """The scions that the design is put together from, front to back."""
+    """The scions that the design is put together from, edits before pairs."""
     return tuple(
-        ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in spec.design.edits
+        ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in spec.design.parts
     )
 
 
@@ -60,7 +60,7 @@ def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
 
 def finetune_key(spec: ExperimentSpec) -> str:
     """Key of the grafted model after stage 2; the teacher's own is finetuned by nobody."""
-    if not spec.design.edits:
+    if spec.design.is_teacher:
         return digest({"stage": "teacher", "backbone": spec.design.backbone.digest})
     return digest(
         {

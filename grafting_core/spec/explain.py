@@ -16,6 +16,7 @@ CODES = {
     "finite_number": "non-finite",
     "json_invalid": "bad-text",
     "layer_selector": "bad-layers",
+    "pairing": "bad-pairs",
     "union_tag_invalid": "unknown-operator",
     "union_tag_not_found": "missing-field",
     "literal_error": "not-allowed",

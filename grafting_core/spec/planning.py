@@ -13,6 +13,7 @@ from grafting_core.spec.experiment import (
     protocol_digest,
     scion_keys,
 )
+from grafting_core.spec.design import ParallelPair
 from grafting_core.spec.scions import Part
 
 
@@ -32,6 +33,9 @@ class DesignCost(Frozen):
     teacher_params: int
     flops_per_forward: int
     teacher_flops_per_forward: int
+    depth: int
+    """Blocks that run one after another; a pair counts once."""
+    teacher_depth: int
     flops_per_image: int
     """One sampled image: all steps, both halves of the guidance, the decoder."""
     teacher_flops_per_image: int
@@ -71,13 +75,18 @@ def plan(spec: ExperimentSpec) -> ExperimentPlan:
 
 
 def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
-    """Parameters and FLOPs: the backbone's, less every operator cut out, plus every operator put in."""
+    """Parameters and FLOPs: the backbone's, less every operator cut out, plus every operator and merge put in."""
     params, forward = card.num_params, card.forward_flops()
     for edit in spec.design.edits:
         old = card.original(edit.site.slot)
         params += edit.operator.num_params(card.dims) - old.num_params(card.dims)
         forward += edit.operator.flops(card.dims).total - old.flops(card.dims).total
+    for pair in spec.design.pairs:
+        params += pair.num_params(card.dims)
+        forward += pair.flops(card.dims).total
     return DesignCost(
+        depth=card.depth - len(spec.design.pairs),
+        teacher_depth=card.depth,
         num_params=params,
         teacher_params=card.num_params,
         flops_per_forward=forward,
@@ -96,7 +105,7 @@ def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
     """One teacher forward serves every site; a trained operator costs three of its forwards."""
-    return pass_flops_per_image(card, spec.design.edits)
+    return pass_flops_per_image(card, spec.design.parts)
 
 
 def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
@@ -105,20 +114,25 @@ def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
 
 
 def part_flops(card: BackboneCard, part: Part) -> int:
-    """FLOPs of training one operator on one image: three of its forwards."""
+    """FLOPs of training one operator on one image: three of its forwards.
+
+    A merge takes one more forward of its pair's second block, on the pair's own input.
+    """
+    if isinstance(part, ParallelPair):
+        return 3 * part.flops(card.dims).total + card.block_flops()
     return 3 * part.operator.flops(card.dims).total
 
 
 def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
     """Forward and backward of the whole graft: three forwards."""
-    return 3 * design_cost(spec, card).flops_per_forward if spec.design.edits else 0
+    return 3 * design_cost(spec, card).flops_per_forward if not spec.design.is_teacher else 0
 
 
 def _stages(spec: ExperimentSpec, card: BackboneCard) -> tuple[StagePlan, ...]:
     cost = design_cost(spec, card)
     evaluated = Spend(flops=float(spec.evaluate.samples * cost.flops_per_image))
     evaluate = _stage("evaluate", {"evaluation": evaluation_key(spec)}, spec.evaluate.samples, evaluated)
-    if not spec.design.edits:
+    if spec.design.is_teacher:
         return (evaluate,)
     return (
         _training("distill", scion_keys(spec), spec.distill.steps, spec.distill.batch_size, spec, card),

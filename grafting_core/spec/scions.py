@@ -6,14 +6,14 @@ from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.canonical import digest
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.design import ParallelPair, Part
+from grafting_core.spec.plans import DistillPlan, Loss
 
 DISTILL_RECIPE = 3
 """Bumped when stage 1's arithmetic changes, so that old scions are not mistaken for new ones."""
 
-Part = ReplaceOperator
-"""What of a design is distilled."""
+PAIR_LOSS: Loss = "l1"
+"""Of merges, as the paper has it (section 6)."""
 
 
 class ScionSpec(Frozen):
@@ -34,8 +34,8 @@ class ScionSpec(Frozen):
 
     @property
     def kind(self) -> str:
-        """`hyena_x`."""
-        return self.part.operator.kind
+        """`hyena_x`; of a pair, `merge`."""
+        return "merge" if isinstance(self.part, ParallelPair) else self.part.operator.kind
 
     @property
     def label(self) -> str:
@@ -43,7 +43,9 @@ class ScionSpec(Frozen):
         return f"{self.name} {self.kind}"
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> Loss:
+        if isinstance(self.part, ParallelPair):
+            return PAIR_LOSS
         return self.plan.loss_for(self.part.site.slot)
 
     @property
@@ -65,8 +67,8 @@ class ScionSpec(Frozen):
 
 
 def part_name(part: Part) -> str:
-    """The site; what a part is called within its design."""
-    return str(part.site)
+    """The site, or `pair 0+1`; what a part is called within its design."""
+    return str(part) if isinstance(part, ParallelPair) else str(part.site)
 
 
 class ScionCard(Frozen):

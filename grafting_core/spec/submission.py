@@ -8,29 +8,17 @@ from pydantic import Field, ValidationError
 from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
-from grafting_core.spec.design import GraftDesign, Init, ReplaceOperator
-from grafting_core.spec.dims import Slot
+from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.document import check_plain
+from grafting_core.spec.editing import Edit, Editing, problem
 from grafting_core.spec.experiment import ExperimentSpec, Resources
 from grafting_core.spec.explain import explain, nearest
-from grafting_core.spec.operators import OperatorSpec, kinds_for
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.presets import PRESETS, PresetName
-from grafting_core.spec.problems import Problem, SpecError, pointer, shown
-from grafting_core.spec.selectors import LayerSelector, resolve
-from grafting_core.spec.site import GraftSite
+from grafting_core.spec.problems import SpecError, shown
 
 P = TypeVar("P", bound=Frozen)
 Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
-
-
-class ReplaceEdit(Frozen):
-    """Replace the operators of one slot in the selected blocks."""
-
-    replace: Slot
-    layers: LayerSelector
-    with_: Annotated[OperatorSpec, Field(alias="with")]
-    init: Init = "random"
 
 
 class Submission(Frozen):
@@ -38,7 +26,7 @@ class Submission(Frozen):
 
     name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
     backbone: Annotated[str, Field(max_length=200)]
-    edits: Annotated[tuple[ReplaceEdit, ...], Field(max_length=1000)] = ()
+    edits: Annotated[tuple[Edit, ...], Field(max_length=1000)] = ()
     preset: PresetName = "demo"
     # Only the fields that were given count; the rest come from the preset.
     distill: DistillPlan = DistillPlan()
@@ -67,60 +55,17 @@ def _card(name: str) -> BackboneCard:
     cards = backbone_cards()
     if name not in cards:
         message = f"unknown backbone {shown(name)}{nearest(name, cards)}"
-        raise SpecError([_problem(("backbone",), "unknown-backbone", message, name, cards)])
+        raise SpecError([problem(("backbone",), "unknown-backbone", message, name, cards)])
     return cards[name]
 
 
-def _problem(path: tuple[object, ...], code: str, message: str, given: Any, allowed: Any = ()) -> Problem:
-    return Problem(
-        pointer=pointer(*path), code=code, message=message, given=shown(given), allowed=tuple(allowed)
-    )
-
-
 def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
-    problems: list[Problem] = []
-    placed: dict[GraftSite, ReplaceOperator] = {}
+    editing = Editing(card, card.locality)
     for index, edit in enumerate(submission.edits):
-        problems += _operator_problems(index, edit, card)
-        for site in _sites(index, edit, card, problems):
-            if site in placed:
-                message = f"{site} is edited twice; one edit a site"
-                problems.append(
-                    _problem(("edits", index, "layers"), "site-edited-twice", message, site.block)
-                )
-            placed[site] = ReplaceOperator(site=site, operator=edit.with_, init=edit.init)
-    if problems:
-        raise SpecError(problems)
-    return GraftDesign(
-        backbone=card.ref, edits=tuple(sorted(placed.values(), key=lambda edit: edit.site.order))
-    )
-
-
-def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> list[Problem]:
-    operator, allowed = edit.with_, kinds_for(edit.replace)
-    if edit.replace not in operator.slots:
-        message = f"{operator.kind} fits the {operator.slots[0]} slot, not {edit.replace}"
-        message += f"; use one of {', '.join(allowed)}"
-        return [_problem(("edits", index, "with", "kind"), "wrong-slot", message, operator.kind, allowed)]
-    if edit.init == "inherit" and not operator.inherits:
-        message = f"{operator.kind} has no weights in common with what it replaces; it starts random"
-        return [_problem(("edits", index, "init"), "cannot-inherit", message, edit.init, ["random"])]
-    return [
-        _problem(
-            ("edits", index, "with", field), "out-of-range", f"should be {right}", getattr(operator, field)
-        )
-        for field, right in operator.problems(card.dims)
-    ]
-
-
-def _sites(index: int, edit: ReplaceEdit, card: BackboneCard, problems: list[Problem]) -> list[GraftSite]:
-    try:
-        blocks = resolve(edit.layers, card.depth, card.locality)
-    except ValueError as error:
-        given = edit.model_dump(mode="json")["layers"]
-        problems.append(_problem(("edits", index, "layers"), "bad-layers", str(error), given))
-        return []
-    return [GraftSite(block=block, slot=edit.replace) for block in blocks]
+        editing.take(index, edit)
+    if editing.problems:
+        raise SpecError(editing.problems)
+    return editing.design()
 
 
 def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> ExperimentSpec:
@@ -166,5 +111,5 @@ def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> 
         path = ("evaluate", "feature_network")
         allowed = [card.feature_network]
         raise SpecError(
-            [_problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
+            [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
         )

@@ -1,0 +1,117 @@
+"""Depth to width: two blocks in a row become two side by side, their outputs merged (paper section 6)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from grafting_core.spec.design import ParallelPair
+
+
+class ParallelBlocks(nn.Module):
+    """Stands in a block list where two blocks stood: y = W [a, b] + c, a and b on the same input [B, T, D].
+
+    The blocks keep their weights, residual paths and conditioning.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, merge: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.merge = first, second, merge
+
+    @property
+    def norm1(self) -> nn.Module:
+        """The first block's; a diffusers DiT takes the conditioning of its last layer from there."""
+        return self.first.get_submodule("norm1")
+
+    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sides = [block(hidden_BTD, *args, **kwargs) for block in (self.first, self.second)]
+        out: Tensor = self.merge(torch.cat(sides, dim=-1))
+        return out
+
+
+def mean_merge(width: int) -> nn.Linear:
+    """[I/2 I/2] and no bias: the mean of both sides."""
+    merge = nn.Linear(2 * width, width)
+    with torch.no_grad():
+        merge.weight.copy_(torch.eye(width).repeat(1, 2) / 2)
+        merge.bias.zero_()
+    return merge
+
+
+@dataclass(frozen=True)
+class Unpair:
+    """The block list as it was; `undo()` puts the very same blocks back."""
+
+    transformer: nn.Module
+    blocks: nn.ModuleList
+
+    def undo(self) -> None:
+        self.transformer.transformer_blocks = self.blocks
+
+
+def pair_blocks(
+    transformer: nn.Module, pairs: Sequence[ParallelPair], merges: Mapping[ParallelPair, nn.Module]
+) -> Unpair:
+    """Put every pair's blocks side by side under its merge. Edits `transformer` in place.
+
+    Raises ValueError for a pair beyond the last block, before any change.
+    """
+    blocks = transformer.get_submodule("transformer_blocks")
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(f"{type(transformer).__name__} has no list of blocks to restructure")
+    for pair in pairs:
+        if pair.blocks[1] >= len(blocks):
+            raise ValueError(f"{pair} reaches across the end; blocks are 0 to {len(blocks) - 1}")
+    paired = {pair.first: ParallelBlocks(*(blocks[b] for b in pair.blocks), merges[pair]) for pair in pairs}
+    gone = {pair.blocks[1] for pair in pairs}
+    kept = [paired.get(index, block) for index, block in enumerate(blocks) if index not in gone]
+    transformer.transformer_blocks = nn.ModuleList(kept)
+    return Unpair(transformer, blocks)
+
+
+@dataclass(frozen=True)
+class PairRegion:
+    """What a merge learns from: both sides of the unedited pair [B, T, 2D], and the pair in sequence [B, T, D]."""
+
+    pair: ParallelPair
+
+    def watch(self, transformer: nn.Module, visitor: Any) -> Sequence[RemovableHandle]:
+        """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
+        first, second = (transformer.get_submodule(f"transformer_blocks.{b}") for b in self.pair.blocks)
+        watch = _PairWatch(unhooked(second), visitor)
+        return [
+            first.register_forward_pre_hook(watch.enter, with_kwargs=True),
+            second.register_forward_hook(watch.leave, with_kwargs=True),
+        ]
+
+
+@dataclass
+class _PairWatch:
+    """Keeps the pair's input until the second block has run."""
+
+    second: nn.Module
+    visitor: Any
+    entered_BTD: Tensor | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.entered_BTD = args[0]
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """`args[0]` is the first block's output: one side. The other takes one more forward of the second."""
+        beside_BTD = self.second(self.entered_BTD, *args[1:], **kwargs)
+        self.entered_BTD = None
+        self.visitor(torch.cat([args[0], beside_BTD], dim=-1), output)
+
+
+def unhooked(module: nn.Module) -> nn.Module:
+    """A twin that shares all weights and calls no one's hooks."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    twin = copy.deepcopy(module, shared)
+    for part in twin.modules():
+        part._forward_hooks.clear()
+        part._forward_pre_hooks.clear()
+    return twin
