@@ -1,7 +1,7 @@
 """Depth to width: two blocks in a row become two side by side, their outputs merged (paper section 6)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from grafting_core.spec.design import ParallelPair
+
+Visitor = Callable[[Tensor, Tensor], None]
 
 
 class ParallelBlocks(nn.Module):
@@ -23,13 +25,17 @@ class ParallelBlocks(nn.Module):
         self.first, self.second, self.merge = first, second, merge
 
     @property
+    def sides(self) -> tuple[nn.Module, nn.Module]:
+        return self.first, self.second
+
+    @property
     def norm1(self) -> nn.Module:
         """The first block's; a diffusers DiT takes the conditioning of its last layer from there."""
         return self.first.get_submodule("norm1")
 
     def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sides = [block(hidden_BTD, *args, **kwargs) for block in (self.first, self.second)]
-        out: Tensor = self.merge(torch.cat(sides, dim=-1))
+        outputs = [block(hidden_BTD, *args, **kwargs) for block in self.sides]
+        out: Tensor = self.merge(torch.cat(outputs, dim=-1))
         return out
 
 
@@ -53,21 +59,33 @@ class Unpair:
         self.transformer.transformer_blocks = self.blocks
 
 
-def pair_blocks(
-    transformer: nn.Module, pairs: Sequence[ParallelPair], merges: Mapping[ParallelPair, nn.Module]
-) -> Unpair:
+def check_pairs(transformer: nn.Module, pairs: Iterable[ParallelPair]) -> None:
+    """Raises ValueError for a pair beyond the last block."""
+    last = len(_block_list(transformer)) - 1
+    for pair in pairs:
+        if pair.blocks[1] > last:
+            raise ValueError(f"{pair} reaches across the end; blocks are 0 to {last}")
+
+
+def _block_list(transformer: nn.Module) -> nn.ModuleList:
+    blocks = transformer.get_submodule("transformer_blocks")
+    if not isinstance(blocks, nn.ModuleList):
+        raise TypeError(f"{type(transformer).__name__} has no list of blocks to restructure")
+    return blocks
+
+
+def pair_blocks(transformer: nn.Module, merges: Mapping[ParallelPair, nn.Module]) -> Unpair:
     """Put every pair's blocks side by side under its merge. Edits `transformer` in place.
 
     Raises ValueError for a pair beyond the last block, before any change.
     """
-    blocks = transformer.get_submodule("transformer_blocks")
-    if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"{type(transformer).__name__} has no list of blocks to restructure")
-    for pair in pairs:
-        if pair.blocks[1] >= len(blocks):
-            raise ValueError(f"{pair} reaches across the end; blocks are 0 to {len(blocks) - 1}")
-    paired = {pair.first: ParallelBlocks(*(blocks[b] for b in pair.blocks), merges[pair]) for pair in pairs}
-    gone = {pair.blocks[1] for pair in pairs}
+    check_pairs(transformer, merges)
+    blocks = _block_list(transformer)
+    paired = {
+        pair.first: ParallelBlocks(blocks[pair.blocks[0]], blocks[pair.blocks[1]], merge)
+        for pair, merge in merges.items()
+    }
+    gone = {pair.blocks[1] for pair in merges}
     kept = [paired.get(index, block) for index, block in enumerate(blocks) if index not in gone]
     transformer.transformer_blocks = nn.ModuleList(kept)
     return Unpair(transformer, blocks)
@@ -75,11 +93,11 @@ def pair_blocks(
 
 @dataclass(frozen=True)
 class PairRegion:
-    """What a merge learns from: both sides of the unedited pair [B, T, 2D], and the pair in sequence [B, T, D]."""
+    """What a merge learns from: both sides of the unedited pair [B, T, 2D] and its output in sequence."""
 
     pair: ParallelPair
 
-    def watch(self, transformer: nn.Module, visitor: Any) -> Sequence[RemovableHandle]:
+    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
         """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
         first, second = (transformer.get_submodule(f"transformer_blocks.{b}") for b in self.pair.blocks)
         watch = _PairWatch(unhooked(second), visitor)
@@ -94,16 +112,16 @@ class _PairWatch:
     """Keeps the pair's input until the second block has run."""
 
     second: nn.Module
-    visitor: Any
-    entered_BTD: Tensor | None = None
+    visitor: Visitor
+    entered: Tensor | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.entered_BTD = args[0]
+        self.entered = args[0]
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """`args[0]` is the first block's output: one side. The other takes one more forward of the second."""
-        beside_BTD = self.second(self.entered_BTD, *args[1:], **kwargs)
-        self.entered_BTD = None
+        beside_BTD = self.second(self.entered, *args[1:], **kwargs)
+        self.entered = None
         self.visitor(torch.cat([args[0], beside_BTD], dim=-1), output)
 
 

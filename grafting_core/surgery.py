@@ -10,7 +10,8 @@ from torch import nn
 from grafting_core.backbones.dit import adapt, get_operator, set_operator
 from grafting_core.inheritance import inherit
 from grafting_core.operators.catalog import build
-from grafting_core.spec.design import ReplaceOperator
+from grafting_core.restructure import Unpair, check_pairs, mean_merge, pair_blocks
+from grafting_core.spec.design import ParallelPair, ReplaceOperator
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.site import GraftSite
 
@@ -21,8 +22,10 @@ class Undo:
 
     transformer: nn.Module
     originals: Mapping[GraftSite, nn.Module]
+    unpair: Unpair
 
     def undo(self) -> None:
+        self.unpair.undo()
         for site, module in self.originals.items():
             set_operator(self.transformer, site, module)
 
@@ -49,16 +52,22 @@ def operate(
     dims: BlockDims,
     *,
     operators: Mapping[GraftSite, nn.Module] | None = None,
+    pairs: Sequence[ParallelPair] = (),
+    merges: Mapping[ParallelPair, nn.Module] | None = None,
     seed: int = 0,
 ) -> Undo:
-    """Put every edit's operator in place: the one given for its site, else a new one.
+    """Put every edit's operator in place, the one given for its site, else a new one; then pair blocks.
 
-    Edits `transformer` in place. Raises ValueError for a site beyond the last block, before any change.
+    A pair without a merge of its own gets the mean of its sides. Edits `transformer` in place. Raises
+    ValueError for a site or pair beyond the last block, before any change.
     """
+    joined = {pair: (merges or {}).get(pair) or mean_merge(dims.width) for pair in pairs}
+    check_pairs(transformer, pairs)
     originals = {edit.site: get_operator(transformer, edit.site) for edit in edits}
     reference = next(transformer.parameters())
     given = operators or {}
     for edit in edits:
         operator = given.get(edit.site) or new_operator(edit, dims, seed, originals[edit.site])
         set_operator(transformer, edit.site, adapt(edit.site, operator.to(reference)))
-    return Undo(transformer, originals)
+    unpair = pair_blocks(transformer, {pair: merge.to(reference) for pair, merge in joined.items()})
+    return Undo(transformer, originals, unpair)

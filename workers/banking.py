@@ -11,10 +11,14 @@ from torch import nn
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.bank import Bank, payload_name
+from grafting_core.data import Latents
 from grafting_core.distillation import Candidate, ScionResult, distill, replacement_candidate
+from grafting_core.merging import fit_merges, merge_candidate
 from grafting_core.operators.catalog import build
+from grafting_core.restructure import mean_merge
 from grafting_core.scores import Place, Undoable, replace_one
 from grafting_core.spec.budget import Spend
+from grafting_core.spec.design import ParallelPair
 from grafting_core.spec.planning import part_flops, pass_flops_per_image
 from grafting_core.spec.scions import ScionCard, ScionSpec
 from grafting_core.surgery import operate
@@ -67,10 +71,11 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
     teachers = min(ranks, len(missing))
     flops = pass_flops_per_image(card, [s.part for s in missing]) + (teachers - 1) * card.forward_flops()
     context.meter.price("distill", StepCost(plan.batch_size * flops, plan.batch_size))
+    latents = context.latents(plan.images)
     distill(
         context.backbone,
-        [candidate_of(scion) for scion in own.values()],
-        context.latents(plan.images),
+        candidates_of(context.backbone, list(own.values()), latents),
+        latents,
         observer=context.pass_observer("distill", stage_key),
         checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
         done=_filing(context, bank, own),
@@ -137,19 +142,29 @@ def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
     module = module_of(backbone, bank, scion)
 
     def place() -> Undoable:
-        site = scion.part.site
-        return operate(backbone.transformer, [scion.part], backbone.card.dims, operators={site: module})
+        part, dims = scion.part, backbone.card.dims
+        if isinstance(part, ParallelPair):
+            return operate(backbone.transformer, [], dims, pairs=[part], merges={part: module})
+        return operate(backbone.transformer, [part], dims, operators={part.site: module})
 
     return place
 
 
-def candidate_of(scion: ScionSpec) -> Candidate:
-    """What the pass is to train for this scion."""
-    return replacement_candidate(scion.part, scion.plan, scion.key)
+def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Latents) -> list[Candidate]:
+    """What the pass is to train for these scions of one stream; merges start from a fit made here."""
+    pairs = [scion.part for scion in scions if isinstance(scion.part, ParallelPair)]
+    starts = fit_merges(backbone, pairs, latents, scions[0].plan.seed)
+    return [
+        merge_candidate(scion.part, scion.plan, scion.key, starts[scion.part])
+        if isinstance(scion.part, ParallelPair)
+        else replacement_candidate(scion.part, scion.plan, scion.key)
+        for scion in scions
+    ]
 
 
 def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec) -> nn.Module:
     """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact."""
-    module = build(scion.part.operator, backbone.card.dims)
+    part, dims = scion.part, backbone.card.dims
+    module = mean_merge(dims.width) if isinstance(part, ParallelPair) else build(part.operator, dims)
     module.load_state_dict(load(bank.read(scion.key)))
     return module.to(backbone.device).eval()

@@ -58,7 +58,7 @@ def _context(ticket: RunTicket, started: float, group: Group) -> Context:
 def run_stages(context: Context) -> None:
     """Walk the stages; the teacher alone is only evaluated. Raises AttemptStoppedEarly with the reason."""
     stages: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
-    for stage in stages if context.spec.design.edits else stages[-1:]:
+    for stage in stages[-1:] if context.spec.design.is_teacher else stages:
         before = context.meter.total()
         try:
             report = STAGES[stage](context)

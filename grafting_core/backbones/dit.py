@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from grafting_core.restructure import ParallelBlocks
 from grafting_core.spec.site import GraftSite
 
 
@@ -19,12 +20,18 @@ class AttentionSlot(nn.Module):
         return out
 
 
+def _blocks(transformer: nn.Module) -> list[nn.Module]:
+    """In the backbone's own numbering, whatever has been paired."""
+    entries = list(transformer.get_submodule("transformer_blocks").children())
+    sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
+    return [block for both in sides for block in both]
+
+
 def _block(transformer: nn.Module, site: GraftSite) -> nn.Module:
-    blocks: Any = transformer.transformer_blocks
+    blocks = _blocks(transformer)
     if site.block >= len(blocks):
         raise ValueError(f"{site} does not exist; blocks are 0 to {len(blocks) - 1}")
-    block: nn.Module = blocks[site.block]
-    return block
+    return blocks[site.block]
 
 
 def get_operator(transformer: nn.Module, site: GraftSite) -> nn.Module:

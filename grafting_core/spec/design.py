@@ -1,4 +1,4 @@
-"""A design with nothing left to resolve: which operator stands at which site, which blocks run side by side."""
+"""A design with nothing left to resolve: which operator stands where, which blocks run side by side."""
 
 from typing import Annotated, Literal, Self
 

@@ -145,7 +145,7 @@ class Editing:
     def _pair_problems(self, first: int, second: int) -> Iterator[str]:
         last = self.card.depth - 1
         if second != first + 1:
-            yield f"a pair is a block and the next one, such as [{first}, {first + 1}], not [{first}, {second}]"
+            yield f"a pair is a block and the next, such as [{first}, {first + 1}], not [{first}, {second}]"
         if max(first, second) > last:
             yield f"[{first}, {second}] reaches across the end; blocks are 0 to {last}"
         for block in (first, second):
@@ -163,8 +163,6 @@ def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> lis
         message = f"{operator.kind} has no weights in common with what it replaces; it starts random"
         return [problem(("edits", index, "init"), "cannot-inherit", message, edit.init, ["random"])]
     return [
-        problem(
-            ("edits", index, "with", name), "out-of-range", f"should be {right}", getattr(operator, name)
-        )
+        problem(("edits", index, "with", name), "out-of-range", f"should be {right}", getattr(operator, name))
         for name, right in operator.problems(card.dims)
     ]

@@ -6,6 +6,7 @@ from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.changes import SlotChange, slot_changes
+from grafting_core.spec.design import ParallelPair, Part
 from grafting_core.spec.experiment import (
     ExperimentSpec,
     evaluation_key,
@@ -13,8 +14,6 @@ from grafting_core.spec.experiment import (
     protocol_digest,
     scion_keys,
 )
-from grafting_core.spec.design import ParallelPair
-from grafting_core.spec.scions import Part
 
 
 class StagePlan(Frozen):
@@ -75,7 +74,7 @@ def plan(spec: ExperimentSpec) -> ExperimentPlan:
 
 
 def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
-    """Parameters and FLOPs: the backbone's, less every operator cut out, plus every operator and merge put in."""
+    """Parameters and FLOPs: the backbone's, less what is cut out, plus every operator and merge put in."""
     params, forward = card.num_params, card.forward_flops()
     for edit in spec.design.edits:
         old = card.original(edit.site.slot)

@@ -36,6 +36,10 @@ def show_plan(plan: PlanAnswer) -> None:
         ("FLOPs per image", cost.flops_per_image, cost.teacher_flops_per_image),
     ):
         rows.add_row(label, engineering(ours), engineering(theirs), percent(ours / theirs - 1))
+    if cost.depth != cost.teacher_depth:
+        rows.add_row(
+            "depth", str(cost.depth), str(cost.teacher_depth), percent(cost.depth / cost.teacher_depth - 1)
+        )
     out.print(rows)
     if cost.changes:
         out.print(changes_table(cost.changes))
@@ -106,6 +110,8 @@ def show_run(run: RunDetail) -> None:
     if run.kind == "graft":
         for edit in run.experiment.design.edits:
             out.print(f"  {edit.site}: {escape(str(edit.operator))}")
+        for pair in run.experiment.design.pairs:
+            out.print(f"  {pair}: side by side")
     for report in run.stages:
         spend = report.spend
         used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"

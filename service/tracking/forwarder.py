@@ -125,7 +125,7 @@ def _params(detail: RunDetail) -> list[Param]:
 
 def _graft_params(spec: ExperimentSpec) -> dict[str, str]:
     edits = ", ".join(f"{edit.site}: {_short(edit.operator.model_dump())}" for edit in spec.design.edits)
-    flat = {"edits": edits or "none (teacher)"}
+    flat = {"edits": edits or "none", "pairs": ", ".join(map(str, spec.design.pairs)) or "none"}
     for part in ("distill", "finetune", "evaluate"):
         flat |= {f"{part}.{name}": str(value) for name, value in getattr(spec, part).model_dump().items()}
     return flat

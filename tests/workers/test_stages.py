@@ -9,6 +9,7 @@ from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.finetuning import Share
 from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
+from grafting_core.spec.planning import design_cost
 from grafting_core.storage import Storage
 from tests.builders import experiment, same
 from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
@@ -83,6 +84,19 @@ def test_a_design_that_shares_a_site_distils_only_what_is_new(tmp_path: Path, ba
     run_stages(context(tmp_path, backbone, wider, run="r2"))
     assert len(storage.names("scions")) == 2
     assert (tmp_path / f"scions/{known}/card.json").stat().st_mtime_ns == before
+
+
+def test_pairs_and_replacements_inside_them_go_through_all_stages(tmp_path: Path, backbone: Backbone) -> None:
+    """A merge is a scion like any other, reused by a design that has it beside other edits."""
+    alone = experiment(edits=[{"parallel_pairs": [[0, 1], [2, 3]]}])
+    run_stages(context(tmp_path, backbone, alone))
+    replaced = {"replace": "attention", "layers": [1], "with": {"kind": "hyena_x"}}
+    both = experiment(edits=[replaced, {"parallel_pairs": [[0, 1]]}])
+    run_stages(context(tmp_path, backbone, both, run="r2"))
+    assert len(Storage(str(tmp_path)).names("scions")) == 3
+    reports = [event.body.report for event in events_of(tmp_path, "r2") if isinstance(event.body, StageDone)]
+    assert reports[0].metrics["nmse/pair 0+1"] < 0.1
+    assert reports[2].metrics["num_params"] == design_cost(both, backbone.card).num_params
 
 
 def test_the_teacher_alone_is_only_evaluated(tmp_path: Path, backbone: Backbone) -> None:

@@ -5,6 +5,7 @@ from torch import nn
 from grafting_core.bank import Bank
 from grafting_core.optimisation import Diverged
 from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import ParallelPair, ReplaceOperator
 from grafting_core.spec.experiment import scions_of
 from grafting_core.spec.scions import ScionCard
 from grafting_core.spec.site import GraftSite
@@ -54,4 +55,18 @@ def _name(card: ScionCard, cards: list[ScionCard]) -> str:
 def load_scions(context: Context) -> dict[GraftSite, nn.Module]:
     """The design's distilled operators, built and filled with their weights."""
     bank = Bank(context.storage)
-    return {scion.part.site: module_of(context.backbone, bank, scion) for scion in scions_of(context.spec)}
+    return {
+        scion.part.site: module_of(context.backbone, bank, scion)
+        for scion in scions_of(context.spec)
+        if isinstance(scion.part, ReplaceOperator)
+    }
+
+
+def load_merges(context: Context) -> dict[ParallelPair, nn.Module]:
+    """The design's distilled merges."""
+    bank = Bank(context.storage)
+    return {
+        scion.part: module_of(context.backbone, bank, scion)
+        for scion in scions_of(context.spec)
+        if isinstance(scion.part, ParallelPair)
+    }

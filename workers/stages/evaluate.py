@@ -50,10 +50,11 @@ def _evaluate(context: Context, key: str) -> None:
 
 def _network(context: Context) -> nn.Module:
     """The finetuned graft beside the untouched teacher, or the teacher itself."""
-    if not context.spec.design.edits:
+    design = context.spec.design
+    if design.is_teacher:
         return context.backbone.transformer
     network = copy.deepcopy(context.backbone.transformer)
-    operate(network, context.spec.design.edits, context.backbone.card.dims)
+    operate(network, design.edits, context.backbone.card.dims, pairs=design.pairs)
     network.load_state_dict(load(read_published(context.storage, f"models/{finetune_key(context.spec)}")))
     return network.requires_grad_(False).eval()
 

@@ -11,7 +11,7 @@ from grafting_core.surgery import operate
 from workers.checkpoints import SharedCheckpoints
 from workers.contract import StageReport
 from workers.stages.context import Context
-from workers.stages.distill import load_scions
+from workers.stages.distill import load_merges, load_scions
 
 
 def run(context: Context) -> StageReport:
@@ -34,7 +34,14 @@ def _finetune(context: Context, key: str) -> None:
     spec, backbone, share = context.spec, context.backbone, context.group.share
     # Training changes every block in place; the teacher must stay what it is for the stages to come.
     network = copy.deepcopy(backbone.transformer)
-    operate(network, spec.design.edits, backbone.card.dims, operators=load_scions(context))
+    operate(
+        network,
+        spec.design.edits,
+        backbone.card.dims,
+        operators=load_scions(context),
+        pairs=spec.design.pairs,
+        merges=load_merges(context),
+    )
     weights = finetune(
         network,
         spec.finetune,

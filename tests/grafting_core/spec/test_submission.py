@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from grafting_core.spec.backbone import DIT_XL_2_256
 from grafting_core.spec.document import read_document
+from grafting_core.spec.editing import Editing, PairEdit
 from grafting_core.spec.experiment import ExperimentSpec, scion_keys
 from grafting_core.spec.problems import Problem, SpecError
 from grafting_core.spec.submission import parse_submission
@@ -19,6 +21,14 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def edit(**changes: Any) -> dict[str, Any]:
     return document(edits=[{**HALF, **changes}])
+
+
+def mlp_edit(**operator: Any) -> dict[str, Any]:
+    return edit(replace="mlp", **{"with": operator})
+
+
+def pairing(pairs: Any) -> dict[str, Any]:
+    return document(edits=[{"parallel_pairs": pairs}])
 
 
 def problems_of(source: Any) -> list[Problem]:
@@ -49,6 +59,27 @@ def test_the_order_of_edits_does_not_change_the_digest() -> None:
 def test_name_budget_and_resources_do_not_change_the_digest() -> None:
     other = document(name="b", budget={"device_seconds": 9}, resources={"workers": 2})
     assert parse_submission(other).digest == parse_submission(document()).digest
+
+
+def test_pairs_are_made_of_blocks_as_the_edits_before_have_left_them() -> None:
+    design = parse_submission(document(edits=[HALF, {"parallel_pairs": [[4, 5], [0, 1]]}])).design
+    assert [pair.blocks for pair in design.pairs] == [(0, 1), (4, 5)]
+    assert len(design.edits) == 14
+    assert not parse_submission(pairing("all")).design.is_teacher
+
+
+def test_a_merge_is_a_scion_of_its_own_whatever_stands_inside_the_pair() -> None:
+    plain = scion_keys(parse_submission(pairing([[0, 1]])))
+    filled = scion_keys(parse_submission(document(edits=[HALF, {"parallel_pairs": [[0, 1]]}])))
+    assert filled["pair 0+1"] == plain["pair 0+1"]
+    assert len(filled) == 15
+
+
+def test_an_odd_number_of_blocks_does_not_pair_up() -> None:
+    card = DIT_XL_2_256.model_copy(update={"depth": 27})
+    editing = Editing(card, None)
+    editing.take(0, PairEdit(parallel_pairs="all"))
+    assert "27 blocks do not all find a partner" in editing.problems[0].message
 
 
 def test_yaml_and_json_mean_the_same() -> None:
@@ -91,6 +122,25 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("kind in the wrong slot", edit(**{"with": {"kind": "mlp"}}), "/edits/0/with/kind", "wrong-slot"),
     ("heads that do not divide", edit(**{"with": {"kind": "mha", "num_heads": 7}}), "/edits/0/with/num_heads", "out-of-range"),
     ("window below 0", edit(**{"with": {"kind": "window_attention", "half_width": -1}}), "/edits/0/with/half_width", "out-of-range"),
+    ("grid window below 0", edit(**{"with": {"kind": "window_attention_2d", "half_width": -1}}), "/edits/0/with/half_width", "out-of-range"),
+    ("kernel of 0", edit(**{"with": {"kind": "hyena_x", "kernel_size": 0}}), "/edits/0/with/kernel_size", "out-of-range"),
+    ("kernel of 0 in Mamba-2", edit(**{"with": {"kind": "mamba2", "kernel_size": 0}}), "/edits/0/with/kernel_size", "out-of-range"),
+    ("head dim that does not divide", edit(**{"with": {"kind": "mamba2", "head_dim": 7}}), "/edits/0/with/head_dim", "out-of-range"),
+    ("even kernel on the grid", mlp_edit(kind="conv_mlp", kernel_size=2), "/edits/0/with/kernel_size", "out-of-range"),
+    ("ratio 0", mlp_edit(kind="mlp", ratio=0), "/edits/0/with/ratio", "out-of-range"),
+    ("ratio that gives no channel", mlp_edit(kind="mlp", ratio=1e-4), "/edits/0/with/ratio", "out-of-range"),
+    ("no channel in MLP Hyena-X", mlp_edit(kind="mlp_hyena_x", ratio=1e-4), "/edits/0/with/ratio", "out-of-range"),
+    ("overlapping pairs", pairing([[0, 1], [1, 2]]), "/edits/0/parallel_pairs/1", "bad-pairs"),
+    ("the same pair twice", document(edits=[{"parallel_pairs": "all"}, {"parallel_pairs": [[0, 1]]}]), "/edits/1/parallel_pairs/0", "bad-pairs"),
+    ("pair across the end", pairing([[26, 27], [27, 28]]), "/edits/0/parallel_pairs/1", "bad-pairs"),
+    ("pair of distant blocks", pairing([[0, 2]]), "/edits/0/parallel_pairs/0", "bad-pairs"),
+    ("pair backwards", pairing([[1, 0]]), "/edits/0/parallel_pairs/0", "bad-pairs"),
+    ("pair of three", pairing([[0, 1, 2]]), "/edits/0/parallel_pairs/0", "out-of-range"),
+    ("negative block in a pair", pairing([[-1, 0]]), "/edits/0/parallel_pairs/0/0", "out-of-range"),
+    ("no pair", pairing([]), "/edits/0/parallel_pairs", "bad-pairs"),
+    ("strange pairing", pairing("half"), "/edits/0/parallel_pairs", "not-allowed"),
+    ("number for pairs", pairing(2), "/edits/0/parallel_pairs", "bad-pairs"),
+    ("edit of a consumed site", document(edits=[{"parallel_pairs": [[0, 1]]}, HALF]), "/edits/1/layers", "site-consumed"),
     ("text for a number", document(distill={"steps": "7"}), "/distill/steps", "wrong-type"),
     ("a fraction for a count", document(distill={"steps": 7.5}), "/distill/steps", "wrong-type"),
     ("true for a count", document(distill={"steps": True}), "/distill/steps", "wrong-type"),

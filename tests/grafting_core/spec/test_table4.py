@@ -60,3 +60,12 @@ def test_a_row_has_the_printed_percentages(row: str) -> None:
 def test_the_baseline_changes_nothing() -> None:
     document = read_document((EXAMPLES / "baseline.yaml").read_text())
     assert plan(parse_submission(document)).cost.changes == ()
+
+
+def test_pairing_every_block_has_the_papers_parameters() -> None:
+    """712 M in Table 6: 675.13 M and 14 merges of 2 D^2 + D."""
+    document = read_document((EXAMPLES.parent / "table6" / "parallel-100.yaml").read_text())
+    cost = plan(parse_submission(document)).cost
+    assert round(cost.num_params / 1e6, 1) == 712.3
+    assert (cost.depth, cost.teacher_depth) == (14, 28)
+    assert cost.flops_per_forward - cost.teacher_flops_per_forward == 14 * 4 * 256 * 1152**2
