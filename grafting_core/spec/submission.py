@@ -102,7 +102,7 @@ def _check_guidance(protocol: EvaluationProtocol) -> None:
     if protocol.guidance_interval is not None and protocol.guidance == 1:
         message = "guidance 1 guides nowhere; leave the interval out, or set evaluate.guidance above 1"
         path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
-        raise SpecError([_problem(path, "without-effect", message, given)])
+        raise SpecError([problem(path, "without-effect", message, given)])
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
