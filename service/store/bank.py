@@ -25,7 +25,7 @@ def needs_of(work: Work) -> list[Need]:
     if not isinstance(work, ExperimentSpec):
         return []
     needs = [("scions", scion.key) for scion in scions_of(work)]
-    if work.design.edits:
+    if not work.design.is_teacher:
         needs.append(("models", finetune_key(work)))
     return [*needs, ("evaluations", evaluation_key(work))]
 

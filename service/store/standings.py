@@ -27,7 +27,7 @@ def stand(session: Session, run: RunRow) -> None:
     row.backbone, row.owner, row.name = experiment.backbone, experiment.owner, experiment.name
     row.metric, row.value = metric, metrics[metric]
     row.num_params, row.flops_per_image = int(metrics["num_params"]), int(metrics["flops_per_image"])
-    row.is_teacher, row.is_current = not spec.design.edits, True
+    row.is_teacher, row.is_current = spec.design.is_teacher, True
     session.add(row)
 
 
