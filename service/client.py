@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
+from grafting_core.spec.scions import ScionCard
 from service.api.schemas import (
     TERMINAL,
     BackboneView,
+    Cleared,
     KeyMade,
     KeyView,
     Leaderboard,
@@ -21,7 +23,9 @@ from service.api.schemas import (
     RunDetail,
     RunEvent,
     RunPage,
+    ScionPage,
     SubmitAnswer,
+    Verified,
 )
 from service.credentials import find_key
 
@@ -95,6 +99,28 @@ class GraftlabClient:
 
     def backbones(self) -> list[BackboneView]:
         return TypeAdapter(list[BackboneView]).validate_json(self._ask("GET", "/backbones").content)
+
+    def scions(self, limit: int = 50, cursor: str | None = None, **filters: str | None) -> ScionPage:
+        """A page of the bank in the order of keys; `prefix`, `kind` and `backbone` narrow it."""
+        asked = {"limit": limit, "cursor": cursor, **filters}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._parse(ScionPage, self._ask("GET", "/scions", params=params))
+
+    def scion(self, key: str) -> ScionCard:
+        return self._parse(ScionCard, self._ask("GET", f"/scions/{key}"))
+
+    def verify_scions(self) -> Verified:
+        """Read all of them; the damaged are set aside."""
+        return self._parse(Verified, self._ask("POST", "/scions:verify"))
+
+    def clear_scions(self, **limits: Any) -> Cleared:
+        """Free by `older_than_days` and `max_bytes`; `dry_run` only says what would go."""
+        return self._parse(Cleared, self._ask("POST", "/scions:gc", json=limits))
+
+    def fill(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
+        """Queue one pass that distils sites times operators ahead."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(SubmitAnswer, self._ask("POST", "/scions:fill", json=document, headers=headers))
 
     def make_key(self, owner: str, **rights: Any) -> KeyMade:
         """A new key (`role`, `sees`, `days`); its secret is shown this once. Takes an admin's key."""

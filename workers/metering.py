@@ -8,11 +8,13 @@ from typing import Any
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.filling import FillSpec
 from grafting_core.spec.planning import (
     design_cost,
     distill_flops_per_image,
     finetune_flops_per_image,
     image_flops,
+    pass_flops_per_image,
 )
 from grafting_core.spec.work import Work
 from workers.contract import StageName
@@ -40,7 +42,13 @@ def _graft_costs(spec: ExperimentSpec) -> StepCosts:
     }
 
 
-COSTS: Mapping[str, Callable[[Any], StepCosts]] = {"graft": _graft_costs}
+def _fill_costs(spec: FillSpec) -> StepCosts:
+    card, batch = backbone_cards()[spec.backbone.name], spec.plan.batch_size
+    flops = pass_flops_per_image(card, [scion.part for scion in spec.scions])
+    return {"distill": StepCost(batch * flops, batch)}
+
+
+COSTS: Mapping[str, Callable[[Any], StepCosts]] = {"graft": _graft_costs, "fill": _fill_costs}
 """Kind of work -> what a step of each of its stages costs."""
 
 

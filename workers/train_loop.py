@@ -12,14 +12,14 @@ from grafting_core.backbones.loader import load_backbone
 from grafting_core.finetuning import Share
 from grafting_core.observing import StopRequested
 from grafting_core.storage import Storage
-from workers.contract import RunTicket, StageDone, StageName, StageReport
+from workers.contract import RunTicket, StageDone, StageName
 from workers.events import EventLog
 from workers.metering import Meter, difference
 from workers.observer import Brake
-from workers.stages import distill, evaluate, finetune
-from workers.stages.context import Context, Group
+from workers.stages import distill, evaluate, fill, finetune
+from workers.stages.context import Context, Group, Stage
 
-STAGES: Mapping[StageName, Callable[[Context], StageReport]] = {
+STAGES: Mapping[StageName, Stage] = {
     "distill": distill.run,
     "finetune": finetune.run,
     "evaluate": evaluate.run,
@@ -56,20 +56,29 @@ def _context(ticket: RunTicket, started: float, group: Group) -> Context:
 
 
 def run_stages(context: Context) -> None:
-    """Walk the stages; the teacher alone is only evaluated. Raises AttemptStoppedEarly with the reason."""
+    """Walk the stages; the teacher alone is only evaluated."""
     stages: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
     for stage in stages[-1:] if context.spec.design.is_teacher else stages:
-        before = context.meter.total()
-        try:
-            report = STAGES[stage](context)
-        except StopRequested as stop:
-            raise AttemptStoppedEarly(str(context.brake.reason())) from stop
-        spend = difference(context.meter.total(), before)
-        if context.events is not None:
-            context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        run_stage(context, STAGES[stage])
 
 
-WALKS: Mapping[str, Callable[[Context], None]] = {"graft": run_stages}
+def run_fill(context: Context) -> None:
+    run_stage(context, fill.run)
+
+
+def run_stage(context: Context, stage: Stage) -> None:
+    """One stage and its report. Raises AttemptStoppedEarly with the reason."""
+    before = context.meter.total()
+    try:
+        report = stage(context)
+    except StopRequested as stop:
+        raise AttemptStoppedEarly(str(context.brake.reason())) from stop
+    spend = difference(context.meter.total(), before)
+    if context.events is not None:
+        context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+WALKS: Mapping[str, Callable[[Context], None]] = {"graft": run_stages, "fill": run_fill}
 """Kind of work -> what carries it out."""

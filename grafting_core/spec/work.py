@@ -11,11 +11,12 @@ from pydantic import Discriminator, TypeAdapter
 
 from grafting_core.spec.analysis import AnalysisSpec
 from grafting_core.spec.experiment import ExperimentSpec, protocol_digest
+from grafting_core.spec.filling import FillSpec
 
-Work = Annotated[ExperimentSpec | AnalysisSpec, Discriminator("kind")]
+Work = Annotated[ExperimentSpec | AnalysisSpec | FillSpec, Discriminator("kind")]
 WORK: TypeAdapter[Work] = TypeAdapter(Work)
 
-LAST_STAGES: Mapping[str, str] = {"graft": "evaluate", "analysis": "analyze"}
+LAST_STAGES: Mapping[str, str] = {"graft": "evaluate", "analysis": "analyze", "fill": "distill"}
 """Kind -> the stage whose report means that the work is done."""
 
 

@@ -56,6 +56,12 @@ def documented(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, content)}}
 
 
+async def raw_document(request: Request) -> tuple[bytes, Any]:
+    """The body's bytes and the plain document they spell. Raises ApiError or SpecError."""
+    raw = await _raw(request)
+    return raw, _document(raw)
+
+
 async def _raw(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in MEDIA_TYPES or "content-encoding" in request.headers:

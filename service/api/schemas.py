@@ -1,10 +1,11 @@
 """What the REST API answers; the client parses the same classes."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import ExperimentPlan
@@ -43,10 +44,81 @@ class Forecast(View):
     runs: int
 
 
+KeyState = Literal["banked", "in_flight", "new"]
+
+
+class Holding(View):
+    """One stage of a plan against what the lab has: published, being made or waited for by a run, or new."""
+
+    stage: str
+    states: dict[str, KeyState]
+    """By the names that the stage's keys have in the plan."""
+    new_spend: Spend
+    """What is new, alone."""
+    waits_for: list[str] = []
+    """Runs that are to make what is in flight."""
+
+
 class PlanAnswer(ExperimentPlan):
     """The plan, and what the lab's own history says of its duration; None where there is no history."""
 
     forecast: Forecast | None = None
+    holdings: list[Holding] = []
+
+
+class ScionView(View):
+    """One scion as the list shows it; `nmse` is its held-out error, `replace_one` its damage to the noise."""
+
+    key: str
+    site: str
+    kind: str
+    backbone: str
+    nmse: float
+    replace_one: float | None = None
+    steps: int
+    ending: str
+    spend: Spend
+    size: int
+    made_by: str
+    made_at: float
+    needed_by: str | None = None
+    """A run that has not ended."""
+
+
+class ScionPage(View):
+    """In the order of keys; `next_cursor` asks for those beyond."""
+
+    scions: list[ScionView]
+    next_cursor: str | None = None
+
+
+class ScionDamage(View):
+    key: str
+    problem: str
+
+
+class Verified(View):
+    """How many scions were read, and which were set aside."""
+
+    checked: int
+    damaged: list[ScionDamage]
+
+
+class ClearRequest(Frozen):
+    """What may go: what no run has asked for in so many days, and the longest unasked down to a size."""
+
+    older_than_days: Annotated[float, Field(ge=0)] | None = None
+    max_bytes: Annotated[int, Field(ge=0)] | None = None
+    dry_run: bool = False
+
+
+class Cleared(View):
+    """What went (or would go), and how many scions stay because runs under way need them."""
+
+    removed: list[str]
+    bytes: int
+    kept_for_runs: int
+    dry_run: bool
 
 
 class RunView(View):

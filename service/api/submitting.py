@@ -5,6 +5,9 @@ from typing import Annotated
 from fastapi import Depends, Header
 from sqlalchemy.exc import IntegrityError
 
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.experiment import Resources
+from grafting_core.spec.problems import Problem, SpecError
 from grafting_core.spec.work import Work
 from service.api.deps import Lab
 from service.api.problems import ApiError
@@ -27,6 +30,20 @@ def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | No
 
 
 IdempotencyKey = Annotated[str | None, Depends(_usable)]
+
+
+def check_weights(backbone: str) -> None:
+    """Raises ApiError where the lab knows a backbone's sizes alone."""
+    if backbone_cards()[backbone].weights is None:
+        raise ApiError("not-runnable", f"{backbone} can be planned but not run: the lab has no weights of it")
+
+
+def check_room(asked: Resources, cpus: int) -> None:
+    """Refuse at the door what the lab could never start. Raises SpecError."""
+    wanted = asked.workers * asked.cpus_per_worker
+    if wanted > cpus:
+        message = f"{asked.workers} workers of {asked.cpus_per_worker} CPUs are {wanted}; the lab has {cpus}"
+        raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
 
 
 def submit_once(

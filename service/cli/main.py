@@ -3,21 +3,21 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from typer.exceptions import TyperException
 
-from grafting_core.spec.document import read_document
-from grafting_core.spec.problems import SpecError
 from service.api.schemas import RunDetail
 from service.cli import views
+from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
 from service.cli.follow import follow
 from service.cli.keys import keys_app, open_command
 from service.cli.lab import LabBusy, find_url
+from service.cli.reading import read_design, refusing
 from service.cli.running import demo_command, down_command, up_command
 from service.cli.supervisor import StartFailed
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
@@ -40,19 +40,6 @@ def _client(url: str | None) -> GraftlabClient:
     return GraftlabClient(find_url(url))
 
 
-def _document(file: Path) -> Any:
-    """Raises Refused with a line that names the file."""
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        return read_document(text)
-    except UnicodeDecodeError as error:
-        raise Refused([f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})"]) from error
-    except OSError as error:
-        raise Refused([f"{file}: {error.strerror}"]) from error
-    except SpecError as error:
-        raise Refused([f"{file}: {problem}" for problem in error.problems]) from error
-
-
 def _run_id(client: GraftlabClient, prefix: str) -> str:
     """The one run whose id begins so. Raises Refused."""
     found = (
@@ -70,7 +57,7 @@ def _run_id(client: GraftlabClient, prefix: str) -> str:
 @app.command()
 def plan(file: DesignFile, url: Url = None, json: AsJson = False) -> None:
     """What a design would do and cost; nothing is stored."""
-    answer = _refusing(file, lambda: _client(url).plan(_document(file)))
+    answer = refusing(file, lambda: _client(url).plan(read_design(file)))
     print_json(answer) if json else views.show_plan(answer)
 
 
@@ -83,19 +70,11 @@ def submit(
 ) -> None:
     """Queue a run of a design."""
     client = _client(url)
-    answer = _refusing(file, lambda: client.submit(_document(file)))
+    answer = refusing(file, lambda: client.submit(read_design(file)))
     if not wait:
         print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
         return
     _finish(follow(client, [answer.run_id])[0], json)
-
-
-def _refusing(file: Path, call: Any) -> Any:
-    """Problems of a document are told with the file they are in."""
-    try:
-        return call()
-    except ApiProblem as problem:
-        raise Refused([f"{file}: {line}" for line in problem.lines]) from problem
 
 
 def _finish(run: RunDetail, json: bool) -> None:
@@ -179,6 +158,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 
 app.command("open")(open_command)
 app.add_typer(keys_app, name="keys")
+app.add_typer(bank_app, name="bank")
 app.command("check-operator")(check_operator_command)
 app.command("up")(up_command)
 app.command("down")(down_command)

@@ -7,6 +7,7 @@ from grafting_core.spec.changes import SlotChange
 from service.api.schemas import (
     BackboneView,
     Forecast,
+    Holding,
     Leaderboard,
     OperatorView,
     PlanAnswer,
@@ -14,6 +15,7 @@ from service.api.schemas import (
     RunView,
 )
 from service.cli.console import duration, engineering, out, percent, table
+from workers.contract import StageReport
 
 STATE_STYLES = {
     "SUCCEEDED": "green",
@@ -43,18 +45,39 @@ def show_plan(plan: PlanAnswer) -> None:
     out.print(rows)
     if cost.changes:
         out.print(changes_table(cost.changes))
-    stages = table("stage", "steps", "images", "FLOPs", right=("steps", "images", "FLOPs"))
-    for stage in plan.stages:
-        spend = stage.spend
-        stages.add_row(
-            stage.stage, f"{stage.steps:,}", f"{spend.training_images:,}", engineering(spend.flops)
-        )
-    out.print(stages)
+    out.print(stages_table(plan))
     out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
     if plan.forecast:
         out.print(f"expected: {forecast_text(plan.forecast)}")
     if not plan.runnable:
         out.print("the lab has no weights of this backbone: it can be planned, not run")
+
+
+def stages_table(plan: PlanAnswer) -> Table:
+    """What each stage takes from scratch, and how much of that is new to the lab."""
+    right = ("steps", "images", "FLOPs", "new FLOPs")
+    rows = table("stage", *right[:3], "the lab has", right[3], right=right)
+    held = {holding.stage: holding for holding in plan.holdings}
+    for stage in plan.stages:
+        spend, holding = stage.spend, held.get(stage.stage)
+        figures = [f"{stage.steps:,}", f"{spend.training_images:,}", engineering(spend.flops)]
+        new = engineering(holding.new_spend.flops) if holding else "-"
+        rows.add_row(stage.stage, *figures, holding_text(holding), new)
+    return rows
+
+
+def holding_text(holding: Holding | None) -> str:
+    """`3 in the bank, 2 in flight (run 0mwv...), 4 new`."""
+    if holding is None:
+        return "-"
+    names = {"banked": "in the bank", "in_flight": "in flight", "new": "new"}
+    counts = {state: sum(value == state for value in holding.states.values()) for state in names}
+    runs = f" (run {', '.join(holding.waits_for)})" if holding.waits_for else ""
+    return ", ".join(
+        f"{count} {names[state]}{runs if state == 'in_flight' else ''}"
+        for state, count in counts.items()
+        if count
+    )
 
 
 def forecast_text(forecast: Forecast) -> str:
@@ -115,13 +138,21 @@ def show_run(run: RunDetail) -> None:
     for report in run.stages:
         spend = report.spend
         used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"
-        out.print(f"  {report.stage}: {report.stop_cause}, {used}")
+        out.print(f"  {report.stage}: {report.stop_cause}{_provenance(report)}, {used}")
+        for note in report.notes:
+            out.print(f"    {escape(note)}")
     if run.forecast:
         out.print(f"  forecast {forecast_text(run.forecast)}; used {run.spend.device_seconds:.0f}")
     for name, value in run.metrics.items():
         out.print(f"  {name} = {value:,.6g}")
     if run.mlflow_url:
         out.print(f"  {run.mlflow_url}", soft_wrap=True)
+
+
+def _provenance(report: StageReport) -> str:
+    """` (3 made by run 0mw...)`, of what was found made."""
+    makers = sorted(set(report.made_by.values()))
+    return f" ({len(report.made_by)} made by run {', '.join(makers)})" if makers else ""
 
 
 def show_leaderboard(board: Leaderboard) -> None:

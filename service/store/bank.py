@@ -8,10 +8,11 @@ from sqlalchemy.orm import Session
 from grafting_core.published import CARD
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
+from grafting_core.spec.filling import FillSpec
 from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
-from service.store.models import ExperimentRow, NeedRow, RunRow
+from service.store.models import NeedRow, RunRow
 from workers.contract import StageReport
 
 LIVE = ("STARTING", "RUNNING")
@@ -22,6 +23,8 @@ Need = tuple[str, str]
 
 def needs_of(work: Work) -> list[Need]:
     """Everything published under a key that the work makes, or finds made."""
+    if isinstance(work, FillSpec):
+        return [("scions", scion.key) for scion in work.scions]
     if not isinstance(work, ExperimentSpec):
         return []
     needs = [("scions", scion.key) for scion in scions_of(work)]
@@ -48,29 +51,27 @@ def hold(session: Session, storage: Storage, run: RunRow) -> str | None:
     return text
 
 
-def _being_made(session: Session, storage: Storage, run: RunRow) -> list[tuple[NeedRow, str]]:
-    """What live runs need as well and nobody has published, with the name of the run."""
+def _being_made(session: Session, storage: Storage, run: RunRow) -> list[NeedRow]:
+    """What live runs need as well and nobody has published."""
     mine = select(NeedRow.key).where(NeedRow.run_id == run.id)
     query = (
-        select(NeedRow, ExperimentRow.name)
+        select(NeedRow)
         .join(RunRow, RunRow.id == NeedRow.run_id)
-        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
         .where(RunRow.state.in_(LIVE), RunRow.id != run.id, NeedRow.key.in_(mine))
         .order_by(RunRow.id)
     )
-    found = session.execute(query).all()
-    return [(need, name) for need, name in found if not is_there(storage, need.folder, need.key)]
+    return [need for need in session.scalars(query) if not is_there(storage, need.folder, need.key)]
 
 
-def _waiting_text(making: Sequence[tuple[NeedRow, str]]) -> str:
-    first, name = making[0]
-    theirs = [need.folder for need, _ in making if need.run_id == first.run_id]
+def _waiting_text(making: Sequence[NeedRow]) -> str:
+    first = making[0].run_id
+    theirs = [need.folder for need in making if need.run_id == first]
     what = "the evaluation"
     if "scions" in theirs:
         what = f"{theirs.count('scions')} of the scions"
     elif "models" in theirs:
         what = "the model"
-    return f"{WAITS}{first.run_id} ({name[:100]}), which is making {what} that this one needs"
+    return f"{WAITS}{first}, which is making {what} that this one needs"
 
 
 def is_there(storage: Storage, folder: str, key: str) -> bool:

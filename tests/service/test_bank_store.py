@@ -56,7 +56,7 @@ def test_a_run_waits_while_another_makes_what_it_needs_and_says_so(
     first, second, other = queue(database, **ONE), queue(database, **TWO), queue(database, layers=[6])
     rounds(scheduler)
     assert [state(database, run)[0] for run in (first, second, other)] == ["STARTING", "QUEUED", "STARTING"]
-    expected = f"waits for run {first} (quick), which is making 1 of the scions that this one needs"
+    expected = f"waits for run {first}, which is making 1 of the scions that this one needs"
     assert message(database, second) == expected
 
 

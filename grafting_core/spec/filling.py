@@ -1,0 +1,110 @@
+"""Filling the bank ahead: a set of sites times kinds, distilled in one pass before a design asks for them."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Budget
+from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import Init
+from grafting_core.spec.dims import Slot
+from grafting_core.spec.document import check_plain
+from grafting_core.spec.experiment import ExperimentSpec, Resources, scions_of
+from grafting_core.spec.explain import explain
+from grafting_core.spec.operators import OperatorSpec
+from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.presets import PresetName
+from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.scions import ScionSpec
+from grafting_core.spec.selectors import LayerSelector
+from grafting_core.spec.submission import parse_submission
+
+FILL_RECIPE = 1
+
+
+class FillSpec(Frozen):
+    """Scions to have in the bank, all of one backbone and one plan; several may be of one site."""
+
+    kind: Literal["fill"] = "fill"
+    name: str
+    scions: Annotated[tuple[ScionSpec, ...], Field(min_length=1)]
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+    @property
+    def backbone(self) -> BackboneRef:
+        return self.scions[0].backbone
+
+    @property
+    def plan(self) -> DistillPlan:
+        return self.scions[0].plan
+
+    @property
+    def digest(self) -> str:
+        """Names the set, in whatever order it was asked for."""
+        return digest({"fill": sorted(scion.key for scion in self.scions), "recipe": FILL_RECIPE})
+
+
+class Offer(Frozen):
+    """Operators to have at one slot of the selected blocks."""
+
+    replace: Slot
+    layers: LayerSelector
+    with_: Annotated[tuple[OperatorSpec, ...], Field(alias="with", max_length=100)]
+    init: Init = "random"
+
+
+class FillDocument(Frozen):
+    """What a user writes: a backbone, sites times operators, and how they are distilled."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] = "fill"
+    backbone: Annotated[str, Field(max_length=200)]
+    offers: Annotated[tuple[Offer, ...], Field(max_length=1000)]
+    preset: PresetName = "demo"
+    # Only the fields that were given count; the rest come from the preset.
+    distill: DistillPlan = DistillPlan()
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+
+def parse_fill(document: Any) -> FillSpec:
+    """Validate a plain document and resolve it. Raises SpecError as `parse_submission` does."""
+    check_plain(document)
+    try:
+        asked = FillDocument.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise SpecError(explain(error, document, FillDocument)) from error
+    scions = {scion.key: scion for spec in _designs(asked, document) for scion in scions_of(spec)}
+    return FillSpec(
+        name=asked.name, scions=tuple(scions.values()), budget=asked.budget, resources=asked.resources
+    )
+
+
+def _designs(asked: FillDocument, document: Any) -> list[ExperimentSpec]:
+    """Every operator of every offer as a design of its own: so the rules of designs hold here as well."""
+    shared = {name: document[name] for name in ("backbone", "preset", "distill") if name in document}
+    found: list[ExperimentSpec] = []
+    problems: dict[str, Problem] = {}
+    empty = [f"/offers/{row}/with" for row, offer in enumerate(asked.offers) if not offer.with_]
+    for place in empty or ([] if asked.offers else ["/offers"]):
+        problems[place] = Problem(pointer=place, code="out-of-range", message="name at least one")
+    for row, offer in enumerate(document["offers"]):
+        for column, operator in enumerate(offer["with"]):
+            edit = {**offer, "with": operator}
+            try:
+                found.append(parse_submission({**shared, "name": asked.name, "edits": [edit]}))
+            except SpecError as error:
+                moved = (_moved(problem, row, column) for problem in error.problems)
+                problems |= {problem.pointer: problem for problem in moved}
+    if problems:
+        raise SpecError(list(problems.values()))
+    return found
+
+
+def _moved(problem: Problem, row: int, column: int) -> Problem:
+    """From its place in the design to its place in the document."""
+    place = problem.pointer.replace("/edits/0/with", f"/offers/{row}/with/{column}")
+    return problem.model_copy(update={"pointer": place.replace("/edits/0", f"/offers/{row}")})

@@ -1,0 +1,94 @@
+"""The bank over REST: what is there, is it sound, what may go, and filling it ahead."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from grafting_core.bank import Bank
+from grafting_core.spec.filling import FillDocument, FillSpec, parse_fill
+from grafting_core.spec.scions import ScionCard
+from service.api.bodies import body_of, documented, raw_document
+from service.api.deps import LabDep
+from service.api.problems import ApiError
+from service.api.schemas import Cleared, ClearRequest, ScionDamage, ScionPage, SubmitAnswer, Verified
+from service.api.submitting import IdempotencyKey, check_room, check_weights, submit_once
+from service.store.holdings import clear, scion_page
+
+router = APIRouter(tags=["bank"])
+Hex = Annotated[str, Query(max_length=64, pattern="^[0-9a-f]*$")]
+Name = Annotated[str | None, Query(max_length=200)]
+
+
+@router.get("/scions")
+def list_scions(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Hex = "",
+    prefix: Hex = "",
+    kind: Name = None,
+    backbone: Name = None,
+) -> ScionPage:
+    """Distilled operators in the order of their keys, a page at a time."""
+    with lab.database.reading() as session:
+        return scion_page(
+            session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
+        )
+
+
+@router.get("/scions/{key}")
+def show_scion(key: str, lab: LabDep) -> ScionCard:
+    """The card: held-out errors by timestep, scores, curve, cost."""
+    card = Bank(lab.storage).card(key) if key.isalnum() else None
+    if card is None:
+        raise ApiError("not-found", f"there is no scion {key!r}")
+    return card
+
+
+@router.post("/scions:verify")
+def verify_scions(lab: LabDep) -> Verified:
+    """Read every scion. What is damaged is set aside, and made anew when a run needs it."""
+    bank = Bank(lab.storage)
+    keys = [key for key in bank.names() if bank.has(key)]
+    damaged = [ScionDamage(key=key, problem=wrong) for key in keys if (wrong := bank.verify(key))]
+    for damage in damaged:
+        bank.set_aside(damage.key, damage.problem)
+    return Verified(checked=len(keys), damaged=damaged)
+
+
+@router.post("/scions:gc", openapi_extra=documented(ClearRequest))
+def clear_scions(body: Annotated[ClearRequest, Depends(body_of(ClearRequest))], lab: LabDep) -> Cleared:
+    """Free by age and size, never what a run that has not ended needs. Takes an admin's key."""
+    # A write transaction: on SQLite no run can be submitted between the look and the deed.
+    with lab.database.writing() as session:
+        return clear(session, Bank(lab.storage), **body.model_dump())
+
+
+@dataclass(frozen=True)
+class SubmittedFill:
+    """A resolved fill and the digest of the bytes it came as."""
+
+    spec: FillSpec
+    request_digest: str
+
+
+async def _submitted_fill(request: Request) -> SubmittedFill:
+    raw, document = await raw_document(request)
+    return SubmittedFill(parse_fill(document), hashlib.sha256(raw).hexdigest())
+
+
+@router.post("/scions:fill", status_code=202, openapi_extra=documented(FillDocument))
+def fill_bank(
+    body: Annotated[SubmittedFill, Depends(_submitted_fill)],
+    lab: LabDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+) -> SubmitAnswer:
+    """Queue one pass that distils sites times operators ahead of the designs that will use them."""
+    check_weights(body.spec.backbone.name)
+    check_room(body.spec.resources, lab.settings.cpus)
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key)
+    url = f"/api/v1/runs/{run.id}"
+    response.headers["Location"] = url
+    return SubmitAnswer(run_id=run.id, experiment_digest=body.spec.digest, url=url)

@@ -1,0 +1,169 @@
+"""`graft bank`: the distilled operators of a lab."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from grafting_core.spec.scions import ScionCard
+from service.api.schemas import ScionView
+from service.cli.console import Refused, engineering, out, print_json, table
+from service.cli.lab import find_url
+from service.cli.reading import read_design, refusing
+from service.client import GraftlabClient
+
+bank_app = typer.Typer(help="The bank: operators distilled once, used by every design.", no_args_is_help=True)
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+MEBI = 2**20
+
+
+def _client(url: str | None) -> GraftlabClient:
+    return GraftlabClient(find_url(url))
+
+
+@bank_app.command("ls")
+def list_command(
+    url: Url = None,
+    json: AsJson = False,
+    kind: Annotated[str | None, typer.Option(help="Only this kind of operator.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Only of this backbone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 200,
+) -> None:
+    """Scions with how well they imitate, what they do to the model, and what they cost."""
+    scions = _all(_client(url), limit, kind, backbone)
+    if json:
+        return print_json(scions)
+    columns = ("error", "swap damage", "steps", "device-s", "KiB")
+    rows = table("key", "backbone", "site", "operator", *columns, "made by", "needed by", right=columns)
+    for scion in sorted(scions, key=lambda scion: (scion.backbone, _natural(scion.site), scion.nmse)):
+        damage = "-" if scion.replace_one is None else f"{scion.replace_one:.2e}"
+        figures = [f"{scion.nmse:.4f}", damage, f"{scion.steps:,}", f"{scion.spend.device_seconds:.1f}"]
+        names = [scion.key[:12], scion.backbone, scion.site, scion.kind]
+        rows.add_row(*names, *figures, f"{scion.size / 1024:.0f}", scion.made_by, scion.needed_by or "")
+    out.print(rows)
+    size = sum(scion.size for scion in scions)
+    spent = sum(scion.spend.device_seconds for scion in scions)
+    return out.print(f"{len(scions)} scions, {size / MEBI:.1f} MiB, {spent:.0f} device-s")
+
+
+def _natural(site: str) -> tuple[object, ...]:
+    """`block 10` after `block 9`."""
+    return tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in site.split())
+
+
+def _all(client: GraftlabClient, limit: int, kind: str | None, backbone: str | None) -> list[ScionView]:
+    found: list[ScionView] = []
+    cursor = None
+    while len(found) < limit:
+        page = client.scions(min(200, limit - len(found)), cursor, kind=kind, backbone=backbone)
+        found, cursor = found + page.scions, page.next_cursor
+        if cursor is None:
+            break
+    return found
+
+
+@bank_app.command("show")
+def show_command(
+    key: Annotated[str, typer.Argument(help="Key of a scion, or the beginning of one.")],
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """One scion: errors and scores by timestep, curve, cost, provenance."""
+    client = _client(url)
+    hexadecimal = key != "" and set(key) <= set("0123456789abcdef")
+    found = client.scions(2, prefix=key).scions if hexadecimal else []
+    if len(found) != 1:
+        raise Refused(
+            [f"{len(found) or 'no'} scions have a key beginning with {key!r}; `graft bank ls` lists them"]
+        )
+    card = client.scion(found[0].key)
+    print_json(card) if json else _show(card, found[0].needed_by)
+
+
+def _show(card: ScionCard, needed_by: str | None) -> None:
+    made = datetime.fromtimestamp(card.made_at, UTC)
+    out.print(f"[bold]{escape(card.scion.label)}[/]  of {card.scion.backbone.name}  {card.key}")
+    out.print(f"  {escape(str(card.scion.part))}", soft_wrap=True)
+    out.print(f"  made {made:%Y-%m-%d %H:%M} UTC by run {card.made_by} on {escape(card.hardware)}")
+    spend = card.spend
+    cost = f"{spend.device_seconds:.1f} device-s, {engineering(spend.flops)}FLOPs"
+    out.print(f"  {card.steps} steps of {card.scion.plan.batch_size}, {card.ending} {card.reason}, {cost}")
+    out.print(f"  {card.size / 1024:.0f} KiB{f', needed by run {needed_by}' if needed_by else ''}")
+    out.print(_by_timestep(card))
+    for digest, scores in card.restored.items():
+        out.print(f"  restored in design {digest[:12]}: noise {scores['restore_one/noise']:+.3e}")
+    if card.curve:
+        out.print("  loss " + "  ".join(f"{step}: {loss:.4f}" for step, loss in _thinned(card.curve)))
+
+
+def _by_timestep(card: ScionCard) -> object:
+    """Held-out error and swap damage, over all timesteps and by quarter."""
+    measures = {"held-out error": "nmse", "swap damage, noise": "replace_one/noise"}
+    measures["swap damage, variance"] = "replace_one/variance"
+    values = {**card.errors, **card.scores}
+    bins = [name.removeprefix("nmse/") for name in card.errors if name.startswith("nmse/")]
+    rows = table("", "all", *bins, right=("all", *bins))
+    for label, name in measures.items():
+        names = [name, *(f"{name}/{part}" for part in bins)]
+        rows.add_row(label, *(f"{values[each]:.3e}" if each in values else "-" for each in names))
+    return rows
+
+
+def _thinned(curve: tuple[tuple[int, float], ...], count: int = 6) -> list[tuple[int, float]]:
+    stride = max(1, (len(curve) - 1) // (count - 1))
+    return [*curve[: -stride or None : stride], curve[-1]][-count:]
+
+
+@bank_app.command("verify")
+def verify_command(url: Url = None, json: AsJson = False) -> None:
+    """Read every scion; the damaged are set aside and made anew when needed. Exit 1 where there are any."""
+    answer = _client(url).verify_scions()
+    if json:
+        print_json(answer)
+    else:
+        for damage in answer.damaged:
+            out.print(f"{damage.key}  {escape(damage.problem)}  set aside", soft_wrap=True)
+        out.print(f"{answer.checked} scions read, {len(answer.damaged)} damaged")
+    if answer.damaged:
+        raise typer.Exit(1)
+
+
+@bank_app.command("gc")
+def gc_command(
+    url: Url = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Free what no run has asked for in so many days.")
+    ] = None,
+    max_mib: Annotated[
+        float | None, typer.Option(min=0, help="Free the longest unasked for, down to so many MiB.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Free scions by age and size; never what a run that has not ended needs."""
+    if older_than is None and max_mib is None:
+        raise Refused(["say what may go: --older-than DAYS, --max-mib SIZE, or both"])
+    size = None if max_mib is None else int(max_mib * MEBI)
+    answer = _client(url).clear_scions(older_than_days=older_than, max_bytes=size, dry_run=dry_run)
+    if json:
+        return print_json(answer)
+    verb = "would free" if answer.dry_run else "freed"
+    kept = f"{answer.kept_for_runs} are needed by runs that have not ended"
+    return out.print(f"{verb} {len(answer.removed)} scions, {answer.bytes / MEBI:.1f} MiB; {kept}")
+
+
+@bank_app.command("fill")
+def fill_command(
+    file: Annotated[Path, typer.Argument(help="Fill document, YAML or JSON; - for standard input.")],
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Queue one pass that distils sites times operators ahead."""
+    client = _client(url)
+    answer = refusing(file, lambda: client.fill(read_design(file)))
+    print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")

@@ -1,0 +1,143 @@
+"""What of a plan is in the bank, what is on its way, what is new and what the new costs; and what may go."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.bank import Bank
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import ExperimentSpec, scions_of
+from grafting_core.spec.planning import ExperimentPlan, StagePlan, pass_flops_per_image
+from grafting_core.spec.scions import ScionCard
+from grafting_core.storage import Storage
+from service.api.schemas import Cleared, Holding, KeyState, ScionPage, ScionView
+from service.store.bank import is_there, needed_by_others
+from service.store.models import NeedRow, RunRow
+
+FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
+DAY = 86_400.0
+
+
+def holdings(session: Session, storage: Storage, planned: ExperimentPlan) -> list[Holding]:
+    """One a stage of the plan."""
+    keys = [key for stage in planned.stages for key in stage.keys.values()]
+    wanted = needed_by_others(session, keys)
+    return [_holding(planned.experiment, storage, stage, wanted) for stage in planned.stages]
+
+
+def _holding(spec: ExperimentSpec, storage: Storage, stage: StagePlan, wanted: Mapping[str, str]) -> Holding:
+    states = {name: _state(storage, stage, key, wanted) for name, key in stage.keys.items()}
+    new = [name for name, state in states.items() if state == "new"]
+    spend = _distil_cost(spec, new) if stage.stage == "distill" else stage.spend if new else Spend()
+    runs = {wanted[stage.keys[name]] for name, state in states.items() if state == "in_flight"}
+    return Holding(stage=stage.stage, states=states, new_spend=spend, waits_for=sorted(runs))
+
+
+def _state(storage: Storage, stage: StagePlan, key: str, wanted: Mapping[str, str]) -> KeyState:
+    if is_there(storage, FOLDERS[stage.stage], key):
+        return "banked"
+    return "in_flight" if key in wanted else "new"
+
+
+def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Spend:
+    """One pass over what is new."""
+    parts = [scion.part for scion in scions_of(spec) if scion.name in names]
+    images = spec.distill.steps * spec.distill.batch_size if parts else 0
+    card = backbone_cards()[spec.backbone.name]
+    return Spend(flops=float(images * pass_flops_per_image(card, parts)), training_images=images)
+
+
+def scion_page(
+    session: Session,
+    bank: Bank,
+    *,
+    limit: int,
+    after: str,
+    prefix: str,
+    kind: str | None,
+    backbone: str | None,
+) -> ScionPage:
+    """In the order of keys."""
+    cards: list[ScionCard] = []
+    for card in bank.cards(after):
+        if card.key.startswith(prefix) and _fits(card, kind, backbone):
+            cards.append(card)
+        if len(cards) > limit:
+            break
+    needed = needed_by_others(session, [card.key for card in cards[:limit]])
+    views = [scion_view(card, needed.get(card.key)) for card in cards[:limit]]
+    return ScionPage(scions=views, next_cursor=views[-1].key if len(cards) > limit else None)
+
+
+def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:
+    return kind in (None, card.scion.kind) and backbone in (None, card.scion.backbone.name)
+
+
+def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
+    """A line of the list."""
+    return ScionView(
+        key=card.key,
+        site=card.scion.name,
+        kind=card.scion.kind,
+        backbone=card.scion.backbone.name,
+        nmse=card.nmse,
+        replace_one=card.scores.get("replace_one/noise"),
+        steps=card.steps,
+        ending=card.ending,
+        spend=card.spend,
+        size=card.size,
+        made_by=card.made_by,
+        made_at=card.made_at,
+        needed_by=needed_by,
+    )
+
+
+def clear(
+    session: Session, bank: Bank, *, older_than_days: float | None, max_bytes: int | None, dry_run: bool
+) -> Cleared:
+    """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
+
+    What a run that has not ended needs stays. Age counts from the last run that asked for it, by the
+    database's record, else from when it was made.
+    """
+    cards = list(bank.cards())
+    needed = needed_by_others(session, [card.key for card in cards])
+    asked = _last_asked(session, [card.key for card in cards])
+    free = sorted(
+        (card for card in cards if card.key not in needed), key=lambda c: asked.get(c.key, c.made_at)
+    )
+    total = sum(card.size for card in cards)
+    chosen = list(_chosen(free, asked, total, older_than_days, max_bytes))
+    freed = sum(card.size if dry_run else bank.remove(card.key) for card in chosen)
+    return Cleared(
+        removed=[card.key for card in chosen], bytes=freed, kept_for_runs=len(needed), dry_run=dry_run
+    )
+
+
+def _chosen(
+    free: Sequence[ScionCard],
+    asked: Mapping[str, float],
+    total: int,
+    older_than_days: float | None,
+    max_bytes: int | None,
+) -> Iterator[ScionCard]:
+    for card in free:
+        age = (time.time() - asked.get(card.key, card.made_at)) / DAY
+        too_old = older_than_days is not None and age > older_than_days
+        if too_old or (max_bytes is not None and total > max_bytes):
+            total -= card.size
+            yield card
+
+
+def _last_asked(session: Session, keys: Sequence[str]) -> dict[str, float]:
+    """Key -> seconds since 1970 of the youngest run that needs or needed it."""
+    query = (
+        select(NeedRow.key, func.max(RunRow.created_at).label("at"))
+        .join(RunRow, RunRow.id == NeedRow.run_id)
+        .where(NeedRow.key.in_(keys))
+        .group_by(NeedRow.key)
+    )
+    return {row.key: row.at.timestamp() for row in session.execute(query)}

@@ -1,0 +1,20 @@
+"""FILL: scions that no design has asked for yet; one that comes to nothing is a finding, not a failure."""
+
+from grafting_core.bank import Bank
+from grafting_core.spec.filling import FillSpec
+from workers.banking import deposit
+from workers.contract import StageReport
+from workers.stages.context import Context
+from workers.stages.distill import stage_report
+
+
+def run(context: Context) -> StageReport:
+    """Raises ValueError for work of another kind."""
+    work = context.work
+    if not isinstance(work, FillSpec):
+        raise ValueError(f"{work.name} is {work.kind} work, not a fill")
+    done = deposit(context, work.scions, work.digest)
+    cards = [Bank(context.storage).card(scion.key) for scion in work.scions]
+    report = stage_report(context, work.digest, [card for card in cards if card is not None], done)
+    lost = [f"{label} diverged: {reason}" for label, reason in done.diverged.items()]
+    return report.model_copy(update={"notes": (*report.notes, *lost)})
