@@ -84,6 +84,8 @@ class Apprentice:
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
         self.record = Record(ending=None if self.plan.steps else "completed")
         self.unread: list[Tensor] = []
+        self.micro_batches = 1
+        """Parts a step is computed in, one after the other, where the whole does not fit into memory."""
 
     @property
     def learning(self) -> bool:
@@ -98,20 +100,32 @@ class Apprentice:
     def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
         """One optimiser step, taken while the teacher's forward passes the region."""
         plan, step = self.plan, self.record.step
-        with torch.enable_grad(), autocast(hidden_BTD.device, plan.precision):
-            output = self.module(hidden_BTD.detach())
-            loss = regression_loss(self.candidate.loss, output.float(), target_BTD.detach().float())
+        loss = self._accumulate(hidden_BTD.detach(), target_BTD.detach().float())
         self.unread.append(loss.detach())
         self.record.step += 1
-        if not loss.requires_grad:
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
             return  # nothing to train
-        loss.backward()
         clip_gradients(self.module, plan.clip_norm)
         rate = learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps)
         set_rate(self.optimiser, rate)
         self.optimiser.step()
         # Freed at once: the next apprentice needs the memory before this one does again.
         self.optimiser.zero_grad(set_to_none=True)
+
+    def _accumulate(self, hidden_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Gradients of the mean loss, part by part; returns that mean."""
+        total = torch.zeros((), device=hidden_BTD.device)
+        square = target_BTD.square().mean()
+        parts = zip(*(tensor.chunk(self.micro_batches) for tensor in (hidden_BTD, target_BTD)), strict=True)
+        for hidden, target in parts:
+            with torch.enable_grad(), autocast(hidden.device, self.plan.precision):
+                output = self.module(hidden)
+                loss = regression_loss(self.candidate.loss, output.float(), target, square)
+                loss = loss * (len(hidden) / len(hidden_BTD))
+            total += loss.detach()
+            if loss.requires_grad:
+                loss.backward()
+        return total
 
     def settle(self, losses: Sequence[float]) -> None:
         """Take note of the losses read since the last time, and stop where they say so."""
@@ -180,11 +194,13 @@ def _decoded(encoded: Tensor) -> Record:
     return Record(**fields)
 
 
-def regression_loss(kind: Loss, output_BTD: Tensor, target_BTD: Tensor) -> Tensor:
-    """L1, L2, Huber (delta 1) or squared error over the target's mean square."""
+def regression_loss(
+    kind: Loss, output_BTD: Tensor, target_BTD: Tensor, square: Tensor | None = None
+) -> Tensor:
+    """L1, L2, Huber (delta 1) or squared error over the target's mean square, of the whole batch if given."""
     if kind == "l1":
         return l1_loss(output_BTD, target_BTD)
     if kind == "huber":
         return huber_loss(output_BTD, target_BTD, delta=1.0)
     error = mse_loss(output_BTD, target_BTD)
-    return error if kind == "l2" else error / target_BTD.square().mean()
+    return error if kind == "l2" else error / (target_BTD.square().mean() if square is None else square)

@@ -57,16 +57,19 @@ def distill(
     observer: PassObserver,
     checkpoints: Checkpoints,
     done: Done = lambda candidate, result: None,
+    micro_batches: int = 1,
 ) -> dict[str, ScionResult]:
     """Distil every candidate in one pass of the teacher; `done` hears of each as soon as it has ended.
 
     Candidates may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
     or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
     where the checkpoint has them. Raises ValueError for candidates of several streams or of equal keys,
-    StopRequested (after a checkpoint) when asked to stop.
+    StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.
     """
     _check(candidates)
     apprentices = [Apprentice(candidate, backbone) for candidate in candidates]
+    for apprentice in apprentices:
+        apprentice.micro_batches = micro_batches
     _resume(apprentices, checkpoints)
     results: dict[str, ScionResult] = {}
     total = max((each.plan.steps for each in apprentices), default=0)

@@ -1,6 +1,8 @@
 """Stage 2: the whole grafted network under the denoising objective (Eq. 1), averaged weights kept."""
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +48,16 @@ def finetune(
     checkpoints: Checkpoints,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     share: Share = Share(),
+    micro_batches: int = 1,
 ) -> dict[str, Tensor]:
     """Train `transformer` in place and return its averaged weights (a state dict, float32, CPU).
 
+    `micro_batches` parts of each process's rows are computed one after the other and their gradients added:
+    the same mean over the same global batch, to rounding, in less memory.
+
     Raises Diverged where the loss is not finite, StopRequested (after a checkpoint) when asked to stop.
     """
-    training = _Training(transformer, plan, latents, null_label, share)
+    training = _Training(transformer, plan, latents, null_label, share, micro_batches)
     step = training.resume(checkpoints)
     network = parallel(transformer.train())
     observer.progress(step, plan.steps, {})
@@ -68,14 +74,26 @@ def finetune(
     return {name: value.cpu() for name, value in training.average.items()}
 
 
+def _unsynchronised(network: nn.Module) -> AbstractContextManager[object]:
+    """DDP without its exchange of gradients; nothing for a network that is alone."""
+    without: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
+    return without()
+
+
 class _Training:
     """Network, optimiser and averaged weights between two steps."""
 
     def __init__(
-        self, transformer: nn.Module, plan: FinetunePlan, latents: Latents, null_label: int, share: Share
+        self,
+        transformer: nn.Module,
+        plan: FinetunePlan,
+        latents: Latents,
+        null_label: int,
+        share: Share,
+        micro_batches: int,
     ) -> None:
         self.transformer, self.plan, self.latents = transformer, plan, latents
-        self.null_label, self.share = null_label, share
+        self.null_label, self.share, self.micro_batches = null_label, share, micro_batches
         # Position embeddings are buffers, hence frozen, as the paper's recipe has them.
         transformer.requires_grad_(True)
         self.device = next(transformer.parameters()).device
@@ -89,18 +107,31 @@ class _Training:
             self.optimiser,
             learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps),
         )
-        loss = self._loss(network, step)
-        if not torch.isfinite(loss):
-            raise Diverged(f"finetuning gave a loss of {loss.item()} at step {step}")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._accumulate(network, step)
+        if not math.isfinite(loss):
+            raise Diverged(f"finetuning gave a loss of {loss} at step {step}")
         nn.utils.clip_grad_norm_(self.transformer.parameters(), plan.clip_norm)
         self.optimiser.step()
         self._average(step + 1)
-        return loss.item()
+        return loss
 
-    def _loss(self, network: nn.Module, step: int) -> Tensor:
-        batch = self._batch(step).to(self.device)
+    def _accumulate(self, network: nn.Module, step: int) -> float:
+        """Gradients of the mean loss over this process's rows, part by part; returns that mean."""
+        batch = self._batch(step)
+        rows, total = len(batch.labels), 0.0
+        size = math.ceil(rows / self.micro_batches)
+        for first in range(0, rows, size):
+            part = batch.rows(slice(first, first + size))
+            weight = len(part.labels) / rows
+            # Processes exchange their gradients once, with the last part.
+            with _unsynchronised(network) if first + size < rows else nullcontext():
+                loss = self._loss(network, part.to(self.device)) * weight
+                loss.backward()
+            total += loss.item()
+        return total
+
+    def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
         schedule = linear_schedule()
         noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
         with autocast(self.device):

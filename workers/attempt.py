@@ -76,23 +76,24 @@ def _started() -> AttemptStarted:
 
 def carry_out(storage: Storage, ticket: RunTicket, started: float) -> EventBody:
     """Run the worker group to its end and say how it ended."""
+    began = time.monotonic()
     try:
         _fit(ticket, started)
     except Exception as error:  # noqa: BLE001 - whatever it was, it becomes the attempt's last event
         reason, message = classify(error)
         if reason in ("user_request", "budget_exhausted", "preempted", "deadline"):
-            return AttemptStopped(reason=reason, spend=_spend(ticket, started))
+            return AttemptStopped(reason=reason, spend=_spend(ticket, began))
         text = traceback.format_exc()
         folder = attempt_folder(ticket.run_id, ticket.attempt)
         storage.write_bytes(f"{folder}/error.txt", text.encode())
         print(text, file=sys.stderr, flush=True)
-        return AttemptFailed(reason=reason, message=message, spend=_spend(ticket, started))
-    return AttemptSucceeded(spend=_spend(ticket, started))
+        return AttemptFailed(reason=reason, message=message, spend=_spend(ticket, began))
+    return AttemptSucceeded(spend=_spend(ticket, began))
 
 
-def _spend(ticket: RunTicket, started: float) -> Spend:
+def _spend(ticket: RunTicket, began: float) -> Spend:
     """Time alone; FLOPs and images are in the last progress event."""
-    return Spend(device_seconds=(time.time() - started) * ticket.work.resources.workers)
+    return Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.workers)
 
 
 def _fit(ticket: RunTicket, started: float) -> None:

@@ -21,6 +21,8 @@ STOPS: dict[str, Reason] = {
     "budget_exhausted": "budget_exhausted",
     "preempted": "preempted",
     "deadline": "deadline",
+    # A newer attempt has taken over.
+    "worker_lost": "worker_lost",
 }
 
 

@@ -56,7 +56,8 @@ class Meter:
     """Device-seconds are wall-clock since `started` times devices; FLOPs and images follow from steps."""
 
     def __init__(self, work: Work, started: float) -> None:
-        self._started = started
+        # The wall clock says once how long ago that was; from here on it may jump as it likes.
+        self._began = time.monotonic() - max(0.0, time.time() - started)
         self._devices = work.resources.workers
         self._costs = dict(COSTS[work.kind](work))
         self._steps: dict[StageName, int] = {}
@@ -72,7 +73,7 @@ class Meter:
     def total(self) -> Spend:
         """Of this attempt, all stages together."""
         return Spend(
-            device_seconds=(time.time() - self._started) * self._devices,
+            device_seconds=(time.monotonic() - self._began) * self._devices,
             flops=float(sum(self._costs[stage].flops * steps for stage, steps in self._steps.items())),
             training_images=sum(self._costs[stage].images * steps for stage, steps in self._steps.items()),
         )

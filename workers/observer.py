@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from grafting_core.observing import Part
-from grafting_core.spec.budget import Spend
+from grafting_core.spec.budget import Budget, Spend
 from grafting_core.storage import Storage
 from workers.contract import (
     PartProgress,
@@ -17,6 +17,7 @@ from workers.contract import (
     StageStarted,
     Stop,
     attempt_folder,
+    budget_path,
 )
 from workers.events import EventLog
 from workers.metering import Meter
@@ -51,7 +52,15 @@ class Brake:
         if self._storage.exists(self._path):
             return self._storage.read_model(self._path, Stop).reason
         spent = self._ticket.spent + self._meter.total()
-        return "budget_exhausted" if self._ticket.work.budget.exceeded_by(spent) else None
+        limits = self._ticket.budget or self._ticket.work.budget
+        return "budget_exhausted" if limits.exceeded_by(spent) and self._newest().exceeded_by(spent) else None
+
+    def _newest(self) -> Budget:
+        """The budget as it is now: it may have been extended since the ticket was written."""
+        path = budget_path(self._ticket.run_id, self._ticket.attempt)
+        if self._storage.exists(path):
+            return self._storage.read_model(path, Budget)
+        return self._ticket.budget or self._ticket.work.budget
 
 
 class StageObserver:

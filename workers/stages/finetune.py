@@ -51,7 +51,14 @@ def _finetune(context: Context, key: str) -> None:
         checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
         parallel=context.group.parallel,
         share=share,
+        micro_batches=context.ticket.micro_batches,
     )
     if context.group.leads:
-        card = {"key": key, "design": spec.design.model_dump(mode="json"), "metrics": {}}
+        card = {
+            "key": key,
+            "design": spec.design.model_dump(mode="json"),
+            "metrics": {},
+            "micro_batches": context.ticket.micro_batches,
+            "workers": share.world,
+        }
         publish(context.storage, f"models/{key}", "model.safetensors", save(weights), card)

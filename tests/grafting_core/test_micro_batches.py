@@ -1,0 +1,51 @@
+"""A batch computed in parts gives the step of the whole batch, and a defined one."""
+
+import copy
+
+import pytest
+import torch
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents
+from grafting_core.distillation import distill, replacement_candidate
+from grafting_core.finetuning import finetune
+from grafting_core.observing import NoCheckpoints, Silent
+from grafting_core.spec.plans import DistillPlan, FinetunePlan, Loss
+from tests.builders import MemoryCheckpoints, replacement, same
+
+FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)
+
+
+def finetuned(backbone: Backbone, latents: Latents, parts: int) -> dict[str, torch.Tensor]:
+    network = copy.deepcopy(backbone.transformer)
+    kept = MemoryCheckpoints()
+    classes = backbone.card.num_classes
+    return finetune(
+        network, FINETUNE, latents, classes, observer=Silent(), checkpoints=kept, micro_batches=parts
+    )
+
+
+def test_finetuning_in_parts_is_the_whole_to_rounding_and_the_same_every_time(
+    backbone: Backbone, latents: Latents
+) -> None:
+    whole, parts, again = (finetuned(backbone, latents, count) for count in (1, 5, 5))
+    assert same(parts, again)
+    assert not same(whole, parts)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("loss", ["l1", "l2", "huber", "nmse"])
+def test_distilling_in_parts_is_the_whole_to_rounding(
+    backbone: Backbone, latents: Latents, loss: Loss
+) -> None:
+    plan = DistillPlan(steps=2, batch_size=12, held_out=8, images=200, attention_loss=loss)
+    candidates = [replacement_candidate(replacement("hyena_x"), plan, "k")]
+    whole, parts = (
+        distill(
+            backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints(), micro_batches=count
+        )
+        for count in (1, 5)
+    )
+    for name, value in whole["k"].state.items():
+        torch.testing.assert_close(parts["k"].state[name], value, rtol=1e-3, atol=2e-5)
