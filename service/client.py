@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
+from grafting_core.spec.profile import BackboneProfile
 from grafting_core.spec.scions import ScionCard
 from service.api.schemas import (
     TERMINAL,
@@ -71,6 +72,15 @@ class GraftlabClient:
         """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._parse(SubmitAnswer, self._ask("POST", "/experiments", json=document, headers=headers))
+
+    def analyze(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
+        """Queue a measurement of a backbone (`backbone`, `bands`, `samples`...). Raises ApiProblem."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(SubmitAnswer, self._ask("POST", "/analyses", json=document, headers=headers))
+
+    def profile(self, backbone: str) -> BackboneProfile:
+        """The newest profile of a backbone. Raises ApiProblem where none was measured."""
+        return self._parse(BackboneProfile, self._ask("GET", f"/backbones/{backbone}/profile"))
 
     def runs(self, limit: int = 50, cursor: str | None = None, prefix: str | None = None) -> RunPage:
         """A page of runs, newest first."""

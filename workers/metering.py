@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from grafting_core.spec.analysis import AnalysisSpec
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
@@ -48,7 +49,17 @@ def _fill_costs(spec: FillSpec) -> StepCosts:
     return {"distill": StepCost(batch * flops, batch)}
 
 
-COSTS: Mapping[str, Callable[[Any], StepCosts]] = {"graft": _graft_costs, "fill": _fill_costs}
+def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
+    """A step is a sample: every sampling step of it, both halves of the guidance."""
+    forward = backbone_cards()[asked.backbone.name].forward_flops()
+    return {"analyze": StepCost(2 * asked.sampling_steps * forward)}
+
+
+COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
+    "graft": _graft_costs,
+    "fill": _fill_costs,
+    "analysis": _analysis_costs,
+}
 """Kind of work -> what a step of each of its stages costs."""
 
 

@@ -1,6 +1,7 @@
 """What every process of the worker group runs: the stages of one attempt, in order."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -16,7 +17,7 @@ from workers.contract import RunTicket, StageDone, StageName
 from workers.events import EventLog
 from workers.metering import Meter, difference
 from workers.observer import Brake
-from workers.stages import distill, evaluate, fill, finetune
+from workers.stages import analyze, distill, evaluate, fill, finetune
 from workers.stages.context import Context, Group, Stage
 
 STAGES: Mapping[StageName, Stage] = {
@@ -62,10 +63,6 @@ def run_stages(context: Context) -> None:
         run_stage(context, STAGES[stage])
 
 
-def run_fill(context: Context) -> None:
-    run_stage(context, fill.run)
-
-
 def run_stage(context: Context, stage: Stage) -> None:
     """One stage and its report. Raises AttemptStoppedEarly with the reason."""
     before = context.meter.total()
@@ -80,5 +77,9 @@ def run_stage(context: Context, stage: Stage) -> None:
         torch.cuda.empty_cache()
 
 
-WALKS: Mapping[str, Callable[[Context], None]] = {"graft": run_stages, "fill": run_fill}
+WALKS: Mapping[str, Callable[[Context], None]] = {
+    "graft": run_stages,
+    "fill": partial(run_stage, stage=fill.run),
+    "analysis": partial(run_stage, stage=analyze.run),
+}
 """Kind of work -> what carries it out."""

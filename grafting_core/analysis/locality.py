@@ -4,7 +4,7 @@ L_k is the mean attention mass within k tokens in raster order: 1 where k reache
 over heads, samples, both halves of the guidance and all sampling steps; the paper leaves the first open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,25 @@ from torch import Tensor, nn
 from grafting_core.activations import visited
 from grafting_core.backbones.dit import get_operator, projections
 from grafting_core.backbones.loader import Backbone
+from grafting_core.observing import Checkpoints, NoCheckpoints, Observer, Silent, StopRequested
 from grafting_core.sampling import sample_latents
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.site import GraftSite
 
-PROTOCOL = EvaluationProtocol(samples=250, sampler="ddim", sampling_steps=50, guidance=1.5)
-"""The paper's setting (facts 3.1)."""
+MICRO_BATCH = 50
 
 
-def default_band(num_tokens: int) -> int:
-    """An eighth of the tokens: the paper's 32 of 256."""
-    return max(1, num_tokens // 8)
+def profile_protocol(samples: int = 250, sampling_steps: int = 50, seed: int = 0) -> EvaluationProtocol:
+    """The paper's setting (facts 3.1): DDIM with guidance 1.5. The micro-batch divides the samples."""
+    batch = next(size for size in range(min(samples, MICRO_BATCH), 0, -1) if samples % size == 0)
+    return EvaluationProtocol(
+        samples=max(2, samples),
+        sampler="ddim",
+        sampling_steps=sampling_steps,
+        guidance=1.5,
+        micro_batch=batch,
+        seed=seed,
+    )
 
 
 def band_mass(attention_BHTT: Tensor, bands: Sequence[int]) -> Tensor:
@@ -35,17 +43,31 @@ def band_mass(attention_BHTT: Tensor, bands: Sequence[int]) -> Tensor:
 
 
 def locality_profile(
-    backbone: Backbone, bands: Sequence[int], protocol: EvaluationProtocol = PROTOCOL
+    backbone: Backbone,
+    bands: Sequence[int],
+    protocol: EvaluationProtocol,
+    *,
+    samples: int | None = None,
+    observer: Observer | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[int, list[float]]:
-    """L_k of every block for every k, measured while sampling by `protocol`."""
-    sites = [GraftSite(block=block, slot="attention") for block in range(backbone.card.depth)]
-    gauges = {
-        site: _Gauge(get_operator(backbone.transformer, site), backbone.card.dims.num_heads, bands)
-        for site in sites
-    }
-    with visited(backbone.transformer, gauges):
-        sample_latents(backbone, backbone.transformer, protocol, range(protocol.samples))
-    return {band: [gauges[site].mean[index].item() for site in sites] for index, band in enumerate(bands)}
+    """L_k of every block for every k, measured while sampling by `protocol`.
+
+    Raises StopRequested (after a checkpoint) when asked to stop.
+    """
+    wanted, hears, keeps = samples or protocol.samples, observer or Silent(), checkpoints or NoCheckpoints()
+    gauges = _gauges(backbone, bands)
+    first = _resume(gauges, keeps)
+    hears.progress(first, wanted, {})
+    while first < wanted:
+        indices = range(first, min(first + protocol.micro_batch, wanted))
+        with visited(backbone.transformer, gauges):
+            sample_latents(backbone, backbone.transformer, protocol, indices)
+        first = indices.stop
+        hears.progress(first, wanted, {})
+        _pause(gauges, first, wanted, hears, keeps)
+    means = [gauge.mean.tolist() for gauge in gauges.values()]
+    return {band: [mean[index] for mean in means] for index, band in enumerate(bands)}
 
 
 class _Gauge:
@@ -53,16 +75,42 @@ class _Gauge:
 
     def __init__(self, attention: nn.Module, num_heads: int, bands: Sequence[int]) -> None:
         self._parts, self._heads, self._bands = projections(attention), num_heads, bands
-        self._sum, self._forwards = torch.zeros(len(bands), dtype=torch.float64), 0
+        self.sums = torch.zeros(len(bands) + 1, dtype=torch.float64)
+        """Mass by band, and the number of forwards."""
 
     @property
     def mean(self) -> Tensor:
-        return self._sum / self._forwards
+        return self.sums[:-1] / self.sums[-1]
 
     def __call__(self, hidden_BTD: Tensor, output_BTD: Tensor) -> None:
         q_BHTE, k_BHTE = (
             self._parts[name](hidden_BTD).unflatten(2, (self._heads, -1)).transpose(1, 2) for name in "qk"
         )
         attention_BHTT = (q_BHTE @ k_BHTE.mT / q_BHTE.shape[3] ** 0.5).softmax(dim=3)
-        self._sum += band_mass(attention_BHTT, self._bands).cpu()
-        self._forwards += 1
+        self.sums[:-1] += band_mass(attention_BHTT, self._bands).cpu()
+        self.sums[-1] += 1
+
+
+def _gauges(backbone: Backbone, bands: Sequence[int]) -> dict[GraftSite, _Gauge]:
+    sites = [GraftSite(block=block, slot="attention") for block in range(backbone.card.depth)]
+    heads = backbone.card.dims.num_heads
+    return {site: _Gauge(get_operator(backbone.transformer, site), heads, bands) for site in sites}
+
+
+def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpoints) -> int:
+    found = checkpoints.latest()
+    if found is None:
+        return 0
+    for site, gauge in gauges.items():
+        gauge.sums = found[1][str(site)].clone()
+    return found[0]
+
+
+def _pause(
+    gauges: Mapping[GraftSite, _Gauge], first: int, wanted: int, observer: Observer, checkpoints: Checkpoints
+) -> None:
+    stopping = first < wanted and observer.stop_requested()
+    if stopping or checkpoints.due():
+        checkpoints.save(first, {str(site): gauge.sums for site, gauge in gauges.items()})
+    if stopping:
+        raise StopRequested

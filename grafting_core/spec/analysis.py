@@ -1,17 +1,41 @@
-"""Measuring a backbone itself: attention locality and activation statistics."""
+"""Asking for a measurement of a backbone itself: attention locality and activation statistics."""
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.backbone import BackboneCard, BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest
+from grafting_core.spec.document import check_plain
 from grafting_core.spec.experiment import Resources
+from grafting_core.spec.explain import explain
+from grafting_core.spec.lookup import find_card
+from grafting_core.spec.plans import Seed
+from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.profile import default_band
 
 ANALYSIS_RECIPE = 1
 """Bumped when the measurement's arithmetic changes."""
+Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
+Samples = Annotated[int, Field(ge=1, le=65_536)]
+SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
+
+
+class AnalysisRequest(Frozen):
+    """What a user writes; the defaults are the paper's setting (section 3.4)."""
+
+    backbone: Annotated[str, Field(max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    bands: Bands | None = None
+    """Half-widths of the bands in tokens; an eighth of the tokens where left out."""
+    samples: Samples = 250
+    sampling_steps: SamplingSteps = 50
+    seed: Seed = 0
+    budget: Budget = Budget()
+    resources: Resources = Resources()
 
 
 class AnalysisSpec(Frozen):
@@ -20,10 +44,10 @@ class AnalysisSpec(Frozen):
     kind: Literal["analysis"] = "analysis"
     name: str
     backbone: BackboneRef
-    bands: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
-    samples: Annotated[int, Field(ge=1, le=65_536)] = 250
-    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    bands: Bands
+    samples: Samples = 250
+    sampling_steps: SamplingSteps = 50
+    seed: Seed = 0
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -32,3 +56,32 @@ class AnalysisSpec(Frozen):
         """Names the profile that is to be measured."""
         asked = self.model_dump(include={"bands", "samples", "sampling_steps", "seed"})
         return digest({"analysis": asked, "recipe": ANALYSIS_RECIPE, "backbone": self.backbone.digest})
+
+
+def parse_analysis(document: Any) -> AnalysisSpec:
+    """Validate a plain document and resolve it. Raises SpecError naming every problem."""
+    check_plain(document)
+    try:
+        asked = AnalysisRequest.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise SpecError(explain(error, document, AnalysisRequest)) from error
+    card = find_card(asked.backbone)
+    bands = _bands(asked, card)
+    given = asked.model_dump(include={"samples", "sampling_steps", "seed"})
+    return AnalysisSpec(
+        name=asked.name or f"analysis of {card.name}",
+        backbone=card.ref,
+        bands=bands,
+        budget=asked.budget,
+        resources=asked.resources,
+        **given,
+    )
+
+
+def _bands(asked: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:
+    bands = asked.bands or (default_band(card.dims.num_tokens),)
+    repeated = [band for band in bands if bands.count(band) > 1]
+    if repeated:
+        message = f"band {repeated[0]} is listed more than once"
+        raise SpecError([Problem(pointer="/bands", code="out-of-range", message=message)])
+    return tuple(sorted(bands))

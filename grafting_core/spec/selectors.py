@@ -100,6 +100,8 @@ def _ranked(name: str, depth: int, locality: Sequence[float] | None) -> list[int
     if name == "deep":
         return list(reversed(range(depth)))
     if locality is None:
-        raise ValueError(f"{name} needs a locality profile, which this backbone lacks")
+        raise ValueError(
+            f"{name} needs a locality profile, which this backbone lacks; `graft analyze` makes one"
+        )
     sign = -1 if name == "top_local" else 1
     return sorted(range(depth), key=lambda block: sign * locality[block])

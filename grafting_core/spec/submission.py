@@ -1,18 +1,20 @@
 """The document a user writes, and how it becomes an `ExperimentSpec` or a list of problems."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from grafting_core.spec.backbone import BackboneCard, backbone_cards
+from grafting_core.spec.backbone import BackboneCard
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.editing import Edit, Editing, problem
 from grafting_core.spec.experiment import ExperimentSpec, Resources
-from grafting_core.spec.explain import explain, nearest
+from grafting_core.spec.explain import explain
+from grafting_core.spec.lookup import find_card
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.presets import PRESETS, PresetName
 from grafting_core.spec.problems import SpecError, shown
@@ -36,9 +38,12 @@ class Submission(Frozen):
     resources: Resources = Resources()
 
 
-def parse_submission(document: Any) -> ExperimentSpec:
+def parse_submission(
+    document: Any, completed: Callable[[BackboneCard], BackboneCard] = lambda card: card
+) -> ExperimentSpec:
     """Validate a plain document (see `read_document`) and resolve it against its backbone.
 
+    `completed` may add to the card what was measured since, a locality profile for one.
     Raises SpecError naming every problem with a JSON pointer into the document.
     """
     check_plain(document)
@@ -46,17 +51,9 @@ def parse_submission(document: Any) -> ExperimentSpec:
         submission = Submission.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise SpecError(explain(error, document, Submission)) from error
-    card = _card(submission.backbone)
+    card = completed(find_card(submission.backbone))
     design = _design(submission, card)
     return _spec(submission, card, design)
-
-
-def _card(name: str) -> BackboneCard:
-    cards = backbone_cards()
-    if name not in cards:
-        message = f"unknown backbone {shown(name)}{nearest(name, cards)}"
-        raise SpecError([problem(("backbone",), "unknown-backbone", message, name, cards)])
-    return cards[name]
 
 
 def _design(submission: Submission, card: BackboneCard) -> GraftDesign:

@@ -9,11 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from grafting_core.analysis.locality import default_band, locality_profile
+from grafting_core.analysis.locality import locality_profile, profile_protocol
 from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.evaluation import evaluate_chunk, finish
 from grafting_core.metrics.frechet import fid
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.profile import default_band
 from grafting_core.testbed.classifier import accuracy
 from grafting_core.testbed.data import Bytes, read_split, to_images, to_pixels
 from grafting_core.testbed.networks import build_transformer
@@ -78,7 +79,7 @@ def untrained(seed: int = 0) -> nn.Module:
 def measure_locality(backbone: Backbone) -> dict[str, Any]:
     """The card's profile: by it, designs choose blocks of local or far-reaching attention."""
     band = default_band(backbone.card.dims.num_tokens)
-    profile = locality_profile(backbone, [band])[band]
+    profile = locality_profile(backbone, [band], profile_protocol())[band]
     return {"locality_band": band, "locality": tuple(round(mass, 6) for mass in profile)}
 
 

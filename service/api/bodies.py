@@ -4,36 +4,58 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from grafting_core.spec.document import read_document
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.explain import explain
 from grafting_core.spec.problems import SpecError
 from grafting_core.spec.submission import parse_submission
+from service.api.deps import Lab
 from service.api.problems import ApiError
+from service.store.profiles import completed_card
 
 M = TypeVar("M", bound=BaseModel)
+W = TypeVar("W")
 MEDIA_TYPES = ("application/json", "application/yaml")
 DOCUMENTED: dict[str, type[BaseModel]] = {}
 """Models of bodies that routes read themselves, for OpenAPI."""
 
 
 @dataclass(frozen=True)
-class SubmittedExperiment:
-    """A resolved submission and the digest of the very bytes it came as."""
+class Submitted(Generic[W]):
+    """Resolved work and the digest of the very bytes it came as."""
 
-    spec: ExperimentSpec
+    spec: W
     request_digest: str
 
 
+def submitted(parse: Callable[[Any], W]) -> Callable[[Request], Awaitable[Submitted[W]]]:
+    """A dependency: the body as work of one kind. Raises ApiError or SpecError."""
+
+    async def read(request: Request) -> Submitted[W]:
+        raw = await _raw(request)
+        work = await run_in_threadpool(parse, _document(raw))
+        return Submitted(work, hashlib.sha256(raw).hexdigest())
+
+    return read
+
+
+SubmittedExperiment = Submitted[ExperimentSpec]
+
+
 async def submitted_experiment(request: Request) -> SubmittedExperiment:
-    """Dependency: the body as an experiment. Raises ApiError or SpecError."""
-    raw = await _raw(request)
-    return SubmittedExperiment(parse_submission(_document(raw)), hashlib.sha256(raw).hexdigest())
+    """Dependency: the body as a graft, selectors resolved by what the lab has measured."""
+    lab: Lab = request.app.state.lab
+
+    def parse(document: Any) -> ExperimentSpec:
+        return parse_submission(document, lambda card: completed_card(lab.database, lab.storage, card))
+
+    return await submitted(parse)(request)
 
 
 def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
@@ -54,12 +76,6 @@ def documented(model: type[BaseModel]) -> dict[str, Any]:
     DOCUMENTED[model.__name__] = model
     content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
     return {"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, content)}}
-
-
-async def raw_document(request: Request) -> tuple[bytes, Any]:
-    """The body's bytes and the plain document they spell. Raises ApiError or SpecError."""
-    raw = await _raw(request)
-    return raw, _document(raw)
 
 
 async def _raw(request: Request) -> bytes:

@@ -9,7 +9,7 @@ from grafting_core.spec.submission import Submission
 from service.api.bodies import SubmittedExperiment, documented, submitted_experiment
 from service.api.deps import Lab, LabDep
 from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
-from service.api.submitting import IdempotencyKey, check_room, check_weights, submit_once
+from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
 from service.store.forecast import forecast, outstanding
 from service.store.holdings import holdings
 
@@ -25,13 +25,10 @@ def create_experiment(
     idempotency_key: IdempotencyKey,
 ) -> SubmitAnswer:
     """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run."""
-    check_weights(body.spec.backbone.name)
-    check_room(body.spec.resources, lab.settings.cpus)
+    check_startable(lab, body.spec)
     expected = _forecast(lab, plan(body.spec))
     run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected)
-    url = f"/api/v1/runs/{run.id}"
-    response.headers["Location"] = url
-    return SubmitAnswer(run_id=run.id, experiment_digest=body.spec.digest, url=url)
+    return accepted(response, run)
 
 
 @router.post("/plan", openapi_extra=documented(Submission))

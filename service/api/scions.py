@@ -1,19 +1,17 @@
 """The bank over REST: what is there, is it sound, what may go, and filling it ahead."""
 
-import hashlib
-from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from grafting_core.bank import Bank
 from grafting_core.spec.filling import FillDocument, FillSpec, parse_fill
 from grafting_core.spec.scions import ScionCard
-from service.api.bodies import body_of, documented, raw_document
+from service.api.bodies import Submitted, body_of, documented, submitted
 from service.api.deps import LabDep
 from service.api.problems import ApiError
 from service.api.schemas import Cleared, ClearRequest, ScionDamage, ScionPage, SubmitAnswer, Verified
-from service.api.submitting import IdempotencyKey, check_room, check_weights, submit_once
+from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
 from service.store.holdings import clear, scion_page
 
 router = APIRouter(tags=["bank"])
@@ -65,30 +63,13 @@ def clear_scions(body: Annotated[ClearRequest, Depends(body_of(ClearRequest))], 
         return clear(session, Bank(lab.storage), **body.model_dump())
 
 
-@dataclass(frozen=True)
-class SubmittedFill:
-    """A resolved fill and the digest of the bytes it came as."""
-
-    spec: FillSpec
-    request_digest: str
-
-
-async def _submitted_fill(request: Request) -> SubmittedFill:
-    raw, document = await raw_document(request)
-    return SubmittedFill(parse_fill(document), hashlib.sha256(raw).hexdigest())
-
-
 @router.post("/scions:fill", status_code=202, openapi_extra=documented(FillDocument))
 def fill_bank(
-    body: Annotated[SubmittedFill, Depends(_submitted_fill)],
+    body: Annotated[Submitted[FillSpec], Depends(submitted(parse_fill))],
     lab: LabDep,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> SubmitAnswer:
     """Queue one pass that distils sites times operators ahead of the designs that will use them."""
-    check_weights(body.spec.backbone.name)
-    check_room(body.spec.resources, lab.settings.cpus)
-    run = submit_once(lab, body.spec, body.request_digest, idempotency_key)
-    url = f"/api/v1/runs/{run.id}"
-    response.headers["Location"] = url
-    return SubmitAnswer(run_id=run.id, experiment_digest=body.spec.digest, url=url)
+    check_startable(lab, body.spec)
+    return accepted(response, submit_once(lab, body.spec, body.request_digest, idempotency_key))

@@ -2,16 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Response
 from sqlalchemy.exc import IntegrityError
 
 from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.experiment import Resources
 from grafting_core.spec.problems import Problem, SpecError
 from grafting_core.spec.work import Work
 from service.api.deps import Lab
 from service.api.problems import ApiError
-from service.api.schemas import Forecast
+from service.api.schemas import Forecast, SubmitAnswer
 from service.store.models import RunRow
 from service.store.submissions import KeyReused, QuotaReached, submit
 
@@ -32,18 +31,23 @@ def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | No
 IdempotencyKey = Annotated[str | None, Depends(_usable)]
 
 
-def check_weights(backbone: str) -> None:
-    """Raises ApiError where the lab knows a backbone's sizes alone."""
-    if backbone_cards()[backbone].weights is None:
-        raise ApiError("not-runnable", f"{backbone} can be planned but not run: the lab has no weights of it")
-
-
-def check_room(asked: Resources, cpus: int) -> None:
-    """Refuse at the door what the lab could never start. Raises SpecError."""
+def check_startable(lab: Lab, work: Work) -> None:
+    """Refuse at the door what the lab could never start. Raises ApiError or SpecError."""
+    if backbone_cards()[work.backbone.name].weights is None:
+        name = work.backbone.name
+        raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
+    asked, cpus = work.resources, lab.settings.cpus
     wanted = asked.workers * asked.cpus_per_worker
     if wanted > cpus:
         message = f"{asked.workers} workers of {asked.cpus_per_worker} CPUs are {wanted}; the lab has {cpus}"
         raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
+
+
+def accepted(response: Response, run: RunRow) -> SubmitAnswer:
+    """The answer to a submission: where the run will be found."""
+    url = f"/api/v1/runs/{run.id}"
+    response.headers["Location"] = url
+    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url)
 
 
 def submit_once(

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from service.api.schemas import RunDetail
 from service.cli import views
+from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
@@ -159,6 +160,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 app.command("open")(open_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(bank_app, name="bank")
+app.command("analyze")(analyze_command)
 app.command("check-operator")(check_operator_command)
 app.command("up")(up_command)
 app.command("down")(down_command)

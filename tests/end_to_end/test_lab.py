@@ -205,6 +205,16 @@ def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
+def test_a_backbone_is_analyzed_on_the_cluster(lab: Lab) -> None:
+    words = ("--samples", "2", "--steps", "2", "--band", "6", "--band", "48", "--figure", "profile.png")
+    done = graft(lab, "analyze", "testbed/dit-fashion", *words)
+    assert done.returncode == 0, done.stderr
+    assert "L48" in done.stdout
+    assert Image.open(lab.folder / "profile.png").width > 500
+    again = json.loads(graft(lab, "analyze", "testbed/dit-fashion", *words[:8], "--json").stdout)
+    assert again["locality"][1]["blocks"] == pytest.approx([1.0] * 8)
+
+
 def test_an_operator_is_checked_without_a_lab(tmp_path: Path) -> None:
     done = subprocess.run([*GRAFT, "check-operator", "mamba2", "--json"], capture_output=True, cwd=tmp_path)
     assert done.returncode == 0

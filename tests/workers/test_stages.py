@@ -10,6 +10,7 @@ from grafting_core.data import Latents
 from grafting_core.finetuning import Share
 from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
 from grafting_core.spec.planning import design_cost
+from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from tests.builders import experiment, same
 from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
@@ -23,12 +24,10 @@ ENCODED: dict[int, Latents] = {}
 """Encoding is the same for all; once is enough."""
 
 
-def context(
-    folder: Path, backbone: Backbone, spec: ExperimentSpec, run: str = "r1", attempt: int = 1
-) -> Context:
+def context(folder: Path, backbone: Backbone, work: Work, run: str = "r1", attempt: int = 1) -> Context:
     storage = Storage(str(folder))
-    ticket = RunTicket(run_id=run, attempt=attempt, work=spec, storage=str(folder))
-    meter = Meter(spec, time.time())
+    ticket = RunTicket(run_id=run, attempt=attempt, work=work, storage=str(folder))
+    meter = Meter(work, time.time())
     events = EventLog(storage, ticket)
     brake = Brake(storage, ticket, meter)
     return Context(ticket, storage, backbone, Group(Share()), meter, brake, events, ENCODED)

@@ -5,19 +5,24 @@ import torch
 from scipy import stats
 
 from grafting_core.activations import visited
-from grafting_core.analysis.locality import band_mass, locality_profile
+from grafting_core.analysis.locality import band_mass, locality_profile, profile_protocol
 from grafting_core.analysis.statistics import OUTLIER_DEVIATIONS, activation_statistics
 from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.diffusion import add_noise, linear_schedule
+from grafting_core.observing import StopRequested
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.profile import uniform_share
 from grafting_core.spec.site import GraftSite
+from tests.builders import MemoryCheckpoints, StopAfter
 
 
 def test_uniform_attention_has_the_share_of_the_band() -> None:
     uniform = torch.full((1, 1, 256, 256), 1 / 256)
     assert band_mass(uniform, [32]).item() == pytest.approx((65 * 256 - 32 * 33) / 256**2)
+    masses = band_mass(uniform, range(300)).tolist()
+    assert masses == pytest.approx([uniform_share(band, 256) for band in range(300)])
 
 
 def test_a_band_over_everything_holds_all_mass() -> None:
@@ -37,6 +42,21 @@ def test_a_profile_has_a_growing_mass_for_every_block(backbone: Backbone) -> Non
     assert all(len(values) == backbone.card.depth for values in profile.values())
     assert all(one < six < 1 for one, six in zip(profile[1], profile[6], strict=True))
     assert profile[48] == pytest.approx([1.0] * backbone.card.depth)
+
+
+def test_an_interrupted_profile_goes_on_to_the_same_bits(backbone: Backbone) -> None:
+    protocol = profile_protocol(samples=6, sampling_steps=2).model_copy(update={"micro_batch": 2})
+    whole = locality_profile(backbone, [6], protocol)
+    kept = MemoryCheckpoints()
+    with pytest.raises(StopRequested):
+        locality_profile(backbone, [6], protocol, observer=StopAfter(4), checkpoints=kept)
+    assert list(kept.kept) == [4]
+    assert locality_profile(backbone, [6], protocol, checkpoints=kept) == whole
+
+
+@pytest.mark.parametrize("samples", [1, 7, 250, 251])
+def test_micro_batches_never_count_a_sample_twice(samples: int) -> None:
+    assert samples % profile_protocol(samples).micro_batch == 0
 
 
 def test_the_gauge_sees_the_attention_that_the_block_computes(backbone: Backbone) -> None:

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from grafting_core.spec.analysis import AnalysisSpec
-from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.analysis import parse_analysis
+from grafting_core.spec.problems import SpecError
 from grafting_core.spec.work import WORK, as_graft, protocol_of
 from tests.builders import experiment
 
-ANALYSIS = AnalysisSpec(name="look", backbone=backbone_cards()["testbed/dit-fashion"].ref, bands=(6,))
+ANALYSIS = parse_analysis({"backbone": "testbed/dit-fashion"})
 
 
 @pytest.mark.parametrize("work", [experiment(), ANALYSIS])
@@ -29,3 +29,28 @@ def test_only_a_graft_is_a_graft_and_has_a_protocol() -> None:
 def test_the_digest_of_an_analysis_names_what_is_measured_and_nothing_else() -> None:
     assert ANALYSIS.digest == ANALYSIS.model_copy(update={"name": "other"}).digest
     assert ANALYSIS.digest != ANALYSIS.model_copy(update={"bands": (7,)}).digest
+
+
+def test_an_analysis_asks_for_the_papers_setting_by_default() -> None:
+    assert (ANALYSIS.bands, ANALYSIS.samples, ANALYSIS.sampling_steps) == ((6,), 250, 50)
+    assert parse_analysis({"backbone": "dit-xl-2-256"}).bands == (32,)
+    assert parse_analysis({"backbone": "dit-xl-2-256", "bands": [8, 2]}).bands == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"backbone": "dit"}, "/backbone"),
+        ({"bands": [-1]}, "/bands/0"),
+        ({"bands": []}, "/bands"),
+        ({"bands": [3, 3]}, "/bands"),
+        ({"samples": 0}, "/samples"),
+        ({"sampling_steps": 1001}, "/sampling_steps"),
+        ({"band": 3}, "/band"),
+        ({"seed": 2**32}, "/seed"),
+    ],
+)
+def test_a_bad_analysis_is_refused_with_its_place(changes: dict[str, object], pointer: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_analysis({"backbone": "testbed/dit-fashion", **changes})
+    assert caught.value.problems[0].pointer == pointer

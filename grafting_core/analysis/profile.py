@@ -1,0 +1,47 @@
+"""Measure all that a profile holds."""
+
+from dataclasses import asdict
+
+from grafting_core.analysis.locality import locality_profile, profile_protocol
+from grafting_core.analysis.statistics import activation_statistics
+from grafting_core.backbones.loader import Backbone
+from grafting_core.data import Latents
+from grafting_core.observing import Checkpoints, Observer
+from grafting_core.spec.analysis import AnalysisSpec
+from grafting_core.spec.profile import BackboneProfile, BandLocality, SiteStatistics, uniform_share
+
+STATISTICS_IMAGES = 256
+
+
+def measure_profile(
+    backbone: Backbone,
+    asked: AnalysisSpec,
+    latents: Latents,
+    *,
+    observer: Observer,
+    checkpoints: Checkpoints,
+) -> BackboneProfile:
+    """Locality while sampling, then statistics on noised latents. Raises StopRequested when asked to stop."""
+    masses = locality_profile(
+        backbone,
+        asked.bands,
+        profile_protocol(asked.samples, asked.sampling_steps, asked.seed),
+        samples=asked.samples,
+        observer=observer,
+        checkpoints=checkpoints,
+    )
+    found = activation_statistics(backbone, latents, STATISTICS_IMAGES, asked.seed)
+    tokens = backbone.card.dims.num_tokens
+    return BackboneProfile(
+        backbone=backbone.card.ref,
+        samples=asked.samples,
+        sampling_steps=asked.sampling_steps,
+        seed=asked.seed,
+        locality=tuple(
+            BandLocality(
+                band=band, uniform=uniform_share(band, tokens), blocks=tuple(min(1.0, m) for m in mass)
+            )
+            for band, mass in masses.items()
+        ),
+        statistics=tuple(SiteStatistics(site=site, **asdict(each)) for site, each in found.items()),
+    )

@@ -1,0 +1,79 @@
+"""`graft analyze`: how local a backbone's attention is, and how wild its activations are."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from grafting_core.spec.profile import BackboneProfile
+from service.cli.console import out, print_json, table
+from service.cli.follow import follow
+from service.cli.lab import find_url
+from service.client import GraftlabClient
+
+Backbone = Annotated[str, typer.Argument(help="As `graft backbones` lists it.")]
+Bands = Annotated[
+    list[int] | None,
+    typer.Option("--band", help="Half-width in tokens; repeat for several. Default: an eighth."),
+]
+Samples = Annotated[int, typer.Option(help="Samples to watch (the paper: 250).")]
+Steps = Annotated[int, typer.Option(help="DDIM steps a sample (the paper: 50).")]
+Figure = Annotated[
+    Path | None,
+    typer.Option("--figure", help="Where the picture goes; default: beside you, named after the backbone."),
+]
+Url = Annotated[str | None, typer.Option("--url", help="The lab's address.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the profile as JSON; no picture unless --figure.")
+]
+
+
+def analyze_command(
+    backbone: Backbone,
+    bands: Bands = None,
+    samples: Samples = 250,
+    steps: Steps = 50,
+    figure: Figure = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Measure attention locality and activation statistics of a backbone on the cluster."""
+    client = GraftlabClient(find_url(url))
+    asked: dict[str, Any] = {"backbone": backbone, "samples": samples, "sampling_steps": steps}
+    run_id = client.analyze(asked | ({"bands": bands} if bands else {})).run_id
+    run = client.wait(run_id) if json else follow(client, [run_id])[0]
+    if run.state != "SUCCEEDED":
+        out.print(f"{run.state.lower()}: {run.message or run.reason}", markup=False)
+        raise typer.Exit(1)
+    profile = BackboneProfile.model_validate_json(client.artifact(run_id, "analyze", "profile.json"))
+    print_json(profile) if json else show_profile(profile)
+    if figure or not json:
+        place = figure or Path(f"{backbone.replace('/', '-')}-profile.png")
+        place.write_bytes(client.artifact(run_id, "analyze", "profile.png"))
+        if not json:
+            out.print(f"picture: {place}")
+
+
+def show_profile(profile: BackboneProfile) -> None:
+    """A row a block: locality by band, then both operators' outputs."""
+    out.print(f"[bold]{profile.backbone.name}[/]  {profile.samples} samples, {profile.sampling_steps} steps")
+    out.print(_table(profile))
+    uniform = ", ".join(f"L{row.band} {row.uniform:.3f}" for row in profile.locality)
+    out.print(f"attention without preference would have {uniform}")
+
+
+def _table(profile: BackboneProfile) -> Table:
+    bands = [f"L{row.band}" for row in profile.locality]
+    figures = ("variance", "kurtosis", "largest", "outliers")
+    columns = [f"{part} {figure}" for part in ("attention", "mlp") for figure in figures]
+    rows = table("block", *bands, *columns, right=("block", *bands, *columns))
+    by_site = {(row.site.block, row.site.slot): row for row in profile.statistics}
+    for block in range(len(profile.locality[0].blocks)):
+        cells = [f"{row.blocks[block]:.3f}" for row in profile.locality]
+        for slot in ("attention", "mlp"):
+            found = by_site[block, slot]
+            cells += [f"{found.variance:.3g}", f"{found.kurtosis:.3g}", f"{found.maximum:.3g}"]
+            cells.append(f"{found.outlier_share:.2%}")
+        rows.add_row(str(block), *cells)
+    return rows

@@ -1,0 +1,39 @@
+"""Profiles of backbones, found by the digest of what was measured."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.backbone import BackboneCard
+from grafting_core.spec.profile import BackboneProfile, default_band
+from grafting_core.storage import Storage
+from service.store.engine import Database
+from service.store.models import ExperimentRow, RunRow, StageRow
+
+
+def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> BackboneProfile | None:
+    """Of the latest finished analysis of these very weights; None where there was none."""
+    query = (
+        select(StageRow)
+        .join(RunRow, RunRow.id == StageRow.run_id)
+        .join(RunRow.experiment)
+        .where(ExperimentRow.kind == "analysis", StageRow.stage == "analyze", RunRow.state == "SUCCEEDED")
+        .order_by(RunRow.id.desc())
+    )
+    for row in session.scalars(query):
+        path = row.report["artifacts"]["profile.json"]
+        if path.split("/")[1] == backbone_digest and storage.exists(path):
+            return storage.read_model(path, BackboneProfile)
+    return None
+
+
+def completed_card(database: Database, storage: Storage, card: BackboneCard) -> BackboneCard:
+    """With the measured locality, by which `top_local` and `low_local` rank, where the card has none."""
+    if card.locality is not None:
+        return card
+    with database.reading() as session:
+        found = newest_profile(session, storage, card.digest)
+    if found is None:
+        return card
+    usual = default_band(card.dims.num_tokens)
+    row = min(found.locality, key=lambda row: abs(row.band - usual))
+    return card.model_copy(update={"locality": row.blocks, "locality_band": row.band})
