@@ -1,6 +1,6 @@
 """Stage 3: samples to features to figures."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from grafting_core.spec.ladder import LOSS_DRAWS, FidRung, ladder_of
 from grafting_core.spec.plans import EvaluationProtocol
 
 FID_CHUNK = 500
+Keep = Callable[[int, npt.NDArray[np.uint8]], None]
+"""Takes uint8 images [n, H, W] of samples first .. first + n."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,17 @@ class EvaluatedChunk:
 
 
 def evaluate_chunk(
-    backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, first: int, count: int
+    backbone: Backbone,
+    transformer: nn.Module,
+    protocol: EvaluationProtocol,
+    first: int,
+    count: int,
+    keep: Keep = lambda first, images: None,
 ) -> EvaluatedChunk:
-    """Sample indices first .. first + count and look at them with the feature network."""
+    """Sample indices first .. first + count, let them be kept, look at them with the feature network."""
     indices = range(first, first + count)
     images = sample_images(backbone, transformer, protocol, indices)
+    keep(first, images.numpy())
     features, logits = extract_features(backbone, images, protocol.micro_batch)
     asked = sample_labels(protocol, backbone.card.num_classes, indices)
     return EvaluatedChunk(first, features.numpy(), asked.numpy(), logits.argmax(1).numpy())

@@ -25,10 +25,15 @@ def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Seque
     return torch.tensor([_hash(f"label/{protocol.seed}/{index}") % num_classes for index in indices])
 
 
-def sample_generators(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a sample. Base plus index, since equal low 32 bits would mean equal noise."""
+def noise_seeds(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[int]:
+    """One 32-bit seed a sample. Base plus index, since equal low 32 bits would mean equal noise."""
     base = _hash(f"noise/{protocol.seed}")
-    return [torch.Generator().manual_seed((base + index) % 2**32) for index in indices]
+    return [(base + index) % 2**32 for index in indices]
+
+
+def sample_generators(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a sample; it gives the initial noise, then each step's."""
+    return [torch.Generator().manual_seed(seed) for seed in noise_seeds(protocol, indices)]
 
 
 def _hash(text: str) -> int:

@@ -1,14 +1,18 @@
 """Whole files in shared storage: a folder, NFS or an object store, by one fsspec URI."""
 
+import io
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import fsspec
 from pydantic import BaseModel
 
 M = TypeVar("M", bound=BaseModel)
+COPY_BYTES = 2**20
 
 
 class Storage:
@@ -38,9 +42,24 @@ class Storage:
         """Replace the file as a whole. Where that fails (OSError, a full disk too) nothing is left behind."""
         full = self._full(path)
         if self.is_local:
-            _write_local(Path(full), data)
+            _write_local(Path(full), io.BytesIO(data))
         else:
             self._filesystem.pipe_file(full, data)
+
+    def write_file(self, path: str, local: Path) -> None:
+        """`write_bytes` for what does not fit into memory: the contents of a file on this machine."""
+        full = self._full(path)
+        if self.is_local:
+            with local.open("rb") as source:
+                _write_local(Path(full), source)
+        else:
+            self._filesystem.put_file(str(local), full)
+
+    def pieces(self, path: str, size: int = 2**20) -> Iterator[bytes]:
+        """The file in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
+        with self._filesystem.open(self._full(path), "rb") as file:
+            while piece := file.read(size):
+                yield piece
 
     def exists(self, path: str) -> bool:
         return bool(self._filesystem.exists(self._full(path)))
@@ -86,13 +105,13 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, source: IO[bytes]) -> None:
     """Temporary file beside, synced, renamed; then the folder synced, so that the name is durable too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

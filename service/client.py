@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -100,6 +101,26 @@ class GraftlabClient:
 
     def artifact(self, run_id: str, stage: str, name: str) -> bytes:
         return self._ask("GET", f"/runs/{run_id}/artifacts/{stage}/{name}").content
+
+    def save_artifact(self, run_id: str, stage: str, name: str, path: Path) -> None:
+        """Write an artifact of any size to a file, whole or not at all. Raises ApiProblem, OSError."""
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                for piece in self._pieces(f"/runs/{run_id}/artifacts/{stage}/{name}"):
+                    file.write(piece)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _pieces(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._http.stream("GET", path) as answer:
+                if answer.is_error:
+                    answer.read()
+                yield from _checked(answer).iter_bytes()
+        except httpx.TransportError as error:
+            raise LabUnreachable(f"{self.url} does not answer to the end; try again") from error
 
     def leaderboard(self) -> Leaderboard:
         return self._parse(Leaderboard, self._ask("GET", "/leaderboard"))

@@ -5,7 +5,7 @@ Layout under the storage root (an fsspec URI):
     scions/<key>/                      distilled operator: operator.safetensors, card.json
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
-    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz
+    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz; see kept_samples
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
     runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors

@@ -33,6 +33,8 @@ class ExperimentSpec(Frozen):
     distill: DistillPlan
     finetune: FinetunePlan
     evaluate: EvaluationProtocol
+    keep_samples: bool = False
+    """Whether the images are published beside their figures; like budget and resources in no digest."""
     budget: Budget = Budget()
     resources: Resources = Resources()
 

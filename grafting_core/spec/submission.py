@@ -34,6 +34,7 @@ class Submission(Frozen):
     distill: DistillPlan = DistillPlan()
     finetune: FinetunePlan = FinetunePlan()
     evaluate: EvaluationProtocol = EvaluationProtocol()
+    keep_samples: bool = False
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -81,6 +82,7 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
         distill=_capped(distill, limit),
         finetune=_capped(finetune, limit),
         evaluate=evaluate,
+        keep_samples=submission.keep_samples,
         budget=submission.budget,
         resources=submission.resources,
     )

@@ -124,4 +124,6 @@ def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
     if path is None or not lab.storage.exists(path):
         raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
     media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
-    return Response(lab.storage.read_bytes(path), media_type=media_type)
+    # By pieces: kept samples are gigabytes.
+    headers = {"Content-Length": str(lab.storage.size(path))}
+    return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)

@@ -125,6 +125,27 @@ def logs(
 
 
 @app.command()
+def fetch(
+    run: Run,
+    name: Annotated[str, typer.Argument(help="samples.npz, samples.csv, samples.png, model ...")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: its name, here.")] = None,
+    url: Url = None,
+) -> None:
+    """Save a file that a run has made."""
+    client = _client(url)
+    found = client.run(_run_id(client, run))
+    made = {artifact: report.stage for report in found.stages for artifact in report.artifacts}
+    if name not in made:
+        raise Refused([f"run {found.id} has no {name!r}; it has {', '.join(made) or 'made nothing yet'}"])
+    path = output or Path(name.replace("/", "-"))
+    try:
+        client.save_artifact(found.id, made[name], name, path)
+    except OSError as error:
+        raise Refused([f"{path}: {error.strerror}"]) from error
+    out.print(f"wrote {escape(str(path))}")
+
+
+@app.command()
 def cancel(
     runs: Annotated[list[str], typer.Argument(help="Run ids, or beginnings.")], url: Url = None
 ) -> None:

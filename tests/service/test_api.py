@@ -2,12 +2,14 @@
 """The API does what it says, refuses what is wrong with its place, and stores nothing then."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
+from service.client import ApiProblem, GraftlabClient
 from service.store.lifecycle import transition
 from service.store.models import ExperimentRow, RunRow, StageRow
 from tests.builders import document
@@ -173,6 +175,25 @@ def test_unknown_addresses_are_problems(client: TestClient, path: str) -> None:
 @pytest.mark.parametrize("name", ["x", "..%2f..%2flab.db", "%2e%2e%2flab.db"])
 def test_artifacts_are_found_by_name_in_reports_only(client: TestClient, name: str) -> None:
     assert client.get(f"/api/v1/runs/{submit(client)}/artifacts/evaluate/{name}").status_code == 404
+
+
+def test_an_artifact_of_any_size_comes_by_pieces_and_whole(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, content = submit(client), bytes(range(256)) * 10_000
+    lab = client.app.state.lab  # type: ignore[attr-defined]  # starlette's type is wider
+    lab.storage.write_bytes("evaluations/k/samples.npz", content)
+    report = StageReport(stage="evaluate", key="k", artifacts={"samples.npz": "evaluations/k/samples.npz"})
+    with lab.database.writing() as session:
+        session.add(StageRow(run_id=run, stage="evaluate", attempt=1, report=report.model_dump(mode="json")))
+    graft = GraftlabClient("http://testserver")
+    http = TestClient(client.app, base_url="http://testserver/api/v1", headers=dict(client.headers))
+    monkeypatch.setattr(graft, "_http", http)
+    graft.save_artifact(run, "evaluate", "samples.npz", tmp_path / "mine.npz")
+    assert (tmp_path / "mine.npz").read_bytes() == content
+    with pytest.raises(ApiProblem, match="no artifact 'other'"):
+        graft.save_artifact(run, "evaluate", "other", tmp_path / "other")
+    assert not list(tmp_path.glob("*other*"))
 
 
 def test_a_foreign_host_header_is_refused(client: TestClient) -> None:

@@ -16,6 +16,7 @@ from grafting_core.spec.planning import design_cost
 from grafting_core.storage import Storage
 from grafting_core.surgery import operate
 from workers.contract import StageReport
+from workers.kept_samples import KeptSamples
 from workers.stages.context import Context
 
 MICRO_BATCHES_A_CHUNK = 2
@@ -25,24 +26,26 @@ LOSS_IMAGES = 1_000
 def run(context: Context) -> StageReport:
     """Evaluate unless this very evaluation is published already."""
     key = evaluation_key(context.spec)
-    reused = is_published(context.storage, f"evaluations/{key}")
+    kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
+    reused = is_published(context.storage, f"evaluations/{key}") and kept.complete
     if not reused:
-        _evaluate(context, key)
+        _evaluate(context, key, kept)
     context.group.barrier()
     return StageReport(
         stage="evaluate",
         key=key,
-        artifacts={"samples.png": f"evaluations/{key}/samples.png"},
+        artifacts={"samples.png": f"evaluations/{key}/samples.png", **kept.artifacts},
         metrics=read_card(context.storage, f"evaluations/{key}")["metrics"],
         stop_cause="reused" if reused else "completed",
     )
 
 
-def _evaluate(context: Context, key: str) -> None:
+def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
     network = _network(context)
-    _sample(context, key, network)
+    _sample(context, key, network, kept)
     context.group.barrier()
     if context.group.leads:
+        kept.finish(context.backbone.card.num_classes)
         metrics = _metrics(context, key, network)
         card = {"key": key, "metrics": metrics, "protocol": context.spec.evaluate.model_dump(mode="json")}
         publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, network), card)
@@ -65,17 +68,19 @@ def _sheet(context: Context, network: nn.Module) -> bytes:
     return teacher.beside(sample_sheet(backbone, network, protocol), context.spec.name)
 
 
-def _sample(context: Context, key: str, network: nn.Module) -> None:
+def _sample(context: Context, key: str, network: nn.Module, kept: KeptSamples) -> None:
     """Each rank its chunks; those already there from an earlier attempt are kept."""
     protocol, share = context.spec.evaluate, context.group.share
     observer = context.observer("evaluate", key)
     size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
     mine = range(share.rank * size, protocol.samples, share.world * size)
-    missing = [first for first in mine if not context.storage.exists(_chunk_path(key, first))]
+    missing = [
+        first for first in mine if not (context.storage.exists(_chunk_path(key, first)) and kept.has(first))
+    ]
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
         count = min(size, protocol.samples - first)
-        chunk = evaluate_chunk(context.backbone, network, protocol, first, count)
+        chunk = evaluate_chunk(context.backbone, network, protocol, first, count, kept.add)
         context.storage.write_bytes(_chunk_path(key, first), _packed(chunk))
         observer.progress(first + count, protocol.samples, {})
         if observer.stop_requested():

@@ -161,6 +161,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("interval of one end", document(evaluate={"guidance_interval": [1.0]}), "/evaluate/guidance_interval/1", "missing-field"),
     ("interval without guidance", document(evaluate={"guidance": 1, "guidance_interval": [0, 1]}), "/evaluate/guidance_interval", "without-effect"),
     ("endless micro-batch", document(evaluate={"micro_batch": 65536}), "/evaluate/micro_batch", "out-of-range"),
+    ("text for a wish", document(keep_samples="yes"), "/keep_samples", "wrong-type"),
     ("one sample", document(evaluate={"samples": 1}), "/evaluate/samples", "out-of-range"),
     ("no name", {"backbone": "dit-xl-2-256"}, "/name", "missing-field"),
     ("control character in the name", document(name="a\0b"), "/name", "out-of-range"),
