@@ -14,6 +14,8 @@ from grafting_core.spec.profile import BackboneProfile
 from grafting_core.spec.scions import ScionCard
 from service.api.schemas import (
     TERMINAL,
+    AccountView,
+    ActionResult,
     BackboneView,
     Cleared,
     KeyMade,
@@ -22,6 +24,7 @@ from service.api.schemas import (
     LoginLink,
     OperatorView,
     PlanAnswer,
+    QueueView,
     RunDetail,
     RunEvent,
     RunPage,
@@ -69,10 +72,14 @@ class GraftlabClient:
         """Cost and stages of a design; nothing is stored. Raises ApiProblem."""
         return self._parse(PlanAnswer, self._ask("POST", "/experiments/plan", json=document))
 
-    def submit(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
-        """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem."""
+    def submit(self, document: Any, idempotency_key: str | None = None, **placing: Any) -> SubmitAnswer:
+        """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem.
+
+        `placing`: priority (higher goes first), study (a label whose account is charged as well).
+        """
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._parse(SubmitAnswer, self._ask("POST", "/experiments", json=document, headers=headers))
+        answer = self._ask("POST", "/experiments", json=document, headers=headers, params=placing)
+        return self._parse(SubmitAnswer, answer)
 
     def analyze(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
         """Queue a measurement of a backbone (`backbone`, `bands`, `samples`...). Raises ApiProblem."""
@@ -93,7 +100,30 @@ class GraftlabClient:
         return self._parse(RunDetail, self._ask("GET", f"/runs/{run_id}"))
 
     def cancel(self, run_id: str) -> RunDetail:
+        """After the next checkpoint; `act` knows the other actions."""
         return self._parse(RunDetail, self._ask("POST", f"/runs/{run_id}/cancel"))
+
+    def act(self, action: str, run_ids: list[str], **more: Any) -> list[ActionResult]:
+        """Pause, resume, cancel, kill, retry, extend (device_seconds=), priority (priority=)."""
+        body = {"action": action, "runs": run_ids, **more}
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        answer = self._ask("POST", "/actions", json=body, headers=headers)
+        return TypeAdapter(list[ActionResult]).validate_json(answer.content)
+
+    def queue(self, limit: int = 50, run: str | None = None) -> QueueView:
+        """The queue in order, explained."""
+        params = {"limit": limit, **({"run": run} if run else {})}
+        return self._parse(QueueView, self._ask("GET", "/queue", params=params))
+
+    def accounts(self) -> list[AccountView]:
+        return TypeAdapter(list[AccountView]).validate_json(self._ask("GET", "/accounts").content)
+
+    def set_limits(
+        self, scope: str, name: str, budget: dict[str, Any], quotas: dict[str, int | None] | None = None
+    ) -> AccountView:
+        """Replace what an account may use; what is None is unlimited."""
+        body = {"budget": budget, **(quotas or {})}
+        return self._parse(AccountView, self._ask("PUT", f"/accounts/{scope}/{name}", json=body))
 
     def log(self, run_id: str, attempt: int | None = None) -> str:
         """The end of what an attempt printed."""

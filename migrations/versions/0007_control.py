@@ -12,6 +12,7 @@ RUN_COLUMNS = (
     sa.Column("owner", sa.String(length=64), server_default="lab", nullable=False),
     sa.Column("study", sa.String(length=64), nullable=True),
     sa.Column("precedence", sa.Integer(), server_default="0", nullable=False),
+    sa.Column("workers", sa.Integer(), server_default="1", nullable=False),
     sa.Column("cpus", sa.Integer(), server_default="1", nullable=False),
     sa.Column("gpus", sa.Integer(), server_default="0", nullable=False),
     sa.Column("kill_requested_at", sa.DateTime(timezone=True), nullable=True),
@@ -68,7 +69,7 @@ def _create_accounts() -> None:
 
 def _fill_resources() -> None:
     """What runs ask for, and whose they are, was in their experiments alone."""
-    names = ("experiment_id", "cpus", "gpus", "owner")
+    names = ("experiment_id", "workers", "cpus", "gpus", "owner")
     runs = sa.table("runs", *(sa.column(name) for name in names))
     experiments = sa.table("experiments", sa.column("id"), sa.column("spec", sa.JSON()), sa.column("owner"))
     connection = op.get_bind()
@@ -76,7 +77,7 @@ def _fill_resources() -> None:
         asked = row.spec["resources"]
         cpus, gpus = (asked["workers"] * asked[f"{kind}_per_worker"] for kind in ("cpus", "gpus"))
         if (cpus, gpus, row.owner) != (1, 0, "lab"):
-            values = {"cpus": cpus, "gpus": gpus, "owner": row.owner}
+            values = {"workers": asked["workers"], "cpus": cpus, "gpus": gpus, "owner": row.owner}
             connection.execute(sa.update(runs).where(runs.c.experiment_id == row.id).values(**values))
 
 

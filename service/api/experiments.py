@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from grafting_core.spec.planning import ExperimentPlan, plan
 from grafting_core.spec.submission import Submission
@@ -12,6 +12,8 @@ from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
 from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
 from service.store.forecast import forecast, outstanding
 from service.store.holdings import holdings
+from service.store.submissions import Placing
+from service.store.wishes import MAX_PRIORITY
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
 Body = Annotated[SubmittedExperiment, Depends(submitted_experiment)]
@@ -23,11 +25,17 @@ def create_experiment(
     lab: LabDep,
     response: Response,
     idempotency_key: IdempotencyKey,
+    priority: Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0,
+    study: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")] = None,
 ) -> SubmitAnswer:
-    """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run."""
+    """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run.
+
+    Higher priorities go first; a study is a label whose account is charged beside the user's.
+    """
     check_startable(lab, body.spec)
     expected = _forecast(lab, plan(body.spec))
-    run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected)
+    placing = Placing(study, priority)
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected, placing)
     return accepted(response, run)
 
 

@@ -1,4 +1,4 @@
-"""Runs: listing, looking, following, cancelling."""
+"""Runs: listing, looking, following."""
 
 import mimetypes
 from typing import Annotated
@@ -9,8 +9,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
 from service.api.schemas import EventPage, RunDetail, RunPage, RunState
-from service.store.lifecycle import transition
-from service.store.models import RunRow, now
+from service.store.models import RunRow
 from service.store.queries import events_after, find_runs, run_detail, visible_to
 from workers.contract import attempt_folder
 
@@ -48,22 +47,6 @@ def show_run(run_id: str, lab: LabDep) -> RunDetail:
     if found is None:
         raise ApiError("not-found", f"there is no run {run_id!r}")
     return found
-
-
-@router.post("/{run_id}/cancel")
-def cancel_run(run_id: str, lab: LabDep) -> RunDetail:
-    """Queued: at once. Running: after its next checkpoint. Already cancelled: no change."""
-    with lab.database.writing() as session:
-        run = lab.run_to_change(session, run_id)
-        if run.state in ("SUCCEEDED", "FAILED"):
-            raise ApiError(
-                "illegal-transition", f"run {run_id} is {run.state}; only unfinished runs are cancelled"
-            )
-        if run.cancel_requested_at is None:
-            run.cancel_requested_at = now()
-        if run.state in ("QUEUED", "PAUSED"):
-            transition(session, run, "CANCELLED", "user_request")
-    return show_run(run_id, lab)
 
 
 @router.get("/{run_id}/events")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.budget import Spend
+from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import ExperimentPlan
 from grafting_core.spec.plans import EvaluationProtocol
@@ -139,6 +139,10 @@ class RunView(View):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     cancel_requested_at: datetime | None = None
+    pause_requested_at: datetime | None = None
+    study: str | None = None
+    priority: int = 0
+    micro_batches: int = 1
     progress: StageProgress | None = None
     spend: Spend
     share_of_pretraining: float
@@ -242,10 +246,12 @@ class RunEvent(View):
     """One event of a run as the stream sends it; `id` counts from 1 without gaps within the run."""
 
     id: int
-    kind: Literal["state", "attempt"]
+    kind: Literal["state", "attempt", "wish"]
     state: RunState | None = None
     reason: Reason | None = None
     event: Event | None = None
+    wish: str | None = None
+    """What somebody asked of the run: `pause`, `extend by 60 device-seconds`."""
     at: datetime
 
 
@@ -290,3 +296,56 @@ class Whoami(View):
     role: Role
     sees: Sees
     expires_at: datetime | None = None
+
+
+class ActionResult(View):
+    """What came of one action on one run; `problem` says why nothing did."""
+
+    run_id: str
+    state: RunState | None = None
+    changed: bool = False
+    problem: str | None = None
+
+
+class QueueEntry(View):
+    """Where a queued run stands and what it waits for."""
+
+    run_id: str
+    name: str
+    owner: str
+    priority: int
+    position: int
+    """From 1; as many as one less are ahead."""
+    behind: list[str]
+    """The runs directly ahead, nearest first, at most three."""
+    lacks: Literal["nothing", "cpus", "gpus", "quota", "budget", "another run", "back-off"]
+    waits_for: str
+    expected_start_seconds: float | None
+    """From now, if nothing overtakes; None where the lab has no history to tell from."""
+
+
+class QueueView(View):
+    """The queue in the order in which runs will start."""
+
+    cpus: int
+    free_cpus: int
+    gpus: int
+    free_gpus: int
+    queued: int
+    entries: list[QueueEntry]
+
+
+class AccountView(View):
+    """What a user, a study or the lab may use, has used by ended attempts, and has under way."""
+
+    scope: Literal["lab", "user", "study"]
+    name: str
+    limits: Budget
+    max_queued: int | None = None
+    max_running: int | None = None
+    max_cpus: int | None = None
+    max_gpus: int | None = None
+    spent: Spend
+    share_of_pretraining: float
+    claimed: Spend
+    """Used or set aside by attempts under way."""

@@ -12,7 +12,7 @@ from service.api.deps import Lab
 from service.api.problems import ApiError
 from service.api.schemas import Forecast, SubmitAnswer
 from service.store.models import RunRow
-from service.store.submissions import KeyReused, QuotaReached, submit
+from service.store.submissions import ANYWHERE, KeyReused, Placing, QuotaReached, submit
 
 MAX_KEY = 255
 
@@ -51,23 +51,29 @@ def accepted(response: Response, run: RunRow) -> SubmitAnswer:
 
 
 def submit_once(
-    lab: Lab, work: Work, request_digest: str, key: str | None, forecast: Forecast | None = None
+    lab: Lab,
+    work: Work,
+    request_digest: str,
+    key: str | None,
+    forecast: Forecast | None = None,
+    placing: Placing = ANYWHERE,
 ) -> RunRow:
     """The run of this work; for the same user and key the same run, also of two requests at once.
 
     Raises ApiError where the key came with another body before.
     """
+
+    def once() -> RunRow:
+        with lab.database.writing() as session:
+            owner = lab.principal.owner
+            return submit(session, work, request_digest, key, forecast, owner=owner, placing=placing)
+
     try:
-        return _submit(lab, work, request_digest, key, forecast)
+        return once()
     except IntegrityError:
         # The other request's row is there by now.
-        return _submit(lab, work, request_digest, key, forecast)
+        return once()
     except QuotaReached as error:
         raise ApiError("quota", str(error)) from error
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
-
-
-def _submit(lab: Lab, work: Work, request_digest: str, key: str | None, forecast: Forecast | None) -> RunRow:
-    with lab.database.writing() as session:
-        return submit(session, work, request_digest, key, forecast, owner=lab.principal.owner)

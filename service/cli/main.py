@@ -3,14 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.exceptions import TyperException
 
 from service.api.schemas import RunDetail
-from service.cli import views
+from service.cli import actions, views
+from service.cli.actions import run_id_of
 from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
@@ -41,20 +41,6 @@ def _client(url: str | None) -> GraftlabClient:
     return GraftlabClient(find_url(url))
 
 
-def _run_id(client: GraftlabClient, prefix: str) -> str:
-    """The one run whose id begins so. Raises Refused."""
-    found = (
-        client.runs(prefix=prefix, limit=2).runs
-        if prefix.isalnum() and prefix.islower() | prefix.isdigit()
-        else []
-    )
-    if len(found) != 1:
-        raise Refused(
-            [f"{len(found) or 'no'} runs have an id beginning with {prefix!r}; `graft ls` lists them"]
-        )
-    return found[0].id
-
-
 @app.command()
 def plan(file: DesignFile, url: Url = None, json: AsJson = False) -> None:
     """What a design would do and cost; nothing is stored."""
@@ -67,11 +53,14 @@ def submit(
     file: DesignFile,
     url: Url = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")] = False,
+    priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")] = 0,
+    study: Annotated[str | None, typer.Option(help="Label whose budget it is charged to as well.")] = None,
     json: AsJson = False,
 ) -> None:
     """Queue a run of a design."""
     client = _client(url)
-    answer = refusing(file, lambda: client.submit(read_design(file)))
+    placing: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
+    answer = refusing(file, lambda: client.submit(read_design(file), **placing))
     if not wait:
         print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
         return
@@ -97,7 +86,7 @@ def list_runs(
 def show(run: Run, url: Url = None, json: AsJson = False) -> None:
     """One run: design, stages, figures."""
     client = _client(url)
-    detail = client.run(_run_id(client, run))
+    detail = client.run(run_id_of(client, run))
     print_json(detail) if json else views.show_run(detail)
 
 
@@ -105,7 +94,7 @@ def show(run: Run, url: Url = None, json: AsJson = False) -> None:
 def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
     """Follow a run to its end: stages, progress, time left. With --json, an event a line."""
     client = _client(url)
-    run_id = _run_id(client, run)
+    run_id = run_id_of(client, run)
     if not json:
         return _finish(follow(client, [run_id])[0], json)
     for event in client.events(run_id):
@@ -121,7 +110,7 @@ def logs(
 ) -> None:
     """What an attempt printed."""
     client = _client(url)
-    out.out(client.log(_run_id(client, run), attempt), highlight=False)
+    out.out(client.log(run_id_of(client, run), attempt), highlight=False)
 
 
 @app.command()
@@ -133,7 +122,7 @@ def fetch(
 ) -> None:
     """Save a file that a run has made."""
     client = _client(url)
-    found = client.run(_run_id(client, run))
+    found = client.run(run_id_of(client, run))
     made = {artifact: report.stage for report in found.stages for artifact in report.artifacts}
     if name not in made:
         raise Refused([f"run {found.id} has no {name!r}; it has {', '.join(made) or 'made nothing yet'}"])
@@ -143,18 +132,6 @@ def fetch(
     except OSError as error:
         raise Refused([f"{path}: {error.strerror}"]) from error
     out.print(f"wrote {escape(str(path))}")
-
-
-@app.command()
-def cancel(
-    runs: Annotated[list[str], typer.Argument(help="Run ids, or beginnings.")], url: Url = None
-) -> None:
-    """End runs after their next checkpoint; queued ones at once."""
-    client = _client(url)
-    for run in runs:
-        detail = client.cancel(_run_id(client, run))
-        state = detail.state if detail.state == "CANCELLED" else "ends at its next checkpoint"
-        out.print(f"{detail.id}  {escape(detail.name)}  {state}")
 
 
 @app.command()
@@ -183,6 +160,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(bank_app, name="bank")
 app.command("analyze")(analyze_command)
 app.command("check-operator")(check_operator_command)
+actions.install(app)
 app.command("up")(up_command)
 app.command("down")(down_command)
 app.command("demo")(demo_command)

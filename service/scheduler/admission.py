@@ -6,26 +6,16 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
-from grafting_core.spec.budget import Budget, Spend
+from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
 from service.settings import Settings
-from service.store.accounts import (
-    LiveUse,
-    Usage,
-    accounts,
-    budget_of,
-    commitments,
-    limits_of,
-    live_use,
-    settled,
-    title,
-    usage,
-)
+from service.store.accounts import LiveUse, Usage, budget_of, live_use, usage
 from service.store.bank import hold
 from service.store.lifecycle import transition
 from service.store.models import AttemptRow, RunRow
 from service.store.queries import spend_of
 from service.store.queueing import Waiting, pop_next, room, shares, waiting
+from service.store.reserving import budget_hold, expected
 
 log = logging.getLogger("graftlab.scheduler")
 LOOKED_AT = 20
@@ -37,7 +27,7 @@ def admit(session: Session, settings: Settings, storage: Storage, clock: float) 
     free = room(session, settings.cpus, settings.gpus)
     if free.cpus <= 0:
         return []
-    lines = {owner: line for owner, line in waiting(session, LOOKED_AT).items() if line}
+    lines = waiting(session, LOOKED_AT)
     given = shares(session, settings.cpus, settings.gpus, lines)
     live, started = live_use(session), []
     while lines and free.cpus > 0:
@@ -77,43 +67,6 @@ def _start(
         return None
     _claim(session, run, want, clock + settings.start_seconds)
     return LiveUse(run.id, candidate.keys, Usage(), usage(run.experiment.backbone, want))
-
-
-def expected(run: RunRow, spent: Spend) -> Spend:
-    """What a run will still use: by formula and forecast, never more than its own budget leaves."""
-    planned = (run.planned or {}).values()
-    total = Spend(
-        device_seconds=run.forecast["device_seconds"] if run.forecast else 0.0,
-        flops=sum(stage["flops"] for stage in planned),
-        training_images=sum(stage["training_images"] for stage in planned),
-    )
-    return _left(total, spent, budget_of(run))
-
-
-def _left(total: Spend, spent: Spend, budget: Budget) -> Spend:
-    def left(name: str) -> float:
-        limit, amount = getattr(budget, name), float(getattr(total, name))
-        most = amount if limit is None else min(amount or limit, limit)
-        return float(max(0.0, most - getattr(spent, name)))
-
-    images = int(left("training_images"))
-    return Spend(device_seconds=left("device_seconds"), flops=left("flops"), training_images=images)
-
-
-def budget_hold(session: Session, run: Waiting, live: Sequence[LiveUse], want: Usage) -> str | None:
-    """Why shared budgets do not admit this run now.
-
-    A run that wants more than is left starts when nobody else has a claim, and is cut short.
-    """
-    for key, account in accounts(session, run.keys).items():
-        limits, used = limits_of(account), settled(account)
-        spent = used.reached(limits)
-        if spent:
-            return f"the budget of {title(key)} is spent: {spent}"
-        others = commitments(key, live)
-        if others != Usage() and (used + others + want).reached(limits, beyond=True):
-            return f"the budget of {title(key)} is claimed by runs under way"
-    return None
 
 
 def _claim(session: Session, run: RunRow, want: Spend, lease_until: float) -> None:

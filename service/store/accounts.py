@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Literal
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from service.store.engine import insert_if_absent
 from service.store.lifecycle import LIVE
 from service.store.models import AccountRow, AttemptRow, RunRow, now
 
+Scope = Literal["lab", "user", "study"]
 Key = tuple[str, str]
 LAB: Key = ("lab", "lab")
 HALF_LIFE_SECONDS = 86_400.0

@@ -73,6 +73,7 @@ class RunRow(Base):
     study: Mapped[str | None] = mapped_column(String(64))
     precedence: Mapped[int] = mapped_column(server_default="0", default=0)
     """Minus the priority, so that one ascending index gives the order of the queue."""
+    workers: Mapped[int] = mapped_column(server_default="1", default=1)
     cpus: Mapped[int] = mapped_column(server_default="1", default=1)
     gpus: Mapped[int] = mapped_column(server_default="0", default=0)
     """What all workers together ask for: an attempt gets all of it or none."""

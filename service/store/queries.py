@@ -142,6 +142,10 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
         started_at=row.started_at,
         ended_at=row.ended_at,
         cancel_requested_at=row.cancel_requested_at,
+        pause_requested_at=row.pause_requested_at,
+        study=row.study,
+        priority=-row.precedence,
+        micro_batches=row.micro_batches,
         progress=_progress(row),
         spend=spend,
         share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
@@ -181,4 +185,6 @@ def event_view(row: EventRow) -> RunEvent:
         return RunEvent(
             id=row.seq, kind="attempt", event=Event.model_validate_json(json.dumps(row.body)), at=row.at
         )
+    if row.kind == "wish":
+        return RunEvent(id=row.seq, kind="wish", wish=row.body["wish"], at=row.at)
     return RunEvent(id=row.seq, kind="state", state=row.body["state"], reason=row.body["reason"], at=row.at)

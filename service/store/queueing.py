@@ -61,6 +61,13 @@ class Waiting:
     gpus: int
     created_at: datetime
     not_before: datetime | None
+    workers: int
+    forecast: dict[str, Any] | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock that it is expected to take, or None where nobody knows."""
+        return self.forecast["device_seconds"] / self.workers if self.forecast else None
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -74,15 +81,15 @@ COLUMNS = tuple(getattr(RunRow, name) for name in Waiting.__dataclass_fields__)
 
 
 def waiting(session: Session, per_owner: int | None = None) -> dict[str, deque[Waiting]]:
-    """By owner, in the order each would have them started; the first few of each where asked so."""
+    """By owner, in the order each would have them started: all, or the first few of each that are due."""
     lines: dict[str, deque[Waiting]] = {}
+    due = or_(RunRow.not_before.is_(None), RunRow.not_before <= now())
     for (owner,) in session.execute(OWNERS).all():
-        due = or_(RunRow.not_before.is_(None), RunRow.not_before <= now())
         query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner)
         query = query.order_by(RunRow.precedence, RunRow.id)
-        rows = session.execute(query.where(due).limit(per_owner) if per_owner else query)
+        rows = session.execute(query if per_owner is None else query.where(due).limit(per_owner))
         lines[owner] = deque(Waiting(*row) for row in rows)
-    return lines
+    return {owner: line for owner, line in lines.items() if line}
 
 
 @dataclass

@@ -34,6 +34,9 @@ class Placing:
     priority: int = 0
 
 
+ANYWHERE = Placing()
+
+
 def submit(
     session: Session,
     work: Work,
@@ -41,7 +44,7 @@ def submit(
     idempotency_key: str | None,
     forecast: Forecast | None = None,
     owner: str = "lab",
-    placing: Placing = Placing(),
+    placing: Placing = ANYWHERE,
 ) -> RunRow:
     """The run of this submission; the same one for the same owner and key. Raises KeyReused, QuotaReached.
 
@@ -100,6 +103,7 @@ def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, pl
         owner=experiment.owner,
         study=placing.study,
         precedence=-placing.priority,
+        workers=asked.workers,
         cpus=asked.workers * asked.cpus_per_worker,
         gpus=asked.workers * asked.gpus_per_worker,
         planned=planned(work),

@@ -1,0 +1,162 @@
+"""What people ask of runs, singly and in bulk; the queue, explained; and accounts with their budgets."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.base import Frozen
+from service.api.bodies import body_of, documented
+from service.api.deps import Lab, LabDep
+from service.api.problems import ApiError
+from service.api.schemas import AccountView, ActionResult, QueueView, RunDetail
+from service.api.submitting import IdempotencyKey
+from service.store import account_views
+from service.store.account_views import AccountLimits
+from service.store.accounts import Scope
+from service.store.lifecycle import IllegalMove
+from service.store.models import RunRow
+from service.store.queries import run_detail
+from service.store.queue_view import queue_view
+from service.store.wishes import MAX_PRIORITY, Action, act, extend, prioritise
+
+router = APIRouter(tags=["actions"])
+BULK = 1000
+RunId = Annotated[str, Field(min_length=1, max_length=32, pattern="^[0-9a-z]+$")]
+Name = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+
+
+class Extension(Frozen):
+    """More device-seconds for one run."""
+
+    device_seconds: Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Priority(Frozen):
+    """Higher goes first; 0 is what everybody starts with."""
+
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
+class BulkAction(Frozen):
+    """One action on many runs."""
+
+    action: Literal["pause", "resume", "cancel", "kill", "retry", "extend", "priority"]
+    runs: Annotated[tuple[RunId, ...], Field(min_length=1, max_length=BULK)]
+    device_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+
+
+Change = Callable[[Session, RunRow], bool]
+PriorityBody = Annotated[Priority, Depends(body_of(Priority))]
+
+
+def _change(lab: Lab, run_id: str, change: Change) -> bool:
+    """Raises ApiError: not-found, forbidden or illegal-transition."""
+    try:
+        with lab.database.writing() as session:
+            return change(session, lab.run_to_change(session, run_id))
+    except IllegalMove as error:
+        raise ApiError("illegal-transition", str(error)) from error
+
+
+def _detail(lab: Lab, run_id: str) -> RunDetail:
+    with lab.database.reading() as session:
+        found = run_detail(session, run_id, lab.principal.only_owner)
+    if found is None:
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return found
+
+
+@router.post("/runs/{run_id}/extend", openapi_extra=documented(Extension))
+def extend_run(
+    run_id: str,
+    body: Annotated[Extension, Depends(body_of(Extension))],
+    lab: LabDep,
+    key: IdempotencyKey = None,
+) -> RunDetail:
+    """Grant more device-seconds, once for an Idempotency-Key; a run that a spent budget stopped goes on."""
+    _change(lab, run_id, lambda session, run: extend(session, run, body.device_seconds, key))
+    return _detail(lab, run_id)
+
+
+@router.put("/runs/{run_id}/priority", openapi_extra=documented(Priority))
+def set_priority(
+    run_id: str, body: Annotated[Priority, Depends(body_of(Priority))], lab: LabDep
+) -> RunDetail:
+    """Move a run in the queue, in place."""
+    _change(lab, run_id, lambda session, run: prioritise(session, run, body.priority))
+    return _detail(lab, run_id)
+
+
+@router.post("/runs/{run_id}/{action}")
+def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
+    """Pause and cancel after the next checkpoint, kill now, resume, retry. Again: no change."""
+    _change(lab, run_id, lambda session, run: act(session, run, action))
+    return _detail(lab, run_id)
+
+
+@router.post("/actions", openapi_extra=documented(BulkAction))
+def act_on_runs(
+    body: Annotated[BulkAction, Depends(body_of(BulkAction))], lab: LabDep, key: IdempotencyKey = None
+) -> list[ActionResult]:
+    """The same action on each of many runs; one that is refused does not keep the others from it."""
+    return [_result(lab, run_id, _bulk_change(body, key)) for run_id in dict.fromkeys(body.runs)]
+
+
+def _bulk_change(body: BulkAction, key: str | None) -> Change:
+    match body.action:
+        case "extend":
+            seconds = body.device_seconds
+            if seconds is None:
+                raise ApiError("invalid", "extend needs device_seconds")
+            return lambda session, run: extend(session, run, seconds, key)
+        case "priority":
+            priority = body.priority
+            if priority is None:
+                raise ApiError("invalid", "priority needs priority")
+            return lambda session, run: prioritise(session, run, priority)
+        case action:
+            return lambda session, run: act(session, run, action)
+
+
+def _result(lab: Lab, run_id: str, change: Change) -> ActionResult:
+    try:
+        changed = _change(lab, run_id, change)
+    except ApiError as error:
+        return ActionResult(run_id=run_id, problem=error.detail)
+    return ActionResult(run_id=run_id, state=_detail(lab, run_id).state, changed=changed)
+
+
+@router.get("/queue")
+def show_queue(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    run: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+) -> QueueView:
+    """Who is next, what each queued run waits for, and when it should start; all, or one run."""
+    with lab.database.reading() as session:
+        view = queue_view(session, lab.settings.cpus, lab.settings.gpus, limit, run)
+    owner = lab.principal.only_owner
+    seen = [entry for entry in view.entries if owner is None or entry.owner == owner]
+    return view.model_copy(update={"entries": seen})
+
+
+@router.get("/accounts")
+def list_accounts(lab: LabDep) -> list[AccountView]:
+    """The lab's, users' and studies' limits and use; who sees only their own sees their own account."""
+    with lab.database.reading() as session:
+        return account_views.all_accounts(session, lab.principal.only_owner)
+
+
+@router.put("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
+def set_limits(
+    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
+) -> AccountView:
+    """Replace an account's limits; what is left out is unlimited. Admins alone."""
+    if not lab.principal.may("admin"):
+        raise ApiError("forbidden", "limits are set with a key of role admin")
+    with lab.database.writing() as session:
+        return account_views.set_limits(session, (scope, name), body)
