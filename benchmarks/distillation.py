@@ -10,12 +10,13 @@ in the same run. Memory: the peak of a process that trains 40 candidates beyond 
 
 import argparse
 import dataclasses
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -23,8 +24,8 @@ from diffusers import DiTTransformer2DModel
 from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.data import Latents
 from grafting_core.distillation import Candidate, distill, replacement_candidate
-from grafting_core.observing import NoCheckpoints, Silent
-from grafting_core.spec.backbone import DIT_XL_2_256
+from grafting_core.observing import NoCheckpoints, Silent, StopRequested
+from grafting_core.spec.backbone import DIT_XL_2_256, backbone_cards
 from grafting_core.spec.design import ReplaceOperator
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import KINDS
@@ -34,6 +35,9 @@ from grafting_core.testbed.networks import silence_label_dropout
 
 TRAINING = 3
 """Forward and backward of an operator in forwards (beta of the formula)."""
+CROWD = "hyena_x"
+STATE_BYTES = 16
+"""A parameter's float32 weight, gradient and two moments."""
 DIT_B = BlockDims(width=768, num_heads=12, mlp_ratio=4.0, grid=(16, 16))
 GAIN_COLUMNS = (
     "backbone",
@@ -61,9 +65,9 @@ class Case:
 
 
 CASES = (
-    Case("testbed", range(8), ("hyena_x", "mlp"), 64, 4),
-    Case("testbed", range(8), ("hyena_x", "window_attention", "linear_attention", "mlp", "conv_mlp"), 64, 3),
-    Case("dit-b", range(0, 12, 2), ("hyena_x", "window_attention", "mlp"), 2, 1),
+    Case("testbed", range(8), ("hyena_x", "mlp"), 64, 3),
+    Case("testbed", range(8), ("hyena_x", "window_attention", "linear_attention", "mlp", "conv_mlp"), 64, 2),
+    Case("dit-b", range(1, 8), ("hyena_x", "mlp"), 2, 1),
 )
 
 
@@ -88,18 +92,18 @@ def main() -> None:
 def gain(case: Case, rounds: int) -> list[str]:
     """One pass and every separate run in turn, round by round."""
     backbone, latents = teacher(case.backbone)
-    candidates = offered(case.blocks, case.kinds, plan(case.batch, case.steps))
-    together: list[float] = []
+    candidates = offered(case.blocks, case.kinds, plan(case.batch))
+    together: list[Timing] = []
     alone: list[float] = []
     peaks: list[float] = []
     for _ in range(rounds):
         peaks.append(matmul_flops_per_second())
-        together.append(step_seconds(backbone, candidates, latents))
-        alone.append(sum(step_seconds(backbone, [each], latents) for each in candidates))
-    measured = statistics.median(a / t for a, t in zip(alone, together, strict=True))
+        together.append(timed(backbone, candidates, latents, case.steps))
+        alone.append(sum(timed(backbone, [each], latents, case.steps).seconds for each in candidates))
+    measured = statistics.median(a / t.seconds for a, t in zip(alone, together, strict=True))
     forward, trained = flops(backbone, candidates)
     allowed = (len(trained) * forward + sum(trained)) / (forward + sum(trained))
-    speed = case.batch * (forward + sum(trained)) / statistics.median(together)
+    speed = case.batch * (forward + sum(trained)) / statistics.median(t.seconds for t in together)
     return [
         case.backbone,
         str(len(case.blocks)),
@@ -108,7 +112,7 @@ def gain(case: Case, rounds: int) -> list[str]:
         f"{allowed:.1f}",
         f"{measured:.1f}",
         f"{measured / allowed:.0%}",
-        f"{forwards_a_step(backbone, candidates, latents):g}",
+        f"{max(t.forwards for t in together):g}",
         f"{speed / statistics.median(peaks):.0%}",
     ]
 
@@ -141,9 +145,9 @@ def _random_dit_b() -> DiTTransformer2DModel:
     return transformer.eval().requires_grad_(False)
 
 
-def plan(batch: int, steps: int) -> DistillPlan:
-    """One step more than is timed, to warm up."""
-    return DistillPlan(steps=steps + 1, batch_size=batch, held_out=8, images=256)
+def plan(batch: int) -> DistillPlan:
+    """More steps than any case takes: passes are stopped before their held-out examination."""
+    return DistillPlan(steps=1000, batch_size=batch, held_out=8, images=256)
 
 
 def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) -> list[Candidate]:
@@ -166,29 +170,37 @@ def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, lis
 
 
 class Stopwatch(Silent):
-    """When each step was done."""
+    """Notes when each step was done and stops the pass after the last one wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
         self.at: list[float] = []
+        self._steps = steps
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         self.at.append(time.perf_counter())
 
-
-def step_seconds(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents) -> float:
-    """Median of a step after the first, held-out examination left out."""
-    watch = Stopwatch()
-    distill(backbone, candidates, latents, observer=watch, checkpoints=NoCheckpoints())
-    return statistics.median(end - begin for begin, end in zip(watch.at[1:-1], watch.at[2:], strict=True))
+    def stop_requested(self) -> bool:
+        return len(self.at) > self._steps
 
 
-def forwards_a_step(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents) -> float:
-    """Counted by a hook; the one forward of the held-out examination is taken off."""
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Median seconds of a step after the first, and forwards of the teacher a step."""
+
+    seconds: float
+    forwards: float
+
+
+def timed(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents, steps: int) -> Timing:
+    """One step to warm up, then so many."""
+    watch = Stopwatch(steps + 1)
     counted: list[int] = []
     handle = backbone.transformer.register_forward_hook(lambda *_: counted.append(1))
-    distill(backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    with suppress(StopRequested):
+        distill(backbone, candidates, latents, observer=watch, checkpoints=NoCheckpoints())
     handle.remove()
-    return (len(counted) - 1) / candidates[0].plan.steps
+    seconds = statistics.median(end - begin for begin, end in zip(watch.at[1:-1], watch.at[2:], strict=True))
+    return Timing(seconds, len(counted) / (len(watch.at) - 1))
 
 
 def matmul_flops_per_second(size: int = 1024) -> float:
@@ -205,7 +217,7 @@ def matmul_flops_per_second(size: int = 1024) -> float:
 def memory(backbone: str) -> list[str]:
     """Peaks of two processes that do nothing else, and what the additional candidates must take."""
     four, forty = (_peak_of(backbone, count) for count in (4, 40))
-    extra = sum(_state_bytes(backbone, index) for index in range(4, 40))
+    extra = 36 * STATE_BYTES * KINDS[CROWD](kind=CROWD).num_params(_dims(backbone))
     return [backbone, _mib(four), _mib(forty), _mib(forty - four), _mib(extra)]
 
 
@@ -217,26 +229,25 @@ def _peak_of(backbone: str, candidates: int) -> int:
 def peak(backbone: str, count: int) -> int:
     """Resident bytes at most while this many candidates are trained for three steps."""
     loaded, latents = teacher(backbone)
-    distill(loaded, _crowd(backbone, count), latents, observer=Silent(), checkpoints=NoCheckpoints())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    timed(loaded, _crowd(backbone, count), latents, 2)
+    # Not getrusage: what a child inherits there is the peak of whoever started it.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) * 1024
 
 
 def _crowd(backbone: str, count: int) -> list[Candidate]:
     """Candidates of one kind and different first weights, several a site."""
-    base = plan(64 if backbone == "testbed" else 2, 1)
-    blocks = range(8 if backbone == "testbed" else 12)
+    settings = plan(64 if backbone == "testbed" else 2)
     crowd = [
         dataclasses.replace(each, key=f"{each.key}/{seed}")
         for seed in range(5)
-        for each in offered(blocks, ["hyena_x"], base.model_copy(update={"init_seed": seed}))
+        for each in offered(range(8), [CROWD], settings.model_copy(update={"init_seed": seed}))
     ]
     return crowd[:count]
 
 
-def _state_bytes(backbone: str, index: int) -> int:
-    """float32 weights, gradients and two moments."""
-    dims = load_backbone("testbed/dit-fashion").card.dims if backbone == "testbed" else DIT_B
-    return 16 * KINDS["hyena_x"](kind="hyena_x").num_params(dims)
+def _dims(backbone: str) -> BlockDims:
+    return DIT_B if backbone == "dit-b" else backbone_cards()["testbed/dit-fashion"].dims
 
 
 def _mib(size: int) -> str:

@@ -16,9 +16,10 @@ from grafting_core.distillation import Candidate, ScionResult, distill, replacem
 from grafting_core.merging import fit_merges, merge_candidate
 from grafting_core.operators.catalog import build
 from grafting_core.restructure import mean_merge
-from grafting_core.scores import Place, Undoable, replace_one
+from grafting_core.scores import Place, Undoable, replace_one, restore_one
 from grafting_core.spec.budget import Spend
-from grafting_core.spec.design import ParallelPair
+from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import ParallelPair, ReplaceOperator
 from grafting_core.spec.planning import part_flops, pass_flops_per_image
 from grafting_core.spec.scions import ScionCard, ScionSpec
 from grafting_core.surgery import operate
@@ -138,15 +139,40 @@ def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
         bank.amend(unscored[key].model_copy(update={"scores": scores}))
 
 
+def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
+    """Add restore-one scores under this design's digest to the cards that have none for it yet."""
+    bank, backbone, name = Bank(context.storage), context.backbone, digest(context.spec.design)
+    cards = {scion.key: bank.card(scion.key) for scion in scions}
+    if all(card is None or name in card.restored for card in cards.values()):
+        return
+    modules = {scion.key: module_of(backbone, bank, scion) for scion in scions}
+
+    def place_all_but(left_out: Sequence[str]) -> Undoable:
+        return _operate(backbone, [(s, modules[s.key]) for s in scions if s.key not in left_out])
+
+    latents = context.latents(context.spec.distill.images)
+    for key, scores in restore_one(backbone, dict.fromkeys(modules, place_all_but), latents).items():
+        card = cards[key]
+        if card is not None:
+            bank.amend(card.model_copy(update={"restored": {**card.restored, name: scores}}))
+
+
+def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) -> Undoable:
+    edits = {s.part: module for s, module in placed if isinstance(s.part, ReplaceOperator)}
+    merges = {s.part: module for s, module in placed if isinstance(s.part, ParallelPair)}
+    operators = {edit.site: module for edit, module in edits.items()}
+    dims = backbone.card.dims
+    return operate(
+        backbone.transformer, list(edits), dims, operators=operators, pairs=list(merges), merges=merges
+    )
+
+
 def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
     """Puts this one scion into the backbone's transformer when called."""
     module = module_of(backbone, bank, scion)
 
     def place() -> Undoable:
-        part, dims = scion.part, backbone.card.dims
-        if isinstance(part, ParallelPair):
-            return operate(backbone.transformer, [], dims, pairs=[part], merges={part: module})
-        return operate(backbone.transformer, [part], dims, operators={part.site: module})
+        return _operate(backbone, [(scion, module)])
 
     return place
 

@@ -25,7 +25,7 @@ class Resources(Frozen):
 
 
 class ExperimentSpec(Frozen):
-    """Design, the three stages' settings and limits. Name, budget and resources do not enter the digest."""
+    """Design, the three stages' settings and limits. What follows the stages does not enter the digest."""
 
     kind: Literal["graft"] = "graft"
     name: str
@@ -37,6 +37,10 @@ class ExperimentSpec(Frozen):
     """Whether the images are published beside their figures; like budget and resources in no digest."""
     budget: Budget = Budget()
     resources: Resources = Resources()
+    fresh: bool = False
+    """Finetune and evaluate anew even where that has been done; scions come from the bank nevertheless."""
+    restore_one: bool = False
+    """Score every scion by what the grafted design gains from putting the original back there."""
 
     @property
     def backbone(self) -> BackboneRef:

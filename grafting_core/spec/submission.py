@@ -37,6 +37,8 @@ class Submission(Frozen):
     keep_samples: bool = False
     budget: Budget = Budget()
     resources: Resources = Resources()
+    fresh: bool = False
+    restore_one: bool = False
 
 
 def parse_submission(
@@ -85,6 +87,8 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
         keep_samples=submission.keep_samples,
         budget=submission.budget,
         resources=submission.resources,
+        fresh=submission.fresh,
+        restore_one=submission.restore_one,
     )
 
 

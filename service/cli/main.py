@@ -56,12 +56,18 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")] = False,
     priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")] = 0,
     study: Annotated[str | None, typer.Option(help="Label whose budget it is charged to as well.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Finetune and evaluate anew, even where the lab has done so.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Queue a run of a design."""
     client = _client(url)
+    document = read_design(file)
+    if fresh and isinstance(document, dict):
+        document["fresh"] = True
     placing: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
-    answer = refusing(file, lambda: client.submit(read_design(file), **placing))
+    answer = refusing(file, lambda: client.submit(document, **placing))
     if not wait:
         print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
         return

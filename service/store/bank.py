@@ -28,6 +28,8 @@ def needs_of(work: Work) -> list[Need]:
     if not isinstance(work, ExperimentSpec):
         return []
     needs = [("scions", scion.key) for scion in scions_of(work)]
+    if work.fresh:
+        return needs  # it waits for nobody's model or evaluation, and nobody should wait for its own
     if not work.design.is_teacher:
         needs.append(("models", finetune_key(work)))
     return [*needs, ("evaluations", evaluation_key(work))]

@@ -9,6 +9,7 @@ from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents, encode_latents
 from grafting_core.finetuning import Share
 from grafting_core.observing import Observer, PassObserver, Silent
+from grafting_core.published import is_published, read_card
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.work import Work, as_graft
 from grafting_core.storage import Storage
@@ -54,6 +55,16 @@ class Context:
     def spec(self) -> ExperimentSpec:
         """The work, where it is a graft."""
         return as_graft(self.work)
+
+    def finds(self, folder: str) -> bool:
+        """Whether what is published there serves this run: intact, and its own where it wants all fresh."""
+        if not is_published(self.storage, folder):
+            return False
+        return not self.spec.fresh or self.maker(folder) == self.ticket.run_id
+
+    def maker(self, folder: str) -> str:
+        """The run that published what is there."""
+        return str(read_card(self.storage, folder).get("made_by", ""))
 
     def latents(self, images: int) -> Latents:
         """Training latents, encoded once per attempt."""

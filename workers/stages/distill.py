@@ -9,7 +9,7 @@ from grafting_core.spec.design import ParallelPair, ReplaceOperator
 from grafting_core.spec.experiment import scions_of
 from grafting_core.spec.scions import ScionCard
 from grafting_core.spec.site import GraftSite
-from workers.banking import Deposit, deposit, module_of
+from workers.banking import Deposit, deposit, module_of, score_restoring
 from workers.contract import StageReport
 from workers.stages.context import Context
 
@@ -22,6 +22,9 @@ def run(context: Context) -> StageReport:
     if done.diverged:
         text = "; ".join(f"{label}: {reason}" for label, reason in done.diverged.items())
         raise Diverged(f"distillation of {text}")
+    if context.spec.restore_one and context.group.leads:
+        score_restoring(context, scions)
+    context.group.barrier()
     cards = [Bank(context.storage).card(scion.key) for scion in scions]
     return stage_report(context, key, [card for card in cards if card is not None], done)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from grafting_core.evaluation import EvaluatedChunk, denoising_loss_of, evaluate_chunk, finish
 from grafting_core.observing import StopRequested
-from grafting_core.published import is_published, publish, read_card, read_published
+from grafting_core.published import publish, read_card, read_published
 from grafting_core.sheet import sample_sheet
 from grafting_core.spec.experiment import evaluation_key, finetune_key
 from grafting_core.spec.planning import design_cost
@@ -27,7 +27,7 @@ def run(context: Context) -> StageReport:
     """Evaluate unless this very evaluation is published already."""
     key = evaluation_key(context.spec)
     kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
-    reused = is_published(context.storage, f"evaluations/{key}") and kept.complete
+    reused = context.finds(f"evaluations/{key}") and kept.complete
     if not reused:
         _evaluate(context, key, kept)
     context.group.barrier()
@@ -37,6 +37,7 @@ def run(context: Context) -> StageReport:
         artifacts={"samples.png": f"evaluations/{key}/samples.png", **kept.artifacts},
         metrics=read_card(context.storage, f"evaluations/{key}")["metrics"],
         stop_cause="reused" if reused else "completed",
+        made_by={"evaluation": context.maker(f"evaluations/{key}")} if reused else {},
     )
 
 
@@ -47,7 +48,8 @@ def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
     if context.group.leads:
         kept.finish(context.backbone.card.num_classes)
         metrics = _metrics(context, key, network)
-        card = {"key": key, "metrics": metrics, "protocol": context.spec.evaluate.model_dump(mode="json")}
+        protocol = context.spec.evaluate.model_dump(mode="json")
+        card = {"key": key, "metrics": metrics, "protocol": protocol, "made_by": context.ticket.run_id}
         publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, network), card)
 
 
@@ -74,21 +76,29 @@ def _sample(context: Context, key: str, network: nn.Module, kept: KeptSamples) -
     observer = context.observer("evaluate", key)
     size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
     mine = range(share.rank * size, protocol.samples, share.world * size)
+    folder = _chunk_folder(context, key)
     missing = [
-        first for first in mine if not (context.storage.exists(_chunk_path(key, first)) and kept.has(first))
+        first for first in mine if not (context.storage.exists(_chunk_path(folder, first)) and kept.has(first))
     ]
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
         count = min(size, protocol.samples - first)
         chunk = evaluate_chunk(context.backbone, network, protocol, first, count, kept.add)
-        context.storage.write_bytes(_chunk_path(key, first), _packed(chunk))
+        context.storage.write_bytes(_chunk_path(folder, first), _packed(chunk))
         observer.progress(first + count, protocol.samples, {})
         if observer.stop_requested():
             raise StopRequested
 
 
-def _chunk_path(key: str, first: int) -> str:
-    return f"evaluations/{key}/chunks/{first:08d}.npz"
+def _chunk_folder(context: Context, key: str) -> str:
+    """Chunks are anybody's, but for a run that wants all fresh."""
+    if context.spec.fresh:
+        return f"runs/{context.ticket.run_id}/chunks/{key}"
+    return f"evaluations/{key}/chunks"
+
+
+def _chunk_path(folder: str, first: int) -> str:
+    return f"{folder}/{first:08d}.npz"
 
 
 def _packed(chunk: EvaluatedChunk) -> bytes:
@@ -97,8 +107,8 @@ def _packed(chunk: EvaluatedChunk) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked(storage: Storage, key: str, name: str) -> EvaluatedChunk:
-    raw = io.BytesIO(storage.read_bytes(f"evaluations/{key}/chunks/{name}"))
+def _unpacked(storage: Storage, folder: str, name: str) -> EvaluatedChunk:
+    raw = io.BytesIO(storage.read_bytes(f"{folder}/{name}"))
     with np.load(raw, allow_pickle=False) as arrays:
         first = int(name.removesuffix(".npz"))
         return EvaluatedChunk(first, arrays["features"], arrays["asked"], arrays["recognised"])
@@ -110,7 +120,8 @@ def _metrics(context: Context, key: str, network: nn.Module) -> dict[str, float]
     loss, teacher_loss = (
         denoising_loss_of(each, latents) for each in (network, context.backbone.transformer)
     )
-    chunks = (_unpacked(storage, key, name) for name in storage.names(f"evaluations/{key}/chunks"))
+    folder = _chunk_folder(context, key)
+    chunks = (_unpacked(storage, folder, name) for name in storage.names(folder))
     cost = design_cost(spec, context.backbone.card)
     return {
         **finish(chunks, context.backbone.reference, spec.evaluate),

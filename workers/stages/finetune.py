@@ -5,7 +5,7 @@ import copy
 from safetensors.torch import save
 
 from grafting_core.finetuning import finetune
-from grafting_core.published import is_published, publish, read_card
+from grafting_core.published import publish, read_card
 from grafting_core.spec.experiment import finetune_key
 from grafting_core.surgery import operate
 from workers.checkpoints import SharedCheckpoints
@@ -17,7 +17,7 @@ from workers.stages.distill import load_merges, load_scions
 def run(context: Context) -> StageReport:
     """Finetune unless this very model is published already."""
     key = finetune_key(context.spec)
-    reused = is_published(context.storage, f"models/{key}")
+    reused = context.finds(f"models/{key}")
     if not reused:
         _finetune(context, key)
     context.group.barrier()
@@ -27,6 +27,7 @@ def run(context: Context) -> StageReport:
         artifacts={"model": f"models/{key}/model.safetensors"},
         metrics=read_card(context.storage, f"models/{key}")["metrics"],
         stop_cause="reused" if reused else "completed",
+        made_by={"model": context.maker(f"models/{key}")} if reused else {},
     )
 
 
@@ -60,5 +61,6 @@ def _finetune(context: Context, key: str) -> None:
             "metrics": {},
             "micro_batches": context.ticket.micro_batches,
             "workers": share.world,
+            "made_by": context.ticket.run_id,
         }
         publish(context.storage, f"models/{key}", "model.safetensors", save(weights), card)

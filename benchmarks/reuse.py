@@ -1,0 +1,121 @@
+"""What the bank saves: 20 hybrids over 3 kinds on the testbed, against distilling each design alone.
+
+`python -m benchmarks.reuse [--steps 20]` draws, for every hybrid and site, the original or one of the kinds,
+and brings all scions of each hybrid into a bank: an empty one each (alone), one for all in the order of
+drawing (shared), and one that was filled with everything in a single pass before (filled). Prints
+distillations against distinct scions, seconds of stage 1 with scores, and what a second round distils.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import torch
+
+from grafting_core.backbones.loader import Backbone, load_backbone
+from grafting_core.data import Latents, encode_latents
+from grafting_core.finetuning import Share
+from grafting_core.spec.design import ReplaceOperator
+from grafting_core.spec.filling import FillSpec
+from grafting_core.spec.operators import KINDS
+from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.scions import Part, ScionSpec
+from grafting_core.storage import Storage
+from workers.banking import deposit
+from workers.contract import RunTicket
+from workers.metering import Meter
+from workers.observer import Brake
+from workers.stages.context import Context, Group
+
+HYBRIDS = 20
+OFFERED = ("hyena_x", "window_attention", "mlp")
+COLUMNS = ("bank", "distillations", "distinct scions", "second time", "stage 1, s", "of alone")
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = load_backbone("testbed/dit-fashion")
+    plan = DistillPlan(steps=given.steps, batch_size=32, learning_rate=1e-3, held_out=64, images=512)
+    bench = Bench(backbone, encode_latents(backbone, plan.images), plan)
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
+    bench.run()
+
+
+class Bench:
+    """Every bank in a folder of its own, everything else shared and ready."""
+
+    def __init__(self, backbone: Backbone, latents: Latents, plan: DistillPlan) -> None:
+        self.backbone, self.latents, self.plan = backbone, latents, plan
+        self.hybrids = [self._scions(_hybrid(backbone, seed)) for seed in range(HYBRIDS)]
+        self.distinct = list({scion.key: scion for hybrid in self.hybrids for scion in hybrid}.values())
+
+    def run(self) -> None:
+        """Three ways over the same hybrids."""
+        self._deposit(tempfile.mkdtemp(), self.distinct)  # warm
+        alone_made = alone_seconds = 0.0
+        for hybrid in self.hybrids:
+            with tempfile.TemporaryDirectory() as folder:
+                made, seconds = self._deposit(folder, hybrid)
+                alone_made, alone_seconds = alone_made + made, alone_seconds + seconds
+        self._print("alone", int(alone_made), 0, alone_seconds, alone_seconds)
+        for name in ("shared", "filled"):
+            with tempfile.TemporaryDirectory() as folder:
+                made, seconds = self._deposit(folder, self.distinct) if name == "filled" else (0, 0.0)
+                more, longer = self._all(folder)
+                again, _ = self._all(folder)
+            self._print(name, made + more, again, seconds + longer, alone_seconds)
+
+    def _all(self, folder: str) -> tuple[int, float]:
+        results = [self._deposit(folder, hybrid) for hybrid in self.hybrids]
+        return sum(made for made, _ in results), sum(seconds for _, seconds in results)
+
+    def _deposit(self, folder: str, scions: Sequence[ScionSpec]) -> tuple[int, float]:
+        """(scions distilled, seconds)."""
+        context = self._context(folder, FillSpec(name="bench", scions=tuple(scions)))
+        began = time.perf_counter()
+        done = deposit(context, scions, "bench")
+        return done.missing, time.perf_counter() - began
+
+    def _context(self, folder: str, work: FillSpec) -> Context:
+        storage = Storage(folder)
+        ticket = RunTicket(run_id="bench", attempt=1, work=work, storage=folder)
+        meter = Meter(work, time.time())
+        latents = {self.plan.images: self.latents}
+        brake = Brake(storage, ticket, meter)
+        return Context(ticket, storage, self.backbone, Group(Share()), meter, brake, None, latents)
+
+    def _scions(self, parts: Sequence[Part]) -> list[ScionSpec]:
+        return [ScionSpec(backbone=self.backbone.card.ref, part=part, plan=self.plan) for part in parts]
+
+    def _print(self, name: str, made: int, again: int, seconds: float, alone: float) -> None:
+        cells = [
+            name,
+            str(made),
+            str(len(self.distinct)),
+            str(again),
+            f"{seconds:.1f}",
+            f"{seconds / alone:.1%}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _hybrid(backbone: Backbone, seed: int) -> list[Part]:
+    draw = random.Random(seed)
+    parts: list[Part] = []
+    for site in backbone.card.sites:
+        kind = draw.choice([None, *(kind for kind in OFFERED if site.slot in KINDS[kind].slots)])
+        if kind is not None:
+            fields = {"ratio": 3.0} if kind == "mlp" else {}
+            parts.append(ReplaceOperator(site=site, operator=KINDS[kind](kind=kind, **fields)))
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""One rank of a DISTILL stage as a process of its own.
+
+`python -m tests.workers.passes FOLDER RUN RANK WORLD STEPS`: a checkpoint after every step. Ranks meet at
+files, as they meet at `torch.distributed` barriers in a lab.
+"""
+
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from grafting_core.backbones.loader import load_backbone
+from grafting_core.finetuning import Share
+from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.storage import Storage
+from tests.builders import experiment
+from workers.contract import RunTicket
+from workers.events import EventLog
+from workers.metering import Meter
+from workers.observer import Brake
+from workers.stages import distill
+from workers.stages.context import Context, Group
+
+LAYERS = [0, 3, 5]
+
+
+def spec(steps: int) -> ExperimentSpec:
+    plan = {"steps": steps, "batch_size": 8, "held_out": 16, "images": 200}
+    return experiment(layers=LAYERS, distill=plan)
+
+
+def meeting(folder: Path, rank: int, world: int):
+    """A barrier of processes."""
+    numbers = itertools.count()
+
+    def barrier() -> None:
+        number = next(numbers)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}-{rank}").touch()
+        while len(list(folder.glob(f"{number}-*"))) < world:
+            time.sleep(0.01)
+
+    return barrier
+
+
+def main(folder: str, run: str, rank: int, world: int, steps: int) -> None:
+    torch.set_num_threads(1)
+    storage, work = Storage(folder), spec(steps)
+    ticket = RunTicket(run_id=run, attempt=1, work=work, storage=folder, checkpoint_seconds=1e-9)
+    meter = Meter(work, time.time())
+    group = Group(Share(rank, world), barrier=meeting(Path(folder) / "meeting", rank, world))
+    events = EventLog(storage, ticket) if rank == 0 else None
+    brake = Brake(storage, ticket, meter)
+    distill.run(Context(ticket, storage, load_backbone("testbed/dit-fashion"), group, meter, brake, events))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]))
