@@ -78,7 +78,9 @@ def _sample(context: Context, key: str, network: nn.Module, kept: KeptSamples) -
     mine = range(share.rank * size, protocol.samples, share.world * size)
     folder = _chunk_folder(context, key)
     missing = [
-        first for first in mine if not (context.storage.exists(_chunk_path(folder, first)) and kept.has(first))
+        first
+        for first in mine
+        if not (context.storage.exists(_chunk_path(folder, first)) and kept.has(first))
     ]
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
