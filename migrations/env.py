@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from service.store import study_models  # noqa: F401 - its tables belong to Base
 from service.store.models import Base
 
 connection = context.config.attributes["connection"]

@@ -15,6 +15,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("graftlab-data")
     database_url: str = ""
+    optuna_url: str = ""
+    """Optuna's own database, never the service's: both have a table `alembic_version`."""
     storage: str = ""
     ray_dashboard: str = "http://127.0.0.1:8265"
     ray_token_file: Path | None = None
@@ -48,6 +50,7 @@ class Settings(BaseSettings):
     def model_post_init(self, context: object) -> None:
         self.data_dir = self.data_dir.absolute()
         self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'graftlab.db'}"
+        self.optuna_url = self.optuna_url or f"sqlite:///{self.data_dir / 'optuna.db'}"
         self.storage = self.storage or str(self.data_dir / "storage")
 
     def ray_token(self) -> str | None:

@@ -1,16 +1,23 @@
 """Documents and specs with defaults, for tests to vary."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor
 
+from grafting_core.backbones.dit import get_operator
+from grafting_core.backbones.loader import Backbone
+from grafting_core.bank import Bank, payload_name
 from grafting_core.observing import Part
+from grafting_core.spec.budget import Spend
 from grafting_core.spec.design import Init, ReplaceOperator
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.operators import KINDS
+from grafting_core.spec.scions import ScionCard, ScionSpec
 from grafting_core.spec.site import GraftSite
 from grafting_core.spec.submission import parse_submission
+from grafting_core.surgery import new_operator
 
 QUICK = {
     "distill": {"steps": 6, "batch_size": 16, "held_out": 16, "images": 200},
@@ -73,3 +80,44 @@ class StopAfter:
 def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     """Equal names and equal bits."""
     return one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+
+
+def study_document(**changes: Any) -> dict[str, Any]:
+    """A study of 16 mixes that takes seconds."""
+    space = {"attention": ["keep", "hyena_x"], "groups": {"attention": [[1], [3], [5], [7]]}}
+    screening = {"trials": 6, "rungs": ["loss_gap", "fid20"], "reduction": 2, "loss_draws": 64}
+    return {
+        "name": "quick study",
+        "backbone": "testbed/dit-fashion",
+        "space": space,
+        "objectives": [{"minimize": "fid40"}],
+        "screening": screening,
+        "promote": 2,
+        "baselines": [],
+        **QUICK,
+        **changes,
+    }
+
+
+def stock(bank: Bank, backbone: Backbone, scions: Iterable[ScionSpec]) -> None:
+    """File untrained scions; the n-th has a score of n."""
+    for number, scion in enumerate(scions, 1):
+        original = get_operator(backbone.transformer, scion.part.site)
+        module = new_operator(scion.part, backbone.card.dims, scion.plan.seed, original)
+        payload = save(module.state_dict())
+        file, sha256 = payload_name(payload)
+        card = ScionCard(
+            key=scion.key,
+            scion=scion,
+            errors={"nmse": 1.0},
+            scores={"replace_one/noise": float(number)},
+            steps=0,
+            spend=Spend(),
+            made_by="test",
+            made_at=0.0,
+            hardware="test",
+            file=file,
+            sha256=sha256,
+            size=len(payload),
+        )
+        bank.publish(card, payload)

@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import ray
@@ -98,6 +99,21 @@ def _spend(ticket: RunTicket, began: float) -> Spend:
 
 def _fit(ticket: RunTicket, started: float) -> None:
     ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+    DRIVERS.get(ticket.work.kind, _train)(ticket, started)
+
+
+def _screen(ticket: RunTicket, started: float) -> None:
+    """Imported here: other kinds of work need no Tune and start seconds sooner."""
+    from workers.screening import screen  # noqa: PLC0415
+
+    screen(ticket, started)
+
+
+DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}
+"""Kinds of work that this process drives itself; all others are walked by a worker group."""
+
+
+def _train(ticket: RunTicket, started: float) -> None:
     resources = ticket.work.resources
     trainer = TorchTrainer(
         enter_train_loop,

@@ -21,7 +21,7 @@ from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.work import Work
 
-StageName = Literal["distill", "finetune", "evaluate", "analyze"]
+StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which they are shown."""
 

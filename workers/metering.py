@@ -10,6 +10,7 @@ from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.filling import FillSpec
+from grafting_core.spec.ladder import rung_cost
 from grafting_core.spec.planning import (
     design_cost,
     distill_flops_per_image,
@@ -17,6 +18,7 @@ from grafting_core.spec.planning import (
     image_flops,
     pass_flops_per_image,
 )
+from grafting_core.spec.screening import ScreeningSpec
 from grafting_core.spec.work import Work
 from workers.contract import StageName
 
@@ -55,10 +57,23 @@ def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
     return {"analyze": StepCost(2 * asked.sampling_steps * forward)}
 
 
+def _screening_costs(spec: ScreeningSpec) -> StepCosts:
+    """A step is one hybrid on one rung; the mean over all of them."""
+    card = backbone_cards()[spec.backbone.name]
+    counts, total, standing = 0, 0.0, len(spec.designs)
+    for rung in spec.rungs:
+        teacher = card.forward_flops()
+        total += standing * rung_cost(rung, teacher, image_flops(spec.graft(spec.designs[0]), card, teacher))
+        counts += standing
+        standing = spec.survivors_of(standing)
+    return {"screen": StepCost(total / counts)}
+
+
 COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "graft": _graft_costs,
     "fill": _fill_costs,
     "analysis": _analysis_costs,
+    "screening": _screening_costs,
 }
 """Kind of work -> what a step of each of its stages costs."""
 

@@ -32,6 +32,10 @@ class StopSource(Protocol):
     def reason(self) -> Reason | None: ...
 
 
+class AttemptStoppedEarly(Exception):
+    """The attempt obeyed a stop file or a spent budget; the text is the reason."""
+
+
 class Brake:
     """A stop file or a spent budget, looked up at most once a second."""
 

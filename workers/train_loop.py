@@ -16,7 +16,7 @@ from grafting_core.storage import Storage
 from workers.contract import RunTicket, StageDone, StageName
 from workers.events import EventLog
 from workers.metering import Meter, difference
-from workers.observer import Brake
+from workers.observer import AttemptStoppedEarly, Brake
 from workers.stages import analyze, distill, evaluate, fill, finetune
 from workers.stages.context import Context, Group, Stage
 
@@ -25,10 +25,6 @@ STAGES: Mapping[StageName, Stage] = {
     "finetune": finetune.run,
     "evaluate": evaluate.run,
 }
-
-
-class AttemptStoppedEarly(Exception):
-    """The attempt obeyed a stop file or a spent budget; the text is the reason."""
 
 
 def train_loop(config: dict[str, Any]) -> None:

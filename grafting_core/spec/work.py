@@ -12,11 +12,17 @@ from pydantic import Discriminator, TypeAdapter
 from grafting_core.spec.analysis import AnalysisSpec
 from grafting_core.spec.experiment import ExperimentSpec, protocol_digest
 from grafting_core.spec.filling import FillSpec
+from grafting_core.spec.screening import ScreeningSpec
 
-Work = Annotated[ExperimentSpec | AnalysisSpec | FillSpec, Discriminator("kind")]
+Work = Annotated[ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec, Discriminator("kind")]
 WORK: TypeAdapter[Work] = TypeAdapter(Work)
 
-LAST_STAGES: Mapping[str, str] = {"graft": "evaluate", "analysis": "analyze", "fill": "distill"}
+LAST_STAGES: Mapping[str, str] = {
+    "graft": "evaluate",
+    "analysis": "analyze",
+    "fill": "distill",
+    "screening": "screen",
+}
 """Kind -> the stage whose report means that the work is done."""
 
 

@@ -20,6 +20,10 @@ TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CA
 """STOPPED is a result cut short: a spent budget, a deadline, a design that diverged."""
 
 
+StudyState = Literal["RUNNING", "PAUSED", "DONE", "STOPPED", "FAILED"]
+StudyPhase = Literal["fill", "screen", "promote", "learn"]
+
+
 class View(BaseModel):
     """Answers tolerate fields a newer service adds."""
 

@@ -10,6 +10,7 @@ from grafting_core.storage import Storage
 from service.scheduler.leadership import LostLeadership
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.scheduler import Scheduler
+from service.search.thread import drive_studies
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
@@ -28,6 +29,7 @@ def main() -> None:
     ended = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
+    drive_studies(scheduler, ended)
     while not ended.wait(settings.round_seconds):
         _round(scheduler)
     scheduler.leadership.release()

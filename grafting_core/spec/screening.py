@@ -1,0 +1,84 @@
+"""Screening: hybrids out of the bank judged without finetuning, rung by rung, fewer on each."""
+
+from math import ceil
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.base import Frozen
+from grafting_core.spec.budget import Budget
+from grafting_core.spec.canonical import digest
+from grafting_core.spec.design import GraftDesign
+from grafting_core.spec.experiment import ExperimentSpec, Resources, scion_keys
+from grafting_core.spec.ladder import LossGapRung, Rung
+from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+
+SCREENING_RECIPE = 1
+"""Bumped when the arithmetic of a rung changes."""
+
+
+class ScreeningSpec(Frozen):
+    """Designs whose scions are in the bank, in order of proposal; `costs` beside each are further objectives.
+
+    Of those on one rung the best `1 / reduction` climb to the next, front by front (`halving`).
+    """
+
+    kind: Literal["screening"] = "screening"
+    name: str
+    backbone: BackboneRef
+    designs: Annotated[tuple[GraftDesign, ...], Field(min_length=1)]
+    costs: tuple[tuple[float, ...], ...]
+    """One row a design; rows are empty where quality is the only objective."""
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=1)]
+    reduction: Annotated[float, Field(gt=1)] = 3
+    distill: DistillPlan
+    evaluate: EvaluationProtocol
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+    @property
+    def digest(self) -> str:
+        """Names what is judged and how."""
+        return digest({"screening": self.model_dump(mode="json", exclude={"name", "budget", "resources"})})
+
+    def survivors_of(self, count: int) -> int:
+        """How many of `count` climb on."""
+        return ceil(count / self.reduction)
+
+    def result_key(self, design: GraftDesign, rung: Rung) -> str:
+        """Names one hybrid's number on one rung, whichever study asks for it."""
+        protocol = None if isinstance(rung, LossGapRung) else self.evaluate.model_copy(update={"samples": 2})
+        return digest(
+            {
+                "stage": "screen",
+                "recipe": SCREENING_RECIPE,
+                "backbone": self.backbone.digest,
+                "design": design,
+                "scions": scion_keys(self.graft(design)),
+                "rung": rung,
+                "protocol": protocol,
+            }
+        )
+
+    def graft(self, design: GraftDesign) -> ExperimentSpec:
+        """The design as an experiment, of which only the scions matter here."""
+        return ExperimentSpec(
+            name=self.name,
+            design=design,
+            distill=self.distill,
+            finetune=FinetunePlan(steps=0),
+            evaluate=self.evaluate,
+        )
+
+
+class Screened(Frozen):
+    """One hybrid's number on one rung."""
+
+    value: float
+    seconds: Annotated[float, Field(ge=0)]
+
+
+def result_path(key: str) -> str:
+    """Where it is kept, relative to the storage root."""
+    return f"screened/{key}.json"

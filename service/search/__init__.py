@@ -1,0 +1,1 @@
+"""Studies: a space, limits and objectives become runs in the ordinary queue."""

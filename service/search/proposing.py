@@ -1,0 +1,111 @@
+"""The designs of one round: the integer program's, the baselines', and the sampler's mended to the limits."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from grafting_core.spec.space import Space, design_key
+from grafting_core.spec.study import StudySpec
+from service.search.milp import Chosen, NoDesign, Proposer
+from service.search.optuna_book import Book, Known
+
+MILP_SHARE = 0.2
+"""Of a round's designs, those the integer program seeds the sampler with."""
+ASKS_A_DESIGN = 5
+"""Proposals looked at for every design that is wanted: a small space repeats itself."""
+DISTANCE = 2
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One design to screen, and who proposed it."""
+
+    source: str
+    chosen: Chosen
+    optuna_number: int | None = None
+
+
+@dataclass
+class Round:
+    """Collects a round's proposals; a design that the study has is never collected again."""
+
+    spec: StudySpec
+    number: int
+    proposer: Proposer
+    book: Book
+    known: Mapping[str, Known]
+    """Design key -> trial, of all earlier rounds."""
+    found: dict[str, Proposal] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return self.spec.share(self.spec.trials, self.number)
+
+    @property
+    def missing(self) -> int:
+        return self.count - len(self.found)
+
+    def collect(self, baselines: Mapping[str, Chosen]) -> list[Proposal]:
+        """Up to the round's share of the study's trials. Raises NoDesign where nothing meets the limits."""
+        for name, chosen in baselines.items():
+            self._add(Proposal(f"baseline {name}", chosen))
+        alone = self.spec.sampler.kind == "milp"
+        self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
+        if not alone:
+            self._ask()
+        return list(self.found.values())
+
+    def _seed(self, count: int) -> None:
+        """Half of them along the Pareto front of score against FLOPs, half around the optimum."""
+        wanted = min(self.missing, count)
+        front = self.proposer.sweep("flops", max(2, wanted // 2))[-max(1, wanted // 2) :] if wanted else []
+        for chosen in [*front, *self._diverse(wanted)]:
+            if wanted > 0 and self._add(Proposal("milp", chosen)):
+                wanted -= 1
+
+    def _diverse(self, count: int) -> Iterator[Chosen]:
+        """Best first; as long as it is asked."""
+        earlier: list[Chosen] = []
+        distance = DISTANCE
+        while len(earlier) < 3 * count:
+            try:
+                earlier.append(self.proposer.best(earlier, distance))
+            except NoDesign:
+                if distance == 1:
+                    return
+                distance = 1
+                continue
+            yield earlier[-1]
+
+    def _ask(self) -> None:
+        """The sampler's proposals, each moved to the nearest design that meets the limits."""
+        for draw in range(ASKS_A_DESIGN * self.count):
+            if self.missing <= 0:
+                return
+            number, assignment = self.book.ask(self.number * 1_000_000 + draw)
+            asked = self._space.chosen(assignment)
+            chosen = asked if self.proposer.meets(asked) else self.proposer.nearest(asked)
+            mended = {item.key for item in chosen} != {item.key for item in asked}
+            proposal = Proposal(self.spec.sampler.kind, chosen, None if mended else number)
+            if mended or not self._add(proposal):
+                self.book.tell(number, None if mended else self._value_of(chosen))
+                if mended:
+                    self._add(proposal)
+
+    def _value_of(self, chosen: Chosen) -> Sequence[float] | None:
+        """What is known of a design already: a repetition is told its value at once."""
+        trial = self.known.get(self._key(chosen))
+        return trial.values if trial else None
+
+    def _add(self, proposal: Proposal) -> bool:
+        key = self._key(proposal.chosen)
+        if self.missing <= 0 or key in self.found or key in self.known:
+            return False
+        self.found[key] = proposal
+        return True
+
+    def _key(self, chosen: Chosen) -> str:
+        return design_key(self._space.design(chosen))
+
+    @property
+    def _space(self) -> Space:
+        return self.spec.space

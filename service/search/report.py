@@ -1,0 +1,172 @@
+"""A study's report: what was asked, what was found, how it stands against the baselines, and the plots."""
+
+from html import escape
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from service.api.study_schemas import StudyDetail, StudyRun
+from service.search.figures import FIGURES, best_trials, interactive, pictures
+
+TITLES = {
+    "history": "History",
+    "pareto": "Quality against FLOPs",
+    "parallel": "Parallel coordinates",
+    "importances": "Which layers matter",
+    "map": "Operators by layer in the best designs",
+}
+BEST_LISTED = 20
+STYLE = (
+    "body{font:15px system-ui;max-width:72rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
+td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}"
+)
+
+
+def report_files(detail: StudyDetail) -> dict[str, bytes]:
+    """File name -> content: `report.md` with still pictures, `report.html` that needs nothing else."""
+    stills = pictures(detail)
+    files = {f"{name}.png": content for name, content in stills.items()}
+    files["report.md"] = markdown(detail, list(stills)).encode()
+    files["report.html"] = page(detail, interactive(detail)).encode()
+    return files
+
+
+def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
+    """(heading, table): the first row of each table is its head."""
+    return [
+        ("The study", _facts(detail)),
+        ("Best promoted design against the baselines, at the same limits", _baselines(detail)),
+        ("Finished designs", _finished(detail)),
+        ("Designs", _designs(detail)),
+    ]
+
+
+def verdict(detail: StudyDetail) -> str:
+    """One sentence: who won, and by how much."""
+    measured = [each for each in detail.comparisons if each.value is not None and each.baseline != "teacher"]
+    if detail.best is None or not measured:
+        return "Nothing to compare yet."
+    ahead = [each for each in measured if (each.ahead or 0.0) > 0]
+    rival = min(measured, key=lambda each: each.value or 0.0)
+    if len(ahead) == len(measured):
+        text = f"The best promoted design ({detail.best:.4g}) is ahead of every baseline; "
+        return text + f"the nearest is {rival.baseline} with {rival.value:.4g}."
+    text = f"The baseline {rival.baseline} won with {rival.value:.4g}; the best promoted design has "
+    return text + f"{detail.best:.4g}, ahead of {len(ahead)} of {len(measured)} baselines."
+
+
+def _facts(detail: StudyDetail) -> list[list[str]]:
+    limits = ", ".join(f"{each.cost} <= {each.of_backbone:.4g}x" for each in detail.spec.limits) or "none"
+    correlation = detail.rank_correlation
+    return [
+        ["", ""],
+        ["state", f"{detail.state.lower()}, phase {detail.phase}, round {detail.round} of {detail.rounds}"],
+        ["space", f"{detail.spec.space.size:.4g} designs on {detail.backbone}"],
+        ["objectives", ", ".join(detail.objectives)],
+        ["limits", limits],
+        [
+            "sampler",
+            f"{detail.sampler['class']}, seed {detail.sampler['seed']}, Optuna {detail.sampler['optuna']}",
+        ],
+        ["designs", f"{detail.trials} proposed, {detail.screened} screened, {detail.finished} finished"],
+        ["device-seconds", f"{detail.spend.device_seconds:.0f}"],
+        ["rank correlation", "-" if correlation is None else f"{correlation:.3f} (first rung against final)"],
+    ]
+
+
+def _baselines(detail: StudyDetail) -> list[list[str]]:
+    head = ["baseline", detail.quality, "ahead by", "FLOPs", "params"]
+    by_label = {run.label: run for run in detail.runs if run.role == "baseline"}
+    rows = []
+    for each in detail.comparisons:
+        run = by_label[each.baseline]
+        ahead = "-" if each.ahead is None else f"{each.ahead:+.4g}"
+        rows.append([each.baseline, _number(each.value, run.state), ahead, *_costs(detail, run)])
+    missing = [name for name in detail.spec.baselines if name not in by_label]
+    return [
+        head,
+        *rows,
+        *([name, "not at these limits, or a promoted design", "-", "-", "-"] for name in missing),
+    ]
+
+
+def _number(value: float | None, state: str) -> str:
+    return state.lower() if value is None else f"{value:.4g}"
+
+
+def _costs(detail: StudyDetail, run: StudyRun) -> list[str]:
+    space = detail.spec.space
+    return [f"{(run.flops or 0) / space.base_flops:.3f}x", f"{(run.params or 0) / space.base_params:.3f}x"]
+
+
+def _finished(detail: StudyDetail) -> list[list[str]]:
+    head = [
+        "trial",
+        "as",
+        "source",
+        detail.spec.rungs[0].metric,
+        "predicted",
+        detail.quality,
+        "FLOPs",
+        "params",
+    ]
+    trials = {trial.number: trial for trial in detail.trial_rows}
+    rows = []
+    for run in sorted(detail.runs, key=lambda run: run.quality if run.quality is not None else float("inf")):
+        if run.trial is None:
+            continue
+        trial = trials[run.trial]
+        first = trial.screened.get(detail.spec.rungs[0].metric)
+        rows.append(
+            [
+                str(trial.number),
+                run.role,
+                trial.source,
+                "-" if first is None else f"{first:.4g}",
+                "-" if trial.predicted is None else f"{trial.predicted:.4g}",
+                _number(run.quality, run.state),
+                *_costs(detail, run),
+            ]
+        )
+    return [head, *rows]
+
+
+def _designs(detail: StudyDetail) -> list[list[str]]:
+    names = [variable.name for variable in detail.spec.space.variables if len(variable.items) > 1]
+    shown = best_trials(detail)[:BEST_LISTED]
+    rows = [[str(trial.number), *(trial.assignment.get(n, "merged") for n in names)] for trial in shown]
+    return [["trial", *names], *rows]
+
+
+def markdown(detail: StudyDetail, plots: list[str]) -> str:
+    """The report with links to the pictures beside it."""
+    parts = [f"# {detail.name}", verdict(detail)]
+    for heading, table in sections(detail):
+        parts += [f"## {heading}", _markdown_table(table)]
+    parts += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)" for name in FIGURES if name in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: list[list[str]]) -> str:
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
+    """One file with plotly inside: it can be sent to anybody."""
+    parts = [f"<h1>{escape(detail.name)}</h1><p>{escape(verdict(detail))}</p>"]
+    for heading, table in sections(detail):
+        parts.append(f"<h2>{escape(heading)}</h2>{_html_table(table)}")
+    for name, figure in figures.items():
+        parts.append(f"<h2>{TITLES[name]}</h2>{figure.to_html(full_html=False, include_plotlyjs=False)}")
+    head = f"<meta charset='utf-8'><title>{escape(detail.name)}</title><style>{STYLE}</style>"
+    head += f"<script>{get_plotlyjs()}</script>"
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _html_table(table: list[list[str]]) -> str:
+    head, *rows = table
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
