@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format install install-dev browser clean
+.PHONY: demo test check load format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
@@ -17,6 +17,11 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m service.store.migrate --check
+
+# About six minutes; `make load LOAD_ARGS="--write --soak 1800"` watches the memory for half an hour as well.
+LOAD_ARGS ?= --write
+load: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m benchmarks.service $(LOAD_ARGS)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .

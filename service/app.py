@@ -15,6 +15,7 @@ from service.api.feed import Feed
 from service.api.front import Front
 from service.api.gate import Gate
 from service.api.limits import Limits
+from service.api.memory import Memory
 from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
@@ -29,7 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     database = Database(settings.database_url)
     upgrade(database)
     app = FastAPI(title="Graftlab", version="0.1.0", docs_url=None, redoc_url=None)
-    app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database))
+    app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database), Memory())
     _admit_first_key(settings, database)
     # The last one added is the outermost.
     app.add_middleware(Limits, settings=settings)

@@ -3,9 +3,14 @@
 import hashlib
 import json
 import math
-from typing import Any
+from collections.abc import Callable, Hashable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
+
+Spec = TypeVar("Spec", bound=Hashable)
+Result = TypeVar("Result")
 
 
 def _plain(value: Any) -> Any:
@@ -33,3 +38,21 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON, as 64 hex digits."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def remembered(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
+    """Keep the last answers about frozen specs: a submission asks for the same ones again and again.
+
+    A spec with a field that cannot be hashed (of another package's operator, say) is computed each time.
+    """
+    kept = lru_cache(maxsize=4096)(function)
+
+    @wraps(function)
+    def look_up(spec: Spec) -> Result:
+        try:
+            hash(spec)
+        except TypeError:
+            return function(spec)
+        return kept(spec)
+
+    return look_up

@@ -7,7 +7,7 @@ from pydantic import Field
 from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
-from grafting_core.spec.canonical import digest
+from grafting_core.spec.canonical import digest, remembered
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.scions import ScionSpec
@@ -64,6 +64,7 @@ def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
     return {scion.name: scion.key for scion in scions_of(spec)}
 
 
+@remembered
 def finetune_key(spec: ExperimentSpec) -> str:
     """Key of the grafted model after stage 2; the teacher's own is finetuned by nobody."""
     if spec.design.is_teacher:
@@ -79,6 +80,7 @@ def finetune_key(spec: ExperimentSpec) -> str:
     )
 
 
+@remembered
 def protocol_digest(spec: ExperimentSpec) -> str:
     """Names how quality is measured; the leaderboard ranks within one of these."""
     return digest(
@@ -90,6 +92,7 @@ def protocol_digest(spec: ExperimentSpec) -> str:
     )
 
 
+@remembered
 def evaluation_key(spec: ExperimentSpec) -> str:
     """Key of the evaluation of this very model under this very protocol."""
     return digest({"stage": "evaluate", "model": finetune_key(spec), "protocol": protocol_digest(spec)})

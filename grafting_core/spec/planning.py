@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
+from grafting_core.spec.canonical import remembered
 from grafting_core.spec.changes import SlotChange, slot_changes
 from grafting_core.spec.design import ParallelPair, Part
 from grafting_core.spec.experiment import (
@@ -56,6 +57,7 @@ class ExperimentPlan(Frozen):
     """False where the lab has the backbone's sizes but not its weights."""
 
 
+@remembered
 def plan(spec: ExperimentSpec) -> ExperimentPlan:
     """Stages, keys, parameters and FLOPs of a resolved experiment."""
     card = backbone_cards()[spec.design.backbone.name]

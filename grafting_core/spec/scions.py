@@ -5,7 +5,7 @@ from typing import Any, Literal
 from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
-from grafting_core.spec.canonical import digest
+from grafting_core.spec.canonical import digest, remembered
 from grafting_core.spec.design import ParallelPair, Part
 from grafting_core.spec.plans import DistillPlan, Loss
 
@@ -51,19 +51,25 @@ class ScionSpec(Frozen):
     @property
     def key(self) -> str:
         """Same key, same bytes on the same class of hardware. Losses of other slots do not enter."""
-        return digest(
-            {
-                "stage": "distill",
-                "recipe": DISTILL_RECIPE,
-                "backbone": self.backbone.digest,
-                "part": self.part,
-                "plan": self._determining(),
-            }
-        )
+        return _key(self)
 
-    def _determining(self) -> dict[str, Any]:
+    def determining(self) -> dict[str, Any]:
+        """What of the plan enters the key."""
         plan = self.plan.model_dump(exclude={"attention_loss", "mlp_loss", "init_seed"})
         return {**plan, "loss": self.loss, "first_weights_seed": self.plan.first_weights_seed}
+
+
+@remembered
+def _key(scion: ScionSpec) -> str:
+    return digest(
+        {
+            "stage": "distill",
+            "recipe": DISTILL_RECIPE,
+            "backbone": scion.backbone.digest,
+            "part": scion.part,
+            "plan": scion.determining(),
+        }
+    )
 
 
 def part_name(part: Part) -> str:

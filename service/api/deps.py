@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
 from service.api.feed import Feed
+from service.api.memory import Memory
 from service.api.problems import ApiError
 from service.settings import Settings
 from service.store.engine import Database
@@ -26,6 +27,7 @@ class Lab:
     database: Database
     storage: Storage
     feed: Feed
+    memory: Memory
     principal: Principal = NOBODY
 
     def run_to_change(self, session: Session, run_id: str) -> RunRow:

@@ -10,7 +10,7 @@ from service.api.bodies import SubmittedExperiment, documented, submitted_experi
 from service.api.deps import Lab, LabDep
 from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
 from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
-from service.store.forecast import forecast, outstanding
+from service.store.forecast import outstanding, predicted
 from service.store.holdings import holdings
 from service.store.submissions import Placing
 from service.store.wishes import MAX_PRIORITY
@@ -50,4 +50,5 @@ def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
 
 def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:
     with lab.database.reading() as session:
-        return forecast(session, planned.experiment.backbone.name, outstanding(planned, lab.storage))
+        past = lab.memory.past(session, planned.experiment.backbone.name)
+    return predicted(past, outstanding(planned, lab.storage))

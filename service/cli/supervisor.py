@@ -75,10 +75,7 @@ class Supervisor:
                 *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
                 *("--artifacts-destination", str(data / "mlflow-artifacts")),
             ],
-            "api": [
-                *(python, "-m", "uvicorn", "service.app:create_app", "--factory", "--host", self.host),
-                *("--port", _port(self.address.url), "--no-access-log"),
-            ],
+            "api": [python, "-m", "service.api"],
             "scheduler": [python, "-m", "service.scheduler"],
             "tracking": [python, "-m", "service.tracking"],
         }
@@ -105,6 +102,8 @@ class Supervisor:
             MARK: str(self.folder),
             PART: part,
             "GRAFTLAB_DATA_DIR": str(self.folder),
+            "GRAFTLAB_HOST": self.host,
+            "GRAFTLAB_PORT": _port(self.address.url),
             "GRAFTLAB_RAY_DASHBOARD": self.address.ray_dashboard,
             "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
             "GRAFTLAB_MLFLOW_URL": self.address.mlflow_url,

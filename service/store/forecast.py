@@ -55,7 +55,11 @@ class Rates:
 
 def forecast(session: Session, backbone: str, flops: Mapping[str, float]) -> Forecast | None:
     """Device-seconds of work of so many FLOPs a stage, or None where the lab has finished nothing like it."""
-    past = [run for run in _history(session, backbone) if run.flops]
+    return predicted(history(session, backbone), flops)
+
+
+def predicted(past: Sequence[Past], flops: Mapping[str, float]) -> Forecast | None:
+    """The forecast that follows from what the lab has done."""
     if not past:
         return None
     rates = _rates(past)
@@ -77,7 +81,8 @@ def _missing(keys: Sequence[str], folder: str, storage: Storage) -> float:
     return sum(not storage.exists(f"{folder}/{key}/card.json") for key in keys) / len(keys)
 
 
-def _history(session: Session, backbone: str) -> list[Past]:
+def history(session: Session, backbone: str) -> list[Past]:
+    """The lab's latest finished grafts of a backbone."""
     runs = (
         select(RunRow.id)
         .join(RunRow.experiment)
@@ -90,7 +95,8 @@ def _history(session: Session, backbone: str) -> list[Past]:
     done: dict[str, list[StageRow]] = {run_id: [] for run_id in ids}
     for row in session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))):
         done[row.run_id].append(row)
-    return [_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
+    past = [_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
+    return [run for run in past if run.flops]
 
 
 def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:
