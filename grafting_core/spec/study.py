@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import ceil
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -154,9 +155,9 @@ class StudySpec(Frozen):
             resources=self.resources,
         )
 
-    def share(self, whole: int, number: int) -> int:
-        """Of `whole` things over all rounds, those of round `number`, counted from 1."""
-        return whole * number // self.rounds - whole * (number - 1) // self.rounds
+    def share(self, left: int, number: int) -> int:
+        """Of the things that are left in round `number`, counted from 1, those that it takes."""
+        return ceil(max(0, left) / max(1, self.rounds - number + 1))
 
 
 def samples_of(name: str) -> int | None:

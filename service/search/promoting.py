@@ -1,5 +1,6 @@
 """The step from screening to ordinary runs, and back with what they found."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
@@ -21,9 +22,11 @@ def submit_finals(session: Session, study: StudyRow, budget: Budget) -> int:
     candidates = [
         _candidate(spec, trial) for trial in trials.values() if trial.state in ("SCREENED", "PRUNED")
     ]
-    chosen = promoted(candidates, spec.rungs, spec.share(spec.promote, study.round))
+    done = Counter(row.role for row, _ in runs_of(session, study.id, ("promote", "calibrate")))
+    chosen = promoted(candidates, spec.rungs, spec.share(spec.promote - done["promote"], study.round))
     rest = [each for each in candidates if each.number not in chosen]
-    spread_out = spread(rest, spec.rungs[0].metric, spec.share(spec.calibrate, study.round))
+    count = spec.share(spec.calibrate - done["calibrate"], study.round)
+    spread_out = spread(rest, spec.rungs[0].metric, count)
     plan: list[tuple[Role, int]] = [("promote", number) for number in chosen]
     plan += [("calibrate", number) for number in spread_out]
     for role, number in plan:

@@ -38,7 +38,7 @@ class Round:
 
     @property
     def count(self) -> int:
-        return self.spec.share(self.spec.trials, self.number)
+        return self.spec.share(self.spec.trials - len(self.known), self.number)
 
     @property
     def missing(self) -> int:
