@@ -1,35 +1,73 @@
 """Stage 3: samples to features to figures."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.diffusion import add_noise, denoising_loss, linear_schedule
+from grafting_core.features.base import FeatureNetwork, Features, Images, extract, joined
+from grafting_core.features.catalog import load_network
+from grafting_core.features.fashion import FashionNetwork
+from grafting_core.images import ArrayImages
 from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
-from grafting_core.metrics.moments import Moments
+from grafting_core.metrics.moments import finite_rows
+from grafting_core.metrics.reference import Labels, Reference, make_reference
+from grafting_core.metrics.suite import by_class, measure
 from grafting_core.sampling import sample_images, sample_labels
-from grafting_core.spec.ladder import LOSS_DRAWS, FidRung, ladder_of
+from grafting_core.spec.ladder import LOSS_DRAWS
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.results import EvaluationReport, ProtocolFingerprint
 
-FID_CHUNK = 500
-Keep = Callable[[int, npt.NDArray[np.uint8]], None]
-"""Takes uint8 images [n, H, W] of samples first .. first + n."""
+CHUNK = 500
+_OWN: dict[tuple[str, str], Reference] = {}
+Keep = Callable[[int, Images], None]
+"""Takes the images of samples first .. first + n."""
+REPORTED = ("graftlab", "torch", "numpy", "diffusers")
 
 
 @dataclass(frozen=True)
 class EvaluatedChunk:
-    """Features float32 [n, F], asked and recognised labels [n] of samples first .. first + n."""
+    """Features, asked labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n."""
 
     first: int
-    features: npt.NDArray[np.float32]
-    asked: npt.NDArray[np.int64]
-    recognised: npt.NDArray[np.int64]
+    features: Features
+    asked: Labels
+    hashes: npt.NDArray[np.uint8]
+
+
+def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
+    """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
+    if protocol.feature_network == FashionNetwork.name:
+        return FashionNetwork(backbone.features)
+    return load_network(protocol.feature_network, backbone.device)
+
+
+def own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
+    """The backbone's training images: those at hand, with the statistics of all where they are known.
+
+    Made once a process.
+    """
+    key = (backbone.card.digest, network.digest)
+    if key not in _OWN:
+        _OWN[key] = _own_reference(backbone, network)
+    return _OWN[key]
+
+
+def _own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
+    images = ArrayImages(backbone.card.name, backbone.images.numpy())
+    made = make_reference(images, network, backbone.labels.numpy())
+    if network.name != backbone.card.feature_network:
+        return made
+    card = made.card.model_copy(update={"images": backbone.reference.count})
+    return Reference(card, Gaussian.of(backbone.reference), made.spatial, made.rows, made.labels)
 
 
 def evaluate_chunk(
@@ -39,61 +77,66 @@ def evaluate_chunk(
     first: int,
     count: int,
     keep: Keep = lambda first, images: None,
+    network: FeatureNetwork | None = None,
 ) -> EvaluatedChunk:
-    """Sample indices first .. first + count, let them be kept, look at them with the feature network."""
+    """Sample indices first .. first + count, let them be kept, look at them with the feature network.
+
+    `first` is a multiple of the micro-batch, so that every image stands at the same place of its forward.
+    """
     indices = range(first, first + count)
-    images = sample_images(backbone, transformer, protocol, indices)
-    keep(first, images.numpy())
-    features, logits = extract_features(backbone, images, protocol.micro_batch)
+    images = sample_images(backbone, transformer, protocol, indices).numpy()
+    keep(first, images)
+    features = extract(network or network_of(backbone, protocol), images, protocol.micro_batch)
     asked = sample_labels(protocol, backbone.card.num_classes, indices)
-    return EvaluatedChunk(first, features.numpy(), asked.numpy(), logits.argmax(1).numpy())
+    return EvaluatedChunk(first, features, asked.numpy(), _hashes(images))
 
 
-@torch.no_grad()
-def extract_features(backbone: Backbone, images_NHW: Tensor, micro_batch: int) -> tuple[Tensor, Tensor]:
-    """Features [N, F] and logits [N, classes] of uint8 images, on the CPU, at a fixed batch shape."""
-    features, logits = [], []
-    for chunk in images_NHW.split(micro_batch):
-        padded = torch.cat([chunk, chunk[-1:].expand(micro_batch - len(chunk), *chunk.shape[1:])])
-        pixels = padded.to(backbone.device).float().div(127.5).sub(1).unsqueeze(1)
-        found = backbone.features.features(pixels)
-        features.append(found[: len(chunk)].cpu())
-        logits.append(backbone.features.head(found)[: len(chunk)].cpu())
-    return torch.cat(features), torch.cat(logits)
+def _hashes(images: Images) -> npt.NDArray[np.uint8]:
+    digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), 32)
 
 
 def finish(
-    chunks: Iterable[EvaluatedChunk], reference: Moments, protocol: EvaluationProtocol
-) -> dict[str, float]:
-    """FID on every rung of the ladder, and the share of samples recognised as the class that was asked for.
+    chunks: Iterable[EvaluatedChunk],
+    reference: Reference,
+    fingerprint: ProtocolFingerprint,
+    classes_known: bool = True,
+) -> EvaluationReport:
+    """All figures of a whole set of samples; the same bits whoever made which chunk.
 
-    Raises ValueError unless the chunks cover samples 0 .. protocol.samples exactly once.
+    Where `classes_known`, the network's classes are the backbone's, and samples are checked against what was
+    asked for. Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and naming
+    samples whose features are not finite.
     """
+    protocol = fingerprint.protocol
     ordered = sorted(chunks, key=lambda chunk: chunk.first)
     _check_cover(ordered, protocol.samples)
-    features = np.concatenate([chunk.features for chunk in ordered])
-    hits = np.concatenate([chunk.asked == chunk.recognised for chunk in ordered])
-    gaussian = Gaussian.of(reference)
-    rungs = [rung for rung in ladder_of(protocol).rungs if isinstance(rung, FidRung)]
-    return {
-        **{rung.metric: frechet_of_rows(gaussian, features[: rung.samples]) for rung in rungs},
-        f"label_accuracy/{protocol.feature_network}": float(hits.mean()),
-    }
+    features = joined(chunk.features for chunk in ordered)
+    finite_rows(features.pool)
+    asked = np.concatenate([chunk.asked for chunk in ordered])
+    recognised = features.logits.argmax(1) if classes_known and features.logits is not None else None
+    figures = measure(reference, features, protocol)
+    if recognised is not None:
+        figures.add(f"label_accuracy/{protocol.feature_network}", float((asked == recognised).mean()))
+    return EvaluationReport(
+        fingerprint=fingerprint,
+        values=figures.values,
+        intervals=figures.intervals,
+        warnings=tuple(figures.warnings),
+        classes=by_class(reference, features, asked, recognised),
+        samples_digest=digest_of_hashes(np.concatenate([chunk.hashes for chunk in ordered])),
+        made_with=versions(),
+    )
 
 
-def fid_at(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, samples: int) -> float:
-    """FID of the protocol's first `samples` samples, on this process alone: a rung of the fidelity ladder.
+def digest_of_hashes(hashes: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 over the SHA-256 [N, 32] of the images in order."""
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
 
-    The same number that a whole evaluation under the protocol reports for this rung.
-    """
-    starts = range(0, samples, FID_CHUNK)
-    sizes = [min(FID_CHUNK, samples - first) for first in starts]
-    chunks = [
-        evaluate_chunk(backbone, transformer, protocol, first, size)
-        for first, size in zip(starts, sizes, strict=True)
-    ]
-    features = np.concatenate([chunk.features for chunk in chunks])
-    return frechet_of_rows(Gaussian.of(backbone.reference), features)
+
+def versions() -> dict[str, str]:
+    """Of the software that figures are made with."""
+    return {name: version(name) for name in REPORTED}
 
 
 def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
@@ -106,6 +149,29 @@ def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
         expected += len(chunk.features)
     if expected != samples:
         raise ValueError(f"{expected} samples were evaluated where the protocol asks for {samples}")
+
+
+def fid_at(
+    backbone: Backbone,
+    transformer: nn.Module,
+    protocol: EvaluationProtocol,
+    samples: int,
+    reference: Reference | None = None,
+) -> float:
+    """FID of the protocol's first `samples` samples, on this process alone: a rung of the fidelity ladder.
+
+    The same number that a whole evaluation under the protocol reports for this rung. `reference` saves making
+    one where the feature network is not the backbone's own.
+    """
+    network = network_of(backbone, protocol)
+    size = protocol.micro_batch * max(1, CHUNK // protocol.micro_batch)
+    spans = [(first, min(size, samples - first)) for first in range(0, samples, size)]
+    chunks = [
+        evaluate_chunk(backbone, transformer, protocol, *span, network=network).features for span in spans
+    ]
+    if reference is None and network.name == backbone.card.feature_network:
+        return frechet_of_rows(Gaussian.of(backbone.reference), joined(chunks).pool)
+    return frechet_of_rows((reference or own_reference(backbone, network)).pool, joined(chunks).pool)
 
 
 def loss_gap(

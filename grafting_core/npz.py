@@ -42,10 +42,11 @@ class Member:
 class NpzFile:
     """Arrays of a zip by name. Every method raises BadFile naming the file and what is wrong with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: IO[bytes] | None = None) -> None:
+        """`content` where the bytes are at hand already; `path` then only names them."""
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(content or path)
         except FileNotFoundError as error:
             raise BadFile(f"{path} does not exist") from error
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:

@@ -6,6 +6,8 @@ Layout under the storage root (an fsspec URI):
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
     evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz; see kept_samples
+    costs/<key>/<hardware>.json        what the network of this evaluation costs by the clock
+    references/<key>/                  reference.npz: what samples are compared with
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
     runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors
@@ -19,6 +21,7 @@ from pydantic import Field
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
+from grafting_core.spec.results import MeasuredCost
 from grafting_core.spec.work import Work
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen"]
@@ -69,6 +72,10 @@ class StageReport(Frozen):
     artifacts: dict[str, str] = {}
     """URI relative to the storage root, by name (`samples.png`, `model`, or a site's scion)."""
     metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 %, of the metrics that have one."""
+    cost: MeasuredCost | None = None
+    """By clock, on the hardware of this attempt."""
     spend: Spend = Spend()
     stop_cause: StopCause = "completed"
     made: dict[str, Spend] = {}

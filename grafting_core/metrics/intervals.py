@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_of_rows
+from grafting_core.metrics.inception_score import inception_score
 from grafting_core.metrics.moments import Floats, Moments, finite_rows
 
 Interval = tuple[float, float]
@@ -69,3 +70,10 @@ def bootstrap_interval(verdicts_N: npt.NDArray[np.floating], seed: int = 0) -> I
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def score_interval(logits_NK: npt.NDArray[np.floating], value: float) -> Interval:
+    """95 % for an inception score, around `value`; the replicates are of one split."""
+    parts = blocks_of(finite_rows(logits_NK))
+    left = [np.concatenate(parts[:block] + parts[block + 1 :]) for block in range(len(parts))]
+    return jackknife_interval(value, [inception_score(rows, 1, None) for rows in left])

@@ -1,13 +1,18 @@
 """Kernel distance KID (Binkowski et al. 2018): unbiased at any number of samples, so fit for small trials."""
 
+from math import sqrt
+
 import numpy as np
 import numpy.typing as npt
 
+from grafting_core.metrics.intervals import T_19, Interval, blocks_of
 from grafting_core.metrics.moments import Floats, finite_rows
 
 SUBSETS = 100
 SUBSET_SIZE = 1_000
 SEED = 2020
+MOST = 20_000
+"""Rows that an interval looks at: its blocks stay small enough for a kernel matrix."""
 
 
 def kernel_distance(
@@ -33,6 +38,21 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     return float(np.mean([squared_mmd(ones[a], others[b]) for a, b in draws]))
+
+
+def kernel_interval(
+    samples_ND: npt.NDArray[np.floating], reference_MD: npt.NDArray[np.floating], value: float
+) -> Interval | None:
+    """95 % around `value` from disjoint blocks of both sets; None where they are too small.
+
+    Each block's estimate is unbiased and varies rather more than its share of the whole: a careful interval.
+    """
+    ones, others = (blocks_of(finite_rows(rows)[:MOST]) for rows in (samples_ND, reference_MD))
+    found = [squared_mmd(a, b) for a, b in zip(ones, others, strict=False) if min(len(a), len(b)) >= 2]
+    if len(found) < 2:
+        return None
+    half = T_19 * float(np.std(found, ddof=1)) / sqrt(len(found))
+    return value - half, value + half
 
 
 def squared_mmd(ones_ND: Floats, others_MD: Floats) -> float:

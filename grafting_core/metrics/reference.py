@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from grafting_core.features.base import FeatureNetwork, Features, Rows, extract, joined
 from grafting_core.images import ImageSet, PixelDigest, SampleFile
 from grafting_core.metrics.frechet import Gaussian
 from grafting_core.metrics.manifold import Manifold
-from grafting_core.metrics.moments import Floats, Moments
+from grafting_core.metrics.moments import Floats, Moments, finite_rows
 from grafting_core.npz import BadFile, NpzFile
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.features import Sha256
@@ -27,6 +28,7 @@ from grafting_core.spec.features import Sha256
 KEPT = 10_000
 """Rows whose features are kept for precision, coverage and KID: as many as ADM's references have images."""
 MICRO_BATCH = 50
+FEWEST = 6
 Labels = npt.NDArray[np.int64]
 
 
@@ -51,10 +53,17 @@ class Reference:
     rows: Rows | None = None
     labels: Labels | None = None
 
+    nearest: Floats | None = None
+    """Neighbour distances of the kept rows, where the file has them."""
+
     @cached_property
     def manifold(self) -> Manifold | None:
-        """Neighbour distances of the kept rows, made once for all samples that are compared with them."""
-        return None if self.rows is None or len(self.rows) < 6 else Manifold.of(self.rows)
+        """The kept rows with their neighbour distances, made once for all that is compared with them."""
+        if self.rows is None or len(self.rows) < FEWEST:
+            return None
+        if self.nearest is not None:
+            return Manifold(torch.from_numpy(finite_rows(self.rows)), torch.from_numpy(self.nearest))
+        return Manifold.of(self.rows)
 
     @cached_property
     def digest(self) -> str:
@@ -82,6 +91,8 @@ class Reference:
         card = np.frombuffer(self.card.model_dump_json().encode(), np.uint8)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {"card": card, **self._arrays()}
+        if self.manifold is not None:
+            arrays["nearest"] = self.manifold.nearest.cpu().numpy()
         np.savez(buffer, **arrays)
         return buffer.getvalue()
 
@@ -112,6 +123,12 @@ def make_reference(
     )
 
 
+def unpacked(raw: bytes, network: FeatureNetwork, name: str = "reference") -> Reference:
+    """What `packed` made. Raises BadFile, also where it was made with another network."""
+    with NpzFile(Path(name), io.BytesIO(raw)) as arrays:
+        return _own(arrays.path, arrays, network)
+
+
 def load_reference(path: Path, network: FeatureNetwork) -> Reference:
     """A file of ours, made with this very network, or one in ADM's format. Raises BadFile."""
     with NpzFile(path) as arrays:
@@ -137,7 +154,8 @@ def _own(path: Path, arrays: NpzFile, network: FeatureNetwork) -> Reference:
     labels = arrays.read("labels").astype(np.int64) if "labels" in arrays.names else None
     if rows is not None:
         _check_dims(path, pool, rows)
-    return Reference(card, pool, spatial, rows, labels)
+    nearest = _finite(arrays, "nearest", path) if "nearest" in arrays.names else None
+    return Reference(card, pool, spatial, rows, labels, nearest)
 
 
 def read_card(arrays: NpzFile) -> ReferenceCard:

@@ -9,10 +9,12 @@ from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest, remembered
 from grafting_core.spec.design import GraftDesign
+from grafting_core.spec.features import feature_digest
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.spec.results import ProtocolFingerprint
 from grafting_core.spec.scions import ScionSpec
 
-RECIPE_VERSIONS = {"finetune": 2, "evaluate": 2}
+RECIPE_VERSIONS = {"finetune": 2, "evaluate": 3}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 
@@ -83,12 +85,23 @@ def finetune_key(spec: ExperimentSpec) -> str:
 @remembered
 def protocol_digest(spec: ExperimentSpec) -> str:
     """Names how quality is measured; the leaderboard ranks within one of these."""
-    return digest(
-        {
-            "recipe": RECIPE_VERSIONS["evaluate"],
-            "backbone": spec.design.backbone.digest,
-            "protocol": spec.evaluate,
-        }
+    return fingerprint_of(spec).digest
+
+
+def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
+    """Everything that the quality figures depend on, besides the network that is judged."""
+    return own_fingerprint(spec.backbone.digest, spec.evaluate)
+
+
+def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
+    """Of a comparison with the images of the backbone with this digest."""
+    network = feature_digest(protocol.feature_network)
+    return ProtocolFingerprint(
+        recipe=RECIPE_VERSIONS["evaluate"],
+        subject=subject,
+        protocol=protocol,
+        feature_network=network,
+        reference=digest({"own images of": subject, "seen by": network}),
     )
 
 

@@ -7,7 +7,7 @@ from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.canonical import remembered
 from grafting_core.spec.changes import SlotChange, slot_changes
-from grafting_core.spec.design import ParallelPair, Part
+from grafting_core.spec.design import GraftDesign, ParallelPair, Part
 from grafting_core.spec.experiment import (
     ExperimentSpec,
     evaluation_key,
@@ -96,6 +96,12 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
         teacher_flops_per_image=image_flops(spec, card, card.forward_flops()),
         changes=slot_changes(spec.design, card),
     )
+
+
+def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
+    """Parameters of the operators and merges that the design puts in."""
+    operators = sum(edit.operator.num_params(card.dims) for edit in design.edits)
+    return operators + sum(pair.num_params(card.dims) for pair in design.pairs)
 
 
 def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:

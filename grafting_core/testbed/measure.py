@@ -11,8 +11,9 @@ from torch import nn
 
 from grafting_core.analysis.locality import locality_profile, profile_protocol
 from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.evaluation import evaluate_chunk, finish
+from grafting_core.evaluation import evaluate_chunk, finish, network_of, own_reference
 from grafting_core.metrics.frechet import fid
+from grafting_core.spec.experiment import own_fingerprint
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.profile import default_band
 from grafting_core.testbed.classifier import accuracy
@@ -31,6 +32,7 @@ PROTOCOL = EvaluationProtocol(
     micro_batch=50,
 )
 CHUNK = 500
+SHOWN = (PROTOCOL.fid_name, f"label_accuracy/{PROTOCOL.feature_network}")
 
 
 def measure_real(backbone: Backbone) -> dict[str, float]:
@@ -65,8 +67,9 @@ def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> di
     for first in range(0, PROTOCOL.samples, CHUNK):
         chunks.append(evaluate_chunk(backbone, transformer, PROTOCOL, first, CHUNK))
         print(f"{name}: {first + CHUNK}/{PROTOCOL.samples}", flush=True)
-    figures = finish(chunks, backbone.reference, PROTOCOL)
-    return {f"{metric} {name}": value for metric, value in figures.items()}
+    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    report = finish(chunks, reference, own_fingerprint(backbone.card.digest, PROTOCOL))
+    return {f"{metric} {name}": report.values[metric] for metric in SHOWN}
 
 
 def untrained(seed: int = 0) -> nn.Module:

@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.evaluation import EvaluatedChunk, evaluate_chunk, finish
+from grafting_core.evaluation import (
+    EvaluatedChunk,
+    evaluate_chunk,
+    fid_at,
+    finish,
+    network_of,
+    own_reference,
+)
 from grafting_core.sampling import sample_generators, sample_images, sample_labels, sample_latents
+from grafting_core.spec.experiment import own_fingerprint
 from grafting_core.spec.plans import EvaluationProtocol
 
 PROTOCOL = EvaluationProtocol(
@@ -85,11 +93,15 @@ def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone)
         ]
 
     ten, twenty = chunks(10), chunks(20)
-    assert finish(ten, backbone.reference, PROTOCOL) == finish(reversed(twenty), backbone.reference, PROTOCOL)
+    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    fingerprint = own_fingerprint(backbone.card.digest, PROTOCOL)
+    report = finish(ten, reference, fingerprint)
+    assert report == finish(reversed(twenty), reference, fingerprint)
+    assert report.values["fid30/fashion-cnn"] == fid_at(backbone, backbone.transformer, PROTOCOL, 30)
     with pytest.raises(ValueError, match="do not line up"):
-        finish([ten[0], ten[2]], backbone.reference, PROTOCOL)
+        finish([ten[0], ten[2]], reference, fingerprint)
     with pytest.raises(ValueError, match="20 samples were evaluated"):
-        finish(ten[:2], backbone.reference, PROTOCOL)
+        finish(ten[:2], reference, fingerprint)
 
 
 def test_the_metric_is_named_by_count_and_network() -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from grafting_core.backbones.loader import Backbone
+from grafting_core.evaluation import network_of, own_reference
 from grafting_core.finetuning import Share
+from grafting_core.published import read_card
 from grafting_core.sampling import sample_images
 from grafting_core.spec.experiment import ExperimentSpec, evaluation_key
+from grafting_core.storage import Storage
 from tests.builders import experiment
 from tests.workers.test_stages import context
 from workers.contract import StageReport
@@ -64,6 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Path:
     """The evaluation of one worker that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
     context(folder, backbone, SPEC).latents(evaluate.LOSS_IMAGES)  # once, here, for all who start from here
+    own_reference(backbone, network_of(backbone, SPEC.evaluate))
     attempt(folder, backbone, 1, world=1)
     return folder
 
@@ -77,6 +81,14 @@ def test_any_workers_with_deaths_between_make_the_same_files(
     assert "samples.npz" not in made_in(tmp_path)
     attempt(tmp_path, backbone, len(worlds), worlds[-1])
     assert made_in(tmp_path) == made_in(whole)
+    assert figures_in(tmp_path) == figures_in(whole)
+
+
+def figures_in(folder: Path) -> Mapping[str, float]:
+    """What the leaderboard ranks, as it is stored."""
+    metrics = read_card(Storage(str(folder)), f"evaluations/{evaluation_key(SPEC)}")["metrics"]
+    assert metrics["fid64/fashion-cnn"] > 0
+    return metrics
 
 
 def test_the_kept_images_are_the_samples_themselves(whole: Path, backbone: Backbone) -> None:
@@ -97,7 +109,7 @@ def test_keeping_is_a_wish_that_changes_no_key_and_may_come_later(
     before = made_in(tmp_path)
     report = evaluate.run(context(tmp_path, backbone, SPEC, attempt=2))
     assert report.stop_cause == "completed"
-    assert set(report.artifacts) == {"samples.png", "samples.npz", "samples.csv"}
+    assert set(report.artifacts) == {"samples.png", "samples.npz", "samples.csv", "report.json"}
     assert made_in(tmp_path) == made_in(whole)
     assert before.items() <= made_in(tmp_path).items()
     assert evaluate.run(context(tmp_path, backbone, SPEC, attempt=3)).stop_cause == "reused"

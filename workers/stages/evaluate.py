@@ -1,20 +1,22 @@
 """EVALUATE: samples in chunks of fixed indices, features kept by chunk, figures from all of them."""
 
 import copy
-import io
 
-import numpy as np
 from safetensors.torch import load
 from torch import nn
 
-from grafting_core.evaluation import EvaluatedChunk, denoising_loss_of, evaluate_chunk, finish
+from grafting_core.cost import hardware_of, measure_cost
+from grafting_core.evaluation import denoising_loss_of, evaluate_chunk, finish, network_of, own_reference
+from grafting_core.features.base import FeatureNetwork
+from grafting_core.metrics.reference import Reference, unpacked
 from grafting_core.observing import StopRequested
-from grafting_core.published import publish, read_card, read_published
+from grafting_core.published import is_published, publish, read_card, read_published
 from grafting_core.sheet import sample_sheet
-from grafting_core.spec.experiment import evaluation_key, finetune_key
-from grafting_core.spec.planning import design_cost
-from grafting_core.storage import Storage
+from grafting_core.spec.experiment import evaluation_key, finetune_key, fingerprint_of
+from grafting_core.spec.planning import design_cost, grafted_params
+from grafting_core.spec.results import EvaluationReport, MeasuredCost
 from grafting_core.surgery import operate
+from workers.chunks import Chunks
 from workers.contract import StageReport
 from workers.kept_samples import KeptSamples
 from workers.stages.context import Context
@@ -26,34 +28,49 @@ LOSS_IMAGES = 1_000
 def run(context: Context) -> StageReport:
     """Evaluate unless this very evaluation is published already."""
     key = evaluation_key(context.spec)
+    folder = f"evaluations/{key}"
     kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
-    reused = context.finds(f"evaluations/{key}") and kept.complete
+    reused = context.finds(folder) and kept.complete
     if not reused:
         _evaluate(context, key, kept)
     context.group.barrier()
+    report = context.storage.read_model(f"{folder}/report.json", EvaluationReport)
     return StageReport(
         stage="evaluate",
         key=key,
-        artifacts={"samples.png": f"evaluations/{key}/samples.png", **kept.artifacts},
-        metrics=read_card(context.storage, f"evaluations/{key}")["metrics"],
+        artifacts={
+            "samples.png": f"{folder}/samples.png",
+            "report.json": f"{folder}/report.json",
+            **kept.artifacts,
+        },
+        metrics=read_card(context.storage, folder)["metrics"],
+        intervals=report.intervals,
+        notes=report.warnings,
+        cost=_known_cost(context, key),
         stop_cause="reused" if reused else "completed",
-        made_by={"evaluation": context.maker(f"evaluations/{key}")} if reused else {},
+        made_by={"evaluation": context.maker(folder)} if reused else {},
     )
 
 
 def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
-    network = _network(context)
-    _sample(context, key, network, kept)
+    graft = graft_of(context)
+    sample(context, key, graft, kept)
     context.group.barrier()
     if context.group.leads:
         kept.finish(context.backbone.card.num_classes)
-        metrics = _metrics(context, key, network)
-        protocol = context.spec.evaluate.model_dump(mode="json")
-        card = {"key": key, "metrics": metrics, "protocol": protocol, "made_by": context.ticket.run_id}
-        publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, network), card)
+        report = _report(context, key)
+        context.storage.write_model(f"evaluations/{key}/report.json", report)
+        _measure_cost(context, key, graft)
+        card = {
+            "key": key,
+            "metrics": {**report.values, **_losses(context, graft), **_costs(context)},
+            "fingerprint": report.fingerprint.model_dump(mode="json"),
+            "made_by": context.ticket.run_id,
+        }
+        publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, graft), card)
 
 
-def _network(context: Context) -> nn.Module:
+def graft_of(context: Context) -> nn.Module:
     """The finetuned graft beside the untouched teacher, or the teacher itself."""
     design = context.spec.design
     if design.is_teacher:
@@ -70,66 +87,77 @@ def _sheet(context: Context, network: nn.Module) -> bytes:
     return teacher.beside(sample_sheet(backbone, network, protocol), context.spec.name)
 
 
-def _sample(context: Context, key: str, network: nn.Module, kept: KeptSamples) -> None:
+def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> None:
     """Each rank its chunks; those already there from an earlier attempt are kept."""
     protocol, share = context.spec.evaluate, context.group.share
-    observer = context.observer("evaluate", key)
+    observer, chunks = context.observer("evaluate", key), Chunks(context.storage, key)
+    network = network_of(context.backbone, protocol)
     size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
     mine = range(share.rank * size, protocol.samples, share.world * size)
-    folder = _chunk_folder(context, key)
-    missing = [
-        first
-        for first in mine
-        if not (context.storage.exists(_chunk_path(folder, first)) and kept.has(first))
-    ]
+    missing = [first for first in mine if not (chunks.has(first) and kept.has(first))]
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
         count = min(size, protocol.samples - first)
-        chunk = evaluate_chunk(context.backbone, network, protocol, first, count, kept.add)
-        context.storage.write_bytes(_chunk_path(folder, first), _packed(chunk))
+        chunks.add(evaluate_chunk(context.backbone, graft, protocol, first, count, kept.add, network))
         observer.progress(first + count, protocol.samples, {})
         if observer.stop_requested():
             raise StopRequested
 
 
-def _chunk_folder(context: Context, key: str) -> str:
-    """Chunks are anybody's, but for a run that wants all fresh."""
-    if context.spec.fresh:
-        return f"runs/{context.ticket.run_id}/chunks/{key}"
-    return f"evaluations/{key}/chunks"
+def _report(context: Context, key: str) -> EvaluationReport:
+    network = network_of(context.backbone, context.spec.evaluate)
+    known = network.name == context.backbone.card.feature_network
+    chunks = Chunks(context.storage, key).all()
+    return finish(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
 
 
-def _chunk_path(folder: str, first: int) -> str:
-    return f"{folder}/{first:08d}.npz"
+def reference_of(context: Context, network: FeatureNetwork) -> Reference:
+    """The backbone's own, made once for all designs that are compared with it."""
+    folder = f"references/{fingerprint_of(context.spec).reference}"
+    if not is_published(context.storage, folder):
+        made = own_reference(context.backbone, network)
+        publish(context.storage, folder, "reference.npz", made.packed(), made.card.model_dump(mode="json"))
+    return unpacked(read_published(context.storage, folder), network)
 
 
-def _packed(chunk: EvaluatedChunk) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, features=chunk.features, asked=chunk.asked, recognised=chunk.recognised)
-    return buffer.getvalue()
+def _losses(context: Context, graft: nn.Module) -> dict[str, float]:
+    latents, teacher = context.latents(LOSS_IMAGES), context.backbone.transformer
+    loss, teacher_loss = (denoising_loss_of(each, latents) for each in (graft, teacher))
+    return {"denoising_loss": loss, "loss_gap": loss - teacher_loss}
 
 
-def _unpacked(storage: Storage, folder: str, name: str) -> EvaluatedChunk:
-    raw = io.BytesIO(storage.read_bytes(f"{folder}/{name}"))
-    with np.load(raw, allow_pickle=False) as arrays:
-        first = int(name.removesuffix(".npz"))
-        return EvaluatedChunk(first, arrays["features"], arrays["asked"], arrays["recognised"])
-
-
-def _metrics(context: Context, key: str, network: nn.Module) -> dict[str, float]:
-    spec, storage = context.spec, context.storage
-    latents = context.latents(LOSS_IMAGES)
-    loss, teacher_loss = (
-        denoising_loss_of(each, latents) for each in (network, context.backbone.transformer)
-    )
-    folder = _chunk_folder(context, key)
-    chunks = (_unpacked(storage, folder, name) for name in storage.names(folder))
-    cost = design_cost(spec, context.backbone.card)
+def _costs(context: Context) -> dict[str, float]:
+    cost = design_cost(context.spec, context.backbone.card)
     return {
-        **finish(chunks, context.backbone.reference, spec.evaluate),
-        "denoising_loss": loss,
-        "loss_gap": loss - teacher_loss,
         "num_params": float(cost.num_params),
         "flops_per_image": float(cost.flops_per_image),
+        "macs_per_image": float(cost.flops_per_image // 2),
         "flops_per_forward": float(cost.flops_per_forward),
+        "macs_per_forward": float(cost.flops_per_forward // 2),
     }
+
+
+def _measure_cost(context: Context, key: str, graft: nn.Module) -> None:
+    """By the clock, once for each kind of hardware; apart from the figures, which are the same everywhere."""
+    if _known_cost(context, key) is not None:
+        return
+    spec, backbone = context.spec, context.backbone
+    cost = design_cost(spec, backbone.card)
+    measured = measure_cost(
+        backbone,
+        graft,
+        grafted_params(spec.design, backbone.card),
+        spec.evaluate,
+        cost.flops_per_forward,
+        cost.flops_per_image,
+    )
+    context.storage.write_model(_cost_path(context, key), measured)
+
+
+def _known_cost(context: Context, key: str) -> MeasuredCost | None:
+    path = _cost_path(context, key)
+    return context.storage.read_model(path, MeasuredCost) if context.storage.exists(path) else None
+
+
+def _cost_path(context: Context, key: str) -> str:
+    return f"costs/{key}/{hardware_of(context.backbone.device).digest}.json"
