@@ -11,7 +11,7 @@ from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import ExperimentPlan
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.work import Work, as_graft
-from workers.contract import Event, Reason, StageReport
+from workers.contract import Event, PartProgress, Reason, StageReport
 
 RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"]
 Role = Literal["viewer", "runner", "admin"]
@@ -121,6 +121,8 @@ class Cleared(View):
 
     removed: list[str]
     bytes: int
+    remains: int
+    """Folders without a scion: progress of cancelled runs, divergences, damage."""
     kept_for_runs: int
     dry_run: bool
 
@@ -161,6 +163,8 @@ class RunDetail(RunView):
 
     work: Work
     stages: list[StageReport]
+    parts: list[PartProgress] = []
+    """Where each operator of a pass is, while one runs."""
 
     @property
     def experiment(self) -> ExperimentSpec:

@@ -154,7 +154,8 @@ def gc_command(
         return print_json(answer)
     verb = "would free" if answer.dry_run else "freed"
     kept = f"{answer.kept_for_runs} are needed by runs that have not ended"
-    return out.print(f"{verb} {len(answer.removed)} scions, {answer.bytes / MEBI:.1f} MiB; {kept}")
+    what = f"{len(answer.removed)} scions and {answer.remains} remains"
+    return out.print(f"{verb} {what}, {answer.bytes / MEBI:.1f} MiB; {kept}")
 
 
 @bank_app.command("fill")

@@ -15,7 +15,7 @@ from service.api.schemas import (
     RunView,
 )
 from service.cli.console import duration, engineering, out, percent, table
-from workers.contract import StageReport
+from workers.contract import PartProgress, StageReport
 
 STATE_STYLES = {
     "SUCCEEDED": "green",
@@ -135,6 +135,8 @@ def show_run(run: RunDetail) -> None:
             out.print(f"  {edit.site}: {escape(str(edit.operator))}")
         for pair in run.experiment.design.pairs:
             out.print(f"  {pair}: side by side")
+    if run.parts:
+        out.print(parts_table(run.parts))
     for report in run.stages:
         spend = report.spend
         used = f"{spend.device_seconds:.0f} device-s, {engineering(spend.flops)}FLOPs"
@@ -147,6 +149,17 @@ def show_run(run: RunDetail) -> None:
         out.print(f"  {name} = {value:,.6g}")
     if run.mlflow_url:
         out.print(f"  {run.mlflow_url}", soft_wrap=True)
+
+
+def parts_table(parts: list[PartProgress]) -> Table:
+    """One line an operator of the pass that is under way."""
+    rows = table("operator", "step", "loss", "left", "", right=("step", "loss", "left"))
+    for part in parts:
+        loss = "-" if part.loss is None else f"{part.loss:.4f}"
+        ended = f"{part.ending}: {part.reason}" if part.reason else part.ending or ""
+        left = "" if part.ending else duration(part.seconds_left)
+        rows.add_row(part.name, f"{part.step}/{part.total_steps}", loss, left, escape(ended))
+    return rows
 
 
 def _provenance(report: StageReport) -> str:

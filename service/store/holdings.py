@@ -100,11 +100,12 @@ def clear(
 ) -> Cleared:
     """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
 
-    What a run that has not ended needs stays. Age counts from the last run that asked for it, by the
+    What a run that has not ended needs stays. What is left of scions that never were goes as well: progress of
+    cancelled runs, divergences, damage. Age counts from the last run that asked for it, by the
     database's record, else from when it was made.
     """
-    cards = list(bank.cards())
-    needed = needed_by_others(session, [card.key for card in cards])
+    cards, names = list(bank.cards()), bank.names()
+    needed = needed_by_others(session, names)
     asked = _last_asked(session, [card.key for card in cards])
     free = sorted(
         (card for card in cards if card.key not in needed), key=lambda c: asked.get(c.key, c.made_at)
@@ -112,8 +113,15 @@ def clear(
     total = sum(card.size for card in cards)
     chosen = list(_chosen(free, asked, total, older_than_days, max_bytes))
     freed = sum(card.size if dry_run else bank.remove(card.key) for card in chosen)
+    there = {card.key for card in cards}
+    remains = [key for key in names if key not in there and key not in needed]
+    freed += 0 if dry_run else sum(bank.remove(key) for key in remains)
     return Cleared(
-        removed=[card.key for card in chosen], bytes=freed, kept_for_runs=len(needed), dry_run=dry_run
+        removed=[card.key for card in chosen],
+        bytes=freed,
+        remains=len(remains),
+        kept_for_runs=len(there & needed.keys()),
+        dry_run=dry_run,
     )
 
 

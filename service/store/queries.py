@@ -13,7 +13,7 @@ from grafting_core.spec.work import WORK, Work, as_graft
 from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from service.store.bank import transfers
 from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
-from workers.contract import STAGES, Event, StageReport
+from workers.contract import STAGES, Event, PartProgress, StageReport
 
 Figures = tuple[float, float, int]
 NOTHING: Figures = (0.0, 0.0, 0)
@@ -81,7 +81,21 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
         return None
     reports = _reports(session, [run_id]).get(run_id, [])
     view = _view(row, spends_of(session, [run_id]).get(run_id, Spend()), reports)
-    return RunDetail(**view.model_dump(), work=work_of(row), stages=reports)
+    return RunDetail(**view.model_dump(), work=work_of(row), stages=reports, parts=_parts(session, row))
+
+
+def _parts(session: Session, row: RunRow) -> list[PartProgress]:
+    """Of the newest progress, while the run is at it."""
+    if row.state != "RUNNING":
+        return []
+    query = (
+        select(EventRow.body)
+        .where(EventRow.run_id == row.id, EventRow.kind == "attempt")
+        .order_by(EventRow.seq.desc())
+        .limit(1)
+    )
+    body = (session.scalars(query).first() or {}).get("body", {})
+    return [PartProgress.model_validate(part) for part in body.get("parts", [])]
 
 
 def spend_of(session: Session, run_id: str) -> Spend:

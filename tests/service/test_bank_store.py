@@ -14,7 +14,14 @@ from service.store.models import NeedRow, RunRow
 from service.store.queries import run_detail
 from tests.builders import experiment
 from tests.service.test_scheduler import Cluster, log_of, queue, state
-from workers.contract import AttemptStarted, AttemptSucceeded, StageDone, StageReport
+from workers.contract import (
+    AttemptStarted,
+    AttemptSucceeded,
+    PartProgress,
+    Progress,
+    StageDone,
+    StageReport,
+)
 
 ONE = {"layers": [1, 3]}
 TWO = {"layers": [3, 5]}
@@ -142,3 +149,18 @@ def test_what_an_unfinished_run_needs_is_known(scheduler: Scheduler, database: D
         session.get_one(RunRow, run).state = "SUCCEEDED"
         session.flush()
         assert needed_by_others(session, keys) == {}
+
+
+def test_a_run_shows_where_each_operator_of_its_pass_is(scheduler: Scheduler, database: Database) -> None:
+    run = queue(database, **ONE)
+    rounds(scheduler)
+    log = log_of(scheduler, run)
+    log.write(AttemptStarted(host="h", pid=1, device="cpu"))
+    part = PartProgress(name="block 1 attention hyena_x", step=3, total_steps=6, loss=0.5, seconds_left=2.0)
+    wild = part.model_copy(update={"ending": "diverged", "reason": "a loss of nan at step 2"})
+    log.write(Progress(stage="distill", step=3, total_steps=6, parts=(part, wild)))
+    rounds(scheduler)
+    with database.reading() as session:
+        detail = run_detail(session, run)
+        assert detail is not None
+        assert detail.parts == [part, wild]

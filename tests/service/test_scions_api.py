@@ -101,6 +101,17 @@ def test_the_longest_unasked_go_first_and_what_a_run_needs_stays(client: TestCli
     assert client.post(f"{PAGE}:gc", json={"max_bytes": -1}).status_code == 422
 
 
+def test_remains_of_scions_that_never_were_go_too(client: TestClient, bank: Bank) -> None:
+    scions = scions_of(experiment(layers=[0, 1]))
+    for scion in scions:
+        bank.note_divergence(scion.key, "a loss of nan at step 3")
+    client.post("/api/v1/experiments", json=document(layers=[0]))
+    answer = client.post(f"{PAGE}:gc", json={"older_than_days": 1e6}).json()
+    assert (answer["removed"], answer["remains"]) == ([], 1)
+    assert bank.divergence(scions[0].key)
+    assert bank.divergence(scions[1].key) is None
+
+
 def test_filling_queues_one_run(client: TestClient) -> None:
     headers = {"Idempotency-Key": "one"}
     answer = client.post(f"{PAGE}:fill", json=fill(), headers=headers)

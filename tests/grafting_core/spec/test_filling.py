@@ -1,9 +1,11 @@
 """A fill is sites times operators, under the rules of designs, with the keys that designs will ask for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grafting_core.spec.document import read_document
 from grafting_core.spec.experiment import scion_keys
 from grafting_core.spec.filling import parse_fill
 from grafting_core.spec.problems import SpecError
@@ -29,6 +31,11 @@ def test_every_operator_at_every_site_once() -> None:
         "block 1 attention window_attention",
         "block 3 attention window_attention",
     ]
+
+
+def test_the_example_is_sixteen_scions() -> None:
+    text = (Path(__file__).parents[3] / "examples" / "fill-attention.yaml").read_text()
+    assert len(parse_fill(read_document(text)).scions) == 16
 
 
 def test_designs_find_what_was_filled() -> None:
