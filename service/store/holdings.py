@@ -100,9 +100,9 @@ def clear(
 ) -> Cleared:
     """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
 
-    What a run that has not ended needs stays. What is left of scions that never were goes as well: progress of
-    cancelled runs, divergences, damage. Age counts from the last run that asked for it, by the
-    database's record, else from when it was made.
+    What a run that has not ended needs stays. What is left of scions that never were goes as well: progress
+    of cancelled runs, divergences, damage. Age counts from the last run that asked, by the database's
+    record, else from when it was made.
     """
     cards, names = list(bank.cards()), bank.names()
     needed = needed_by_others(session, names)
