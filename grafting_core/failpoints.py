@@ -13,6 +13,26 @@ from collections.abc import Callable, Mapping
 
 SLEEP_SECONDS = 3.0
 
+POINTS: Mapping[str, str] = {
+    "commit/before": "every write transaction, its work done and not yet durable",
+    "commit/after": "every write transaction, durable and nobody told",
+    "publish/before": "every file, not begun",
+    "publish/written": "every file, written beside its place",
+    "publish/after": "every file, in its place and the name not yet synced",
+    "ray/submit/before": "a job that Ray has not heard of",
+    "ray/submit/after": "a job that Ray has, and nobody noted",
+    "ray/stop": "a job that should end",
+    "submit": "a submission, stored and not committed",
+    "claim": "an attempt, claimed and not committed",
+    "event": "an event of a worker, taken in and not committed",
+    "heartbeat": "a worker's sign of life",
+    "wish/{action}": "a wish of a user, noted and not committed",
+    "wish/extend": "an extension, granted and not committed",
+    "wish/priority": "a priority, changed and not committed",
+    "move/{from}/{to}": "a run's change of state, decided and not made",
+}
+"""Every one there is, and what stands where it strikes."""
+
 
 class Failed(OSError):
     """What an armed failpoint raises: a fault of the neighbourhood, as a lost connection is one."""

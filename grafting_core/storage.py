@@ -11,6 +11,8 @@ from typing import IO, TypeVar
 import fsspec
 from pydantic import BaseModel
 
+from grafting_core.failpoints import failpoint
+
 M = TypeVar("M", bound=BaseModel)
 COPY_BYTES = 2**20
 
@@ -110,11 +112,14 @@ def _write_local(path: Path, source: IO[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
+        failpoint("publish/before")
         with beside.open("wb") as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
+        failpoint("publish/written")
         beside.replace(path)
+        failpoint("publish/after")
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

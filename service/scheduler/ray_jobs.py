@@ -53,6 +53,7 @@ class RayJobs:
 
     def stop(self, job: str) -> None:
         """Ask Ray to end the job; no error where it has ended or is unknown."""
+        failpoint("ray/stop")
         self._ask("POST", f"/api/jobs/{job}/stop")
 
     def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> httpx.Response:

@@ -1,0 +1,156 @@
+"""A control plane over a real database and real storage, whose cluster and workers are played by the test.
+
+The cluster's job table is a folder, so that it outlives the process that submits, as Ray's outlives ours.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from grafting_core.failpoints import failpoint
+from grafting_core.spec.budget import Spend
+from grafting_core.storage import Storage
+from service.api.schemas import TERMINAL, RunState
+from service.scheduler.leadership import LostLeadership
+from service.scheduler.scheduler import Scheduler
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.lifecycle import LIVE
+from service.store.models import RunRow
+from service.store.submissions import submit
+from service.store.verify import Violation, verify
+from service.store.wishes import Action, act
+from tests.builders import experiment
+from workers.contract import (
+    AttemptStarted,
+    AttemptSucceeded,
+    EventBody,
+    RunTicket,
+    StageDone,
+    StageReport,
+    attempt_folder,
+    ticket_path,
+)
+from workers.events import EventLog
+
+STARTED = AttemptStarted(host="h", pid=1, device="cpu")
+
+
+class FolderCluster:
+    """Ray's job table as files: name is the job, content its state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def submit(self, job: str, entrypoint: str) -> None:
+        failpoint("ray/submit/before")
+        if self.status(job) is None:
+            (self._folder / job).write_text("RUNNING")
+        failpoint("ray/submit/after")
+
+    def status(self, job: str) -> str | None:
+        path = self._folder / job
+        return path.read_text() if path.exists() else None
+
+    def running(self) -> list[str]:
+        return [path.name for path in self._folder.iterdir() if path.read_text() == "RUNNING"]
+
+    def stop(self, job: str) -> None:
+        failpoint("ray/stop")
+        if self.status(job) == "RUNNING":
+            (self._folder / job).write_text("STOPPED")
+
+    def end(self, job: str, state: str) -> None:
+        (self._folder / job).write_text(state)
+
+
+class Rig:
+    """One scheduler and the workers of its runs."""
+
+    def __init__(
+        self, folder: Path, url: str = "", database: Database | None = None, **settings: Any
+    ) -> None:
+        given = {"cpus": 4, "retry_seconds": 0.0, "lead_seconds": 60.0, **settings}
+        self.settings = Settings(data_dir=folder, database_url=url, **given)
+        self.database = database or Database(self.settings.database_url)
+        self.storage = Storage(self.settings.storage)
+        self.cluster = FolderCluster(folder / "cluster")
+        self.scheduler = self.new_scheduler()
+
+    def new_scheduler(self) -> Scheduler:
+        return Scheduler(self.settings, self.database, self.storage, self.cluster)  # type: ignore[arg-type]  # its shape
+
+    def submit(self, owner: str = "ann", key: str | None = None, **changes: Any) -> str:
+        with self.database.writing() as session:
+            return submit(session, experiment(**changes), "digest", key, None, owner).id
+
+    def round(self, count: int = 1) -> None:
+        """Rounds as the process makes them: a fault ends one, not the loop."""
+        for _ in range(count):
+            self.scheduler.tender.forget()
+            try:
+                self.scheduler.round()
+            except (OSError, SQLAlchemyError, LostLeadership):
+                continue
+
+    def act(self, run: str, action: Action) -> None:
+        with self.database.writing() as session:
+            act(session, session.get_one(RunRow, run, with_for_update=True), action)
+
+    def state(self, run: str) -> RunState:
+        return self.states()[run][0]
+
+    def states(self) -> dict[str, tuple[RunState, int]]:
+        with self.database.reading() as session:
+            return {run.id: (run.state, run.attempt) for run in session.scalars(select(RunRow))}  # type: ignore[misc]
+
+    def say(self, run: str, *bodies: EventBody, attempt: int | None = None) -> None:
+        """The worker of an attempt writes events."""
+        number = attempt or self.states()[run][1]
+        log = EventLog(self.storage, self.storage.read_model(ticket_path(run, number), RunTicket))
+        for body in bodies:
+            log.write(body)
+
+    def started(self, run: str) -> None:
+        """Until its attempt is at work."""
+        self.round(2)
+        self.say(run, STARTED)
+        self.round()
+
+    def lose(self, run: str) -> None:
+        """Its job dies."""
+        self.cluster.end(f"run-{run}-{self.states()[run][1]}", "FAILED")
+
+    def finish(self, run: str, attempt: int | None = None) -> None:
+        """The worker does what is left, unless it has had its last word."""
+        number = attempt or self.states()[run][1]
+        folder = f"{attempt_folder(run, number)}/events"
+        if not self.storage.exists(ticket_path(run, number)):
+            return
+        done = len(self.storage.names(folder))
+        bodies: list[EventBody] = [
+            STARTED,
+            StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/fashion-cnn": 1.0})),
+            AttemptSucceeded(spend=Spend(device_seconds=3.0)),
+        ]
+        self.say(run, *bodies[min(done, 3) :], attempt=number)
+
+    def drain(self) -> dict[str, tuple[RunState, int]]:
+        """Faults are over: until every run has ended, workers doing their work and pauses being lifted."""
+        for _ in range(40):
+            self.round()
+            for run, (state, _) in self.states().items():
+                if state == "PAUSED":
+                    self.act(run, "resume")
+                elif state in LIVE:
+                    self.finish(run)
+            if all(state in TERMINAL for state, _ in self.states().values()):
+                break
+        return self.states()
+
+    def violations(self) -> list[Violation]:
+        with self.database.reading() as session:
+            return verify(session)

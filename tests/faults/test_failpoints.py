@@ -1,0 +1,221 @@
+"""A process that dies, fails or finds no space at any failpoint leaves a store that the next one takes up."""
+
+import ast
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from grafting_core.failpoints import POINTS, arm
+from grafting_core.spec.budget import Spend
+from service.api.schemas import RunState
+from service.store.lifecycle import MOVES, move_point
+from service.store.migrate import upgrade
+from service.store.models import RunRow
+from service.store.wishes import extend, prioritise
+from tests.faults.rig import STARTED, Rig
+from workers.contract import AttemptFailed, AttemptStopped
+
+ROOT = Path(__file__).parent.parent.parent
+BUDGET = {"device_seconds": 5.0}
+OVERSPENT = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=9.0))
+BROKEN = AttemptFailed(reason="internal_error", message="a bug")
+Scenario = Callable[[Rig], object]
+
+
+def _queued(rig: Rig, **changes: object) -> str:
+    return rig.submit(**changes)
+
+
+def _starting(rig: Rig, **changes: object) -> str:
+    run = rig.submit(**changes)
+    rig.round(2)
+    return run
+
+
+def _running(rig: Rig, **changes: object) -> str:
+    run = _starting(rig, **changes)
+    rig.say(run, STARTED)
+    rig.round()
+    return run
+
+
+FROM: dict[RunState, Callable[..., str]] = {"QUEUED": _queued, "STARTING": _starting, "RUNNING": _running}
+
+
+def _said(state: RunState, *bodies: AttemptFailed | AttemptStopped, **changes: object) -> Scenario:
+    def scenario(rig: Rig) -> None:
+        run = FROM[state](rig, **changes)
+        rig.say(run, *bodies)
+        rig.round()
+
+    return scenario
+
+
+def _acted(state: RunState, *actions: str, lost: bool = False) -> Scenario:
+    def scenario(rig: Rig) -> None:
+        run = FROM[state](rig)
+        for action in actions:
+            rig.act(run, action)  # type: ignore[arg-type]  # a table of them
+        if lost:
+            rig.lose(run)
+        rig.round()
+
+    return scenario
+
+
+def _lost(state: RunState) -> Scenario:
+    return _acted(state, lost=True)
+
+
+def _finished(rig: Rig) -> None:
+    rig.finish(_starting(rig))
+    rig.round()
+
+
+def _stopped_again(rig: Rig) -> None:
+    run = _running(rig, budget=BUDGET)
+    rig.say(run, OVERSPENT)
+    rig.round()
+    rig.act(run, "retry")
+    rig.round()
+
+
+def _failed_again(rig: Rig) -> None:
+    run = _running(rig)
+    rig.say(run, BROKEN)
+    rig.round()
+    rig.act(run, "retry")
+
+
+SCENARIOS: dict[tuple[RunState, RunState], Scenario] = {
+    ("QUEUED", "STARTING"): _starting,
+    ("QUEUED", "PAUSED"): _acted("QUEUED", "pause"),
+    ("QUEUED", "STOPPED"): _stopped_again,
+    ("QUEUED", "CANCELLED"): _acted("QUEUED", "cancel"),
+    ("STARTING", "RUNNING"): _running,
+    ("STARTING", "QUEUED"): _lost("STARTING"),
+    ("STARTING", "PAUSED"): _acted("STARTING", "pause", lost=True),
+    ("STARTING", "STOPPED"): _said("STARTING", OVERSPENT, budget=BUDGET),
+    ("STARTING", "FAILED"): _said("STARTING", BROKEN),
+    ("STARTING", "CANCELLED"): _acted("STARTING", "kill"),
+    ("RUNNING", "SUCCEEDED"): _finished,
+    ("RUNNING", "QUEUED"): _lost("RUNNING"),
+    ("RUNNING", "PAUSED"): _acted("RUNNING", "pause", lost=True),
+    ("RUNNING", "STOPPED"): _said("RUNNING", OVERSPENT, budget=BUDGET),
+    ("RUNNING", "FAILED"): _said("RUNNING", BROKEN),
+    ("RUNNING", "CANCELLED"): _acted("RUNNING", "cancel", lost=True),
+    ("PAUSED", "QUEUED"): _acted("QUEUED", "pause", "resume"),
+    ("PAUSED", "CANCELLED"): _acted("QUEUED", "pause", "cancel"),
+    ("STOPPED", "QUEUED"): _stopped_again,
+    ("FAILED", "QUEUED"): _failed_again,
+    ("CANCELLED", "QUEUED"): _acted("QUEUED", "cancel", "retry"),
+}
+"""How a test brings about each allowed move."""
+
+
+def _extended(rig: Rig) -> None:
+    run = rig.submit(budget=BUDGET)
+    with rig.database.writing() as session:
+        extend(session, session.get_one(RunRow, run), 60.0, "key")
+
+
+def _moved_up(rig: Rig) -> None:
+    run = rig.submit()
+    with rig.database.writing() as session:
+        prioritise(session, session.get_one(RunRow, run), 3)
+
+
+PLACES: dict[str, Scenario] = {
+    **{
+        f"{name}:{{}}:{passing}": _finished
+        for name in ("commit/before", "commit/after", "publish/before", "publish/written", "publish/after")
+        for passing in (1, 2, 3, 4, 5)
+    },
+    "ray/submit/before:{}": _starting,
+    "ray/submit/after:{}": _starting,
+    "ray/stop:{}": _acted("RUNNING", "kill"),
+    "submit:{}": _queued,
+    "claim:{}": _starting,
+    "event:{}": _finished,
+    "event:{}:2": _finished,
+    "wish/pause:{}": _acted("QUEUED", "pause"),
+    "wish/extend:{}": _extended,
+    "wish/priority:{}": _moved_up,
+    **{f"{move_point(*move)}:{{}}": scenario for move, scenario in SCENARIOS.items()},
+}
+
+
+def test_every_allowed_move_has_a_failpoint_and_a_scenario() -> None:
+    assert SCENARIOS.keys() == {(state, to) for state, targets in MOVES.items() for to in targets}
+
+
+def test_every_failpoint_of_the_code_is_in_the_catalogue() -> None:
+    found = set()
+    for package in ("grafting_core", "workers", "service"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "failpoint":
+                    found |= {part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)}
+    named = {name for name in found if name not in ("wish/",)}
+    assert named == {name for name in POINTS if "{" not in name}
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, for tests to copy."""
+    rig = Rig(tmp_path_factory.mktemp("empty"))
+    upgrade(rig.database)
+    rig.database.engine.dispose()
+    return rig.settings.data_dir / "graftlab.db"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty: Path) -> Path:
+    shutil.copy(empty, tmp_path)
+    return tmp_path
+
+
+def _in_child(folder: Path, armed: str, scenario: Scenario) -> int:
+    """Play a scenario in a process of its own; returns its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            rig = Rig(folder)
+            arm(armed)
+            scenario(rig)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+CASES = [
+    (place, action)
+    for place in PLACES
+    for action in ("kill", "raise", "enospc")
+    if action != "enospc" or place.startswith("publish")
+]
+
+
+@pytest.mark.parametrize(("place", "action"), CASES)
+def test_whatever_happens_there_the_invariants_hold_and_the_next_process_ends_all_runs(
+    folder: Path, place: str, action: str
+) -> None:
+    code = _in_child(folder, place.format(action), PLACES[place])
+    if action == "kill":
+        assert code == -signal.SIGKILL, "the scenario never came by this failpoint"
+    rig = Rig(folder)
+    with rig.database.writing() as session:
+        # The dead process leads until its lease runs out; waiting for that is not what is tested.
+        session.execute(text("UPDATE scheduler_lease SET until = 0"))
+    assert rig.violations() == []
+    ended = rig.drain()
+    assert rig.violations() == []
+    assert {state for state, _ in ended.values()} <= {"SUCCEEDED", "STOPPED", "CANCELLED", "FAILED"}
+    rig.database.engine.dispose()
