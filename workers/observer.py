@@ -23,6 +23,8 @@ from workers.events import EventLog
 from workers.metering import Meter
 
 PROGRESS_SECONDS = 2.0
+PARTS_SECONDS = 10.0
+"""Of a pass with hundreds of operators every such event takes tens of kilobytes."""
 STOP_CHECK_SECONDS = 1.0
 
 
@@ -76,6 +78,7 @@ class StageObserver:
         self._first: int | None = None
         self._began = self._shown = time.monotonic()
         self._parts: Sequence[Part] = ()
+        self._parts_shown, self._endings = -math.inf, 0
 
     def _begin(self, step: int, total_steps: int) -> None:
         self._first, self._began = step, time.monotonic()
@@ -102,8 +105,16 @@ class StageObserver:
             seconds_left=pace * (total_steps - step),
             values=dict(values),
             spend=self.spend(),
-            parts=tuple(_progress_of(part, pace) for part in self._parts),
+            parts=tuple(_progress_of(part, pace) for part in self._news(now)),
         )
+
+    def _news(self, now: float) -> Sequence[Part]:
+        """The parts, where one has ended since they were shown last, or that is some time ago."""
+        endings = sum(part.ending is not None for part in self._parts)
+        if endings == self._endings and now - self._parts_shown < PARTS_SECONDS:
+            return ()
+        self._parts_shown, self._endings = now, endings
+        return self._parts
 
     def spend(self) -> Spend:
         return self._meter.total()

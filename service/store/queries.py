@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, joinedload
@@ -16,6 +17,7 @@ from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, St
 from workers.contract import STAGES, Event, PartProgress, StageReport
 
 Figures = tuple[float, float, int]
+NEWEST_EVENTS = 20
 NOTHING: Figures = (0.0, 0.0, 0)
 
 
@@ -85,17 +87,20 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
 
 
 def _parts(session: Session, row: RunRow) -> list[PartProgress]:
-    """Of the newest progress, while the run is at it."""
+    """Of the newest progress that says so (not every one does), while the run is at it."""
     if row.state != "RUNNING":
         return []
     query = (
         select(EventRow.body)
         .where(EventRow.run_id == row.id, EventRow.kind == "attempt")
         .order_by(EventRow.seq.desc())
-        .limit(1)
+        .limit(NEWEST_EVENTS)
     )
-    body = (session.scalars(query).first() or {}).get("body", {})
-    return [PartProgress.model_validate(part) for part in body.get("parts", [])]
+    bodies = (event["body"] for event in session.scalars(query))
+    told: list[dict[str, Any]] = next(
+        (body.get("parts", []) for body in bodies if body.get("parts") or body["type"] != "progress"), []
+    )
+    return [PartProgress.model_validate(part) for part in told]
 
 
 def spend_of(session: Session, run_id: str) -> Spend:

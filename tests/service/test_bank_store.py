@@ -159,6 +159,7 @@ def test_a_run_shows_where_each_operator_of_its_pass_is(scheduler: Scheduler, da
     part = PartProgress(name="block 1 attention hyena_x", step=3, total_steps=6, loss=0.5, seconds_left=2.0)
     wild = part.model_copy(update={"ending": "diverged", "reason": "a loss of nan at step 2"})
     log.write(Progress(stage="distill", step=3, total_steps=6, parts=(part, wild)))
+    log.write(Progress(stage="distill", step=4, total_steps=6))
     rounds(scheduler)
     with database.reading() as session:
         detail = run_detail(session, run)

@@ -36,6 +36,7 @@ def stage_report(context: Context, key: str, cards: list[ScionCard], done: Depos
         f"{name}/{_name(card, cards)}": value
         for card in cards
         for name, value in {**card.errors, **card.scores}.items()
+        if "/t" not in name  # by timestep they are on the cards
     }
     return StageReport(
         stage="distill",
