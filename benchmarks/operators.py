@@ -1,19 +1,19 @@
 """Operators against softmax attention (torch's SDPA) at growing token counts, both sides in one run.
 
 `python -m benchmarks.operators [--width 1152] [--tokens 256 1024 ...] [--rounds 5]` prints a table: median
-times of forward and of forward with backward, as ratios against `mha` (higher is faster), and the memory that
-the forward takes at its peak beyond weights and input. On CUDA in bf16 where there is one, else on the CPU in
-float32, where each peak is read off a process of its own.
+times of forward and of forward with backward, as ratios against `mha` (higher is faster), the ratio of FLOPs,
+and the memory that both take at their peak beyond weights and input. On CUDA in bf16 where there is one, else
+on the CPU in float32 (Linux), where the peaks are read off a process of their own.
 """
 
 import argparse
 import math
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,16 @@ RIVALS = (
     "mamba2",
 )
 TOKENS_A_BATCH = 4096
-COLUMNS = ("tokens", "operator", "forward", "forward + backward", "forward ms", "peak MiB")
+COLUMNS = (
+    "tokens",
+    "operator",
+    "forward",
+    "forward + backward",
+    "by FLOPs",
+    "forward ms",
+    "peak MiB",
+    "peak with backward",
+)
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -51,7 +60,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     if given.peak:
-        print(peak(given.kinds[0], given.width, given.tokens[0]))
+        print(*peaks(given.kinds[0], given.width, given.tokens[0]))
         return
     print(HEAD)
     for tokens in given.tokens:
@@ -67,18 +76,25 @@ def compare(width: int, tokens: int, kinds: list[str], rounds: int) -> None:
         {kind: _backward(module, hidden) for kind, module in modules.items()}, max(1, rounds // 2)
     )
     for kind in modules:
-        ratios = f"{forward[PEER] / forward[kind]:.2f} | {both[PEER] / both[kind]:.2f}"
-        print(
-            f"| {tokens} | {kind} | {ratios} | {1e3 * forward[kind]:.0f} | {peak_of(kind, width, tokens)} |",
-            flush=True,
-        )
+        by_flops = total_flops(PEER, width, tokens) / total_flops(kind, width, tokens)
+        ratios = [forward[PEER] / forward[kind], both[PEER] / both[kind], by_flops]
+        cells = [tokens, kind, *(f"{ratio:.2f}" for ratio in ratios), f"{1e3 * forward[kind]:.0f}"]
+        line = " | ".join(map(str, [*cells, *peaks_of(kind, width, tokens)]))
+        print(f"| {line} |", flush=True)
+
+
+def dims_of(width: int, tokens: int) -> BlockDims:
+    """A square grid, or one twice as wide as high."""
+    side = 2 ** (round(math.log2(tokens)) // 2)
+    return BlockDims(width=width, num_heads=16, mlp_ratio=4.0, grid=(side, tokens // side))
+
+
+def total_flops(kind: str, width: int, tokens: int) -> int:
+    return KINDS[kind](kind=kind).flops(dims_of(width, tokens)).total
 
 
 def operator(kind: str, width: int, tokens: int) -> nn.Module:
-    """Built for a square grid, or one twice as wide as high."""
-    side = 2 ** (round(math.log2(tokens)) // 2)
-    dims = BlockDims(width=width, num_heads=16, mlp_ratio=4.0, grid=(side, tokens // side))
-    return build(KINDS[kind](kind=kind), dims).to(DEVICE, DTYPE)
+    return build(KINDS[kind](kind=kind), dims_of(width, tokens)).to(DEVICE, DTYPE)
 
 
 def batch(width: int, tokens: int) -> Tensor:
@@ -86,25 +102,36 @@ def batch(width: int, tokens: int) -> Tensor:
     return torch.randn(max(1, TOKENS_A_BATCH // tokens), tokens, width, device=DEVICE, dtype=DTYPE)
 
 
-def peak_of(kind: str, width: int, tokens: int) -> str:
-    """MiB, from a process that does nothing else."""
+def peaks_of(kind: str, width: int, tokens: int) -> list[str]:
+    """As `peaks` has them, from a process that does nothing else."""
     words = ["--peak", "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
     command = [sys.executable, "-m", "benchmarks.operators", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-@torch.no_grad()
-def peak(kind: str, width: int, tokens: int) -> int:
-    """MiB that one forward takes beyond weights, input and what the libraries hold once they are warm."""
+def peaks(kind: str, width: int, tokens: int) -> tuple[int, int]:
+    """MiB that a forward, and a forward with backward, take beyond weights, input and warm libraries."""
     module, hidden = operator(kind, width, tokens), batch(width, tokens)
+    _backward(operator(PEER, width, 64), hidden[:1, :64])()
+    return _peak(_forward(module, hidden)), _peak(_backward(module, hidden))
+
+
+def _peak(job: Callable[[], None]) -> int:
     if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        module(hidden)
+        job()
         return int(torch.cuda.max_memory_allocated() - before) // 2**20
-    operator(PEER, width, 64)(hidden[:1, :64])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    module(hidden)
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = _resident("VmRSS")
+    job()
+    return (_resident("VmHWM") - before) // 1024
+
+
+def _resident(name: str) -> int:
+    """KiB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def interleaved(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

@@ -12,7 +12,9 @@ from grafting_core.spec.operators.hyena import HyenaSE, HyenaX, HyenaY
 class DepthwiseConv(nn.Module):
     """Each channel's own filter over the token axis; token n sees n-K+1..n+ahead with K+ahead taps.
 
-    Shifted multiply-adds: a depthwise `Conv1d` is several times slower on a CPU.
+    [B, T, D] is the channels-last layout of an image of one row, for which CPUs have fast depthwise kernels:
+    at 4,096 tokens of 3,456 channels five times as fast as K shifted multiply-adds, which in turn are
+    several times as fast as `Conv1d`.
     """
 
     def __init__(self, channels: int, kernel_size: int, ahead: int = 0) -> None:
@@ -24,12 +26,18 @@ class DepthwiseConv(nn.Module):
         self.bias_D = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        taps, tokens = self.weight_KD.shape[0], hidden_BTD.shape[1]
-        padded = nn.functional.pad(hidden_BTD, (0, 0, taps - 1 - self.ahead, self.ahead))
-        out = torch.addcmul(self.bias_D, padded[:, taps - 1 :], self.weight_KD[taps - 1])
-        for tap in range(taps - 1):
-            out = torch.addcmul(out, padded[:, tap : tap + tokens], self.weight_KD[tap])
-        return out
+        taps, channels = self.weight_KD.shape
+        behind, tokens = taps - 1 - self.ahead, hidden_BTD.shape[1]
+        # Padded to both sides by as much as the longer one needs, then cut to the tokens themselves.
+        padding = max(behind, self.ahead)
+        out_BDT = nn.functional.conv2d(
+            hidden_BTD.transpose(1, 2).unsqueeze(2),
+            self.weight_KD.T[:, None, None],
+            self.bias_D,
+            padding=(0, padding),
+            groups=channels,
+        ).squeeze(2)
+        return out_BDT.narrow(2, padding - behind, tokens).transpose(1, 2)
 
     @torch.no_grad()
     def make_identity(self) -> None:

@@ -16,7 +16,7 @@ try:
 except ImportError:
     fused_scan = None
 
-CHUNK = 64
+CHUNK = 32
 A_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 1e-1)
 """What decay rates and step sizes are drawn from, uniformly and log-uniformly, as Mamba-2 does."""
 
@@ -26,49 +26,42 @@ def scan(
 ) -> Tensor:
     """y_t = c_t h_t, h_t = exp(step_t rate) h_(t-1) + step_t b_t x_t, by chunks (paper's section 6).
 
-    Inside a chunk it is masked attention, between chunks one small state a head: [S, P].
-    `rate_H` is negative. Any number of tokens; work grows linearly with it.
+    Inside a chunk it is masked attention; from chunk to chunk one small state a head, [S, P], is carried.
+    `rate_H` is negative. Any number of tokens; work grows linearly with it, and one chunk at a time stays
+    in a CPU's cache.
     """
-    tokens = x_BTHP.shape[1]
-    chunk = min(chunk, tokens)
-    missing = -tokens % chunk
-    # Steps of zero leave the state as it is, so padding at the end changes nothing.
-    x, step, b, c = (_chunked(value, missing, chunk) for value in (x_BTHP, step_BTH, b_BTS, c_BTS))
-    decay_BNHC = (step * rate_H).transpose(2, 3).cumsum(dim=3)
-    weighted = x * step.unsqueeze(4)
-    y = _inside(weighted, decay_BNHC, b, c) + _between(weighted, decay_BNHC, b, c)
-    return y.flatten(1, 2)[:, :tokens]
+    batch, _, heads, size = x_BTHP.shape
+    state_BSHP, parts = x_BTHP.new_zeros(batch, b_BTS.shape[2], heads, size), []
+    sequences = (x_BTHP * step_BTH.unsqueeze(3), step_BTH * rate_H, b_BTS, c_BTS)
+    for values in zip(*(value.split(chunk, dim=1) for value in sequences), strict=True):
+        part, state_BSHP = _advance(state_BSHP, *values)
+        parts.append(part)
+    return torch.cat(parts, dim=1)
 
 
-def _chunked(value: Tensor, missing: int, chunk: int) -> Tensor:
-    """[B, T, ...] -> [B, N, C, ...], padded with zeros at the end."""
-    padding = (0, 0) * (value.dim() - 2) + (0, missing)
-    chunked: Tensor = nn.functional.pad(value, padding).unflatten(1, (-1, chunk))
-    return chunked
+def _advance(
+    state_BSHP: Tensor, weighted_BCHP: Tensor, decay_BCH: Tensor, b_BCS: Tensor, c_BCS: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One chunk's output [B, C, H, P] and the state after it."""
+    total_BCH = decay_BCH.cumsum(dim=1)
+    last_B1H = total_BCH[:, -1:]
+    heads = weighted_BCHP.shape[2:]
+    faded = weighted_BCHP * (last_B1H - total_BCH).exp().unsqueeze(3)
+    added = (b_BCS.mT @ faded.flatten(2)).unflatten(2, heads)
+    earlier = (c_BCS @ state_BSHP.flatten(2)).unflatten(2, heads) * total_BCH.exp().unsqueeze(3)
+    state = state_BSHP * last_B1H.exp().unsqueeze(3) + added
+    return earlier + _inside(weighted_BCHP, total_BCH, b_BCS, c_BCS), state
 
 
-def _inside(weighted_BNCHP: Tensor, decay_BNHC: Tensor, b_BNCS: Tensor, c_BNCS: Tensor) -> Tensor:
+def _inside(weighted_BCHP: Tensor, total_BCH: Tensor, b_BCS: Tensor, c_BCS: Tensor) -> Tensor:
     """What tokens of the same chunk contribute."""
-    fall_BNHCC = decay_BNHC.unsqueeze(4) - decay_BNHC.unsqueeze(3)
-    later = torch.ones(fall_BNHCC.shape[-2:], dtype=torch.bool, device=fall_BNHCC.device).triu(1)
+    total_BHC = total_BCH.transpose(1, 2)
+    size = total_BHC.shape[2]
+    never_CC = total_BHC.new_full((size, size), -math.inf).triu(1)
     # Masked before the exponential: above the diagonal it would overflow and poison the gradient.
-    fall_BNHCC = fall_BNHCC.masked_fill(later, -math.inf).exp()
-    scores_BNHCC = (c_BNCS @ b_BNCS.transpose(2, 3)).unsqueeze(2) * fall_BNHCC
-    return (scores_BNHCC @ weighted_BNCHP.transpose(2, 3)).transpose(2, 3)
-
-
-def _between(weighted_BNCHP: Tensor, decay_BNHC: Tensor, b_BNCS: Tensor, c_BNCS: Tensor) -> Tensor:
-    """What earlier chunks contribute, carried by their states."""
-    to_end_BNHC = (decay_BNHC[..., -1:] - decay_BNHC).exp()
-    faded_BNHCP = weighted_BNCHP.transpose(2, 3) * to_end_BNHC.unsqueeze(4)
-    added_BNHSP = b_BNCS.transpose(2, 3).unsqueeze(2) @ faded_BNHCP
-    kept_BNH11 = decay_BNHC[..., -1:].exp().unsqueeze(4)
-    state, before = torch.zeros_like(added_BNHSP[:, 0]), []
-    for index in range(added_BNHSP.shape[1]):
-        before.append(state)
-        state = state * kept_BNH11[:, index] + added_BNHSP[:, index]
-    seen_BNHCP = c_BNCS.unsqueeze(2) @ torch.stack(before, dim=1)
-    return (seen_BNHCP * decay_BNHC.exp().unsqueeze(4)).transpose(2, 3)
+    fall_BHCC = (total_BHC.unsqueeze(3) - total_BHC.unsqueeze(2) + never_CC).exp()
+    scores_BHCC = (c_BCS @ b_BCS.mT).unsqueeze(1) * fall_BHCC
+    return (scores_BHCC @ weighted_BCHP.transpose(1, 2)).transpose(1, 2)
 
 
 class SelectiveStateSpace(nn.Module):

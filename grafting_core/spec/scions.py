@@ -9,7 +9,7 @@ from grafting_core.spec.canonical import digest, remembered
 from grafting_core.spec.design import ParallelPair, Part
 from grafting_core.spec.plans import DistillPlan, Loss
 
-DISTILL_RECIPE = 3
+DISTILL_RECIPE = 4
 """Bumped when stage 1's arithmetic changes, so that old scions are not mistaken for new ones."""
 
 PAIR_LOSS: Loss = "l1"

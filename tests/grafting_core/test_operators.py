@@ -1,10 +1,12 @@
 """Operators compute what their definitions say (paper-facts section 2; methods section 5)."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,16 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from grafting_core.operators.attention import (
     BandAttention,
     GridWindowAttention,
-    KernelAttention,
-    SoftmaxAttention,
 )
 from grafting_core.operators.catalog import BUILDERS, build
-from grafting_core.operators.hyena import DepthwiseConv, GatedConvolution
-from grafting_core.operators.mamba import SelectiveStateSpace, scan
+from grafting_core.operators.hyena import DepthwiseConv
+from grafting_core.operators.mamba import SelectiveStateSpace
 from grafting_core.operators.mlp import ChannelConv
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import KINDS
-from grafting_core.spec.operators.attention import WindowAttention
 from grafting_core.spec.operators.mamba import Mamba2
 
 TIED = {"window_attention_2d", "conv_mlp", "mlp_hyena_x"}
@@ -79,24 +78,44 @@ def test_checkpointed_gradients_are_the_same(kind: str) -> None:
     assert torch.equal(plain.grad, saved.grad)
 
 
-@pytest.mark.parametrize("kind", ["mha", "mlp", "conv_mlp", "identity"])
+HYENAS = [kind for kind in KINDS if kind.startswith("hyena_")]
+
+
+def uncounted(kind: str) -> int:
+    """FLOPs that the counter cannot see: softmax, gates, normalisation.
+
+    A causal convolution computes K - 1 rows in vain (see `DepthwiseConv`), which the counter does see.
+    """
+    tokens, width, heads = DIMS.num_tokens, DIMS.width, DIMS.num_heads
+    if kind in HYENAS:
+        spec: Any = KINDS[kind](kind=kind)
+        filtered = 3 * spec.featuriser + spec.inner
+        in_vain = 0 if spec.bidirectional else 2 * spec.taps * (spec.taps - 1) * filtered * width
+        return 2 * tokens * width - in_vain
+    return {"mha": 2 * tokens**2 * heads, "linear_attention": tokens * width}.get(kind, 0)
+
+
+@pytest.mark.parametrize("kind", ["mha", "linear_attention", "mlp", "conv_mlp", "identity", *HYENAS])
 def test_the_flop_formula_agrees_with_the_counter_where_it_can_count(kind: str) -> None:
     spec = KINDS[kind](kind=kind)
     with torch.device("meta"):
-        module, hidden = build(spec, DIMS), torch.randn(1, DIMS.num_tokens, DIMS.width)
+        module, hidden = build(spec, DIMS), torch.empty(1, DIMS.num_tokens, DIMS.width)
     with FlopCounterMode(display=False) as counter:
         module(hidden)
-    softmax = 2 * DIMS.num_tokens**2 * DIMS.num_heads if kind == "mha" else 0  # not counted by the counter
-    assert counter.get_total_flops() == spec.flops(DIMS).total - softmax
+    assert counter.get_total_flops() == spec.flops(DIMS).total - uncounted(kind)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_window_over_everything_is_full_attention(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_compiles_to_one_graph_with_its_backward(kind: str) -> None:
     torch.manual_seed(0)
-    band, full = BandAttention(24, 4, half_width=34).to(dtype), SoftmaxAttention(24, 4).to(dtype)
-    full.load_state_dict(band.state_dict())
-    hidden = torch.randn(2, 35, 24, dtype=dtype)
-    assert torch.equal(band(hidden), full(hidden))
+    module = build(KINDS[kind](kind=kind), DIMS)
+    # The tracing backend mistakes the strides of elu's gradient where inductor, too slow for here, does not.
+    backend = "eager" if kind == "linear_attention" else "aot_eager"
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    plain, traced = (torch.ones(2, 35, 24, requires_grad=True) for _ in range(2))
+    module(plain).square().sum().backward()
+    compiled(traced).square().sum().backward()
+    torch.testing.assert_close(traced.grad, plain.grad, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,11 +137,6 @@ def changed_rows(module: nn.Module, tokens: int, touched: int) -> list[int]:
     after[0, touched] += 1
     with torch.no_grad():
         return (module(before) != module(after)).any(dim=2)[0].nonzero().squeeze(1).tolist()
-
-
-def test_a_window_of_four_reaches_exactly_four_tokens_to_either_side() -> None:
-    module = build(WindowAttention(half_width=4), DIMS)
-    assert changed_rows(module, 200, 100) == list(range(96, 105))
 
 
 @pytest.mark.parametrize(
@@ -165,50 +179,6 @@ def test_grid_window_attention_is_attention_under_its_mask(rows: int, columns: i
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_linear_attention_is_weighted_by_its_kernel(dtype: torch.dtype, bound: float) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 3, 40, 8, dtype=dtype)
-    weights = (nn.functional.elu(q) + 1) @ (nn.functional.elu(k) + 1).transpose(2, 3)
-    expected = (weights / weights.sum(dim=3, keepdim=True)) @ v
-    torch.testing.assert_close(KernelAttention(24, 3).mix(q, k, v), expected, rtol=bound, atol=bound)
-
-
-def recurrence(x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The definition, one token after another."""
-    state, out = x.new_zeros(x.shape[0], x.shape[2], b.shape[2], x.shape[3]), []
-    for t in range(x.shape[1]):
-        kept = (step[:, t] * rate).exp()[:, :, None, None]
-        added = torch.einsum("bs,bhp->bhsp", b[:, t], x[:, t] * step[:, t, :, None])
-        state = state * kept + added
-        out.append(torch.einsum("bs,bhsp->bhp", c[:, t], state))
-    return torch.stack(out, dim=1)
-
-
-def scan_inputs(tokens: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    torch.manual_seed(tokens)
-    x, step = torch.randn(2, tokens, 3, 4, dtype=dtype), torch.rand(2, tokens, 3, dtype=dtype)
-    rate, (b, c) = -torch.rand(3, dtype=dtype), torch.randn(2, 2, tokens, 64, dtype=dtype)
-    return x, step, rate, b, c
-
-
-@pytest.mark.parametrize("chunk", [1, 16, 64, 256])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_the_chunked_scan_is_the_recurrence(chunk: int, dtype: torch.dtype, bound: float) -> None:
-    for tokens in (1, 50, 256):
-        values = scan_inputs(tokens, dtype)
-        expected = recurrence(*values)
-        error = (scan(*values, chunk) - expected).abs().max() / expected.abs().max()
-        assert error < bound
-
-
-def test_a_scan_without_decay_is_causal_linear_attention() -> None:
-    x, step, rate, b, c = scan_inputs(90, torch.float64)
-    scores = (c @ b.transpose(1, 2)).tril()
-    expected = torch.einsum("bts,bshp->bthp", scores, x * step[..., None])
-    torch.testing.assert_close(scan(x, step, rate * 0, b, c, 16), expected, rtol=0, atol=1e-10)
-
-
 def test_mamba2_agrees_with_transformers_on_the_same_weights() -> None:
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -236,19 +206,6 @@ def test_mamba2_agrees_with_transformers_on_the_same_weights() -> None:
         torch.testing.assert_close(ours(hidden), theirs(hidden), rtol=1e-4, atol=1e-5)
 
 
-def test_an_inner_filter_at_its_start_changes_nothing() -> None:
-    torch.manual_seed(0)
-    se = GatedConvolution(24, 4, inner=True)
-    x = GatedConvolution(24, 4)
-    x.load_state_dict(se.state_dict(), strict=False)
-    hidden = torch.randn(2, 30, 24)
-    assert torch.equal(se(hidden), x(hidden))
-
-
-def test_mlp_hyena_x_mixes_channels_and_no_tokens() -> None:
-    assert changed_rows(build(KINDS["mlp_hyena_x"](kind="mlp_hyena_x"), DIMS), 35, 10) == [10]
-
-
 @settings(max_examples=15, deadline=None)
 @given(channels=st.integers(1, 20), kernel=st.integers(1, 7), tokens=st.integers(1, 9))
 def test_the_channel_convolution_is_conv1d_over_positions(channels: int, kernel: int, tokens: int) -> None:
@@ -258,20 +215,6 @@ def test_the_channel_convolution_is_conv1d_over_positions(channels: int, kernel:
     hidden = torch.randn(2, tokens, channels, dtype=torch.float64)
     padded = nn.functional.pad(hidden, (kernel - 1, 0))
     torch.testing.assert_close(ours(hidden), theirs(padded), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_the_causal_convolution_is_a_zero_padded_fft(dtype: torch.dtype, bound: float) -> None:
-    torch.manual_seed(0)
-    ours, hidden = DepthwiseConv(6, 4).to(dtype), torch.randn(2, 50, 6, dtype=dtype)
-    taps = ours.weight_KD.flip(0)
-
-    def through_fft(length: int) -> Tensor:
-        product = torch.fft.rfft(hidden, length, dim=1) * torch.fft.rfft(taps, length, dim=0)
-        return torch.fft.irfft(product, length, dim=1)[:, :50] + ours.bias_D
-
-    torch.testing.assert_close(ours(hidden), through_fft(100), rtol=0, atol=bound)
-    assert (ours(hidden) - through_fft(50)).abs().max() > 0.1  # wraps around: the negative control
 
 
 @settings(max_examples=20, deadline=None)
