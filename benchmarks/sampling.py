@@ -29,6 +29,8 @@ from grafting_core.testbed.networks import silence_label_dropout
 
 PIPELINE_NULL_LABEL = 1000
 TOLERANCE = 1e-4
+PROFILES = 3
+REST = "the rest"
 TESTBED = EvaluationProtocol(
     sampler="ddim",
     sampling_steps=10,
@@ -174,8 +176,12 @@ def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
 
 
 def where_the_time_goes(name: str, rival: Rival) -> str:
-    """Milliseconds an image, by part, of both sides."""
-    theirs, ours = (split(job, rival.count) for job in (rival.theirs, rival.ours))
+    """Milliseconds an image, by part, of both sides: medians over interleaved rounds."""
+    rounds = [(split(rival.theirs, rival.count), split(rival.ours, rival.count)) for _ in range(PROFILES)]
+    theirs, ours = (
+        {part: statistics.median(one[part] for one in side) for part in (*PARTS, REST)}
+        for side in zip(*rounds, strict=True)
+    )
     rows = [f"| {part} | {theirs[part]:.2f} | {ours[part]:.2f} |" for part in theirs]
     return "\n".join([f"\n| {name}, ms an image | DiTPipeline | ours |\n|---|---|---|", *rows])
 
@@ -183,14 +189,14 @@ def where_the_time_goes(name: str, rival: Rival) -> str:
 def split(job: Callable[[], Tensor], images: int) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as found:
         job()
-    total = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    total = dict.fromkeys((*PARTS, REST), 0.0)
     for kernel in found.key_averages():
         total[part_of(kernel.key)] += kernel.self_cpu_time_total / 1e3 / images
     return total
 
 
 def part_of(kernel: str) -> str:
-    return next((part for part, names in PARTS.items() if any(n in kernel for n in names)), "the rest")
+    return next((part for part, names in PARTS.items() if any(n in kernel for n in names)), REST)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from grafting_core.backbones.kernels import apply, linear
+from grafting_core.restructure import ParallelBlocks
 
 TILE_BYTES = 3 * 2**19
 """Of the widest activation: it and its input in a core's cache. Measured flat from one to three MiB."""
@@ -116,6 +117,8 @@ def _tiled(hidden_BTD: Tensor, rows: Tensor) -> tuple[Sequence[Tensor], Sequence
 
 
 def _step_of(block: Any, given: _Conditions, dtype: torch.dtype) -> _Step:
+    if type(block) is ParallelBlocks:
+        return _PairStep([_step_of(side, given, dtype) for side in block.sides], block.merge)
     if not _is_known(block):
         return _OwnStep(block, given)
     embedded_KD = _embedded(block.norm1.emb, given, dtype)
@@ -164,6 +167,18 @@ def _normed(norm: Any, hidden_BTD: Tensor) -> Tensor:
         return own
     width = hidden_BTD.shape[-1]
     return layer_norm(hidden_BTD, (width,), hidden_BTD.new_ones(width), hidden_BTD.new_zeros(width), norm.eps)
+
+
+@dataclass(frozen=True)
+class _PairStep:
+    """Two blocks on the same input, and what becomes of their outputs side by side."""
+
+    sides: Sequence[_Step]
+    merge: nn.Module
+
+    def __call__(self, hidden_BTD: Tensor, rows: Tensor) -> Tensor:
+        beside_BTE = torch.cat([side(hidden_BTD, rows) for side in self.sides], dim=-1)
+        return apply(self.merge, beside_BTE)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def _diffusers_feed_forward(module: Any, hidden_BTD: Tensor) -> Tensor:
 
 
 KERNELS: Mapping[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.Linear: linear,
     Attention: _attention,
     AttentionSlot: _slot,
     SoftmaxAttention: _softmax_attention,

@@ -14,7 +14,7 @@ from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePl
 from grafting_core.spec.results import ProtocolFingerprint
 from grafting_core.spec.scions import ScionSpec
 
-RECIPE_VERSIONS = {"finetune": 2, "evaluate": 3}
+RECIPE_VERSIONS = {"finetune": 2, "evaluate": 4}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 

@@ -111,7 +111,7 @@ class EvaluationProtocol(Frozen):
     guidance_channels: Literal["all", "first_3"] = "first_3"
     guidance_interval: GuidanceInterval | None = None
     """Guide only where low < sigma <= high (Kynkaanniemi et al. 2024), sigma = sqrt((1 - abar) / abar), which
-    is 0.01 at timestep 0 and 158 at 999. None: everywhere. Unguided steps cost half."""
+    is 0.01 at timestep 0 and 157 at 999. None: everywhere. Unguided steps cost half."""
     labels: Literal["uniform", "balanced"] = "uniform"
     feature_network: str = "inception"
     mode: Literal["exact", "adm"] = "exact"

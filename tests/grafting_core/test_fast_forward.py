@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from grafting_core.backbones import fast_forward
 from grafting_core.backbones.fast_forward import FastForward, PlainForward, forward_of
 from grafting_core.backbones.loader import Backbone
+from grafting_core.restructure import ParallelBlocks
 from grafting_core.sampling import sample_images
+from grafting_core.spec.design import ParallelPair
 from grafting_core.spec.operators import KINDS
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.surgery import operate
@@ -67,6 +69,16 @@ def test_the_last_step_takes_a_patch_of_any_size() -> None:
     with torch.no_grad():
         own = PlainForward(network)(given, 80, LABELS[:3])
     torch.testing.assert_close(forward(given, 80, LABELS[:3]), own, rtol=1e-5, atol=1e-5)
+
+
+def test_parallel_blocks_give_what_they_give(backbone: Backbone, network: nn.Module) -> None:
+    pairs = [ParallelPair(first=first) for first in (0, 4)]
+    edits = [replacement("hyena_x", block=block) for block in (1, 2)]
+    operate(network, edits, backbone.card.dims, pairs=pairs)
+    for pair in network.modules():
+        if isinstance(pair, ParallelBlocks):
+            nn.init.normal_(pair.merge.weight, std=0.05)  # type: ignore[arg-type]  # a Linear
+    assert_equal_to_own(network.eval())
 
 
 class Unknown(nn.Module):
