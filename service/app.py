@@ -8,7 +8,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from grafting_core.storage import Storage
-from service.api import actions, analyses, catalogue, experiments, health, keys, problems, runs, scions
+from service.api import (
+    actions,
+    analyses,
+    catalogue,
+    experiments,
+    health,
+    keys,
+    problems,
+    runs,
+    scions,
+    studies,
+)
 from service.api.bodies import DOCUMENTED
 from service.api.deps import Lab
 from service.api.feed import Feed
@@ -38,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, analyses, runs, actions, catalogue, keys, scions):
+    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

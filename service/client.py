@@ -32,6 +32,7 @@ from service.api.schemas import (
     SubmitAnswer,
     Verified,
 )
+from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
 from service.credentials import find_key
 
 M = TypeVar("M", bound=BaseModel)
@@ -182,6 +183,36 @@ class GraftlabClient:
         """Queue one pass that distils sites times operators ahead."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._parse(SubmitAnswer, self._ask("POST", "/scions:fill", json=document, headers=headers))
+
+    def create_study(self, document: Any, idempotency_key: str | None = None) -> StudyAnswer:
+        """Begin a study; a lost answer cannot begin a second one. Raises ApiProblem."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(StudyAnswer, self._ask("POST", "/studies", json=document, headers=headers))
+
+    def studies(self, limit: int = 50) -> StudyPage:
+        """Newest first."""
+        return self._parse(StudyPage, self._ask("GET", "/studies", params={"limit": limit}))
+
+    def study(self, study_id: str) -> StudyDetail:
+        return self._parse(StudyDetail, self._ask("GET", f"/studies/{study_id}"))
+
+    def change_study(self, study_id: str, action: str) -> StudyDetail:
+        """`pause`, `resume` or `stop`."""
+        return self._parse(StudyDetail, self._ask("POST", f"/studies/{study_id}/{action}"))
+
+    def extend_study(self, study_id: str, **more: float) -> StudyDetail:
+        """More `trials`, `promote`, `rounds` or `device_seconds`."""
+        asked = {"version": self.study(study_id).version, **more}
+        return self._parse(StudyDetail, self._ask("POST", f"/studies/{study_id}/extend", json=asked))
+
+    def best_design(self, study_id: str) -> dict[str, Any]:
+        """The best finished design as a document to submit."""
+        document: dict[str, Any] = self._ask("GET", f"/studies/{study_id}/best").json()
+        return document
+
+    def study_report(self, study_id: str, name: str) -> bytes:
+        """`report.md`, `report.html` or one of the pictures."""
+        return self._ask("GET", f"/studies/{study_id}/report/{name}").content
 
     def make_key(self, owner: str, **rights: Any) -> KeyMade:
         """A new key (`role`, `sees`, `days`); its secret is shown this once. Takes an admin's key."""

@@ -78,6 +78,12 @@ def documented(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, content)}}
 
 
+async def read_body(request: Request) -> tuple[Any, bytes]:
+    """(document, the very bytes it came as). Raises ApiError or SpecError."""
+    raw = await _raw(request)
+    return _document(raw), raw
+
+
 async def _raw(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in MEDIA_TYPES or "content-encoding" in request.headers:

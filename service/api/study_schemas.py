@@ -1,8 +1,11 @@
 """What the REST API answers about studies; the client parses the same classes."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.study import StudySpec
 from service.api.schemas import StudyPhase, StudyState, View
@@ -102,10 +105,14 @@ class StudyAnswer(View):
     url: str
 
 
-class StudyExtension(View):
-    """More of everything that is given; the study goes on from where it ended."""
+class StudyExtension(Frozen):
+    """More of everything that is given; the study goes on from where it ended.
 
-    trials: int = 0
-    promote: int = 0
-    rounds: int = 0
-    device_seconds: float = 0.0
+    `version` is the study's as it was looked at, so that a repeated request cannot extend it twice.
+    """
+
+    version: Annotated[int, Field(ge=0)]
+    trials: Annotated[int, Field(ge=0, le=10_000)] = 0
+    promote: Annotated[int, Field(ge=0, le=1000)] = 0
+    rounds: Annotated[int, Field(ge=0, le=100)] = 0
+    device_seconds: Annotated[float, Field(ge=0, le=1e9)] = 0.0

@@ -21,6 +21,7 @@ from service.cli.keys import keys_app, open_command
 from service.cli.lab import LabBusy, find_url
 from service.cli.reading import read_design, refusing
 from service.cli.running import demo_command, down_command, up_command
+from service.cli.studies import study_app
 from service.cli.supervisor import StartFailed
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 
@@ -165,6 +166,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 app.command("open")(open_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(bank_app, name="bank")
+app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
 app.command("check-operator")(check_operator_command)
 actions.install(app)

@@ -16,9 +16,9 @@ from optuna.visualization import matplotlib as still
 
 from grafting_core.spec.space import KEEP, MERGED
 from service.api.study_schemas import StudyDetail, StudyTrial
+from service.search.publishing_paths import FIGURES
 
 mpl.use("Agg")
-FIGURES = ("history", "pareto", "parallel", "importances", "map")
 BEST_SHOWN = 10
 
 

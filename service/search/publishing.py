@@ -3,17 +3,13 @@
 import logging
 
 from grafting_core.storage import Storage
+from service.search.publishing_paths import report_folder
 from service.search.report import report_files
 from service.store.engine import Database
 from service.store.study_models import StudyRow
 from service.store.study_queries import study_detail
 
 log = logging.getLogger("graftlab.search")
-
-
-def report_folder(study_id: str) -> str:
-    """Relative to the storage root."""
-    return f"studies/{study_id}"
 
 
 def publish_report(database: Database, storage: Storage, study_id: str) -> None:

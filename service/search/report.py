@@ -6,7 +6,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from service.api.study_schemas import StudyDetail, StudyRun
-from service.search.figures import FIGURES, best_trials, interactive, pictures
+from service.search.figures import best_trials, interactive, pictures
+from service.search.publishing_paths import FIGURES
 
 TITLES = {
     "history": "History",

@@ -13,7 +13,7 @@ from service.api.problems import ApiError
 from service.api.runs import show_run
 from service.store.leaderboard import leaderboard
 from service.store.queries import events_after, find_runs
-from service.web import login
+from service.web import login, studies
 from service.web.pictures import curves, quality_against_cost
 from service.web.rendering import HERE, templates
 
@@ -25,6 +25,7 @@ def mount(app: FastAPI) -> None:
     """Add the pages and their static files to the application."""
     app.include_router(router)
     app.include_router(login.router)
+    app.include_router(studies.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 
 

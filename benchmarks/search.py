@@ -1,0 +1,403 @@
+"""A study of a hundred hybrids against as many grafts made one by one: cost, rank, quality.
+
+`python -m benchmarks.search [--trials 100] [--out search.json]` runs on the testbed, on two processes of one
+thread each. Device-seconds are the processes' CPU time, so that a busy machine changes no ratio.
+
+Cost: bank, screening and five promotions over `trials` times the mean cost of a full graft as in the paper
+(its own distillation, finetuning and evaluation; three designs of the study). Rank: Spearman's coefficient of
+the first rung against final FID over designs at even steps of the screening's ranking, with a bootstrap
+interval. Quality: the best promoted design against every baseline under the same limits. The integer program
+is timed on 56 sites of 8 kinds and compared with exhaustive search on 729 mixes.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from grafting_core.backbones.loader import Backbone, load_backbone
+from grafting_core.data import Latents, encode_latents
+from grafting_core.distillation import distill, replacement_candidate
+from grafting_core.evaluation import fid_at
+from grafting_core.finetuning import finetune
+from grafting_core.observing import NoCheckpoints, Silent
+from grafting_core.operators.catalog import build
+from grafting_core.scores import Place, replace_one
+from grafting_core.screening import Screener
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.design import GraftDesign, Part, ReplaceOperator
+from grafting_core.spec.halving import survivors
+from grafting_core.spec.ladder import rank_correlation
+from grafting_core.spec.space import Space, design_key
+from grafting_core.spec.study import StudySpec
+from grafting_core.surgery import operate
+from service.search.baselines import baseline_designs, fewer_steps
+from service.search.door import open_study
+from service.search.milp import Chosen, Proposer
+from service.search.optuna_book import Book, Known
+from service.search.predictor import refined_scores
+from service.search.proposing import Round
+
+PROCESSES = 2
+PAPER_GRAFTS = 3
+RANKED = 16
+BOOTSTRAP = 2_000
+
+
+def document(given: argparse.Namespace) -> dict[str, Any]:
+    """The study of `examples/studies/fast-and-good.yaml`, with the plans of this run."""
+    return {
+        "name": "benchmark",
+        "backbone": "testbed/dit-fashion",
+        "space": {
+            "attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}],
+            "mlp": ["keep", {"kind": "mlp", "ratio": 3}, {"kind": "mlp", "ratio": 6}],
+        },
+        "objectives": [{"minimize": f"fid{given.samples}"}],
+        "limits": {"params": "<= 1.0x", "flops": "<= 0.85x"},
+        "sampler": {"kind": "tpe", "seed": given.seed},
+        "screening": {
+            "trials": given.trials,
+            "rungs": ["loss_gap", f"fid{given.rung}"],
+            "reduction": 5,
+            "loss_draws": 256,
+        },
+        "promote": 5,
+        "rounds": 2,
+        "distill": {"steps": given.distill, "warmup_steps": 10, "images": 2000, "held_out": 64},
+        "finetune": {"steps": given.finetune, "warmup_steps": 10, "images": 2000},
+    }
+
+
+@dataclass
+class Hand:
+    """What one process holds."""
+
+    spec: StudySpec
+    backbone: Backbone
+    latents: Latents
+    states: Mapping[Part, Mapping[str, torch.Tensor]]
+
+    def scion(self, part: Part) -> nn.Module:
+        assert isinstance(part, ReplaceOperator)
+        module = build(part.operator, self.backbone.card.dims)
+        module.load_state_dict(self.states[part])
+        return module.eval()
+
+
+HAND: list[Any] = []
+"""This process's hand and screener."""
+
+
+def begin(spec: StudySpec, states: Mapping[Part, Mapping[str, torch.Tensor]]) -> None:
+    """Of a pool's process."""
+    torch.set_num_threads(1)
+    backbone = load_backbone(spec.backbone.name)
+    hand = Hand(spec, backbone, encode_latents(backbone, spec.finetune.images), states)
+    HAND[:] = [hand, Screener(backbone, spec.evaluate, hand.scion)]
+
+
+def screened(task: tuple[GraftDesign, int]) -> tuple[float, float]:
+    """(number, CPU-seconds) of one hybrid on one rung."""
+    began = time.process_time()
+    hand, screener = HAND
+    return screener.judge(task[0], hand.spec.rungs[task[1]]).value, time.process_time() - began
+
+
+def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
+    """(final FID, CPU-seconds) of a design finetuned from bank scions, sampled in so many steps."""
+    began = time.process_time()
+    hand: Hand = HAND[0]
+    design, steps = task
+    protocol = hand.spec.evaluate.model_copy(update={"sampling_steps": steps})
+    network = load_backbone(hand.spec.backbone.name).transformer
+    if not design.is_teacher:
+        operators = {edit.site: hand.scion(edit) for edit in design.edits}
+        operate(network, design.edits, hand.backbone.card.dims, operators=operators)
+        null = hand.backbone.card.num_classes
+        plan = hand.spec.finetune
+        weights = finetune(network, plan, hand.latents, null, observer=Silent(), checkpoints=NoCheckpoints())
+        network.load_state_dict(weights)
+    network.requires_grad_(False).eval()
+    value = fid_at(hand.backbone, network, protocol, protocol.samples)
+    return value, time.process_time() - began
+
+
+def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dict[Part, float], float]:
+    """(states, replace-one scores, CPU-seconds) of distilling all parts in one pass."""
+    torch.set_num_threads(1)
+    backbone = load_backbone(spec.backbone.name)
+    latents = encode_latents(backbone, spec.distill.images)
+    began = time.process_time()
+    edits = {str(at): part for at, part in enumerate(parts) if isinstance(part, ReplaceOperator)}
+    candidates = [replacement_candidate(edit, spec.distill, key) for key, edit in edits.items()]
+    results = distill(backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    states = {edits[key]: result.state for key, result in results.items()}
+    hand = Hand(spec, backbone, latents, states)
+    places = {key: _placing(hand, edit) for key, edit in edits.items()}
+    scores = replace_one(backbone, places, latents)
+    named = {edits[key]: each["replace_one/noise"] for key, each in scores.items()}
+    return states, named, time.process_time() - began
+
+
+def _placing(hand: Hand, edit: ReplaceOperator) -> Place:
+    module = hand.scion(edit)
+    dims = hand.backbone.card.dims
+    return lambda: operate(hand.backbone.transformer, [edit], dims, operators={edit.site: module})
+
+
+class Study:
+    """One study, its numbers and what they cost."""
+
+    def __init__(self, spec: StudySpec, folder: Path) -> None:
+        self.spec, self.folder = spec, folder
+        self.costs: dict[str, float] = {}
+        self.trials: list[Chosen] = []
+        self.first: list[float] = []
+        self.second: dict[int, float] = {}
+
+    def design(self, at: int) -> GraftDesign:
+        return self.spec.space.design(self.trials[at])
+
+    def fill(self) -> None:
+        parts: list[Part] = [edit for item in self.spec.space.items for edit in item.edits]
+        self.states, scores, self.costs["bank"] = filled(self.spec, parts)
+        self.scores = {
+            item.key: sum(scores[edit] for edit in item.edits) for item in self.spec.space.items if item.edits
+        }
+
+    def screen(self, pool: Any, number: int) -> None:
+        """One round: propose, judge all on the first rung and the best on the second."""
+        start = len(self.trials)
+        began = time.process_time()
+        for proposal in self._proposals(number):
+            self.trials.append(proposal.chosen)
+        new = range(start, len(self.trials))
+        spent = time.process_time() - began
+        found = pool.map(screened, [(self.design(at), 0) for at in new], chunksize=1)
+        self.first += [value for value, _ in found]
+        best = survivors([(self.first[at],) for at in new], round(len(new) / self.spec.reduction))
+        climbed = [start + at for at in best]
+        higher = pool.map(screened, [(self.design(at), 1) for at in climbed], chunksize=1)
+        self.second |= {at: value for at, (value, _) in zip(climbed, higher, strict=True)}
+        spent += sum(seconds for _, seconds in [*found, *higher])
+        self.costs["screening"] = self.costs.get("screening", 0.0) + spent
+
+    def _proposals(self, number: int) -> list[Any]:
+        space = self.spec.space
+        seen = list(zip(self.trials, self.first, strict=True))
+        proposer = Proposer(space, refined_scores(space, self.scores, seen), self.spec.limits)
+        known = {
+            design_key(space.design(chosen)): Known(at, space.assignment(chosen), (value,), None)
+            for at, (chosen, value) in enumerate(seen)
+        }
+        book = Book(
+            f"sqlite:///{self.folder / 'optuna.db'}", "study", space, self.spec.sampler, ("loss_gap",)
+        )
+        book.reconcile(list(known.values()))
+        return Round(self.spec, number, proposer, book, known).collect(self.baselines if number == 1 else {})
+
+    @property
+    def baselines(self) -> dict[str, Chosen]:
+        card = backbone_cards()[self.spec.backbone.name]
+        found = baseline_designs(self.spec, card, self.scores)
+        return {str(name): chosen for name, chosen in found.items()}
+
+    def promoted(self) -> list[int]:
+        """By the second rung, then the first."""
+        climbed = sorted(self.second, key=lambda at: self.second[at])
+        return climbed[: self.spec.promote]
+
+    def ranked(self) -> list[int]:
+        """Trials at even steps of the first rung's ranking."""
+        order = sorted(range(len(self.trials)), key=lambda at: self.first[at])
+        return [order[round(step * (len(order) - 1) / (RANKED - 1))] for step in range(RANKED)]
+
+
+def full_grafts(study: Study, pool: Any, designs: Sequence[int], finals: Mapping[int, float]) -> list[float]:
+    """CPU-seconds of making designs as in the paper: own distillation, finetuning, evaluation."""
+    costs = []
+    for at in designs:
+        *_, seconds = filled(study.spec, list(study.design(at).edits))
+        costs.append(seconds + finals[at])
+    return costs
+
+
+def interval(ones: Sequence[float], others: Sequence[float], seed: int) -> tuple[float, float]:
+    """95 % of the bootstrap of Spearman's coefficient."""
+    draw, size = random.Random(seed), len(ones)
+    found = []
+    for _ in range(BOOTSTRAP):
+        rows = [draw.randrange(size) for _ in range(size)]
+        value = rank_correlation([ones[row] for row in rows], [others[row] for row in rows])
+        found += [value] if value is not None else []
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def milp_figures() -> dict[str, object]:
+    """Exhaustive search on 729 mixes at three limits, and the time for 56 sites of 8 kinds."""
+    small = {"attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}]}
+    small |= {"groups": {"attention": [[block] for block in range(6)]}}
+    equal = [_equals_exhaustive(small, share, seed) for share in (1.0, 0.97, 0.95) for seed in range(5)]
+    seconds = [_large(seed) for seed in range(5)]
+    return {
+        "equal": f"{sum(equal)} of {len(equal)}",
+        "seconds": statistics.median(seconds),
+        "worst": max(seconds),
+    }
+
+
+def _opened(space: dict[str, Any], backbone: str, share: float) -> StudySpec:
+    limits = {"flops": f"<= {share}x"}
+    goals = [{"minimize": "loss_gap"}]
+    return open_study(
+        {"name": "milp", "backbone": backbone, "space": space, "objectives": goals, "limits": limits}
+    )
+
+
+def _scores(space: Space, seed: int) -> dict[str, float]:
+    draw = random.Random(seed)
+    return {item.key: draw.random() for item in space.items if not item.is_keep}
+
+
+def _equals_exhaustive(space: dict[str, Any], share: float, seed: int) -> bool:
+    spec = _opened(space, "testbed/dit-fashion", share)
+    proposer = Proposer(spec.space, _scores(spec.space, seed), spec.limits)
+    mixes = itertools.product(*(variable.items for variable in spec.space.variables))
+    least = min(proposer.score(mix) for mix in mixes if proposer.meets(mix))
+    return abs(proposer.score(proposer.best()) - least) < 1e-9
+
+
+def _large(seed: int) -> float:
+    attention: list[Any] = ["keep", "hyena_x", "hyena_y", "hyena_se", "mamba2", "linear_attention"]
+    attention += [{"kind": "window_attention", "half_width": width} for width in (2, 4)]
+    mlps: list[Any] = ["keep", *({"kind": "mlp", "ratio": ratio} for ratio in (1, 2, 3, 3.5, 5, 6, 8))]
+    spec = _opened({"attention": attention, "mlp": mlps}, "dit-xl-2-256", 0.8)
+    proposer = Proposer(spec.space, _scores(spec.space, seed), spec.limits)
+    began = time.perf_counter()
+    proposer.best()
+    return time.perf_counter() - began
+
+
+def run(given: argparse.Namespace) -> dict[str, Any]:
+    """The whole study; what is known so far is written to `--out` after every phase."""
+    spec = open_study(document(given))
+    figures: dict[str, Any] = {"seed": given.seed, "trials": spec.trials, "milp": milp_figures()}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study(spec, Path(folder))
+        study.fill()
+        with context.Pool(PROCESSES, begin, (spec, study.states)) as pool:
+            for number in (1, 2):
+                study.screen(pool, number)
+                figures["costs"] = study.costs
+                keep(given, figures)
+            finish(study, pool, given, figures)
+    return figures
+
+
+def finish(study: Study, pool: Any, given: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Promotions, baselines and the designs of the ranking; each design once."""
+    spec, steps = study.spec, study.spec.evaluate.sampling_steps
+    baselines = {name: study.trials.index(chosen) for name, chosen in study.baselines.items()}
+    wanted = list(dict.fromkeys([*study.promoted(), *baselines.values(), *study.ranked()]))
+    results = pool.imap(finished, [(study.design(at), steps) for at in wanted])
+    finals: dict[int, float] = {}
+    seconds: dict[int, float] = {}
+    for at, (value, spent) in zip(wanted, results, strict=False):
+        finals[at], seconds[at] = value, spent
+        figures["finals"] = {
+            number: {"final": finals[number], "first": study.first[number]} for number in finals
+        }
+        keep(given, figures)
+    teacher = spec.experiment("teacher", spec.space.design(()))
+    fewer = fewer_steps(spec, teacher)
+    few = fewer.evaluate.sampling_steps if fewer else steps
+    (whole, _), (short, _) = pool.map(finished, [(teacher.design, steps), (teacher.design, few)])
+    named = {name: finals[at] for name, at in baselines.items()} | {f"fewer_steps ({few})": short}
+    compared(study, figures, named, whole, finals)
+    figures["costs"]["promotions"] = sum(seconds[at] for at in study.promoted())
+    grafts = full_grafts(study, pool, study.promoted()[:PAPER_GRAFTS], seconds)
+    total = sum(figures["costs"].values())
+    figures["full_graft"] = statistics.mean(grafts)
+    figures["cost_ratio"] = total / (len(study.trials) * figures["full_graft"])
+    keep(given, figures)
+
+
+def compared(
+    study: Study,
+    figures: dict[str, Any],
+    baselines: Mapping[str, float],
+    teacher: float,
+    finals: Mapping[int, float],
+) -> None:
+    """Rank and quality."""
+    ranked = study.ranked()
+    ones, others = [study.first[at] for at in ranked], [finals[at] for at in ranked]
+    everyone = list(finals)
+    figures["rank"] = {
+        "designs": len(ranked),
+        "spearman": rank_correlation(ones, others),
+        "interval": interval(ones, others, figures["seed"]),
+        "all": rank_correlation([study.first[at] for at in everyone], [finals[at] for at in everyone]),
+        "all_designs": len(everyone),
+    }
+    figures["best"] = min(finals[at] for at in study.promoted())
+    figures["baselines"], figures["teacher"] = dict(baselines), teacher
+
+
+def keep(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """Write what is known."""
+    if given.out:
+        Path(given.out).write_text(json.dumps(figures, indent=1))
+
+
+def show(figures: Mapping[str, Any]) -> None:
+    """As tables."""
+    costs, rank = figures["costs"], figures["rank"]
+    print("| part | device-s |\n|---|---|")
+    for name, value in costs.items():
+        print(f"| {name} | {value:.1f} |")
+    print(f"| one full graft | {figures['full_graft']:.1f} |")
+    print(f"\ncost ratio {figures['cost_ratio']:.3f} over {figures['trials']} hybrids")
+    low, high = rank["interval"]
+    print(f"Spearman {rank['spearman']:.3f} [{low:.3f}, {high:.3f}] over {rank['designs']} designs")
+    print(f"(over all {rank['all_designs']} finished: {rank['all']:.3f})\n")
+    print("| design | FID |\n|---|---|")
+    print(f"| best promoted | {figures['best']:.3f} |\n| teacher, full cost | {figures['teacher']:.3f} |")
+    for name, value in sorted(figures["baselines"].items(), key=lambda pair: pair[1]):
+        print(f"| {name} | {value:.3f} |")
+    milp = figures["milp"]
+    print(f"\nMILP: equal to exhaustive search in {milp['equal']}; ", end="")
+    print(f"56 x 8 in {milp['seconds']:.3f} s (worst {milp['worst']:.3f})")
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--distill", type=int, default=100)
+    parser.add_argument("--finetune", type=int, default=80)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--rung", type=int, default=100)
+    parser.add_argument("--out")
+    given = parser.parse_args()
+    show(run(given))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""`graft study`: searches from the command line."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.markup import escape
+
+from service.api.study_schemas import StudyDetail, StudyView
+from service.cli.console import Refused, duration, out, print_json, table
+from service.cli.lab import find_url
+from service.cli.reading import read_design, refusing
+from service.client import ApiProblem, GraftlabClient
+from service.search.publishing_paths import REPORT_FILES
+
+study_app = typer.Typer(help="Studies: search a space of designs within limits.", no_args_is_help=True)
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Study = Annotated[str, typer.Argument(help="Study id, or the beginning of one.")]
+POLL_SECONDS = 1.0
+LINE_SECONDS = 15.0
+
+
+def _client(url: str | None) -> GraftlabClient:
+    return GraftlabClient(find_url(url))
+
+
+def _study_id(client: GraftlabClient, prefix: str) -> str:
+    """The one study whose id begins so. Raises Refused."""
+    found = [study.id for study in client.studies(200).studies if study.id.startswith(prefix)]
+    if len(found) != 1:
+        raise Refused(
+            [f"{len(found) or 'no'} studies have ids beginning with {prefix!r}; `graft study ls` lists them"]
+        )
+    return found[0]
+
+
+@study_app.command("create")
+def create_command(
+    file: Annotated[Path, typer.Argument(help="Study file, YAML or JSON; - for standard input.")],
+    url: Url = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end; exit 0 if it is done.")] = False,
+    export: Annotated[Path | None, typer.Option(help="With --wait: folder for the report.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Begin a study."""
+    client = _client(url)
+    answer = refusing(file, lambda: client.create_study(read_design(file)))
+    if not wait:
+        print_json(answer) if json else out.print(
+            f"{answer.study_id}  {client.url}/studies/{answer.study_id}"
+        )
+        return
+    detail = _follow(client, answer.study_id)
+    folder = export or Path(f"study-{detail.id}")
+    if detail.state == "DONE":
+        _export(client, detail.id, folder)
+    _finish(detail, json)
+
+
+@study_app.command("ls")
+def list_command(
+    url: Url = None, json: AsJson = False, limit: Annotated[int, typer.Option(min=1, max=200)] = 50
+) -> None:
+    """Studies, newest first."""
+    page = _client(url).studies(limit)
+    if json:
+        return print_json(page)
+    rows = table("id", "name", "state", "phase", "trials", "finished", "best", "device-s", right=("best",))
+    for study in page.studies:
+        best = "-" if study.best is None else f"{study.best:.4g}"
+        figures = [str(study.trials), str(study.finished), best, f"{study.spend.device_seconds:.0f}"]
+        rows.add_row(study.id, escape(study.name), study.state, study.phase, *figures)
+    return out.print(rows)
+
+
+@study_app.command("show")
+def show_command(study: Study, url: Url = None, json: AsJson = False) -> None:
+    """One study: where it is, its finished designs, and the baselines."""
+    client = _client(url)
+    detail = client.study(_study_id(client, study))
+    print_json(detail) if json else _show(detail)
+
+
+@study_app.command("watch")
+def watch_command(study: Study, url: Url = None, json: AsJson = False) -> None:
+    """Follow a study to its end."""
+    client = _client(url)
+    _finish(_follow(client, _study_id(client, study)), json)
+
+
+@study_app.command("pause")
+def pause_command(study: Study, url: Url = None) -> None:
+    """Let its runs rest after their next checkpoint."""
+    _change(study, url, "pause")
+
+
+@study_app.command("resume")
+def resume_command(study: Study, url: Url = None) -> None:
+    """Go on from where it was."""
+    _change(study, url, "resume")
+
+
+@study_app.command("stop")
+def stop_command(study: Study, url: Url = None) -> None:
+    """End it and its runs; everything found is kept."""
+    _change(study, url, "stop")
+
+
+@study_app.command("extend")
+def extend_command(
+    study: Study,
+    url: Url = None,
+    trials: Annotated[int, typer.Option(min=0, help="Further designs to screen.")] = 0,
+    promote: Annotated[int, typer.Option(min=0, help="Further designs to finish.")] = 0,
+    rounds: Annotated[int, typer.Option(min=0, help="Further rounds to spread them over.")] = 1,
+    device_seconds: Annotated[float, typer.Option(min=0, help="To add to its budget.")] = 0.0,
+) -> None:
+    """Give a study more, and let it go on."""
+    client = _client(url)
+    more = {"trials": trials, "promote": promote, "rounds": rounds, "device_seconds": device_seconds}
+    _say(client.extend_study(_study_id(client, study), **more))
+
+
+@study_app.command("best")
+def best_command(study: Study, url: Url = None, json: AsJson = False) -> None:
+    """The best finished design, as a file that `graft submit` takes."""
+    client = _client(url)
+    document = client.best_design(_study_id(client, study))
+    if json:
+        return print_json(document)
+    return out.out(yaml.safe_dump(document, sort_keys=False), highlight=False)
+
+
+@study_app.command("export")
+def export_command(
+    study: Study,
+    folder: Annotated[Path | None, typer.Option(help="Default: study-<id>.")] = None,
+    url: Url = None,
+) -> None:
+    """Write the report: HTML, Markdown and pictures."""
+    client = _client(url)
+    study_id = _study_id(client, study)
+    _export(client, study_id, folder or Path(f"study-{study_id}"))
+
+
+def _change(study: str, url: str | None, action: str) -> None:
+    client = _client(url)
+    _say(client.change_study(_study_id(client, study), action))
+
+
+def _export(client: GraftlabClient, study_id: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for name in REPORT_FILES:
+        try:
+            content = client.study_report(study_id, name)
+        except ApiProblem:
+            continue  # a picture for which there was too little to show
+        (folder / name).write_bytes(content)
+        written += 1
+    if not written:
+        raise Refused([f"study {study_id} has no report yet; it is written when a round ends"])
+    out.print(f"{written} files in {folder}: report.html, report.md and pictures")
+
+
+def _follow(client: GraftlabClient, study_id: str) -> StudyDetail:
+    """Until it has ended: a line at every change of phase, and every few seconds."""
+    began, shown, said = time.monotonic(), 0.0, ("", "", 0)
+    while True:
+        detail = client.study(study_id)
+        place = (detail.state, detail.phase, detail.round)
+        if place != said or time.monotonic() - shown > LINE_SECONDS:
+            out.print(f"{duration(time.monotonic() - began):>6}  {_line(detail)}", soft_wrap=True)
+            said, shown = place, time.monotonic()
+        if detail.state in ("DONE", "STOPPED", "FAILED"):
+            return detail
+        time.sleep(POLL_SECONDS)
+
+
+def _line(study: StudyView) -> str:
+    best = "" if study.best is None else f", best {study.quality} {study.best:.4g}"
+    place = f"round {study.round} of {study.rounds}, {study.phase}"
+    counts = f"{study.trials} designs, {study.screened} screened, {study.finished} finished"
+    return f"{study.state:8} {place:24} {counts}{best}, {study.spend.device_seconds:.0f} device-s"
+
+
+def _say(study: StudyView) -> None:
+    out.print(f"{study.id}  {escape(study.name)}  {_line(study)}", soft_wrap=True)
+
+
+def _finish(detail: StudyDetail, json: bool) -> None:
+    print_json(detail) if json else _show(detail)
+    if detail.state != "DONE":
+        raise typer.Exit(1)
+
+
+def _show(detail: StudyDetail) -> None:
+    _say(detail)
+    if detail.message:
+        out.print(f"  {escape(detail.message)}", soft_wrap=True)
+    rows = table("run", "as", "state", detail.quality, "FLOPs", "params", "device-s", right=(detail.quality,))
+    space = detail.spec.space
+    for run in sorted(detail.runs, key=lambda run: run.quality if run.quality is not None else float("inf")):
+        quality = "-" if run.quality is None else f"{run.quality:.4g}"
+        flops = "-" if run.flops is None else f"{run.flops / space.base_flops:.3f}x"
+        params = "-" if run.params is None else f"{run.params / space.base_params:.3f}x"
+        label = f"{run.role} {run.label}"
+        rows.add_row(run.run_id, label, run.state, quality, flops, params, f"{run.device_seconds:.0f}")
+    out.print(rows)
+    if detail.rank_correlation is not None:
+        out.print(f"  rank correlation of screening and final quality: {detail.rank_correlation:.3f}")

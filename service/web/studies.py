@@ -1,0 +1,28 @@
+"""Pages of studies."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from service.api.deps import LabDep
+from service.api.studies import list_studies, show_study
+from service.search.publishing_paths import FIGURES, report_folder
+from service.web.rendering import templates
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+@router.get("/studies")
+def studies_page(request: Request, lab: LabDep) -> HTMLResponse:
+    """All studies, newest first."""
+    return templates.TemplateResponse(request, "studies.html", {"page": list_studies(lab, 100)})
+
+
+@router.get("/studies/{study_id}")
+def study_page(request: Request, study_id: str, lab: LabDep) -> HTMLResponse:
+    """One study: where it is, its best against the baselines, and the plots of its report."""
+    study = show_study(study_id, lab)
+    there = set(lab.storage.names(report_folder(study_id)))
+    figures = [name for name in FIGURES if f"{name}.png" in there]
+    runs = sorted(study.runs, key=lambda run: run.quality if run.quality is not None else float("inf"))
+    context = {"study": study, "runs": runs, "figures": figures, "report": "report.html" in there}
+    return templates.TemplateResponse(request, "study.html", context)

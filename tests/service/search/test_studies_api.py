@@ -1,0 +1,101 @@
+"""Studies over HTTP: refused with the reason and what would be right, or begun, changed and read."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.builders import study_document
+
+STUDIES = "/api/v1/studies"
+FOUR = [[1], [3], [5], [7]]
+
+
+def create(client: TestClient, **changes: Any) -> Any:
+    return client.post(STUDIES, json=study_document(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "words"),
+    [
+        ({"space": {}}, "/space", "nothing to decide"),
+        ({"space": {"attention": ["keep"]}}, "/space", "nothing to decide"),
+        ({"space": {"attention": ["keep", "hyena_z"]}}, "/space/attention/1", "did you mean"),
+        ({"space": {"attention": ["keep", "keep"]}}, "/space/attention/1", "already"),
+        ({"space": {"attention": ["keep", "mlp"]}}, "/space/attention/1", "fits the mlp slot"),
+        (
+            {"space": {"attention": ["keep", "hyena_x"], "groups": {"attention": [[0], [8]]}}},
+            "/space/groups/attention/1",
+            "blocks are 0 to 7",
+        ),
+        (
+            {"space": {"attention": ["keep", "hyena_x"], "groups": {"attention": [[0, 1], [1]]}}},
+            "/space/groups/attention/1",
+            "in two groups",
+        ),
+        (
+            {"space": {"attention": ["keep", "hyena_x"], "groups": {"attention": [[0]] * 9}}},
+            "/space/groups/attention",
+            "at most 8",
+        ),
+        (
+            {
+                "space": {
+                    "attention": ["keep", "hyena_x"],
+                    "groups": {"attention": [[1, 2]]},
+                    "parallel_pairs": "optional",
+                }
+            },
+            "/space/parallel_pairs",
+            "reaches over",
+        ),
+        ({"objectives": [{"minimize": "fod1k"}]}, "/objectives/0/minimize", "unknown objective"),
+        ({"objectives": [{"minimize": "flops"}]}, "/objectives", "one objective is the quality"),
+        ({"limits": {"flops": "<= 0.2x"}}, "/limits/flops", "'<= 0.9"),
+        ({"limits": {"params": "few"}}, "/limits/params", "positive number"),
+        ({"budget": {"training_images": 10}}, "/budget/training_images", "cheapest plan"),
+        ({"budget": {"device_seconds": 0.001}}, "/budget/device_seconds", "about"),
+        ({"screening": {"rungs": ["fid20", "loss_gap"]}}, "/screening/rungs/1", "cheap to dear"),
+        ({"screening": {"rungs": ["fid50k"]}}, "/screening/rungs/0", "no more than the final"),
+        ({"sampler": {"kind": "luck"}}, "/sampler/kind", "tpe"),
+        ({"promote": 0}, "/promote", "greater than"),
+    ],
+)
+def test_a_bad_study_is_refused_with_its_place_and_what_would_be_right(
+    client: TestClient, changes: dict[str, Any], pointer: str, words: str
+) -> None:
+    answer = create(client, **changes)
+    assert answer.status_code == 422
+    places = {error["pointer"]: error["message"] for error in answer.json()["errors"]}
+    assert pointer in places
+    assert words in places[pointer]
+    assert client.get(STUDIES).json()["studies"] == []
+
+
+def test_the_same_key_gives_the_same_study(client: TestClient) -> None:
+    headers = {"Idempotency-Key": "once"}
+    ids = {client.post(STUDIES, json=study_document(), headers=headers).json()["study_id"] for _ in range(2)}
+    assert len(ids) == 1
+    other = client.post(STUDIES, json=study_document(promote=3), headers=headers)
+    assert other.json()["code"] == "key-reused"
+
+
+def test_a_study_is_paused_resumed_extended_and_stopped(client: TestClient) -> None:
+    study = f"{STUDIES}/{create(client).json()['study_id']}"
+    assert client.post(f"{study}/pause").json()["state"] == "PAUSED"
+    assert client.post(f"{study}/pause").json()["code"] == "illegal-transition"
+    assert client.post(f"{study}/resume").json()["state"] == "RUNNING"
+    version = client.get(study).json()["version"]
+    more = {"version": version, "trials": 4, "promote": 1, "rounds": 1}
+    extended = client.post(f"{study}/extend", json=more).json()
+    assert (extended["rounds"], extended["spec"]["trials"], extended["spec"]["promote"]) == (2, 10, 3)
+    assert client.post(f"{study}/extend", json=more).json()["code"] == "illegal-transition"
+    assert client.post(f"{study}/stop").json()["state"] == "STOPPED"
+    assert client.get(f"{study}/report/report.html").status_code == 404
+
+
+def test_pages_show_studies(client: TestClient) -> None:
+    study = create(client).json()["study_id"]
+    assert "quick study" in client.get("/studies").text
+    assert "quick study" in client.get(f"/studies/{study}").text
+    assert client.get("/studies/none").status_code == 404
