@@ -1,0 +1,219 @@
+"""Metrics against the implementations they are checked against, both sides in one run, on equal features.
+
+`python -m benchmarks.metrics [--dims 2048] [--count 10000] [--rounds 3] [--only frechet neighbours ...]`
+prints a table: the Frechet distance against `scipy.linalg.sqrtm`, precision and recall against torch-fidelity
+(with what each takes of memory beyond the features), and several networks against one reference.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+from scipy.linalg import sqrtm
+
+from grafting_core.metrics.frechet import Gaussian, frechet_distance
+from grafting_core.metrics.manifold import Manifold, overlap
+from grafting_core.metrics.moments import Moments
+
+Rows = npt.NDArray[np.float32]
+STUBBED = (
+    "torchvision",
+    "torchvision.transforms",
+    "torchvision.transforms.functional",
+    "torchvision.datasets",
+)
+HYBRIDS = 4
+
+
+def main() -> None:
+    """Parse the command line and print one line a measurement."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dims", type=int, default=2048)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--peak", choices=SIDES, help="print the memory that one side takes, MiB")
+    given = parser.parse_args()
+    if given.peak:
+        print(peak(SIDES[given.peak], given.count, given.dims))
+        return
+    print("| what | ours, s | peer, s | ratio | agreement |\n|---|---|---|---|---|")
+    for part in given.only:
+        PARTS[part](given.count, given.dims, given.rounds)
+
+
+def rows_of(count: int, dims: int, seed: int) -> Rows:
+    """Features as a network gives them: positive, correlated, of very uneven variance."""
+    rng = np.random.default_rng(seed)
+    scales = np.exp(-4 * np.arange(dims) / dims)
+    mixed = (
+        rng.normal(size=(count, dims))
+        * scales
+        @ np.linalg.qr(np.random.default_rng(0).normal(size=(dims, dims)))[0]
+    )
+    return np.asarray(np.abs(0.4 + mixed + 0.05 * seed * rng.normal(size=dims)), np.float32)
+
+
+def seconds(job: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    found = job()
+    return time.perf_counter() - began, found
+
+
+def line(what: str, ours: float, peer: float, agreement: str) -> None:
+    print(f"| {what} | {ours:.2f} | {peer:.2f} | {peer / ours:.1f} | {agreement} |", flush=True)
+
+
+def compare_frechet(count: int, dims: int, rounds: int) -> None:
+    """sqrtm once in the middle, as it takes minutes; ours before and after it."""
+    one, two = (Gaussian.of(Moments.of(rows_of(count, dims, seed))) for seed in (1, 2))
+    fresh, cached, value = [], [], 0.0
+    for turn in range(rounds):
+        if turn == rounds // 2:
+            theirs, expected = seconds(partial(by_sqrtm, one, two))
+        bare = Gaussian(one.mean, one.covariance, one.count)
+        fresh.append(seconds(partial(frechet_distance, bare, two))[0])
+        took, value = seconds(partial(frechet_distance, bare, two))
+        cached.append(took)
+    error = f"{abs(value / expected - 1):.1e} relative"
+    line(f"Frechet distance, {dims} features", statistics.median(fresh), theirs, error)
+    line("the same, reference factor cached", statistics.median(cached), theirs, error)
+
+
+def by_sqrtm(one: Gaussian, two: Gaussian) -> float:
+    """The textbook formula."""
+    root = np.trace(sqrtm(one.covariance @ two.covariance)).real
+    shift = one.mean - two.mean
+    return float(shift @ shift + np.trace(one.covariance) + np.trace(two.covariance) - 2 * root)
+
+
+def compare_neighbours(count: int, dims: int, rounds: int) -> None:
+    """Turn about. torch-fidelity computes in the features' float32, ours in float64."""
+    samples, reference = rows_of(count, dims, 1), rows_of(count, dims, 2)
+    times = np.array(
+        [
+            [seconds(lambda side=side: SIDES[side](samples, reference))[0] for side in SIDES]
+            for _ in range(rounds)
+        ]
+    )
+    ours, full, part = np.median(times, axis=0)
+    found, theirs = SIDES["ours"](samples, reference), SIDES["torch-fidelity"](samples, reference)
+    memory = {side: peak_of(side, count, dims) for side in SIDES}
+    agreement = f"{max(abs(a - b) for a, b in zip(found, theirs, strict=True)):.1e} absolute"
+    what = f"precision and recall, {count:,} x {count:,} x {dims}"
+    line(f"{what}: {memory['ours']} against {memory['torch-fidelity']} MiB", ours, full, agreement)
+    line(f"the same, sparing memory: {memory['ours']} against {memory['sparing']} MiB", ours, part, agreement)
+
+
+def our_neighbours(samples: Rows, reference: Rows) -> tuple[float, float]:
+    """Density and coverage come with it."""
+    means = overlap(Manifold.of(reference), Manifold.of(samples)).means
+    return means["precision"], means["recall"]
+
+
+def fidelity_neighbours(samples: Rows, reference: Rows, sparing: bool = False) -> tuple[float, float]:
+    """On the features as they are."""
+    module = torch_fidelity("metric_prc")
+    if sparing:
+        call = module.calculate_precision_recall_part
+        precision, recall = call(torch.from_numpy(samples), torch.from_numpy(reference), 3, 2_000)
+    else:
+        call = module.calculate_precision_recall_full
+        precision, recall = call(torch.from_numpy(samples), torch.from_numpy(reference), 3)
+    return float(precision), float(recall)
+
+
+def torch_fidelity(name: str) -> Any:
+    """A module of it; torchvision, which it imports and the functions on features do not use, is stubbed."""
+    for stubbed in STUBBED:
+        if stubbed not in sys.modules:
+            sys.modules[stubbed] = stub(stubbed)
+    return import_module(f"torch_fidelity.{name}")
+
+
+def stub(name: str) -> ModuleType:
+    made = ModuleType(name)
+    made.__path__ = []
+    made.__getattr__ = lambda attribute: type(attribute, (), {})  # type: ignore[method-assign]
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, made)
+    return made
+
+
+def peak_of(side: str, count: int, dims: int) -> str:
+    """MiB, from a process that does nothing else."""
+    words = ["--peak", side, "--count", str(count), "--dims", str(dims)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.metrics", *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def peak(side: Callable[[Rows, Rows], Any], count: int, dims: int) -> int:
+    """High-water mark beyond what the features themselves take, after a small warm-up."""
+    samples, reference = rows_of(count, dims, 1), rows_of(count, dims, 2)
+    side(samples[:50], reference[:50])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss
+    side(samples, reference)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    high = next(int(text.split()[1]) for text in lines if text.startswith("VmHWM")) * 1024
+    return int(high - before) // 2**20
+
+
+def compare_references(count: int, dims: int, rounds: int) -> None:
+    """Several networks against one reference, its factor and neighbours made once; against once each."""
+    reference = rows_of(count, dims, 2)
+    hybrids = [rows_of(count, dims, 3 + index) for index in range(HYBRIDS)]
+    once, values = seconds(lambda: judged(hybrids, Known(reference)))
+    anew, others = seconds(lambda: [judged([rows], Known(reference))[0] for rows in hybrids])
+    line(
+        f"{HYBRIDS} networks, one reference: FID, precision, recall", once, anew, f"equal: {values == others}"
+    )
+
+
+class Known:
+    """A reference with what is worth keeping of it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.gaussian = Gaussian.of(Moments.of(rows))
+        _ = self.gaussian.factor
+        self.manifold = Manifold.of(rows)
+
+
+def judged(hybrids: list[Rows], known: Known) -> list[tuple[float, float, float]]:
+    """FID, precision and recall of each."""
+    found = []
+    for rows in hybrids:
+        means = overlap(known.manifold, Manifold.of(rows)).means
+        distance = frechet_distance(known.gaussian, Gaussian.of(Moments.of(rows)))
+        found.append((distance, means["precision"], means["recall"]))
+    return found
+
+
+PARTS: dict[str, Callable[[int, int, int], None]] = {
+    "frechet": compare_frechet,
+    "neighbours": compare_neighbours,
+    "reference": compare_references,
+}
+SIDES: dict[str, Callable[[Rows, Rows], tuple[float, float]]] = {
+    "ours": our_neighbours,
+    "torch-fidelity": fidelity_neighbours,
+    "sparing": lambda samples, reference: fidelity_neighbours(samples, reference, sparing=True),
+}
+
+if __name__ == "__main__":
+    main()
