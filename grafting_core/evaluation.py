@@ -86,12 +86,14 @@ def evaluate_chunk(
     indices = range(first, first + count)
     images = sample_images(backbone, transformer, protocol, indices).numpy()
     keep(first, images)
+    images = images if images.ndim == 3 else np.moveaxis(images, 1, 3)
     features = extract(network or network_of(backbone, protocol), images, protocol.micro_batch)
     asked = sample_labels(protocol, backbone.card.num_classes, indices)
-    return EvaluatedChunk(first, features, asked.numpy(), _hashes(images))
+    return EvaluatedChunk(first, features, asked.numpy(), hashes_of(images))
 
 
-def _hashes(images: Images) -> npt.NDArray[np.uint8]:
+def hashes_of(images: Images) -> npt.NDArray[np.uint8]:
+    """SHA-256 [N, 32] of every image."""
     digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), 32)
 

@@ -17,6 +17,7 @@ from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
 from service.cli.follow import follow
+from service.cli.judging import evaluate_command, reference_app
 from service.cli.keys import keys_app, open_command
 from service.cli.lab import LabBusy, find_url
 from service.cli.reading import read_design, refusing
@@ -168,6 +169,8 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(bank_app, name="bank")
 app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
+app.command("evaluate")(evaluate_command)
+app.add_typer(reference_app, name="reference")
 app.command("check-operator")(check_operator_command)
 actions.install(app)
 app.command("up")(up_command)

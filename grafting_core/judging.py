@@ -1,0 +1,214 @@
+"""Judge a model or samples of any project: `python -m grafting_core.judging REQUEST`, one JSON answer.
+
+The request is a document of `spec.judging`. Exit code 2, and `{"refused": ...}`, for what cannot be judged.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load
+from torch import nn
+
+from grafting_core.backbones.folder import is_diffusers_folder, load_folder
+from grafting_core.backbones.loader import Backbone, load_backbone
+from grafting_core.evaluation import (
+    EvaluatedChunk,
+    digest_of_hashes,
+    evaluate_chunk,
+    finish,
+    hashes_of,
+    network_of,
+    own_reference,
+    versions,
+)
+from grafting_core.features.base import FeatureNetwork, extract, joined
+from grafting_core.features.catalog import load_network
+from grafting_core.images import ImageSet, open_images
+from grafting_core.metrics.reference import Reference, load_reference, make_reference, read_card
+from grafting_core.metrics.suite import measure
+from grafting_core.npz import NpzFile
+from grafting_core.published import CARD, DAMAGES, DamagedArtifact, read_published
+from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.design import GraftDesign
+from grafting_core.spec.experiment import RECIPE_VERSIONS, own_fingerprint
+from grafting_core.spec.judging import REQUEST, JudgeRequest, ReferenceRequest, ReferenceView, ShowRequest
+from grafting_core.spec.results import EvaluationReport, ProtocolFingerprint
+from grafting_core.storage import Storage
+from grafting_core.surgery import operate
+
+Model = tuple[Backbone, nn.Module]
+
+
+def judge(request: JudgeRequest) -> EvaluationReport:
+    """Raises ValueError (BadFile among them) for what cannot be judged, before anything is sampled."""
+    model = load_model(request.subject)
+    if model is None:
+        return _judge_images(request, open_images(Path(request.subject)))
+    return _judge_model(request, *model)
+
+
+def load_model(subject: str) -> Model | None:
+    """Backbone and network of a name, a published graft or a diffusers folder; None for anything else."""
+    if subject in backbone_cards():
+        backbone = load_backbone(subject, _device())
+        return backbone, backbone.transformer
+    folder = Path(subject)
+    if is_diffusers_folder(folder):
+        backbone = load_folder(folder, _device())
+        return backbone, backbone.transformer
+    return _published(folder) if (folder / CARD).is_file() else None
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _published(folder: Path) -> Model:
+    """A run's model, verified against its card."""
+    try:
+        weights = load(read_published(Storage(str(folder.parent)), folder.name))
+        design = GraftDesign.model_validate_json(
+            json.dumps(json.loads((folder / CARD).read_text())["design"])
+        )
+    except (DamagedArtifact, *DAMAGES) as error:
+        raise ValueError(f"{folder} holds no published model: {str(error)[:300]}") from error
+    backbone = load_backbone(design.backbone.name, _device())
+    if backbone.card.digest != design.backbone.digest:
+        raise ValueError(f"{folder} was grafted onto other weights of {design.backbone.name}")
+    fresh = load_backbone(design.backbone.name, _device())
+    operate(fresh.transformer, design.edits, fresh.card.dims, pairs=design.pairs)
+    fresh.transformer.load_state_dict(weights)
+    return backbone, fresh.transformer.eval().requires_grad_(False)
+
+
+def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
+    protocol = request.protocol
+    looker = _looker(request, backbone)
+    reference = _reference(request, looker, backbone)
+    fingerprint = own_fingerprint(backbone.card.digest, protocol)
+    if request.reference is not None or request.source is not None:
+        fingerprint = fingerprint.model_copy(
+            update={"feature_network": looker.digest, "reference": reference.digest}
+        )
+    chunks = [*_chunks(request, backbone, network, looker)]
+    return finish(chunks, reference, fingerprint, looker.name == backbone.card.feature_network)
+
+
+def _looker(request: JudgeRequest, backbone: Backbone) -> FeatureNetwork:
+    if request.source is not None:
+        return load_network(request.protocol.feature_network, backbone.device, request.source)
+    return network_of(backbone, request.protocol)
+
+
+def _chunks(
+    request: JudgeRequest, backbone: Backbone, network: nn.Module, looker: FeatureNetwork
+) -> Iterator[EvaluatedChunk]:
+    protocol = request.protocol
+    size = 2 * protocol.micro_batch
+    for first in range(0, protocol.samples, size):
+        count = min(size, protocol.samples - first)
+        yield evaluate_chunk(backbone, network, protocol, first, count, network=looker)
+        print(f"sampled {first + count} of {protocol.samples}", file=sys.stderr)
+
+
+def _reference(request: JudgeRequest, looker: FeatureNetwork, backbone: Backbone | None) -> Reference:
+    """What the request names, or the backbone's own images."""
+    named = request.reference
+    if named in backbone_cards():
+        return own_reference(load_backbone(str(named)), looker)
+    if named is not None:
+        path = Path(named)
+        return make_reference(open_images(path), looker) if path.is_dir() else load_reference(path, looker)
+    if backbone is None or not len(backbone.images):
+        raise ValueError(f"{request.subject} brings no reference of its own; name one with --reference")
+    return own_reference(backbone, looker)
+
+
+def _judge_images(request: JudgeRequest, images: ImageSet) -> EvaluationReport:
+    """Every image of the set, under the name of its count; how they were sampled, nobody can tell."""
+    protocol = request.protocol.model_copy(update={"samples": images.count})
+    looker = load_network(protocol.feature_network, _device(), request.source)
+    reference = _reference(request, looker, None)
+    parts, hashes = [], []
+    for batch in images.batches(protocol.micro_batch):
+        parts.append(extract(looker, batch, protocol.micro_batch))
+        hashes.append(hashes_of(batch))
+    figures = measure(reference, joined(parts), protocol)
+    return EvaluationReport(
+        fingerprint=ProtocolFingerprint(
+            recipe=RECIPE_VERSIONS["evaluate"],
+            subject="",
+            protocol=protocol,
+            feature_network=looker.digest,
+            reference=reference.digest,
+        ),
+        values=figures.values,
+        intervals=figures.intervals,
+        warnings=(*figures.warnings, *_doubts(images)),
+        samples_digest=digest_of_hashes(np.concatenate(hashes)),
+        made_with=versions(),
+    )
+
+
+def _doubts(images: ImageSet) -> list[str]:
+    extra = getattr(images, "extra", ())
+    if "mu" in extra:
+        return [
+            f"{images.name} carries 'mu', by which ADM's evaluator would score it; its images were judged"
+        ]
+    return []
+
+
+def make(request: ReferenceRequest) -> ReferenceView:
+    """Write the reference; the file is whole or not there."""
+    looker = load_network(request.feature_network, _device(), request.source)
+    made = make_reference(open_images(Path(request.images)), looker)
+    output = Path(request.output)
+    Storage(str(output.resolve().parent)).write_bytes(output.name, made.packed())
+    return show(ShowRequest(file=request.output))
+
+
+def show(request: ShowRequest) -> ReferenceView:
+    """Sizes and origin, from headers and card alone."""
+    path = Path(request.file)
+    with NpzFile(path) as arrays:
+        sizes = {name: arrays.member(name).shape for name in arrays.names}
+        card = read_card(arrays) if "card" in sizes else None
+    if "mu" not in sizes:
+        raise ValueError(f"{path} holds no statistics ('mu'); `graft reference make` makes some of images")
+    kept = sizes.get("features") or sizes.get("arr_0")
+    return ReferenceView(
+        name=card.name if card else path.name,
+        feature_network=card.feature_network if card else None,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        statistics_of=card.images if card else None,
+        dims=sizes["mu"][0],
+        spatial_dims=sizes["mu_s"][0] if "mu_s" in sizes else None,
+        features_kept=kept[0] if kept else None,
+    )
+
+
+ANSWERS: Mapping[str, Callable[[Any], BaseModel]] = {"evaluate": judge, "make": make, "show": show}
+
+
+def main() -> int:
+    """The answer, or why there is none, as one JSON document."""
+    request = REQUEST.validate_json(sys.argv[1])
+    try:
+        answer = ANSWERS[request.kind](request)
+    except (ValueError, OSError) as error:
+        print(json.dumps({"refused": " ".join(str(error).split())}))
+        return 2
+    print(answer.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

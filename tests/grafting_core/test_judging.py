@@ -1,0 +1,118 @@
+"""Models and samples are judged without a lab, by the same numbers as in one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.evaluation import fid_at, network_of, own_reference
+from grafting_core.features.base import extract
+from grafting_core.judging import judge, make, show
+from grafting_core.metrics.frechet import frechet_of_rows
+from grafting_core.npz import BadFile
+from grafting_core.spec.experiment import finetune_key
+from grafting_core.spec.judging import JudgeRequest, ReferenceRequest, ShowRequest
+from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.testbed.assets import ASSETS
+from service.cli.console import Refused
+from service.cli.judging import protocol_named
+from service.cli.main import app
+from tests.builders import experiment
+from tests.workers.test_stages import context
+from workers.train_loop import run_stages
+
+OWN = "testbed/dit-fashion"
+PROTOCOL = EvaluationProtocol(
+    samples=20, sampler="ddim", sampling_steps=2, feature_network="fashion-cnn", micro_batch=10
+)
+
+
+def test_samples_written_by_hand_with_numpy_are_judged(tmp_path: Path, backbone: Backbone) -> None:
+    gray = backbone.images[:40].numpy()
+    np.savez(tmp_path / "samples.npz", gray[..., None].repeat(3, axis=3))
+    request = JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=PROTOCOL, reference=OWN)
+    report = judge(request)
+    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    rows = extract(network_of(backbone, PROTOCOL), gray, 10).pool
+    assert report.values["fid40/fashion-cnn"] == frechet_of_rows(reference.pool, rows)
+    assert report.fingerprint.protocol.samples == 40
+    assert report.fingerprint.reference == reference.digest
+    assert any("40 samples are no more than the 128 features" in warning for warning in report.warnings)
+    with pytest.raises(ValueError, match="name one with --reference"):
+        judge(request.model_copy(update={"reference": None}))
+
+
+def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_statistics(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    colours = backbone.images[:40].numpy()[..., None].repeat(3, axis=3)
+    np.savez(tmp_path / "samples.npz", arr_0=colours, mu=np.zeros(128))
+    protocol = PROTOCOL.model_copy(update={"mode": "adm"})
+    report = judge(JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN))
+    assert {name.rpartition("/")[2] for name in report.values} == {"adm"}
+    assert not report.intervals
+    assert any("carries 'mu'" in warning for warning in report.warnings)
+
+
+def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) -> None:
+    report = judge(JudgeRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    expected = fid_at(backbone, backbone.transformer, PROTOCOL, 20)
+    assert report.values["fid20/fashion-cnn"] == expected
+    assert judge(JudgeRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
+
+
+def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone: Backbone) -> None:
+    spec = experiment(layers=[1])
+    run_stages(context(tmp_path, backbone, spec))
+    folder = tmp_path / "models" / finetune_key(spec)
+    report = judge(JudgeRequest(subject=str(folder), protocol=spec.evaluate))
+    [card] = (tmp_path / "evaluations").glob("*/card.json")
+    assert report.values.items() <= json.loads(card.read_text())["metrics"].items()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="holds no published model"):
+        judge(JudgeRequest(subject=str(folder), protocol=spec.evaluate))
+
+
+def test_a_reference_is_made_shown_and_used(tmp_path: Path, backbone: Backbone) -> None:
+    colours = backbone.images[:60].numpy()[..., None].repeat(3, axis=3)
+    samples, reference = tmp_path / "samples.npz", tmp_path / "reference.npz"
+    np.savez(samples, colours)
+    made = make(ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference)))
+    assert show(ShowRequest(file=str(reference))) == made
+    assert (made.statistics_of, made.dims, made.spatial_dims, made.features_kept) == (60, 128, 343, 60)
+    report = judge(JudgeRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
+    assert report.values["fid60/fashion-cnn"] == pytest.approx(0, abs=1e-6)
+    assert report.values["precision60/fashion-cnn"] == report.values["recall60/fashion-cnn"] == 1
+    with pytest.raises(ValueError, match="holds no statistics"):
+        show(ShowRequest(file=str(samples)))
+    with pytest.raises(BadFile, match="does not exist"):
+        show(ShowRequest(file=str(tmp_path / "none.npz")))
+
+
+def test_protocols_come_from_presets_and_files_and_bad_ones_are_refused(tmp_path: Path) -> None:
+    assert protocol_named("demo").samples == 1_000
+    file = tmp_path / "protocol.yaml"
+    file.write_text("{samples: 20, feature_network: fashion-cnn}")
+    assert protocol_named(str(file)).samples == 20
+    file.write_text("{samples: 1, sampels: 20}")
+    for name, message in ((str(file), r"/samples: .*; .*/sampels"), ("demi", "neither a preset")):
+        with pytest.raises(Refused, match=message):
+            protocol_named(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "x.npz", "--weights", "w.pth"], "belong together"),
+        (["evaluate", "x.npz", "--weights", "w.pth", "--sha256", "abc"], "64 hex digits"),
+        (["reference", "make", "x", "-o", "y", "--network", "incepton"], "did you mean 'inception'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(arguments: list[str], message: str) -> None:
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, Refused)
+    assert message in str(found.exception)
