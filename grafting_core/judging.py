@@ -3,6 +3,7 @@
 The request is a document of `spec.judging`. Exit code 2, and `{"refused": ...}`, for what cannot be judged.
 """
 
+import copy
 import hashlib
 import json
 import sys
@@ -82,10 +83,11 @@ def _published(folder: Path) -> Model:
     backbone = load_backbone(design.backbone.name, _device())
     if backbone.card.digest != design.backbone.digest:
         raise ValueError(f"{folder} was grafted onto other weights of {design.backbone.name}")
-    fresh = load_backbone(design.backbone.name, _device())
-    operate(fresh.transformer, design.edits, fresh.card.dims, pairs=design.pairs)
-    fresh.transformer.load_state_dict(weights)
-    return backbone, fresh.transformer.eval().requires_grad_(False)
+    # A copy, as in the run itself: where weights lie in memory changes the low bits of a product.
+    network = copy.deepcopy(backbone.transformer)
+    operate(network, design.edits, backbone.card.dims, pairs=design.pairs)
+    network.load_state_dict(weights)
+    return backbone, network.eval().requires_grad_(False)
 
 
 def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:

@@ -96,9 +96,9 @@ def test_a_reference_is_made_shown_and_used(tmp_path: Path, backbone: Backbone) 
 def test_protocols_come_from_presets_and_files_and_bad_ones_are_refused(tmp_path: Path) -> None:
     assert protocol_named("demo").samples == 1_000
     file = tmp_path / "protocol.yaml"
-    file.write_text("{samples: 20, feature_network: fashion-cnn}")
+    file.write_text("samples: 20\nfeature_network: fashion-cnn")
     assert protocol_named(str(file)).samples == 20
-    file.write_text("{samples: 1, sampels: 20}")
+    file.write_text("samples: 1\nsampels: 20")
     for name, message in ((str(file), r"/samples: .*; .*/sampels"), ("demi", "neither a preset")):
         with pytest.raises(Refused, match=message):
             protocol_named(name)
