@@ -28,6 +28,7 @@ POINTS: Mapping[str, str] = {
     "heartbeat": "a worker's sign of life",
     "wish/{action}": "a wish of a user, noted and not committed",
     "wish/extend": "an extension, granted and not committed",
+    "migrate/step": "a revision of the schema, applied and not committed",
     "study-proposed": "designs of a study, proposed and not submitted",
     "wish/priority": "a priority, changed and not committed",
     "move/{from}/{to}": "a run's change of state, decided and not made",

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from grafting_core.spec.backbone import backbone_cards
+
 revision = "0007"
 down_revision = "0006"
 branch_labels = None
@@ -45,6 +47,7 @@ def upgrade() -> None:
         table.alter_column("training_images", existing_type=sa.Integer(), type_=sa.BigInteger())
     _create_accounts()
     _fill_resources()
+    _fill_accounts()
 
 
 def _create_accounts() -> None:
@@ -79,6 +82,40 @@ def _fill_resources() -> None:
         if (cpus, gpus, row.owner) != (1, 0, "lab"):
             values = {"workers": asked["workers"], "cpus": cpus, "gpus": gpus, "owner": row.owner}
             connection.execute(sa.update(runs).where(runs.c.experiment_id == row.id).values(**values))
+
+
+def _fill_accounts() -> None:
+    """As if they had been charged from the beginning."""
+    runs = sa.table("runs", *(sa.column(name) for name in ("id", "experiment_id", "owner")))
+    experiments = sa.table("experiments", sa.column("id"), sa.column("backbone"))
+    used = ("device_seconds", "flops", "training_images")
+    attempts = sa.table("attempts", *(sa.column(name) for name in ("run_id", "ended_at", *used)))
+    query = (
+        sa.select(runs.c.owner, experiments.c.backbone, *(sa.func.sum(attempts.c[name]) for name in used))
+        .join_from(attempts, runs, runs.c.id == attempts.c.run_id)
+        .join(experiments, experiments.c.id == runs.c.experiment_id)
+        .where(attempts.c.ended_at.is_not(None))
+        .group_by(runs.c.owner, experiments.c.backbone)
+    )
+    totals: dict[tuple[str, str], list[float]] = {("lab", "lab"): [0.0] * 4}
+    for owner, backbone, *sums in op.get_bind().execute(query):
+        card = backbone_cards().get(backbone)
+        share = float(sums[1]) / card.pretraining.flops if card else 0.0
+        for key in (("lab", "lab"), ("user", owner)):
+            before = totals.get(key, [0.0] * 4)
+            totals[key] = [old + float(new) for old, new in zip(before, [*sums, share], strict=True)]
+    _insert_accounts(totals)
+
+
+def _insert_accounts(totals: dict[tuple[str, str], list[float]]) -> None:
+    names = ("scope", "name", "device_seconds", "flops", "training_images", "share_of_pretraining")
+    columns = [sa.column(name) for name in (*names, "recent_seconds", "recent_at")]
+    table = sa.table("accounts", *columns, sa.column("limits", sa.JSON()))
+    rows = [
+        {**dict(zip(names, (*key, *total), strict=True)), "recent_seconds": 0, "recent_at": 0, "limits": {}}
+        for key, total in totals.items()
+    ]
+    op.bulk_insert(table, rows)
 
 
 def downgrade() -> None:

@@ -2,27 +2,68 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
+from sqlalchemy import Connection, text
 
 import migrations
 from service.settings import Settings
 from service.store.engine import Database
 
+LOCK = 0x6772616674
+"""Of everybody who migrates this database."""
+
 
 def upgrade(database: Database, revision: str = "head") -> None:
     """Apply what is missing, in one transaction. A newer database than this code is refused by Alembic."""
-    with database.engine.begin() as connection:
+    with _migrating(database) as connection:
         command.upgrade(_config(connection), revision)
 
 
 def downgrade(database: Database, revision: str) -> None:
     """Take revisions back."""
-    with database.engine.begin() as connection:
+    with _migrating(database) as connection:
         command.downgrade(_config(connection), revision)
+
+
+def versions() -> list[str]:
+    """Every revision there is, oldest first."""
+    found = ScriptDirectory.from_config(_config(None)).walk_revisions()
+    return [script.revision for script in found][::-1]
+
+
+@contextmanager
+def _migrating(database: Database) -> Iterator[Connection]:
+    """One transaction that is alone: processes of a lab start together, and each wants to migrate."""
+    with database.engine.connect().execution_options(begin="IMMEDIATE") as connection:
+        on_sqlite = database.engine.dialect.name == "sqlite"
+        if on_sqlite:
+            # SQLite alters a table by making it anew, which its foreign keys would forbid. Outside of
+            # transactions alone can they be switched off.
+            _pragma(connection, "foreign_keys=OFF")
+        try:
+            with connection.begin():
+                if not on_sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+                yield connection
+                if on_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                    raise CommandError("rows would refer to nothing")
+        finally:
+            if on_sqlite:
+                _pragma(connection, "foreign_keys=ON")
+
+
+def _pragma(connection: Connection, setting: str) -> None:
+    """Past SQLAlchemy, which would begin a transaction first."""
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    driver.cursor().execute(f"PRAGMA {setting}")
 
 
 def check(database: Database) -> None:

@@ -63,6 +63,10 @@ class FolderCluster:
         if self.status(job) == "RUNNING":
             (self._folder / job).write_text("STOPPED")
 
+    def forget(self, job: str) -> None:
+        """As a cluster that was started anew."""
+        (self._folder / job).unlink()
+
     def end(self, job: str, state: str) -> None:
         (self._folder / job).write_text(state)
 
@@ -70,11 +74,10 @@ class FolderCluster:
 class Rig:
     """One scheduler and the workers of its runs."""
 
-    def __init__(
-        self, folder: Path, url: str = "", database: Database | None = None, **settings: Any
-    ) -> None:
-        given = {"cpus": 4, "retry_seconds": 0.0, "lead_seconds": 60.0, **settings}
-        self.settings = Settings(data_dir=folder, database_url=url, **given)
+    def __init__(self, folder: Path, database: Database | None = None) -> None:
+        url = database.url if database else ""
+        limits = {"cpus": 4, "retry_seconds": 0.0, "lead_seconds": 60.0}
+        self.settings = Settings(data_dir=folder, database_url=url, **limits)  # type: ignore[arg-type]  # floats
         self.database = database or Database(self.settings.database_url)
         self.storage = Storage(self.settings.storage)
         self.cluster = FolderCluster(folder / "cluster")

@@ -134,7 +134,7 @@ PLACES: dict[str, Scenario] = {
     **{
         f"{name}:{{}}:{passing}": _finished
         for name in ("commit/before", "commit/after", "publish/before", "publish/written", "publish/after")
-        for passing in (1, 2, 3, 4, 5)
+        for passing in (1, 2, 4)
     },
     "ray/submit/before:{}": _starting,
     "ray/submit/after:{}": _starting,
@@ -156,7 +156,7 @@ def test_every_allowed_move_has_a_failpoint_and_a_scenario() -> None:
 
 def test_every_failpoint_of_the_code_is_in_the_catalogue() -> None:
     found = set()
-    for package in ("grafting_core", "workers", "service"):
+    for package in ("grafting_core", "workers", "service", "migrations"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "failpoint":
@@ -199,7 +199,7 @@ CASES = [
     (place, action)
     for place in PLACES
     for action in ("kill", "raise", "enospc")
-    if action != "enospc" or place.startswith("publish")
+    if (action != "enospc" or place.startswith("publish")) and (action == "kill" or "move" not in place)
 ]
 
 

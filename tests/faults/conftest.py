@@ -1,0 +1,14 @@
+"""How hard the model is tried: a few examples on each run, many where GRAFTLAB_MODEL_EXAMPLES says so."""
+
+import os
+
+import pytest
+
+from tests.service.conftest import postgres
+
+__all__ = ["postgres"]
+
+
+@pytest.fixture(scope="session")
+def model_examples() -> int:
+    return int(os.environ.get("GRAFTLAB_MODEL_EXAMPLES", "8"))

@@ -1,0 +1,245 @@
+"""Any sequence of submissions, wishes, faults and schedulers keeps the invariants: on both databases.
+
+Rules are what people, schedulers, workers and the machine do; after each the whole store is verified. The
+clock of the database is the test's, and jumps; a second scheduler may wake at any time; workers that were
+replaced go on writing.
+"""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import create_engine, delete
+from sqlalchemy.orm import Session
+
+from grafting_core.spec.budget import Budget, Spend
+from service.api.schemas import TERMINAL
+from service.scheduler.leadership import LostLeadership
+from service.store.account_views import AccountLimits, set_limits
+from service.store.engine import Database
+from service.store.lifecycle import LIVE, IllegalMove
+from service.store.migrate import upgrade
+from service.store.models import Base, RunRow
+from service.store.wishes import Action, act, extend, prioritise
+from tests.faults.rig import STARTED, Rig
+from workers.contract import (
+    AttemptFailed,
+    AttemptStopped,
+    EventBody,
+    Progress,
+    Reason,
+    attempt_folder,
+    ticket_path,
+)
+
+ACTIONS: list[Action] = ["pause", "resume", "cancel", "kill", "retry"]
+REASONS: list[Reason] = [
+    "worker_lost",
+    "out_of_memory",
+    "node_fault",
+    "preempted",
+    "diverged",
+    "internal_error",
+    "storage_full",
+]
+OWNERS = st.sampled_from(["ann", "bob"])
+
+
+class SkewedDatabase(Database):
+    """Its clock is moved by hand."""
+
+    offset = 0.0
+
+    def clock(self, session: Session) -> float:
+        return super().clock(session) + self.offset
+
+
+class Lab(RuleBasedStateMachine):
+    """Two schedulers over one store."""
+
+    runs = Bundle("runs")
+    make_database: Callable[[Path], SkewedDatabase]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="graftlab-model-"))
+        self.rig = Rig(self.folder, self.make_database(self.folder))
+        self.rig.settings.cpus = 2
+        self.rig.settings.max_attempts = 3
+        self.other = self.rig.new_scheduler()
+        self.numbers = itertools.count()
+        self.acknowledged: set[str] = set()
+
+    def teardown(self) -> None:
+        """Faults end: everything comes to an end, and nothing acknowledged is missing."""
+        self.rig.database.offset = 1e6
+        for owner in ("ann", "bob"):
+            self.limit(owner, None, None)
+        ended = self.rig.drain()
+        assert {state for state, _ in ended.values()} <= TERMINAL
+        assert ended.keys() == self.acknowledged
+        assert self.rig.violations() == []
+        self.rig.database.engine.dispose()
+        shutil.rmtree(self.folder)
+
+    @rule(target=runs, owner=OWNERS, workers=st.integers(1, 2), seconds=st.sampled_from([None, 5.0, 50.0]))
+    def submit(self, owner: str, workers: int, seconds: float | None) -> str:
+        number = next(self.numbers)
+        budget = {"device_seconds": seconds} if seconds else {}
+        distill = {"steps": 6, "seed": number, "batch_size": 16, "images": 200, "held_out": 16}
+        changes = {"budget": budget, "resources": {"workers": workers}, "distill": distill}
+        run = self.rig.submit(owner, f"key {number}", **changes)
+        assert self.rig.submit(owner, f"key {number}", **changes) == run
+        self.acknowledged.add(run)
+        return run
+
+    @rule(run=runs, action=st.sampled_from(ACTIONS))
+    def wish(self, run: str, action: Action) -> None:
+        self._change(run, lambda session, row: act(session, row, action))
+
+    @rule(run=runs, seconds=st.sampled_from([1.0, 100.0]), key=st.sampled_from([None, "k"]))
+    def extend(self, run: str, seconds: float, key: str | None) -> None:
+        self._change(run, lambda session, row: extend(session, row, seconds, key))
+
+    @rule(run=runs, priority=st.integers(-2, 2))
+    def prioritise(self, run: str, priority: int) -> None:
+        self._change(run, lambda session, row: prioritise(session, row, priority))
+
+    def _change(self, run: str, change: Callable[[Session, RunRow], bool]) -> None:
+        with self.rig.database.writing() as session:
+            row = session.get_one(RunRow, run, with_for_update=True)
+            try:
+                change(session, row)
+            except IllegalMove:
+                session.rollback()
+
+    @rule(owner=OWNERS, seconds=st.sampled_from([None, 10.0, 1000.0]), running=st.sampled_from([None, 1]))
+    def limit(self, owner: str, seconds: float | None, running: int | None) -> None:
+        with self.rig.database.writing() as session:
+            limits = AccountLimits(budget=Budget(device_seconds=seconds), max_running=running)
+            set_limits(session, ("user", owner), limits)
+
+    @rule()
+    def schedule(self) -> None:
+        self.rig.round()
+
+    @rule()
+    def schedule_by_the_other(self) -> None:
+        self.other.tender.forget()
+        self.other.round()
+
+    @rule()
+    def a_frozen_leader_thaws(self) -> None:
+        """It was stopped after it had looked; the lease has run out and another leads."""
+        before = self.rig.states()
+        self.rig.database.offset += 1000
+        assert self.other.leadership.claim()
+        with pytest.raises(LostLeadership):
+            self.rig.scheduler.admit()
+        assert self.rig.states() == before
+
+    @rule(seconds=st.sampled_from([-7200.0, 5.0, 30.0, 100.0, 7200.0]))
+    def the_clock_jumps(self, seconds: float) -> None:
+        self.rig.database.offset += seconds
+
+    @rule(run=runs, attempt=st.integers(1, 4), fid=st.sampled_from(["finish", "start", "progress"]))
+    def a_worker_works(self, run: str, attempt: int, fid: str) -> None:
+        """Of any attempt there ever was, replaced ones too."""
+        if attempt > self.rig.states()[run][1] or not self.rig.storage.exists(ticket_path(run, attempt)):
+            return
+        if fid == "finish":
+            return self.rig.finish(run, attempt)
+        events = self.rig.storage.names(f"{attempt_folder(run, attempt)}/events")
+        if not events:
+            self.rig.say(run, STARTED, attempt=attempt)
+        elif fid == "progress" and len(events) < 3:
+            spend = Spend(device_seconds=7.0, flops=1e9, training_images=16)
+            step = Progress(stage="finetune", step=1, total_steps=8, spend=spend)
+            self.rig.say(run, step, attempt=attempt)
+
+    @rule(run=runs, attempt=st.integers(1, 4), reason=st.sampled_from(REASONS), stops=st.booleans())
+    def a_worker_gives_up(self, run: str, attempt: int, reason: Reason, stops: bool) -> None:
+        if attempt > self.rig.states()[run][1] or not self.rig.storage.exists(ticket_path(run, attempt)):
+            return
+        failed: EventBody = AttemptFailed(reason=reason, message="m", spend=Spend(device_seconds=2.0))
+        if stops:
+            failed = AttemptStopped(reason="user_request", spend=Spend(device_seconds=2.0))
+        self.rig.say(run, failed, attempt=attempt)
+
+    @rule(run=runs)
+    def a_job_dies(self, run: str) -> None:
+        if self.rig.states()[run][0] in LIVE:
+            self.rig.lose(run)
+
+    @rule()
+    def the_cluster_forgets_everything(self) -> None:
+        for job in self.rig.cluster.running():
+            self.rig.cluster.forget(job)
+
+    @rule()
+    def the_scheduler_is_restarted(self) -> None:
+        self.rig.scheduler = self.rig.new_scheduler()
+
+    @invariant()
+    def holds(self) -> None:
+        assert self.rig.violations() == []
+
+
+def model(name: str, make: Callable[[Path], SkewedDatabase]) -> type[Lab]:
+    return type(name, (Lab,), {"make_database": staticmethod(make)})
+
+
+def run(machine: type[Lab], examples: int) -> None:
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    run_state_machine_as_test(machine, settings=profile)
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "lab.db"
+    made = Database(f"sqlite:///{path}")
+    upgrade(made)
+    made.engine.dispose()
+    return path
+
+
+def test_the_invariants_hold_on_sqlite(empty: Path, model_examples: int) -> None:
+    def make(folder: Path) -> SkewedDatabase:
+        shutil.copy(empty, folder / "lab.db")
+        return SkewedDatabase(f"sqlite:///{folder / 'lab.db'}")
+
+    run(model("OnSqlite", make), model_examples)
+
+
+@pytest.fixture(scope="module")
+def server_database(postgres: str) -> str:
+    with create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE model")
+    url = postgres.replace("/postgres?", "/model?")
+    made = Database(url)
+    upgrade(made)
+    made.engine.dispose()
+    return url
+
+
+def test_the_invariants_hold_on_postgresql(server_database: str, model_examples: int) -> None:
+    def make(folder: Path) -> SkewedDatabase:
+        made = SkewedDatabase(server_database)
+        with made.writing() as session:
+            for table in reversed(Base.metadata.sorted_tables):
+                session.execute(delete(table))
+        return made
+
+    run(model("OnPostgresql", make), max(1, model_examples // 2))

@@ -1,0 +1,117 @@
+"""Every schema that was released is brought to this one with its data, however often it is interrupted."""
+
+import os
+import signal
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, func, select
+
+from grafting_core.failpoints import arm
+from service.store.engine import Database
+from service.store.migrate import check, downgrade, upgrade, versions
+from service.store.models import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
+from service.store.verify import verify
+
+RELEASED = Path(__file__).parent / "released"
+RELEASES = sorted({path.name.rsplit("-", 1)[0] for path in RELEASED.iterdir()})
+TABLES = (ExperimentRow, RunRow, AttemptRow, StageRow, EventRow)
+
+
+def restore(release: str, url: str) -> Database:
+    """A database as that release left it."""
+    kind = "sqlite" if url.startswith("sqlite") else "postgresql"
+    script = (RELEASED / f"{release}-{kind}.sql").read_text()
+    if kind == "sqlite":
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+            connection.executescript(script)
+        connection.close()
+    else:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(script)
+        engine.dispose()
+    return Database(url)
+
+
+def counts(database: Database) -> list[int]:
+    with database.reading() as session:
+        return [session.scalar(select(func.count()).select_from(table)) or 0 for table in TABLES]
+
+
+def assert_as_released(database: Database) -> None:
+    """Rows of every kind, states, and use charged as if accounts had always been there."""
+    with database.reading() as session:
+        states = {run.experiment.name: run.state for run in session.scalars(select(RunRow))}
+        account = session.get_one(AccountRow, ("lab", "lab"))
+        assert account.device_seconds == pytest.approx(13.5)
+        assert verify(session) == []
+    assert states == {"done": "SUCCEEDED", "failed": "FAILED", "running": "RUNNING", "waiting": "QUEUED"}
+    assert counts(database) == [4, 4, 3, 1, 19]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_released_schema_goes_up_down_and_up_again_with_its_data(release: str, database_url: str) -> None:
+    database = restore(release, database_url)
+    upgrade(database)
+    check(database)
+    assert_as_released(database)
+    downgrade(database, "0001")
+    upgrade(database)
+    check(database)
+    assert_as_released(database)
+    database.engine.dispose()
+
+
+def _killed_at(url: str, step: int) -> int:
+    child = os.fork()
+    if not child:
+        try:
+            arm(f"migrate/step:kill:{step}")
+            upgrade(Database(url))
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_migration_killed_at_any_step_is_rolled_back_and_done_by_the_next(
+    release: str, database_url: str
+) -> None:
+    restore(release, database_url).engine.dispose()
+    for step in range(1, len(versions())):
+        assert _killed_at(database_url, step) == -signal.SIGKILL
+    database = Database(database_url)
+    upgrade(database)
+    assert_as_released(database)
+    database.engine.dispose()
+
+
+def test_processes_that_start_together_migrate_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(3)]
+    failures: list[BaseException] = []
+
+    def start(database: Database) -> None:
+        try:
+            upgrade(database)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the test has to say so
+            failures.append(error)
+
+    threads = [threading.Thread(target=start, args=[database]) for database in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    check(databases[0])
+    for database in databases:
+        database.engine.dispose()
+
+
+def test_a_newer_schema_is_refused(database: Database) -> None:
+    with database.writing() as session:
+        session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Exception, match="9999"):
+        upgrade(database)
