@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check load format install install-dev browser clean
+.PHONY: demo test check load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
@@ -22,6 +22,10 @@ check: $(VENV)/.installed-dev
 LOAD_ARGS ?= --write
 load: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m benchmarks.service $(LOAD_ARGS)
+
+# Many generated requests a route, all checks, on both databases.
+schemathesis: $(VENV)/.installed-dev
+	SCHEMATHESIS_EXAMPLES=200 $(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .

@@ -1,11 +1,6 @@
 """The REST application: `uvicorn service.app:create_app --factory`."""
 
-from typing import Any
-
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from fastapi import APIRouter, Depends, FastAPI
 
 from grafting_core.storage import Storage
 from service.api import (
@@ -20,13 +15,14 @@ from service.api import (
     scions,
     studies,
 )
-from service.api.bodies import DOCUMENTED
 from service.api.deps import Lab
+from service.api.description import described
 from service.api.feed import Feed
 from service.api.front import Front
 from service.api.gate import Gate
 from service.api.limits import Limits
 from service.api.memory import Memory
+from service.api.parameters import known_parameters
 from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
@@ -40,7 +36,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     database = Database(settings.database_url)
     upgrade(database)
-    app = FastAPI(title="Graftlab", version="0.1.0", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Graftlab",
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(known_parameters)],
+    )
     app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database), Memory())
     _admit_first_key(settings, database)
     # The last one added is the outermost.
@@ -54,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(api)
     app.include_router(health.router)
     pages.mount(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
@@ -63,20 +66,3 @@ def _admit_first_key(settings: Settings, database: Database) -> None:
     secret = first_key(settings.data_dir)
     with database.writing() as session:
         ensure_admin(session, secret)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the bodies that routes read themselves and with how to show a key."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        components = document["components"]
-        wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-            (cls, "validation") for cls in DOCUMENTED.values()
-        ]
-        _, bodies = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
-        for name, schema in bodies["$defs"].items():
-            components["schemas"].setdefault(name, schema)
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        app.openapi_schema = document
-    return app.openapi_schema

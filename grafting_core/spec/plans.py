@@ -49,12 +49,12 @@ class DistillPlan(Frozen):
     batch_size: BatchSize = 64
     learning_rate: LearningRate = 1e-4
     schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
     attention_loss: Loss = "l1"
     mlp_loss: Loss = "l2"
-    images: Annotated[int, Field(ge=1)] = 8_000
+    images: Annotated[int, Field(ge=1, le=10**9)] = 8_000
     held_out: Annotated[int, Field(ge=8, le=65_536)] = 256
     features: Features = "fresh"
     precision: Precision = "float32"
@@ -86,12 +86,12 @@ class FinetunePlan(Frozen):
     batch_size: BatchSize = 256
     learning_rate: LearningRate = 1e-4
     schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 1_000
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    images: Annotated[int, Field(ge=1)] = 128_000
+    images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
     seed: Seed = 0
 
 

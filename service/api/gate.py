@@ -57,7 +57,7 @@ class Gate:
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         check_host(headers.get("host", ""), self._settings.allowed_hosts)
-        _check_query(scope["query_string"])
+        _check_address(scope["path"], scope["query_string"])
         if scope["path"] in OPEN:
             return
         principal = await self._principal(headers)
@@ -115,9 +115,13 @@ def check_host(host: str, allowed: list[str]) -> None:
         raise ApiError("bad-host", "the Host header names another service; GRAFTLAB_ALLOWED_HOSTS adds names")
 
 
-def _check_query(query: bytes) -> None:
+def _check_address(path: str, query: bytes) -> None:
     """Keys in addresses end in logs and histories; login codes are made for it and work once."""
-    for _, value in parse_qsl(query.decode("latin-1"), max_num_fields=None):
+    if "\0" in path:
+        raise ApiError("bad-text", "the address holds a NUL character")
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if "\0" in name + value:
+            raise ApiError("bad-text", "the address holds a NUL character")
         if value.startswith("glk_"):
             raise ApiError(
                 "key-in-url", "a key was sent in the address: revoke it, and send the new one as a header"

@@ -3,15 +3,17 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Header, Path, Response
 from pydantic import Field
+from sqlalchemy.orm import Session
 
 from grafting_core.spec.base import Frozen
 from service.api.bodies import body_of, documented
 from service.api.deps import LabDep
+from service.api.etags import check, key_tag
 from service.api.problems import ApiError
 from service.api.schemas import KeyMade, KeyView, LoginLink, Role, Sees, Whoami
-from service.store.keys import Principal, list_keys, make_key, revoke
+from service.store.keys import Principal, change_rights, list_keys, make_key, revoke
 from service.store.models import KeyRow
 
 router = APIRouter(tags=["keys"])
@@ -26,6 +28,16 @@ class KeyRequest(Frozen):
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 
+class KeyChange(Frozen):
+    """What to change of a key; what is left out stays."""
+
+    role: Role | None = None
+    sees: Sees | None = None
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
+    """From now until it expires."""
+
+
+KeyId = Annotated[int, Path(ge=1, lt=2**31)]
 KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
 
 
@@ -46,8 +58,41 @@ def show_keys(lab: LabDep) -> list[KeyView]:
         return [_view(row) for row in list_keys(session)]
 
 
+@router.get("/keys/{key_id}")
+def read_key(key_id: KeyId, lab: LabDep, response: Response) -> KeyView:
+    """One key; its ETag names this version of its rights."""
+    with lab.database.reading() as session:
+        row = _find(session, key_id)
+        response.headers["ETag"] = key_tag(row)
+        return _view(row)
+
+
+@router.patch("/keys/{key_id}", openapi_extra=documented(KeyChange))
+def change_key(
+    key_id: KeyId,
+    body: Annotated[KeyChange, Depends(body_of(KeyChange))],
+    lab: LabDep,
+    response: Response,
+    if_match: Annotated[str | None, Header()] = None,
+) -> KeyView:
+    """Other rights, or a new end. Needs the ETag of the version that was read, so that no change is lost."""
+    with lab.database.writing() as session:
+        row = _find(session, key_id)
+        check(if_match, key_tag(row), required=True)
+        change_rights(row, body.role, body.sees, body.days)
+        response.headers["ETag"] = key_tag(row)
+        return _view(row)
+
+
+def _find(session: Session, key_id: int) -> KeyRow:
+    row = session.get(KeyRow, key_id, with_for_update=True)
+    if row is None or row.kind != "key":
+        raise ApiError("not-found", f"there is no key {key_id}")
+    return row
+
+
 @router.delete("/keys/{key_id}")
-def revoke_key(key_id: Annotated[int, Field(ge=1, lt=2**31)], lab: LabDep) -> KeyView:
+def revoke_key(key_id: KeyId, lab: LabDep) -> KeyView:
     """End a key and its browser sessions, within seconds. Again: no change."""
     with lab.database.writing() as session:
         row = revoke(session, key_id)

@@ -39,6 +39,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "A key was sent in the address",
         "Addresses end in logs: revoke that key, send its successor as a header.",
     ),
+    "bad-text": ProblemType(422, "Text that cannot be kept", "Leave out NUL characters and lone surrogates."),
     "unauthenticated": ProblemType(
         401,
         "No valid key came with the request",

@@ -96,7 +96,9 @@ def _request_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     codes = {404: "not-found", 405: "not-allowed", 413: "too-large"}
-    return answer(codes.get(error.status_code, "invalid"), str(error.detail), status=error.status_code)
+    made = answer(codes.get(error.status_code, "invalid"), str(error.detail), status=error.status_code)
+    made.headers.update(error.headers or {})
+    return made
 
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:

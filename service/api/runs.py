@@ -1,12 +1,16 @@
 """Runs: listing, looking, following."""
 
 import mimetypes
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from sqlalchemy.orm import Session
 
+from grafting_core.spec.problems import shown
 from service.api.deps import Lab, LabDep
+from service.api.etags import names, run_tag
 from service.api.problems import ApiError
 from service.api.schemas import EventPage, RunDetail, RunPage, RunState
 from service.store.models import RunRow
@@ -15,18 +19,21 @@ from workers.contract import attempt_folder
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 LOG_BYTES = 100_000
+CURSOR = re.compile("[0-9a-z]{1,32}")
 
 
 @router.get("")
 def list_runs(
     lab: LabDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
     state: Annotated[list[RunState] | None, Query()] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
 ) -> RunPage:
     """Newest first, a page at a time."""
+    if cursor is not None and not CURSOR.fullmatch(cursor):
+        raise ApiError("bad-cursor", f"{shown(cursor)} is not a cursor that this service gave")
     with lab.database.reading() as session:
         return find_runs(
             session,
@@ -39,7 +46,19 @@ def list_runs(
         )
 
 
-@router.get("/{run_id}")
+@router.get("/{run_id}", response_model=RunDetail, responses={304: {"description": "As you have it already"}})
+def read_run(
+    run_id: str, lab: LabDep, response: Response, if_none_match: Annotated[str | None, Header()] = None
+) -> RunDetail | Response:
+    """One run with its spec, progress, spend and reports; its ETag names this version of it."""
+    with lab.database.reading() as session:
+        tag = run_tag(find_run(session, lab, run_id))
+    if names(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return show_run(run_id, lab)
+
+
 def show_run(run_id: str, lab: LabDep) -> RunDetail:
     """One run with its spec, progress, spend and reports."""
     with lab.database.reading() as session:
@@ -77,11 +96,17 @@ def read_history(
     return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
 
 
+def find_run(session: Session, lab: Lab, run_id: str) -> RunRow:
+    """Raises ApiError where there is no such run, or none that the asker sees."""
+    run = session.get(RunRow, run_id)
+    if run is None or not visible_to(run, lab.principal.only_owner):
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return run
+
+
 def _check_seen(lab: Lab, run_id: str) -> None:
     with lab.database.reading() as session:
-        run = session.get(RunRow, run_id)
-        if run is None or not visible_to(run, lab.principal.only_owner):
-            raise ApiError("not-found", f"there is no run {run_id!r}")
+        find_run(session, lab, run_id)
 
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse)

@@ -144,6 +144,12 @@ def revoke(session: Session, key_id: int) -> KeyRow | None:
     return None
 
 
+def change_rights(row: KeyRow, role: Role | None, sees: Sees | None, days: int | None) -> None:
+    """Give a key other rights or another end; None leaves what is."""
+    row.role, row.sees = role or row.role, sees or row.sees
+    row.expires_at = now() + timedelta(days=days) if days else row.expires_at
+
+
 def list_keys(session: Session) -> list[KeyRow]:
     """Keys of people and programs, newest first; sessions are not shown."""
     query = select(KeyRow).where(KeyRow.kind == "key").order_by(KeyRow.id.desc())

@@ -33,6 +33,8 @@ def leaderboard(
     if protocol is not None:
         ranked.append(StandingRow.protocol_digest == protocol)
     counts = _counts(session, ranked)
+    if after is not None and not counts:
+        raise BadCursor(after)
     return Leaderboard(
         groups=[
             _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit)

@@ -130,7 +130,7 @@ def test_pages_of_runs_join_without_gap_or_repeat(client: TestClient) -> None:
     assert seen == sorted(seen, reverse=True)
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=abc", "cursor=../x", "state=DONE"])
+@pytest.mark.parametrize("query", ["limit=0", "limit=201", "limit=abc", "state=DONE"])
 def test_bad_queries_are_refused(client: TestClient, query: str) -> None:
     assert client.get(f"/api/v1/runs?{query}").status_code == 422
 
