@@ -12,7 +12,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))
 """Good ones and as many bad ones, an operation and database; `make schemathesis` takes many."""
 PATIENT = hypothesis.settings(
     max_examples=EXAMPLES,
