@@ -7,9 +7,11 @@ from fastapi import APIRouter, Query
 from grafting_core.spec.backbone import DIT_XL_2_256, BackboneCard, backbone_cards
 from grafting_core.spec.operators import KINDS, OperatorBase
 from service.api.deps import LabDep
+from service.api.measured_schemas import Measured
 from service.api.problems import ApiError
 from service.api.schemas import BackboneView, Leaderboard, OperatorView
 from service.store.leaderboard import PAGE, BadCursor, leaderboard
+from service.store.measured import measured
 
 router = APIRouter()
 
@@ -32,6 +34,13 @@ def show_leaderboard(
             return leaderboard(session, owner, protocol=protocol, after=cursor, limit=limit)
     except BadCursor as error:
         raise ApiError("bad-cursor", "no row of this group has that id") from error
+
+
+@router.get("/measured", tags=["leaderboard"])
+def show_measured(lab: LabDep) -> Measured:
+    """Rank correlation between the rungs of the fidelity ladder; latency, apart for each kind of hardware."""
+    with lab.database.reading() as session:
+        return measured(session, lab.principal.only_owner)
 
 
 @router.get("/operators", tags=["catalogue"])

@@ -10,6 +10,7 @@ from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import ExperimentPlan
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.results import MeasuredCost, ProtocolFingerprint
 from grafting_core.spec.work import Work, as_graft
 from workers.contract import Event, PartProgress, Reason, StageReport
 
@@ -155,6 +156,9 @@ class RunView(View):
     forecast: Forecast | None = None
     """As it was when the run was queued; what came of it is in `spend`."""
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 %, of the metrics that have one."""
+    cost: MeasuredCost | None = None
     mlflow_url: str | None = None
 
 
@@ -211,6 +215,8 @@ class LeaderboardGroup(View):
     backbone: str
     protocol_digest: str
     protocol: EvaluationProtocol
+    fingerprint: ProtocolFingerprint | None = None
+    """All that the digest covers: network and reference by digest, version of the arithmetic."""
     metric: str
     total: int
     """Of all ranked runs; `rows` are the first of them, or those after the cursor."""

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import fingerprint_of
 from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
 from service.store.models import RunRow, StandingRow
 from service.store.queries import spec_of, spends_of
@@ -65,10 +66,14 @@ def _group(
     # Not kept beside the value: what a run pays changes when another shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
     first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
+    spec = spec_of(session.get_one(RunRow, first.run_id))
+    fingerprint = fingerprint_of(spec)
     return LeaderboardGroup(
         backbone=first.backbone,
         protocol_digest=first.protocol_digest,
-        protocol=spec_of(session.get_one(RunRow, first.run_id)).evaluate,
+        protocol=spec.evaluate,
+        # Of runs that an older version of the arithmetic has judged, the digest alone is left.
+        fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
         total=total,
         rows=[

@@ -175,6 +175,8 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
             if report.stage == "evaluate"
             for name, value in report.metrics.items()
         },
+        intervals={name: interval for report in reports for name, interval in report.intervals.items()},
+        cost=next((report.cost for report in reports if report.cost), None),
         mlflow_url=row.mlflow_url,
     )
 

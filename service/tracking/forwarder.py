@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.models import RunRow, TrackingRow
 from service.store.queries import events_after, run_detail
-from workers.contract import Progress, StageDone
+from workers.contract import Progress, StageDone, StageReport
 
 log = logging.getLogger("graftlab.tracking")
 TAG = "graftlab.run_id"
@@ -97,6 +97,9 @@ class Forwarder:
         if isinstance(body, StageDone) and "samples.png" in body.report.artifacts:
             from_storage = self.storage.read_bytes(body.report.artifacts["samples.png"])
             self.client.log_image(tracked, Image.open(io.BytesIO(from_storage)), artifact_file="samples.png")
+        if isinstance(body, StageDone) and "report.json" in body.report.artifacts:
+            report = self.storage.read_bytes(body.report.artifacts["report.json"]).decode()
+            self.client.log_text(tracked, report, "report.json")
 
     def _close(self, tracked: str, detail: RunDetail) -> None:
         at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
@@ -145,8 +148,19 @@ def _metrics(event: RunEvent) -> Iterator[Metric]:
             if math.isfinite(value):
                 yield Metric(_name(f"{body.stage}/{name}"), value, at, body.step)
     elif isinstance(body, StageDone):
-        for name, value in body.report.metrics.items():
+        for name, value in {**body.report.metrics, **_clock(body.report)}.items():
             yield Metric(_name(name), value, at, 0)
+
+
+def _clock(report: StageReport) -> dict[str, float]:
+    """What the clock said, and the ends of the intervals."""
+    ends = {f"{name} low": low for name, (low, _) in report.intervals.items()}
+    ends |= {f"{name} high": high for name, (_, high) in report.intervals.items()}
+    if report.cost is None:
+        return ends
+    forwards = {f"cost/seconds a forward of {each.batch}": each.median for each in report.cost.latencies}
+    rate = {"cost/images a second": report.cost.images_per_second}
+    return {**ends, **forwards, **rate, "cost/peak bytes": float(report.cost.peak_bytes)}
 
 
 def _name(text: str) -> str:

@@ -6,11 +6,13 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from service.api.catalogue import list_backbones, list_operators
+from grafting_core.spec.results import EvaluationReport
+from service.api.catalogue import list_backbones, list_operators, show_measured
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
 from service.api.runs import show_run
+from service.api.schemas import RunDetail
 from service.store.leaderboard import leaderboard
 from service.store.queries import events_after, find_runs
 from service.web import login, studies
@@ -59,9 +61,22 @@ def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
     run = show_run(run_id, lab)
     with lab.database.reading() as session:
         events = events_after(session, run_id, 0, EVENTS_SHOWN)
-    return templates.TemplateResponse(
-        request, "run.html", {"run": run, "curves": curves(events), "last": events[-1].id if events else 0}
-    )
+    shown = {"run": run, "curves": curves(events), "last": events[-1].id if events else 0}
+    return templates.TemplateResponse(request, "run.html", {**shown, "judged": _judged(lab, run)})
+
+
+def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
+    """What the evaluation published beside its figures, where it is still there."""
+    paths = [stage.artifacts["report.json"] for stage in run.stages if "report.json" in stage.artifacts]
+    if not paths or not lab.storage.exists(paths[0]):
+        return None
+    return lab.storage.read_model(paths[0], EvaluationReport)
+
+
+@router.get("/measured")
+def measured_page(request: Request, lab: LabDep) -> HTMLResponse:
+    """Whether cheap figures rank as dear ones do, and latency by hardware."""
+    return templates.TemplateResponse(request, "measured.html", {"measured": show_measured(lab)})
 
 
 @router.get("/operators")

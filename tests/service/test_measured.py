@@ -1,0 +1,145 @@
+"""Rungs are compared over models judged alike; latencies only within one kind of hardware."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from grafting_core.spec.budget import Spend
+from grafting_core.spec.experiment import fingerprint_of
+from grafting_core.spec.results import (
+    ClassFigures,
+    EvaluationReport,
+    Hardware,
+    Latency,
+    MeasuredCost,
+    Parameters,
+)
+from service.scheduler.intake import apply_event
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.leaderboard import leaderboard
+from service.store.measured import measured
+from service.store.queries import run_detail
+from tests.builders import QUICK, experiment
+from tests.service.test_lifecycle import FIGURES, STARTED, event, started_run
+from workers.contract import AttemptSucceeded, StageDone, StageReport
+
+FID = "fid40/fashion-cnn"
+MODELS: Mapping[int, tuple[float, float, float]] = {
+    1: (0.1, 5.0, 0.9),
+    2: (0.2, 7.0, 1.2),
+    3: (0.3, 6.0, 0.7),
+}
+"""Grafted block -> loss gap, FID, ratio of latencies."""
+
+
+def cost(ratio: float, cores: int = 2) -> MeasuredCost:
+    forward = Latency(
+        batch=1,
+        pairs=30,
+        median=ratio / 100,
+        low=ratio / 110,
+        high=ratio / 90,
+        teacher_median=0.01,
+        ratio=ratio,
+        ratio_low=ratio - 0.15,
+        ratio_high=ratio + 0.15,
+    )
+    return MeasuredCost(
+        hardware=Hardware(device="cpu", processor="p", cores=cores, threads=1, memory_gib=8, torch="2"),
+        parameters=Parameters(total=100, trainable=100, grafted=10, embedding=5, buffers=1),
+        flops_per_forward=200,
+        flops_per_image=1000,
+        latencies=(forward,),
+        cold_start_seconds=1.0,
+        images_per_second=20.0,
+        teacher_images_per_second=18.0,
+        peak_bytes=2**21,
+    )
+
+
+def finished(database: Database, settings: Settings, block: int, cores: int = 2, **report: object) -> str:
+    gap, fid, ratio = MODELS[block]
+    metrics = {**FIGURES, FID: fid, "loss_gap": gap}
+    done = StageReport(
+        stage="evaluate",
+        key="k",
+        metrics=metrics,
+        intervals={FID: (fid - 1, fid + 1)},
+        cost=cost(ratio, cores),
+        **report,
+    )
+    with database.writing() as session:
+        run = started_run(session, layers=[block])
+        for seq, body in enumerate((STARTED, StageDone(report=done), AttemptSucceeded(spend=Spend())), 1):
+            assert apply_event(session, settings, event(run, seq, body))
+        return run.id
+
+
+def test_rungs_are_compared_over_the_models_that_have_both(database: Database, settings: Settings) -> None:
+    for block in MODELS:
+        finished(database, settings, block)
+    with database.reading() as session:
+        [ladder] = measured(session).ladders
+    [agreement] = ladder.agreements
+    assert (agreement.lower, agreement.higher, agreement.models) == ("loss_gap", FID, 3)
+    assert agreement.correlation == 0.5
+
+
+def test_latencies_of_other_hardware_are_never_ranked_together(
+    database: Database, settings: Settings
+) -> None:
+    finished(database, settings, 1)
+    finished(database, settings, 2, cores=64)
+    finished(database, settings, 3)
+    with database.reading() as session:
+        groups = measured(session).latencies
+    found = {group.hardware.cores: [row.ratio for row in group.rows] for group in groups}
+    assert found == {2: [0.7, 0.9], 64: [1.2]}
+    verdicts = {row.ratio: row.verdict for group in groups for row in group.rows}
+    assert verdicts == {0.7: "faster", 0.9: "no difference", 1.2: "slower"}
+
+
+def test_a_groups_fingerprint_is_what_its_digest_covers(database: Database, settings: Settings) -> None:
+    run_id = finished(database, settings, 1)
+    with database.reading() as session:
+        [group] = leaderboard(session).groups
+        detail = run_detail(session, run_id)
+    assert group.fingerprint is not None
+    assert group.fingerprint.digest == group.protocol_digest
+    assert group.fingerprint.feature_network is not None
+    assert detail is not None
+    assert detail.intervals == {FID: (4.0, 6.0)}
+    assert detail.cost == cost(0.9)
+
+
+def test_anything_that_changes_a_figure_changes_the_fingerprint() -> None:
+    before = fingerprint_of(experiment())
+    for change in ({"seed": 1}, {"micro_batch": 20}, {"samples": 50}, {"mode": "adm"}, {"guidance": 2.0}):
+        after = fingerprint_of(experiment(evaluate={**QUICK["evaluate"], **change}))
+        assert after.digest != before.digest
+    assert before.model_copy(update={"recipe": before.recipe + 1}).digest != before.digest
+    assert before.model_copy(update={"feature_network": "0" * 64}).digest != before.digest
+
+
+def test_pages_show_intervals_classes_cost_and_agreement(
+    client: TestClient, database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    report = EvaluationReport(
+        fingerprint=fingerprint_of(experiment(layers=[1])),
+        values={},
+        warnings=("few samples",),
+        classes=(ClassFigures(label=7, samples=4, accuracy=0.75, kid=0.01),),
+        samples_digest="0" * 64,
+    )
+    path = "evaluations/k/report.json"
+    client.app.state.lab.storage.write_model(path, report)  # type: ignore[attr-defined]
+    run_id = finished(database, settings, 1, artifacts={"report.json": path})
+    page = client.get(f"/runs/{run_id}").text
+    for shown in ("4 to 6", "75.0 %", "few samples", "no difference", "2.0 MiB"):
+        assert shown in page
+    board = client.get("/measured").text
+    assert "loss_gap" in board
+    assert "0.90" in board
+    assert client.get("/api/v1/measured").json()["latencies"][0]["rows"][0]["run_id"] == run_id
