@@ -41,10 +41,11 @@ def check_operator(spec: OperatorBase) -> list[Finding]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build(spec, SMALL)
+        into = influence(module)
         return [
             _self_graft(spec),
-            _reach(module),
-            _causality(module),
+            _reach(spec, into),
+            _causality(spec, into),
             _gradients(module),
             _parameters(spec, module),
             _flops(spec),
@@ -89,16 +90,27 @@ def _touched(module: nn.Module, before: Tensor, token: int) -> Tensor:
     return changed
 
 
-def _reach(module: nn.Module) -> Finding:
-    into = influence(module)
-    offsets = into.nonzero()[:, 0] - into.nonzero()[:, 1]
-    seen = f"a token sees {offsets.min():+d} to {offsets.max():+d} in raster order"
-    return Finding("receptive field", True, seen)
+def _reach(spec: OperatorBase, into: Tensor) -> Finding:
+    """As the spec promises, where it does: a token sees neither less nor more."""
+    offsets = (into.nonzero()[:, 0] - into.nonzero()[:, 1]).tolist()
+    first, last, promised = min(offsets, default=0), max(offsets, default=0), spec.reach(SMALL)
+    seen = f"a token sees {first:+d} to {last:+d} in raster order"
+    if promised is None:
+        return Finding("receptive field", None, f"{seen}; the spec promises nothing")
+    within = -first <= promised[0] and last <= promised[1]
+    kept = within and (spec.fades or (-first, last) == promised)
+    return Finding(
+        "receptive field", kept, seen if kept else f"{seen}, not {-promised[0]:+d} to {promised[1]:+d}"
+    )
 
 
-def _causality(module: nn.Module) -> Finding:
-    future = influence(module).tril(-1).any()
-    return Finding("causality", None, "sees later tokens" if future else "causal: sees no later token")
+def _causality(spec: OperatorBase, into: Tensor) -> Finding:
+    """No later token may leak into one whose spec promises that it sees none."""
+    future, promised = bool(into.tril(-1).any()), spec.reach(SMALL)
+    seen = "sees later tokens" if future else "causal: sees no later token"
+    if promised is None or promised[1]:
+        return Finding("causality", None, seen)
+    return Finding("causality", not future, seen)
 
 
 def _gradients(module: nn.Module) -> Finding:

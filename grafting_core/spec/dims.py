@@ -23,6 +23,11 @@ class BlockDims(Frozen):
         """N, the tokens of one sample in raster order."""
         return self.grid[0] * self.grid[1]
 
+    def farthest(self, steps: int) -> int:
+        """Tokens in raster order between two that are at most so many rows and columns apart."""
+        rows, columns = (min(steps, size - 1) for size in self.grid)
+        return rows * self.grid[1] + columns
+
 
 class OperatorFlops(Frozen):
     """FLOPs (2 a multiply-add) of one operator on one sample, split as in the paper's Table 4.

@@ -238,6 +238,8 @@ class OperatorView(View):
     num_params: int
     operator_flops: int
     feature_flops: int
+    total_flops: int
+    """With what the paper's two columns leave out."""
 
 
 class BackboneView(View):

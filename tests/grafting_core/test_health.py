@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core import health
-from grafting_core.health import check_operator
+from grafting_core.health import Finding, check_operator
+from grafting_core.operators.attention import BandAttention, SoftmaxAttention
+from grafting_core.operators.hyena import GatedConvolution
 from grafting_core.spec.operators import KINDS
 
 
@@ -28,6 +30,33 @@ def test_reach_and_causality_are_told(kind: str, reach: str, causal: bool) -> No
     seen = {finding.probe: finding.seen for finding in check_operator(KINDS[kind](kind=kind))}
     assert reach in seen["receptive field"]
     assert seen["causality"].startswith("causal") is causal
+
+
+@pytest.mark.parametrize(
+    ("kind", "planted", "probe", "seen"),
+    [
+        ("window_attention", BandAttention(32, 4, half_width=5), "receptive field", "-5 to +5"),
+        ("window_attention", BandAttention(32, 4, half_width=3), "receptive field", "not -4 to +4"),
+        ("hyena_x", GatedConvolution(32, 4, ahead=1), "causality", "sees later tokens"),
+        ("mlp_hyena_x", SoftmaxAttention(32, 4), "receptive field", "not +0 to +0"),
+        ("hyena_y", GatedConvolution(32, 4, featuriser=True, inner=True), "parameters", "built"),
+    ],
+    ids=[
+        "window too wide",
+        "window too narrow",
+        "leak of the future",
+        "tokens mixed in an MLP",
+        "other size",
+    ],
+)
+def test_what_is_planted_wrong_is_found(
+    monkeypatch: pytest.MonkeyPatch, kind: str, planted: nn.Module, probe: str, seen: str
+) -> None:
+    monkeypatch.setattr(health, "build", lambda spec, dims: planted)
+    monkeypatch.setattr(health, "_flops", lambda spec: Finding("FLOPs", None, "of other dims"))
+    found = {finding.probe: finding for finding in check_operator(KINDS[kind](kind=kind))}
+    assert found[probe].ok is False
+    assert seen in found[probe].seen
 
 
 class Broken(nn.Module):

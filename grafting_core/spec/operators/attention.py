@@ -23,6 +23,9 @@ class _Attention(OperatorBase):
     def num_params(self, dims: BlockDims) -> int:
         return 4 * dims.width**2 + 4 * dims.width
 
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        return dims.num_tokens - 1, dims.num_tokens - 1
+
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         if dims.width % self.heads(dims):
             yield "num_heads", f"a divisor of the width {dims.width}"
@@ -49,6 +52,10 @@ class WindowAttention(_Attention):
     summary: ClassVar[str] = "softmax attention within +-half_width tokens in raster order"
     half_width: Annotated[int, Field(ge=0, le=1_000_000)] = 4
 
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        tokens = min(self.half_width, dims.num_tokens - 1)
+        return tokens, tokens
+
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
         tokens = num_tokens or dims.num_tokens
         full = self._full_flops(dims, tokens)
@@ -63,6 +70,10 @@ class WindowAttention2d(_Attention):
     kind: Literal["window_attention_2d"] = "window_attention_2d"
     summary: ClassVar[str] = "softmax attention within +-half_width rows and columns"
     half_width: Annotated[int, Field(ge=0, le=1_000_000)] = 2
+
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        tokens = dims.farthest(self.half_width)
+        return tokens, tokens
 
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
         full = self._full_flops(dims, dims.num_tokens)

@@ -15,6 +15,8 @@ class OperatorBase(Frozen):
     """Where it fits."""
     inherits: ClassVar[bool] = False
     """Whether it can start from weights of the operator it replaces (`init: inherit`)."""
+    fades: ClassVar[bool] = False
+    """Whether far tokens may be forgotten: `reach` is then the most that a token sees."""
     summary: ClassVar[str]
     """One line for `graft operators`."""
     kind: str
@@ -26,6 +28,13 @@ class OperatorBase(Frozen):
     @abstractmethod
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
         """FLOPs on one sample of `num_tokens` tokens (default: the dims' own)."""
+
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        """How many tokens back and ahead, in raster order, a token can see; None where nothing is promised.
+
+        `graft check-operator` holds the built module to it.
+        """
+        return None
 
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         """(field, what would be right) for every field that does not fit these dims; none by default."""

@@ -27,6 +27,10 @@ class _Hyena(OperatorBase):
         """Of each filter."""
         return 2 * self.kernel_size - 1 if self.bidirectional else self.kernel_size
 
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        tokens = min((self.kernel_size - 1) * (self.featuriser + self.inner), dims.num_tokens - 1)
+        return tokens, tokens if self.bidirectional else 0
+
     def num_params(self, dims: BlockDims) -> int:
         projections = 4 * dims.width**2 + 4 * dims.width
         filtered = (3 * self.featuriser + self.inner) * dims.width

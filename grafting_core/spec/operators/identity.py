@@ -13,6 +13,9 @@ class Identity(OperatorBase):
     slots: ClassVar[tuple[Slot, ...]] = ("attention", "mlp")
     summary: ClassVar[str] = "hands its input on"
 
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        return 0, 0
+
     def num_params(self, dims: BlockDims) -> int:
         return 0
 

@@ -19,6 +19,7 @@ class Mamba2(OperatorBase):
     kind: Literal["mamba2"] = "mamba2"
     slots: ClassVar[tuple[Slot, ...]] = ("attention",)
     summary: ClassVar[str] = "selective state space (SSD), causal"
+    fades: ClassVar[bool] = True
     directions: ClassVar[int] = 1
     state_size: Annotated[int, Field(ge=1, le=4096)] = 64
     expand: Annotated[int, Field(ge=1, le=16)] = 2
@@ -32,6 +33,9 @@ class Mamba2(OperatorBase):
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         if self.inner(dims) % self.head_dim:
             yield "head_dim", f"a divisor of expand times the width, {self.inner(dims)}"
+
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        return dims.num_tokens - 1, dims.num_tokens - 1 if self.directions == 2 else 0
 
     def num_params(self, dims: BlockDims) -> int:
         inner, states = self.inner(dims), self.state_size

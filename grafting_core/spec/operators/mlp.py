@@ -18,6 +18,9 @@ class _FeedForward(OperatorBase):
     def channels(self, dims: BlockDims) -> int:
         return round(self.ratio * dims.width)
 
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        return 0, 0
+
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         if self.channels(dims) < 1:
             yield "ratio", f"at least {1 / dims.width:.4g}, which gives one channel at width {dims.width}"
@@ -46,6 +49,10 @@ class ConvMlp(Mlp):
     summary: ClassVar[str] = "MLP with a depthwise convolution over the token grid"
     inherits: ClassVar[bool] = False
     kernel_size: Annotated[int, Field(ge=1, le=63)] = 3
+
+    def reach(self, dims: BlockDims) -> tuple[int, int] | None:
+        tokens = dims.farthest(self.kernel_size // 2)
+        return tokens, tokens
 
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         yield from super().problems(dims)
