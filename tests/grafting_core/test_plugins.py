@@ -1,6 +1,7 @@
-"""Other packages add operator kinds by entry points."""
+"""Other packages add operator kinds by entry points; the worked example of the README does as it says."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,18 +44,26 @@ assert module(torch.ones(1, 2, 3)).unique().item() == 0.25
 """
 
 
-def run(folder: Path, kind: str) -> subprocess.CompletedProcess[str]:
-    """Use a package that registers `kind`, installed as pip would leave it."""
-    (folder / "halving_spec.py").write_text(SPEC)
-    (folder / "halving.py").write_text(MODULE)
-    info = folder / "halving-1.0.dist-info"
+Done = subprocess.CompletedProcess[str]
+ROOT = Path(__file__).parents[2]
+
+
+def installed(folder: Path, modules: dict[str, str], points: str, command: list[str]) -> Done:
+    """Run Python beside a package of these modules and entry points, as pip would leave it."""
+    for name, source in modules.items():
+        (folder / f"{name}.py").write_text(source)
+    info = folder / "other-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+
+
+def run(folder: Path, kind: str) -> Done:
     points = f"[graftlab.operator_specs]\n{kind} = halving_spec:Half\n"
     points += f"[graftlab.operator_builders]\n{kind} = halving:build\n"
-    (info / "entry_points.txt").write_text(points)
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}"}
-    return subprocess.run([sys.executable, "-c", USE], env=environment, capture_output=True, text=True)
+    return installed(folder, {"halving_spec": SPEC, "halving": MODULE}, points, ["-c", USE])
 
 
 def test_a_registered_kind_is_used_like_our_own(tmp_path: Path) -> None:
@@ -65,3 +74,17 @@ def test_a_registered_kind_is_used_like_our_own(tmp_path: Path) -> None:
 def test_a_kind_that_exists_is_refused_by_name(tmp_path: Path) -> None:
     done = run(tmp_path, "hyena_x")
     assert "operator kind 'hyena_x' of halving_spec:Half exists: this package" in done.stderr
+
+
+def test_the_worked_example_of_the_readme_passes_the_health_report(tmp_path: Path) -> None:
+    """Its two modules and its entry points, word for word, but for the module's place."""
+    text = (ROOT / "grafting_core" / "README.md").read_text()
+    spec, module = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    module = module.replace("grafting_core.spec.operators.shift", "token_spec")
+    registered = re.findall(r'entry-points."(.*?)"\]\n(\w+) = "my_package\.\w+:(\w+)"', text)
+    names = {"TokenShift": "token_spec", "build_shift": "token_shift"}
+    points = "".join(f"[{group}]\n{kind} = {names[what]}:{what}\n" for group, kind, what in registered)
+    modules = {"token_spec": spec, "token_shift": module}
+    done = installed(tmp_path, modules, points, ["-m", "grafting_core.health", "token_shift"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a token sees -1 to +0" in done.stdout

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from grafting_core.activations import watched
 from grafting_core.backbones.dit import get_operator
+from grafting_core.backbones.fast_forward import PlainForward, forward_of
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.distillation import distill
@@ -187,6 +188,16 @@ def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
     assert trained.curve[-1][1] < trained.curve[0][1]
     alone = fit_merges(backbone, [PAIR], latents, seed=0)[PAIR]
     assert same(alone.state_dict(), fitted[PAIR].state_dict())
+
+
+def test_sampling_sees_pairs_as_the_network_does(backbone: Backbone) -> None:
+    network = copy.deepcopy(backbone.transformer)
+    operate(network, [replacement("hyena_x", 2)], backbone.card.dims, pairs=ALL[:3])
+    latents, labels = torch.randn(12, 4, 7, 7), torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])
+    with torch.no_grad():
+        own = PlainForward(network)(latents, 417, labels)
+        fast = forward_of(network)(latents, 417, labels)
+    torch.testing.assert_close(fast, own, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_may_be_paired_in_the_middle_alone(backbone: Backbone) -> None:
