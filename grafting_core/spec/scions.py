@@ -38,6 +38,16 @@ class ScionSpec(Frozen):
         return "merge" if isinstance(self.part, ParallelPair) else self.part.operator.kind
 
     @property
+    def operator(self) -> str:
+        """`mlp ratio=3.0, inherited`: the kind with the fields that are not its defaults."""
+        if isinstance(self.part, ParallelPair):
+            return self.kind
+        fields = self.part.operator.model_dump(exclude_defaults=True, exclude={"kind"})
+        told = [f"{name}={value}" for name, value in fields.items()]
+        told += ["inherited"] if self.part.init == "inherit" else []
+        return f"{self.kind} {', '.join(told)}".strip()
+
+    @property
     def label(self) -> str:
         """`block 3 attention hyena_x`."""
         return f"{self.name} {self.kind}"

@@ -77,6 +77,8 @@ class ScionView(View):
     key: str
     site: str
     kind: str
+    operator: str
+    """The kind with the fields that are not its defaults."""
     backbone: str
     nmse: float
     replace_one: float | None = None

@@ -43,7 +43,7 @@ def list_command(
     for scion in sorted(scions, key=lambda scion: (scion.backbone, _natural(scion.site), scion.nmse)):
         damage = "-" if scion.replace_one is None else f"{scion.replace_one:.2e}"
         figures = [f"{scion.nmse:.4f}", damage, f"{scion.steps:,}", f"{scion.spend.device_seconds:.1f}"]
-        names = [scion.key[:12], scion.backbone, scion.site, scion.kind]
+        names = [scion.key[:12], scion.backbone, scion.site, escape(scion.operator)]
         rows.add_row(*names, *figures, f"{scion.size / 1024:.0f}", scion.made_by, scion.needed_by or "")
     out.print(rows)
     size = sum(scion.size for scion in scions)
@@ -87,12 +87,13 @@ def show_command(
 
 def _show(card: ScionCard, needed_by: str | None) -> None:
     made = datetime.fromtimestamp(card.made_at, UTC)
-    out.print(f"[bold]{escape(card.scion.label)}[/]  of {card.scion.backbone.name}  {card.key}")
-    out.print(f"  {escape(str(card.scion.part))}", soft_wrap=True)
+    scion = card.scion
+    out.print(f"[bold]{scion.name}  {escape(scion.operator)}[/]  of {scion.backbone.name}  {card.key}")
     out.print(f"  made {made:%Y-%m-%d %H:%M} UTC by run {card.made_by} on {escape(card.hardware)}")
     spend = card.spend
     cost = f"{spend.device_seconds:.1f} device-s, {engineering(spend.flops)}FLOPs"
-    out.print(f"  {card.steps} steps of {card.scion.plan.batch_size}, {card.ending} {card.reason}, {cost}")
+    ending = f"{card.ending} ({card.reason})" if card.reason else card.ending
+    out.print(f"  {card.steps} steps of {scion.plan.batch_size}, {ending}, {cost}")
     out.print(f"  {card.size / 1024:.0f} KiB{f', needed by run {needed_by}' if needed_by else ''}")
     out.print(_by_timestep(card))
     for digest, scores in card.restored.items():

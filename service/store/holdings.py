@@ -82,6 +82,7 @@ def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
         key=card.key,
         site=card.scion.name,
         kind=card.scion.kind,
+        operator=card.scion.operator,
         backbone=card.scion.backbone.name,
         nmse=card.nmse,
         replace_one=card.scores.get("replace_one/noise"),

@@ -95,6 +95,12 @@ def test_losses_of_other_slots_are_not_in_the_key() -> None:
     assert SCION.model_copy(update={"plan": plan}).key == SCION.key
 
 
+def test_an_operator_is_told_by_what_is_not_its_default() -> None:
+    part = replacement("mlp", 3, init="inherit", ratio=3.0)
+    assert SCION.model_copy(update={"part": part}).operator == "mlp ratio=3.0, inherited"
+    assert SCION.operator == "hyena_x"
+
+
 def test_the_recipe_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = SCION.key
     monkeypatch.setattr("grafting_core.spec.scions.DISTILL_RECIPE", 0)

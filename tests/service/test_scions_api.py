@@ -66,6 +66,8 @@ def test_lists_narrow_by_kind_backbone_and_prefix(client: TestClient, bank: Bank
         return len(client.get(PAGE, params=asked).json()["scions"])
 
     assert count(kind="mlp") == 2
+    listed = client.get(PAGE, params={"kind": "hyena_x"}).json()["scions"]
+    assert [(scion["site"], scion["operator"]) for scion in listed] == [("block 1 attention", "hyena_x")]
     assert count(backbone="other") == 0
     assert count(prefix=card.key[:8]) == 1
     assert client.get(PAGE, params={"prefix": "../"}).status_code == 422
