@@ -133,10 +133,11 @@ def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float
 
 
 def needed_by_others(session: Session, keys: Iterable[str]) -> dict[str, str]:
-    """Key -> a run that has not ended and needs it."""
+    """Key -> the first run that has not ended and needs it."""
     query = (
         select(NeedRow.key, NeedRow.run_id)
         .join(RunRow, RunRow.id == NeedRow.run_id)
         .where(NeedRow.key.in_(list(keys)), RunRow.state.not_in(TERMINAL))
+        .order_by(RunRow.id.desc())
     )
     return {row.key: row.run_id for row in session.execute(query)}
