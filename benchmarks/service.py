@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import os
 import platform
 import random
 import statistics
@@ -216,6 +217,9 @@ class IdleCluster:
 
     def submit(self, job: str, entrypoint: str) -> None: ...
 
+    def running(self) -> list[str]:
+        return []
+
     def status(self, job: str) -> str | None:
         return "RUNNING"
 
@@ -300,8 +304,9 @@ def main() -> None:
 
 
 def report(lines: list[str]) -> str:
-    """The page, with where and when it was measured."""
-    machine = f"{psutil.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    """The page, with where and when it was measured, and how busy the machine was with other things."""
+    busy = f"load average {os.getloadavg()[1]:.1f}"
+    machine = f"{psutil.cpu_count()} cores, {platform.system()} {platform.machine()} ({busy})"
     return INTRODUCTION.format(machine=machine, day=f"{datetime.now(UTC):%Y-%m-%d}") + "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from grafting_core.storage import Storage
 from service.api import (
     actions,
+    admin,
     analyses,
     catalogue,
     experiments,
@@ -52,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies):
+    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies, admin):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -29,7 +29,9 @@ from service.api.schemas import (
     RunEvent,
     RunPage,
     ScionPage,
+    Soundness,
     SubmitAnswer,
+    TrackingRebuilt,
     Verified,
 )
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
@@ -223,6 +225,14 @@ class GraftlabClient:
 
     def revoke_key(self, key_id: int) -> KeyView:
         return self._parse(KeyView, self._ask("DELETE", f"/keys/{key_id}"))
+
+    def verify(self) -> Soundness:
+        """Every invariant over the whole store and storage. Takes an admin's key."""
+        return self._parse(Soundness, self._ask("GET", "/admin/verify"))
+
+    def rebuild_tracking(self) -> TrackingRebuilt:
+        """Have all runs projected to MLflow anew. Takes an admin's key."""
+        return self._parse(TrackingRebuilt, self._ask("POST", "/admin/tracking/rebuild"))
 
     def login_link(self, to: str = "/") -> str:
         """An address that opens a page in a browser, once, within ten minutes."""

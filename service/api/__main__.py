@@ -2,12 +2,14 @@
 
 import uvicorn
 
+from service import logs
 from service.api.protocol import GuardedProtocol
 from service.settings import Settings
 
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Our own log has a line a request, uvicorn's is off."""
+    logs.setup()
     settings = Settings()
     uvicorn.run(
         "service.app:create_app",
@@ -16,6 +18,7 @@ def main() -> None:
         port=settings.port,
         http=GuardedProtocol,
         ws="none",
+        log_config=None,
         access_log=False,
         proxy_headers=False,
         server_header=False,

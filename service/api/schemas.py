@@ -367,3 +367,24 @@ class AccountView(View):
     share_of_pretraining: float
     claimed: Spend
     """Used or set aside by attempts under way."""
+
+
+class ViolationView(View):
+    """One invariant that does not hold; `run_id` is empty where it is not about a run."""
+
+    invariant: str
+    run_id: str
+    text: str
+
+
+class Soundness(View):
+    """What `graft admin verify` found."""
+
+    sound: bool
+    violations: list[ViolationView]
+
+
+class TrackingRebuilt(View):
+    """How many runs start anew."""
+
+    runs: int

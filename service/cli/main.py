@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 from service.api.schemas import RunDetail
 from service.cli import actions, views
 from service.cli.actions import run_id_of
+from service.cli.admin import admin_app, tracking_app
 from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
@@ -166,6 +167,8 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 
 app.command("open")(open_command)
 app.add_typer(keys_app, name="keys")
+app.add_typer(admin_app, name="admin")
+app.add_typer(tracking_app, name="tracking")
 app.add_typer(bank_app, name="bank")
 app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)

@@ -7,6 +7,7 @@ import threading
 from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
+from service import logs
 from service.scheduler.leadership import LostLeadership
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.scheduler import Scheduler
@@ -20,8 +21,7 @@ log = logging.getLogger("graftlab.scheduler")
 
 def main() -> None:
     """Round after round until SIGTERM or SIGINT; attempts under way go on without us."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.setup()
     settings = Settings()
     database = Database(settings.database_url)
     upgrade(database)

@@ -10,6 +10,7 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
+from service import logs
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
@@ -21,7 +22,7 @@ LONGEST_WAIT = 60.0
 
 def main() -> None:
     """Forward until SIGTERM or SIGINT; while MLflow is away, wait longer and longer. Nothing is lost."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logs.setup()
     # Our own waiting is the retry; MLflow's would block for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

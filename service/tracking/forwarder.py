@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from sqlalchemy import or_, select
@@ -25,6 +26,7 @@ from workers.contract import Progress, StageDone, StageReport
 log = logging.getLogger("graftlab.tracking")
 TAG = "graftlab.run_id"
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
+ABOUT_ONE_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
 BATCH = 900
 """MLflow takes at most 1,000 metrics a call."""
 
@@ -39,7 +41,24 @@ class Forwarder:
     def round(self) -> None:
         """Bring MLflow up to date. Raises MlflowException or requests' errors while it is away."""
         for run_id in self._behind():
-            self._forward(run_id)
+            try:
+                self._forward(run_id)
+            except MlflowException as error:
+                self._set_aside(run_id, error)
+
+    def _set_aside(self, run_id: str, error: MlflowException) -> None:
+        """A fault of one run keeps no other waiting. Where MLflow has lost the run, it is projected anew.
+
+        Raises the error where it speaks of MLflow as a whole.
+        """
+        if error.error_code not in ABOUT_ONE_RUN:
+            raise error
+        log.warning("run %s cannot be projected: %s", run_id, " ".join(str(error).split())[:300])
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            with self.database.writing() as session:
+                row = session.get(TrackingRow, run_id)
+                if row is not None:
+                    row.mlflow_run_id, row.last_seq, row.closed = None, 0, False
 
     def _behind(self) -> list[str]:
         query = (
@@ -58,6 +77,8 @@ class Forwarder:
             events = events_after(session, run_id, cursor.last_seq if cursor else 0)
         assert detail is not None
         tracked = cursor.mlflow_run_id if cursor and cursor.mlflow_run_id else self._find_or_create(detail)
+        if cursor and cursor.closed and events:
+            self.client.update_run(tracked, status="RUNNING")
         self._send(tracked, detail, events)
         with self.database.writing() as session:
             self._remember(session, run_id, tracked, events)
@@ -69,10 +90,13 @@ class Forwarder:
             experiment.experiment_id if experiment else self.client.create_experiment(detail.backbone)
         )
         found = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{detail.id}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
         started = int(detail.created_at.timestamp() * 1000)
-        made = self.client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
+        made = (
+            found[0]
+            if found
+            else self.client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
+        )
+        # A predecessor may have been killed before this: equal values are taken twice.
         self.client.log_batch(made.info.run_id, params=_params(detail))
         self.client.log_text(made.info.run_id, detail.work.model_dump_json(indent=2), f"{detail.kind}.json")
         self._link(detail.id, experiment_id, made.info.run_id)
@@ -95,7 +119,10 @@ class Forwarder:
     def _send_artifacts(self, tracked: str, event: RunEvent) -> None:
         body = event.event.body if event.event else None
         if isinstance(body, StageDone) and "samples.png" in body.report.artifacts:
-            from_storage = self.storage.read_bytes(body.report.artifacts["samples.png"])
+            path = body.report.artifacts["samples.png"]
+            if not self.storage.exists(path):
+                return log.warning("%s is gone; MLflow does without", path)
+            from_storage = self.storage.read_bytes(path)
             self.client.log_image(tracked, Image.open(io.BytesIO(from_storage)), artifact_file="samples.png")
         if isinstance(body, StageDone) and "report.json" in body.report.artifacts:
             report = self.storage.read_bytes(body.report.artifacts["report.json"]).decode()

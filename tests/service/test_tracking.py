@@ -1,0 +1,97 @@
+"""MLflow shows what our store says, costs nothing while it is away, and is rebuilt where it was lost."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from grafting_core.storage import Storage
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.lifecycle import record, transition
+from service.store.models import RunRow
+from service.store.submissions import submit
+from service.tracking.__main__ import _round
+from service.tracking.forwarder import Forwarder
+from tests.builders import experiment
+from workers.contract import Event, Progress, StageDone, StageReport
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def tracked(settings: Settings, tmp_path: Path) -> Settings:
+    """MLflow's own store, on a database of its own, without its server."""
+    return settings.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path / 'mlflow.db'}"})
+
+
+def finish(database: Database) -> str:
+    """A run with a curve and a report, which has succeeded."""
+    with database.writing() as session:
+        run = submit(session, experiment(), "digest", None)
+        progress = Progress(stage="finetune", step=3, total_steps=4, values={"loss": 0.5})
+        report = StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/x": 7.0}))
+        for number, body in enumerate((progress, report), 1):
+            event = Event(run_id=run.id, attempt=1, seq=number, at=0.0, body=body)
+            record(session, run, "attempt", event.model_dump(mode="json"))
+        for state in ("STARTING", "RUNNING", "SUCCEEDED"):
+            transition(session, run, state)  # type: ignore[arg-type]  # three states that are
+        return run.id
+
+
+def shown(settings: Settings, run_id: str) -> list[Run]:
+    client = MlflowClient(settings.mlflow_url)
+    found = client.get_experiment_by_name("testbed/dit-fashion")
+    return (
+        list(client.search_runs([found.experiment_id], f"tags.`graftlab.run_id` = '{run_id}'"))
+        if found
+        else []
+    )
+
+
+def forwarder(settings: Settings, database: Database) -> Forwarder:
+    return Forwarder(settings, database, Storage(settings.storage))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_lost_mlflow_database_is_rebuilt_from_ours(
+    client: TestClient, database: Database, tracked: Settings, tmp_path: Path
+) -> None:
+    run_id = finish(database)
+    forwarder(tracked, database).round()
+    forwarder(tracked, database).round()
+    (run,) = shown(tracked, run_id)
+    assert (run.info.status, run.data.metrics["fid40/x"]) == ("FINISHED", 7.0)
+    assert client.post("/api/v1/admin/tracking/rebuild").json() == {"runs": 1}
+    forwarder(tracked, database).round()
+    assert len(shown(tracked, run_id)) == 1
+    lost = tracked.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path / 'new.db'}"})
+    client.post("/api/v1/admin/tracking/rebuild")
+    forwarder(lost, database).round()
+    (again,) = shown(lost, run_id)
+    assert (again.info.status, again.data.metrics) == ("FINISHED", run.data.metrics)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("hangs", [True, False])
+def test_an_mlflow_that_is_away_or_hangs_costs_a_round_and_no_more(
+    database: Database, settings: Settings, silent: str, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    run_id = finish(database)
+    away = settings.model_copy(update={"mlflow_url": silent if hangs else "http://127.0.0.1:9"})
+    assert not _round(forwarder(away, database))
+    with database.reading() as session:
+        assert session.get_one(RunRow, run_id).state == "SUCCEEDED"
