@@ -44,6 +44,7 @@ COLUMNS = (
     "peak with backward",
 )
 HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+Clock = Callable[[], float]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
@@ -54,6 +55,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096, 16384])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--cpu", action="store_true", help="one thread and its CPU time, for a machine that others use too"
+    )
     parser.add_argument("--kinds", nargs="+", default=list(RIVALS))
     parser.add_argument(
         "--peak", action="store_true", help="print the peak of the first kind and token count"
@@ -62,18 +66,21 @@ def main() -> None:
     if given.peak:
         print(*peaks(given.kinds[0], given.width, given.tokens[0]))
         return
+    if given.cpu:
+        torch.set_num_threads(1)
+    clock = time.process_time if given.cpu else time.perf_counter
     print(HEAD)
     for tokens in given.tokens:
-        compare(given.width, tokens, given.kinds, given.rounds)
+        compare(given.width, tokens, given.kinds, given.rounds, clock)
 
 
-def compare(width: int, tokens: int, kinds: list[str], rounds: int) -> None:
+def compare(width: int, tokens: int, kinds: list[str], rounds: int, clock: Clock) -> None:
     """All kinds in turn, round by round, so that a slow moment of the machine hits them alike."""
     modules = {kind: operator(kind, width, tokens) for kind in (PEER, *kinds)}
     hidden = batch(width, tokens)
-    forward = interleaved({kind: _forward(module, hidden) for kind, module in modules.items()}, rounds)
+    forward = interleaved({kind: _forward(module, hidden) for kind, module in modules.items()}, rounds, clock)
     both = interleaved(
-        {kind: _backward(module, hidden) for kind, module in modules.items()}, max(1, rounds // 2)
+        {kind: _backward(module, hidden) for kind, module in modules.items()}, max(1, rounds // 2), clock
     )
     for kind in modules:
         by_flops = total_flops(PEER, width, tokens) / total_flops(kind, width, tokens)
@@ -134,16 +141,16 @@ def _resident(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def interleaved(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def interleaved(jobs: dict[str, Callable[[], None]], rounds: int, clock: Clock) -> dict[str, float]:
     """Median seconds of every job after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
-            began = time.perf_counter()
+            began = clock()
             job()
             _wait()
             if turn:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
