@@ -1,7 +1,8 @@
 """torch-fidelity imports torchvision, of which the functions on features need nothing: a stub stands in."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -24,8 +25,8 @@ def _anything(name: str) -> type:
     return type(name, (), {})
 
 
-@pytest.fixture
-def torch_fidelity() -> Iterator[Any]:
+@contextmanager
+def imported_torch_fidelity() -> Iterator[Callable[[str], Any]]:
     """Imports a module of torch-fidelity by its short name, and forgets all of them afterwards."""
     before = set(sys.modules)
     for name in STUBBED:
@@ -37,6 +38,13 @@ def torch_fidelity() -> Iterator[Any]:
     for name in set(sys.modules) - before:
         if name.startswith("torch_fidelity"):
             del sys.modules[name]
+
+
+@pytest.fixture
+def torch_fidelity() -> Iterator[Any]:
+    """See `imported_torch_fidelity`."""
+    with imported_torch_fidelity() as modules:
+        yield modules
 
 
 def _stub(name: str) -> ModuleType:
