@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check load schemathesis format install install-dev browser clean
+.PHONY: demo test chaos check load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
@@ -26,6 +26,10 @@ load: $(VENV)/.installed-dev
 # Many generated requests a route, all checks, on both databases.
 schemathesis: $(VENV)/.installed-dev
 	SCHEMATHESIS_EXAMPLES=200 $(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
+
+# Ten minutes of faults at a lab of its own; CHAOS_ARGS="--minutes 2 --runs 10 --seed 1" for less.
+chaos: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.chaos $(CHAOS_ARGS)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .

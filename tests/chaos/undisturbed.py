@@ -1,0 +1,35 @@
+"""What a design's weights are when nothing happens to it: carried out in this process, in an empty folder."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from grafting_core.backbones.loader import load_backbone
+from grafting_core.finetuning import Share
+from grafting_core.spec.experiment import ExperimentSpec, finetune_key
+from grafting_core.storage import Storage
+from workers.contract import RunTicket
+from workers.events import EventLog
+from workers.metering import Meter
+from workers.observer import Brake
+from workers.stages.context import Context, Group
+from workers.train_loop import run_stages
+
+
+def weights_of(storage: Path, spec: ExperimentSpec) -> tuple[bytes, bytes]:
+    """The finetuned model's bytes as they should be, and as they are in the lab's storage."""
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    path = f"models/{finetune_key(spec)}/model.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        _carry_out(Path(folder), spec)
+        return (Path(folder) / path).read_bytes(), (storage / path).read_bytes()
+
+
+def _carry_out(folder: Path, spec: ExperimentSpec) -> None:
+    ticket = RunTicket(run_id="r", attempt=1, work=spec, storage=str(folder))
+    storage, meter = Storage(str(folder)), Meter(spec, time.time())
+    brake, events = Brake(storage, ticket, meter), EventLog(storage, ticket)
+    backbone = load_backbone(spec.backbone.name)
+    run_stages(Context(ticket, storage, backbone, Group(Share()), meter, brake, events))
