@@ -11,6 +11,7 @@ from service.api import (
     experiments,
     health,
     keys,
+    metrics,
     problems,
     runs,
     scions,
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     pages.mount(app)
     app.openapi = lambda: described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app

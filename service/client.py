@@ -33,6 +33,7 @@ from service.api.schemas import (
     SubmitAnswer,
     TrackingRebuilt,
     Verified,
+    Whoami,
 )
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
 from service.credentials import find_key
@@ -225,6 +226,10 @@ class GraftlabClient:
 
     def revoke_key(self, key_id: int) -> KeyView:
         return self._parse(KeyView, self._ask("DELETE", f"/keys/{key_id}"))
+
+    def whoami(self) -> Whoami:
+        """Whom this client's key stands for."""
+        return self._parse(Whoami, self._ask("GET", "/whoami"))
 
     def verify(self) -> Soundness:
         """Every invariant over the whole store and storage. Takes an admin's key."""

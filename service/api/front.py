@@ -7,6 +7,7 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.metrics import note_request
 from service.api.problems import ApiError, respond
 
 log = logging.getLogger("graftlab.api")
@@ -68,4 +69,5 @@ class Request:
             "seconds": round(time.perf_counter() - self._began, 4),
             "owner": principal.owner if principal else None,
         }
+        note_request(self._scope["method"], self.status, time.perf_counter() - self._began)
         log.info("%s %s %s", facts["method"], facts["path"], facts["status"], extra=facts)

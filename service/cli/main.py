@@ -17,6 +17,7 @@ from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
 from service.cli.console import Refused, err, out, print_json
+from service.cli.doctor import doctor_command
 from service.cli.follow import follow
 from service.cli.judging import evaluate_command, reference_app
 from service.cli.keys import keys_app, open_command
@@ -166,6 +167,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 
 
 app.command("open")(open_command)
+app.command("doctor")(doctor_command)
 app.add_typer(keys_app, name="keys")
 app.add_typer(admin_app, name="admin")
 app.add_typer(tracking_app, name="tracking")

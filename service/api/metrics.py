@@ -1,0 +1,66 @@
+"""Prometheus: what the process has answered, and what the store says at the moment of asking."""
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service.api.deps import Lab, LabDep
+from service.store.models import AttemptRow, LeaderRow, RunRow, TrackingRow
+
+router = APIRouter(tags=["health"])
+PROCESS = CollectorRegistry()
+REQUESTS = Counter("graftlab_requests", "Requests answered", ["method", "status"], registry=PROCESS)
+SECONDS = Histogram("graftlab_request_seconds", "Time to the end of an answer", ["method"], registry=PROCESS)
+
+
+def note_request(method: str, status: int, seconds: float) -> None:
+    """Count an answered request. Other methods than HTTP's own are counted together."""
+    known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
+    REQUESTS.labels(known, str(status)).inc()
+    SECONDS.labels(known).observe(seconds)
+
+
+class Store(Collector):
+    """The store's figures, by a few short queries a scrape."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        with self._lab.database.reading() as session:
+            states = GaugeMetricFamily("graftlab_runs", "Runs by state", labels=["state"])
+            for state, count in session.execute(select(RunRow.state, func.count()).group_by(RunRow.state)):
+                states.add_metric([state], count)
+            yield states
+            for name, (text, value) in _figures(session, self._lab).items():
+                yield GaugeMetricFamily(name, text, value=value)
+
+
+def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
+    live = select(func.count()).select_from(AttemptRow).where(AttemptRow.ended_at.is_(None))
+    spent = select(func.coalesce(func.sum(AttemptRow.device_seconds), 0.0))
+    seen = func.coalesce(TrackingRow.last_seq, 0)
+    behind = select(func.coalesce(func.sum(RunRow.last_event - seen), 0)).outerjoin(
+        TrackingRow, TrackingRow.run_id == RunRow.id
+    )
+    leader = session.get(LeaderRow, 1)
+    leads = leader is not None and leader.until > lab.database.clock(session)
+    return {
+        "graftlab_live_attempts": ("Attempts that have not ended", float(session.scalar(live) or 0)),
+        "graftlab_device_seconds": ("Device-seconds of all attempts", float(session.scalar(spent) or 0)),
+        "graftlab_tracking_behind": ("Events MLflow has not been told", float(session.scalar(behind) or 0)),
+        "graftlab_scheduler_leads": ("1 while a scheduler leads", float(leads)),
+    }
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def read_metrics(lab: LabDep) -> Response:
+    """In Prometheus' text format; scrape with a viewer's key as bearer token."""
+    store = CollectorRegistry()
+    store.register(Store(lab))
+    return Response(generate_latest(PROCESS) + generate_latest(store), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,119 @@
+"""`graft doctor`: everything a lab depends on, one by one, and what to do about what is missing."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import httpx
+import typer
+from rich.markup import escape
+
+from service.cli.console import out, print_json, table
+from service.cli.lab import find_url, read_address
+from service.client import ApiProblem, GraftlabClient, LabUnreachable
+
+LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
+"""Oldest versions without known holes that matter here."""
+LEAST_FREE = 5e9
+UP = "start the lab with `graft up`"
+REMEDIES = {
+    "database": "look at GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL has to run, SQLite needs room",
+    "storage": "make room on the disk of GRAFTLAB_STORAGE, and let the lab's user write there",
+    "scheduler": "start one with `python -m service.scheduler`; `graft up` does, see logs/scheduler.log",
+    "ray": "start a cluster, or correct GRAFTLAB_RAY_DASHBOARD and its token; see logs/ray.log",
+}
+Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class Finding(NamedTuple):
+    """One dependency; `remedy` is empty where it is as it should be."""
+
+    what: str
+    seen: str
+    remedy: str = ""
+
+
+def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
+    """Check Python, packages, disk, API, key, database, storage, scheduler, Ray and MLflow."""
+    found = [_python(), *map(_package, LEAST), _disk(data), *_lab(find_url(url)), _mlflow(data)]
+    if json:
+        print_json([finding._asdict() for finding in found])
+    else:
+        _show(found)
+    if any(finding.remedy for finding in found):
+        raise typer.Exit(1)
+
+
+def _show(found: list[Finding]) -> None:
+    rows = table("", "what", "seen", "what to do")
+    for finding in found:
+        mark = "[red]missing[/]" if finding.remedy else "[green]ok[/]"
+        rows.add_row(mark, finding.what, escape(finding.seen), escape(finding.remedy))
+    out.print(rows)
+
+
+def _python() -> Finding:
+    seen = ".".join(map(str, sys.version_info[:3]))
+    return Finding("Python", seen, "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def _package(name: str) -> Finding:
+    least = ".".join(map(str, LEAST[name]))
+    remedy = f'`pip install "{name}>={least}"`'
+    try:
+        seen = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "not installed", remedy)
+    numbers = tuple(int(part) for part in seen.split("+")[0].split(".") if part.isdigit())
+    return Finding(name, seen, "" if numbers >= LEAST[name] else remedy)
+
+
+def _disk(folder: Path) -> Finding:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    remedy = "" if free >= LEAST_FREE else "make room: checkpoints and artifacts need gigabytes"
+    return Finding("disk", f"{free / 1e9:.1f} GB free at {there}", remedy)
+
+
+def _lab(url: str) -> list[Finding]:
+    try:
+        ready = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()["parts"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return [Finding("API", f"no lab answers at {url}", UP)]
+    parts = [
+        Finding(name, seen, "" if seen == "ok" else REMEDIES.get(name, "see the lab's logs"))
+        for name, seen in ready.items()
+    ]
+    return [Finding("API", url), _tried("key", lambda: _whoami(url)), *parts]
+
+
+def _whoami(url: str) -> str:
+    who = GraftlabClient(url).whoami()
+    return f"{who.owner}, {who.role}"
+
+
+def _tried(what: str, call: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, call())
+    except (ApiProblem, LabUnreachable) as error:
+        return Finding(what, str(error), "set GRAFTLAB_KEY to a key of this lab; `graft keys make` makes one")
+
+
+def _mlflow(folder: Path) -> Finding:
+    """Looked for where the lab of the data folder says it is; training goes on without it."""
+    address = read_address(folder)
+    if address is None:
+        return Finding("MLflow", "no lab runs on this data folder; not looked for")
+    try:
+        httpx.get(f"{address.mlflow_url}/health", timeout=10, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        remedy = "see logs/mlflow.log; nothing is lost, and `graft tracking rebuild` fills a new database"
+        return Finding("MLflow", f"{address.mlflow_url}: {type(error).__name__}", remedy)
+    return Finding("MLflow", address.mlflow_url)
