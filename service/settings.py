@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     hold_line_seconds: float = 600.0
     """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
     checkpoint_seconds: float = 30.0
+    warm_seconds: float = Field(default=60.0, ge=0)
+    """How long a worker group waits for another run of the same backbone and resources; 0: it does not."""
     retry_seconds: float = 2.0
     max_attempts: int = 5
 

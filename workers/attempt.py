@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
 from workers.contract import (
+    SELF_DRIVEN,
     AttemptFailed,
     AttemptStarted,
     AttemptStopped,
@@ -33,12 +34,13 @@ from workers.contract import (
 from workers.events import EventLog
 from workers.failures import classify
 from workers.heartbeat import HeartbeatThread
+from workers.hosting import Host
 
 REPORTED = ("torch", "diffusers", "ray")
 
 
 def main() -> int:
-    """Parse the command line and carry the attempt out."""
+    """Parse the command line and carry the attempt out, and those that are handed over after it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storage", required=True)
     parser.add_argument("--run", required=True)
@@ -47,18 +49,22 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     storage = Storage(given.storage)
     ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
+    host = Host(storage, ticket, lambda each: _begin(storage, each))
+    try:
+        carry_out(storage, ticket, host)
+    finally:
+        host.close()
+    return 0
+
+
+def _begin(storage: Storage, ticket: RunTicket) -> Callable[[], None]:
+    """Log, heartbeat and first event of an attempt; returns what ends the heartbeat."""
     if storage.is_local:
         _print_to(storage, ticket)
     heartbeat = HeartbeatThread(storage, ticket)
     heartbeat.start()
-    try:
-        EventLog(storage, ticket).write(_started())
-        ending = carry_out(storage, ticket, time.time())
-        # A new log: rank 0 has continued the numbers meanwhile.
-        EventLog(storage, ticket).write(ending)
-    finally:
-        heartbeat.stop()
-    return 0
+    EventLog(storage, ticket).write(_started())
+    return heartbeat.stop
 
 
 def _print_to(storage: Storage, ticket: RunTicket) -> None:
@@ -75,26 +81,33 @@ def _started() -> AttemptStarted:
     return AttemptStarted(host=platform.node(), pid=os.getpid(), device=platform.machine(), versions=versions)
 
 
-def carry_out(storage: Storage, ticket: RunTicket, started: float) -> EventBody:
-    """Run the worker group to its end and say how it ended."""
+def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
+    """Run the worker group to its end. What breaks it ends the attempt that it was at, if any."""
     began = time.monotonic()
+    if first.work.kind not in SELF_DRIVEN:
+        host.start()
     try:
-        _fit(ticket, started)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it becomes the attempt's last event
-        reason, message = classify(error)
-        if reason in ("user_request", "budget_exhausted", "preempted", "deadline"):
-            return AttemptStopped(reason=reason, spend=_spend(ticket, began))
-        text = traceback.format_exc()
-        folder = attempt_folder(ticket.run_id, ticket.attempt)
-        storage.write_bytes(f"{folder}/error.txt", text.encode())
-        print(text, file=sys.stderr, flush=True)
-        return AttemptFailed(reason=reason, message=message, spend=_spend(ticket, began))
-    return AttemptSucceeded(spend=_spend(ticket, began))
+        _fit(first, time.time())
+        if first.work.kind in SELF_DRIVEN:
+            spend = Spend(device_seconds=(time.monotonic() - began) * first.work.resources.workers)
+            EventLog(storage, first).write(AttemptSucceeded(spend=spend))
+    except Exception as error:
+        if host.ticket is None:
+            raise
+        # A new log: rank 0 has continued the numbers meanwhile.
+        EventLog(storage, host.ticket).write(_ending(storage, host.ticket, host.began, error))
 
 
-def _spend(ticket: RunTicket, began: float) -> Spend:
-    """Time alone; FLOPs and images are in the last progress event."""
-    return Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.workers)
+def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception) -> EventBody:
+    """Spend is time alone; FLOPs and images are in the last progress event."""
+    reason, message = classify(error)
+    spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.workers)
+    if reason in ("user_request", "budget_exhausted", "preempted", "deadline"):
+        return AttemptStopped(reason=reason, spend=spend)
+    text = "".join(traceback.format_exception(error))
+    storage.write_bytes(f"{attempt_folder(ticket.run_id, ticket.attempt)}/error.txt", text.encode())
+    print(text, file=sys.stderr, flush=True)
+    return AttemptFailed(reason=reason, message=message, spend=spend)
 
 
 def _fit(ticket: RunTicket, started: float) -> None:
@@ -110,7 +123,7 @@ def _screen(ticket: RunTicket, started: float) -> None:
 
 
 DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}
-"""Kinds of work that this process drives itself; all others are walked by a worker group."""
+"""What carries the self-driven kinds out; all others are walked by a worker group."""
 
 
 def _train(ticket: RunTicket, started: float) -> None:

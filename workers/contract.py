@@ -8,6 +8,7 @@ Layout under the storage root (an fsspec URI):
     evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz; see kept_samples
     costs/<key>/<hardware>.json        what the network of this evaluation costs by the clock
     references/<key>/                  reference.npz: what samples are compared with
+    hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
     runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
+from grafting_core.spec.canonical import digest
 from grafting_core.spec.results import MeasuredCost
 from grafting_core.spec.work import Work
 
@@ -62,6 +64,8 @@ class RunTicket(Frozen):
     silence_seconds: Annotated[float, Field(gt=0)] = 60.0
     """An attempt that shows no life for this long is replaced; a worker ends itself after two thirds."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
+    warm_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long the worker group waits for another ticket once this one is done; 0: it ends."""
 
 
 class StageReport(Frozen):
@@ -191,6 +195,60 @@ class Stop(Frozen):
     """A wish to end the attempt at its next step."""
 
     reason: Reason
+
+
+SELF_DRIVEN = frozenset({"screening"})
+"""Kinds of work that the attempt's driver carries out itself: no worker group waits after them, none helps."""
+
+
+class IdleHost(Frozen):
+    """A worker group that has done `turn` tickets and would take another of the same shape."""
+
+    job: str
+    turn: int
+    shape: str
+    cpus: int
+    gpus: int
+
+
+class Handover(Frozen):
+    """Which ticket a worker group carries out next; none means that it ends."""
+
+    run_id: str | None = None
+    attempt: int = 0
+
+
+def host_shape(work: Work) -> str:
+    """Names what a worker group holds: tickets of equal shape can follow each other in it."""
+    return digest({"backbone": work.backbone, "resources": work.resources})
+
+
+IDLE_FOLDER = "hosts/idle"
+
+
+def idle_path(job: str) -> str:
+    """Written by a waiting worker group, gone while it works."""
+    return f"{IDLE_FOLDER}/{job}.json"
+
+
+def handover_path(job: str, turn: int) -> str:
+    """Where the scheduler puts the ticket that an idle worker group shall take."""
+    return f"hosts/{job}/next-{turn}.json"
+
+
+def retire_path(job: str) -> str:
+    """Its presence asks an idle worker group to end."""
+    return f"hosts/{job}/retire"
+
+
+def turn_path(job: str, turn: int) -> str:
+    """From the driver to its workers: begin this turn."""
+    return f"hosts/{job}/turn-{turn}.json"
+
+
+def done_path(job: str, turn: int) -> str:
+    """From rank 0 to its driver: this turn is over."""
+    return f"hosts/{job}/done-{turn}"
 
 
 def attempt_folder(run_id: str, attempt: int) -> str:

@@ -1,7 +1,9 @@
 """What every process of the worker group runs: the stages of one attempt, in order."""
 
+import gc
+import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import ray.train
@@ -9,12 +11,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from grafting_core.backbones.loader import load_backbone
+from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.finetuning import Share
 from grafting_core.observing import StopRequested
 from grafting_core.storage import Storage
-from workers.contract import RunTicket, StageDone, StageName
+from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
 from workers.events import EventLog
+from workers.hosting import tickets
 from workers.metering import Meter, difference
 from workers.observer import AttemptStoppedEarly, Brake
 from workers.stages import analyze, distill, evaluate, fill, finetune
@@ -28,10 +31,31 @@ STAGES: Mapping[StageName, Stage] = {
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Entry of one Ray Train worker; `config` holds the ticket as JSON and when the attempt began."""
-    ticket = RunTicket.model_validate_json(config["ticket"])
+    """Entry of one Ray Train worker; `config` holds the first ticket as JSON and when its attempt began."""
+    first = RunTicket.model_validate_json(config["ticket"])
+    group, started = _group(), config["started"]
+    for ticket in tickets(Storage(first.storage), first, group.leads):
+        _serve(ticket, started or time.time(), group)
+        started = None
+
+
+def _serve(ticket: RunTicket, started: float, group: Group) -> None:
+    """Carry one ticket out; what it held in memory is gone before the next."""
     torch.set_num_threads(ticket.work.resources.cpus_per_worker)
-    WALKS[ticket.work.kind](_context(ticket, config["started"], _group()))
+    context = _context(ticket, started, group)
+    WALKS[ticket.work.kind](context)
+    if context.events is not None:
+        context.events.write(AttemptSucceeded(spend=context.meter.total()))
+    del context
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@lru_cache(maxsize=1)
+def _backbone(name: str, device: torch.device) -> Backbone:
+    """Kept from ticket to ticket: no stage changes it."""
+    return load_backbone(name, device)
 
 
 def _group() -> Group:
@@ -45,7 +69,7 @@ def _group() -> Group:
 def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     storage = Storage(ticket.storage)
     meter = Meter(ticket.work, started)
-    backbone = load_backbone(ticket.work.backbone.name, ray.train.torch.get_device())
+    backbone = _backbone(ticket.work.backbone.name, ray.train.torch.get_device())
     if backbone.card.digest != ticket.work.backbone.digest:
         raise ValueError("this worker has other weights of the backbone than the work was planned for")
     events = EventLog(storage, ticket) if group.leads else None

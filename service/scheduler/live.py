@@ -10,6 +10,7 @@ from grafting_core.spec.budget import Budget
 from service.store.accounts import budget_of
 from service.store.lifecycle import LIVE
 from service.store.models import AttemptRow, RunRow, now
+from workers.contract import submission_id
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class LiveAttempt:
     run_id: str
     number: int
     submitted: bool
+    job: str
     event_seq: int
     lease_until: float
     kill: bool
@@ -52,6 +54,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
         run_id=run.id,
         number=attempt.number,
         submitted=attempt.submitted_at is not None,
+        job=attempt.job or submission_id(run.id, attempt.number),
         event_seq=attempt.event_seq,
         lease_until=attempt.lease_until or 0.0,
         kill=run.kill_requested_at is not None,

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
 from service.scheduler.admission import admit
+from service.scheduler.hosts import Hosts
 from service.scheduler.leadership import Leadership, leading
 from service.scheduler.live import LiveAttempt, live_attempts, renew
 from service.scheduler.ray_jobs import RayJobs, RayUnavailable
@@ -17,9 +18,7 @@ from service.scheduler.tending import Tender
 from service.settings import Settings
 from service.store.accounts import live_use, spent_accounts
 from service.store.engine import Database
-from service.store.lifecycle import LIVE
 from service.store.models import RunRow
-from workers.contract import submission_id
 
 log = logging.getLogger("graftlab.scheduler")
 ORPHAN_SECONDS = 15.0
@@ -32,6 +31,7 @@ class Scheduler:
     def __init__(self, settings: Settings, database: Database, storage: Storage, ray: RayJobs) -> None:
         self.settings, self.database, self.storage, self.ray = settings, database, storage, ray
         self.leadership = Leadership(database, settings.lead_seconds)
+        self.hosts = Hosts(storage, ray)
         self.tender = Tender(self)
         self._orphans_sought = -ORPHAN_SECONDS
 
@@ -85,12 +85,15 @@ class Scheduler:
             log.warning("orphans cannot be sought: %s", error)
 
     def _orphans(self, jobs: list[str]) -> list[str]:
-        """Those whose run we know and which are not its live attempt; other labs' jobs are not ours."""
+        """Those whose run we know and which neither work for a live attempt nor wait for one.
+
+        Other labs' jobs are not ours.
+        """
         runs = {parts[1] for parts in (job.split("-") for job in jobs) if len(parts) == 3}
+        wanted = {host.job for host in self.hosts.idle()}
         with self.database.reading() as session:
-            known = session.scalars(select(RunRow).where(RunRow.id.in_(runs))).all()
-        wanted = {submission_id(run.id, run.attempt) for run in known if run.state in LIVE}
-        ours = {run.id for run in known}
+            ours = set(session.scalars(select(RunRow.id).where(RunRow.id.in_(runs))))
+            wanted |= {attempt.job for attempt in live_attempts(session)}
         return [job for job in jobs if job.split("-")[1:2][0] in ours and job not in wanted]
 
     @contextmanager

@@ -4,7 +4,7 @@ import logging
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ from service.store.accounts import budget_of
 from service.store.lifecycle import LIVE
 from service.store.models import AttemptRow, RunRow, now
 from service.store.queries import spend_of, work_of
+from service.store.queueing import room
 from workers.contract import (
     Event,
     Reason,
@@ -76,7 +77,7 @@ class Tender:
     def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
         """Submit, listen, pass on, judge. Raises RayUnavailable, OSError or LostLeadership."""
         if not attempt.submitted:
-            self._submit(*attempt.key)
+            attempt = replace(attempt, job=self._submit(*attempt.key))
         if not self._take_events(attempt):
             return
         watch = self._look(attempt)
@@ -91,13 +92,39 @@ class Tender:
         self._pass_budget(attempt, watch)
         return self._judge(attempt, watch, clock)
 
-    def _submit(self, run_id: str, number: int) -> None:
+    def _submit(self, run_id: str, number: int) -> str:
         """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
-        self._lab.storage.write_model(ticket_path(run_id, number), self._ticket(run_id, number))
-        self._lab.ray.submit(submission_id(run_id, number), self._entrypoint(run_id, number))
+        ticket = self._ticket(run_id, number)
+        self._lab.storage.write_model(ticket_path(run_id, number), ticket)
+        job, turn = self._place(ticket)
+        if turn > 1:
+            self._lab.hosts.hand_over(job, turn, ticket)
+        else:
+            self._lab.hosts.make_room(*self._free())
+            self._lab.ray.submit(job, self._entrypoint(run_id, number))
         with self._lab.leading() as session:
             session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
-        log.info("run %s attempt %s: submitted", run_id, number)
+        log.info("run %s attempt %s: submitted as turn %s of %s", run_id, number, turn, job)
+        return job
+
+    def _place(self, ticket: RunTicket) -> tuple[str, int]:
+        """Job and turn of an attempt: what was decided before, else a host that waits, else a job of its own.
+
+        Written down before anybody hears of it, so that a repetition after a crash decides the same.
+        """
+        host = self._lab.hosts.find(ticket)
+        with self._lab.leading() as session:
+            row = session.get_one(AttemptRow, (ticket.run_id, ticket.attempt))
+            if row.job is None and host is not None:
+                row.job, row.turn = host.job, host.turn + 1
+            elif row.job is None:
+                row.job = submission_id(ticket.run_id, ticket.attempt)
+            return row.job, row.turn
+
+    def _free(self) -> tuple[int, int]:
+        with self._lab.database.reading() as session:
+            left = room(session, self._lab.settings.cpus, self._lab.settings.gpus)
+        return left.cpus, left.gpus
 
     def _ticket(self, run_id: str, number: int) -> RunTicket:
         settings = self._lab.settings
@@ -114,6 +141,7 @@ class Tender:
                 heartbeat_seconds=min(5.0, settings.silence_seconds / 12),
                 silence_seconds=settings.silence_seconds,
                 checkpoint_seconds=settings.checkpoint_seconds,
+                warm_seconds=settings.warm_seconds,
             )
 
     def _entrypoint(self, run_id: str, number: int) -> str:
@@ -178,22 +206,23 @@ class Tender:
         return self._ask(attempt)
 
     def _ask(self, attempt: LiveAttempt) -> None:
-        status = self._lab.ray.status(submission_id(*attempt.key))
+        status = self._lab.ray.status(attempt.job)
         if status is not None and status not in FINISHED:
             return
         # Its last event may have been written since we looked.
         with self._lab.database.reading() as session:
             seq = session.get_one(AttemptRow, attempt.key).event_seq
         if self._take_events(LiveAttempt(**{**attempt.__dict__, "event_seq": seq})):
-            # A cluster that does not know the job has lost it: no fault of the run.
-            reason: Reason = "worker_lost" if status else "node_fault"
+            # A job that the cluster has lost, or a host that went home as it was called: no fault of the run.
+            guest = attempt.job != submission_id(*attempt.key) and seq == 0
+            reason: Reason = "worker_lost" if status and not guest else "node_fault"
             message = f"the worker ended without a word (Ray says {status or 'nothing'})"
             self._end(attempt, reason, message)
 
     def _end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
         """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
         self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
-        self._lab.ray.stop(submission_id(*attempt.key))
+        self._lab.ray.stop(attempt.job)
         with self._lab.leading() as session:
             run = session.get_one(RunRow, attempt.run_id, with_for_update=True)
             if run.attempt != attempt.number or run.state not in LIVE:

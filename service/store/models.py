@@ -128,6 +128,10 @@ class AttemptRow(Base):
     """Seconds since 1970 by the database's clock; an attempt not renewed by then is lost."""
     reason: Mapped[str | None] = mapped_column(String(32))
     micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    job: Mapped[str | None] = mapped_column(String(64))
+    """The Ray job that carries it out: its own, or one that an earlier attempt left waiting."""
+    turn: Mapped[int] = mapped_column(server_default="1", default=1)
+    """Which ticket of that job it is."""
 
 
 class StageRow(Base):

@@ -1,0 +1,134 @@
+"""From asking to the first training step: a run of the lab against a bare `TorchTrainer` script.
+
+`python -m benchmarks.startup [--rounds 3]` starts a lab, and in turn times a script that connects to its
+cluster and enters a `TorchTrainer` loop, a run that finds no worker group waiting (cold), and a run that
+finds one (warm). Prints medians and ratios to the script.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.cli.supervisor import Supervisor
+from service.client import GraftlabClient
+from workers.contract import StageStarted
+
+BARE = """
+import time
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+def loop(config):
+    import torch
+    weights = torch.nn.Linear(8, 8)
+    print("FIRST-STEP", time.time(), flush=True)
+    weights(torch.ones(1, 8)).sum().backward()
+
+ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+TorchTrainer(
+    loop,
+    scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+    run_config=RunConfig(storage_path="STORAGE"),
+).fit()
+"""
+
+
+def main() -> int:
+    """Time all three in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder, _lab(Path(folder)) as supervisor:
+        client = GraftlabClient(supervisor.address.url)
+        jobs: dict[str, Callable[[int], float]] = {
+            "bare TorchTrainer": lambda turn: _bare(supervisor, Path(folder)),
+            "cold run": lambda turn: _cold(client, turn),
+            "warm run": lambda turn: _run(client, 2 * turn + 1),
+        }
+        times = {name: [job(turn) for turn in range(rounds)] for name, job in _interleaved(jobs, rounds)}
+    _print({name: statistics.median(values) for name, values in times.items()})
+    return 0
+
+
+def _interleaved(
+    jobs: dict[str, Callable[[int], float]], rounds: int
+) -> Iterator[tuple[str, Callable[[int], float]]]:
+    """Jobs whose n-th call is made in the n-th round of all of them."""
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds):
+        for name, job in jobs.items():
+            found[name].append(job(turn))
+            print(f"round {turn + 1}, {name}: {found[name][-1]:.2f} s", flush=True)
+    for name, values in found.items():
+        yield name, values.__getitem__
+
+
+@contextmanager
+def _lab(folder: Path) -> Iterator[Supervisor]:
+    supervisor = Supervisor(folder / "lab", 0, 2)
+    try:
+        supervisor.start()
+        supervisor.wait_ready()
+        yield supervisor
+    finally:
+        supervisor.stop()
+
+
+def _bare(supervisor: Supervisor, folder: Path) -> float:
+    environment = supervisor.environment("benchmark")
+    environment["RAY_ADDRESS"] = f"{supervisor.host}:{_gcs_port(supervisor)}"
+    program = BARE.replace("STORAGE", str(folder / "bare"))
+    began = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    words = (done.stdout + done.stderr).split("FIRST-STEP", 1)[1].split()
+    return float(words[0]) - began
+
+
+def _gcs_port(supervisor: Supervisor) -> str:
+    options = next(part.command for part in supervisor.parts if part.name == "ray")
+    return next(word for word in options if word.startswith("--port=")).removeprefix("--port=")
+
+
+def _cold(client: GraftlabClient, turn: int) -> float:
+    """A run of another shape sends waiting groups home; one of the usual shape then finds none."""
+    _run(client, 1000 + turn, resources={"cpus_per_worker": 2})
+    return _run(client, 2 * turn)
+
+
+def _run(client: GraftlabClient, seed: int, **changes: object) -> float:
+    """Seconds from the request to the start of stage 1, then the rest of the run."""
+    document = {
+        "name": f"startup {seed}",
+        "backbone": "testbed/dit-fashion",
+        "edits": [{"replace": "attention", "layers": [1], "with": {"kind": "hyena_x"}}],
+        "distill": {"steps": 2, "batch_size": 16, "held_out": 16, "images": 200, "seed": seed},
+        "finetune": {"steps": 2, "batch_size": 16, "images": 200},
+        "evaluate": {"samples": 20, "sampling_steps": 2, "micro_batch": 10},
+        **changes,
+    }
+    began = time.time()
+    run_id = client.submit(document).run_id
+    run = client.wait(run_id, poll_seconds=0.2)
+    assert run.state == "SUCCEEDED", run.message
+    bodies = ((event.event.at, event.event.body) for event in client.events(run_id) if event.event)
+    return next(at for at, body in bodies if isinstance(body, StageStarted)) - began
+
+
+def _print(medians: dict[str, float]) -> None:
+    base = medians["bare TorchTrainer"]
+    print("\n| start | seconds to the first step | ratio |\n|---|---|---|")
+    for name, seconds in medians.items():
+        print(f"| {name} | {seconds:.1f} | {seconds / base:.2f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Worker groups that wait are used where they fit, and sent home where they are in the way."""
+
+import pytest
+
+from grafting_core.storage import Storage
+from service.scheduler.scheduler import Scheduler
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.models import AttemptRow, RunRow
+from tests.builders import experiment
+from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
+from workers.contract import (
+    Handover,
+    IdleHost,
+    handover_path,
+    host_shape,
+    idle_path,
+    retire_path,
+    submission_id,
+)
+
+HOST = "run-old-1"
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def scheduler(settings: Settings, database: Database, cluster: Cluster) -> Scheduler:
+    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+
+
+def wait_idle(
+    scheduler: Scheduler, cluster: Cluster, turn: int = 1, cpus: int = 1, **changes: object
+) -> None:
+    """A worker group that has done an earlier run of this shape."""
+    shape = host_shape(experiment(**changes))
+    idle = IdleHost(job=HOST, turn=turn, shape=shape, cpus=cpus, gpus=0)
+    scheduler.storage.write_model(idle_path(HOST), idle)
+    cluster.jobs[HOST] = "RUNNING"
+
+
+def handed_over(scheduler: Scheduler, turn: int = 2) -> Handover:
+    return scheduler.storage.read_model(handover_path(HOST, turn), Handover)
+
+
+def test_a_run_goes_to_a_host_that_waits(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+    wait_idle(scheduler, cluster, turn=3)
+    run = queue(database)
+    for _ in range(2):
+        scheduler.round()
+    assert handed_over(scheduler, 4) == Handover(run_id=run, attempt=1)
+    assert list(cluster.jobs) == [HOST]
+    finish(log_of(scheduler, run))
+    scheduler.round()
+    assert state(database, run) == ("SUCCEEDED", 1)
+
+
+def test_a_host_is_given_one_run_at_a_time(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    wait_idle(scheduler, cluster)
+    runs = [queue(database), queue(database, layers=[5])]
+    for _ in range(2):
+        scheduler.round()
+    assert handed_over(scheduler).run_id == runs[0]
+    assert set(cluster.jobs) == {HOST, submission_id(runs[1], 1)}
+
+
+def test_a_kill_between_decision_and_handover_decides_the_same(
+    scheduler: Scheduler,
+    settings: Settings,
+    database: Database,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait_idle(scheduler, cluster)
+    run = queue(database)
+    scheduler.round()
+
+    def die(*_: object) -> None:
+        raise OSError("killed here")
+
+    monkeypatch.setattr(scheduler.hosts, "hand_over", die)
+    scheduler.round()
+    scheduler.leadership.release()
+    successor = Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    successor.round()
+    assert handed_over(scheduler) == Handover(run_id=run, attempt=1)
+    with database.reading() as session:
+        row = session.get_one(AttemptRow, (run, 1))
+        assert (row.job, row.turn) == (HOST, 2)
+        assert row.submitted_at is not None
+
+
+def test_a_host_that_died_while_it_waited_is_not_called(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    wait_idle(scheduler, cluster)
+    cluster.jobs[HOST] = "FAILED"
+    run = queue(database)
+    for _ in range(2):
+        scheduler.round()
+    assert cluster.jobs[submission_id(run, 1)] == "RUNNING"
+    assert scheduler.hosts.idle() == []
+
+
+def test_a_host_that_went_home_as_it_was_called_costs_the_run_no_try(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    wait_idle(scheduler, cluster)
+    run = queue(database)
+    for _ in range(2):
+        scheduler.round()
+    cluster.jobs[HOST] = "SUCCEEDED"
+    scheduler.storage.delete(idle_path(HOST))
+    scheduler.tender.forget()
+    scheduler.round()
+    with database.reading() as session:
+        row = session.get_one(RunRow, run)
+        assert (row.failures, row.reason) == (0, "node_fault")
+
+
+def test_a_host_in_the_way_is_sent_home(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+    wait_idle(scheduler, cluster, cpus=1)
+    queue(database, resources={"workers": 2})
+    for _ in range(2):
+        scheduler.round()
+    assert scheduler.storage.exists(retire_path(HOST))
+
+
+def test_a_host_that_is_not_in_the_way_may_stay(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    wait_idle(scheduler, cluster, resources={"cpus_per_worker": 2})
+    queue(database)
+    for _ in range(2):
+        scheduler.round()
+    assert not scheduler.storage.exists(retire_path(HOST))
+
+
+def test_a_waiting_or_working_host_is_no_orphan(
+    scheduler: Scheduler, database: Database, cluster: Cluster
+) -> None:
+    run = queue(database)
+    for _ in range(2):
+        scheduler.round()
+    finish(log_of(scheduler, run))
+    scheduler.round()
+    host = submission_id(run, 1)
+    idle = IdleHost(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)
+    scheduler.storage.write_model(idle_path(host), idle)
+    scheduler._orphans_sought = -1e9
+    scheduler.round()
+    queue(database, layers=[6])
+    for _ in range(2):
+        scheduler.round()
+    scheduler.storage.delete(idle_path(host))
+    scheduler._orphans_sought = -1e9
+    scheduler.round()
+    assert cluster.stopped == []
