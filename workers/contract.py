@@ -198,7 +198,7 @@ class Stop(Frozen):
 
 
 SELF_DRIVEN = frozenset({"screening"})
-"""Kinds of work that the attempt's driver carries out itself: no worker group waits after them, none helps."""
+"""Kinds of work that the driver of the attempt carries out itself: no worker group waits after them."""
 
 
 class IdleHost(Frozen):
