@@ -39,7 +39,9 @@ from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
 from service.credentials import find_key
 
 M = TypeVar("M", bound=BaseModel)
-TRIES = 5
+PATIENCE_SECONDS = 5.0
+RESTART_SECONDS = 60.0
+"""A lab that has answered once is waited for as long as a restart may take."""
 
 
 class ApiProblem(Exception):
@@ -66,6 +68,7 @@ class GraftlabClient:
     def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
         """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine."""
         self.url = url.rstrip("/")
+        self._patience = PATIENCE_SECONDS
         found = find_key(self.url, key)
         headers = {"Authorization": f"Bearer {found}"} if found else {}
         self._http = httpx.Client(
@@ -272,17 +275,20 @@ class GraftlabClient:
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Repeat while nobody answers or the service is not ready; every call here is idempotent."""
-        for attempt in range(TRIES):
+        end, pause = time.monotonic() + self._patience, 0.2
+        while True:
+            over = time.monotonic() + pause > end
             try:
                 answer = self._http.request(method, path, **request)
             except httpx.TransportError as error:
-                if attempt == TRIES - 1:
+                if over:
                     raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
             else:
-                if answer.status_code not in (429, 503) or attempt == TRIES - 1:
+                self._patience = RESTART_SECONDS
+                if over or answer.status_code not in (429, 503):
                     return _checked(answer)
-            time.sleep(0.2 * 2**attempt)
-        raise AssertionError("unreachable: the last try returns or raises")
+            time.sleep(pause)
+            pause = min(2.0, 2 * pause)
 
     def _parse(self, model: type[M], answer: httpx.Response) -> M:
         return model.model_validate_json(answer.content)
