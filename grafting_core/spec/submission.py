@@ -14,6 +14,7 @@ from grafting_core.spec.document import check_plain
 from grafting_core.spec.editing import Edit, Editing, problem
 from grafting_core.spec.experiment import ExperimentSpec, Resources
 from grafting_core.spec.explain import explain
+from grafting_core.spec.features import feature_sources
 from grafting_core.spec.lookup import find_card
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.presets import PRESETS, PresetName
@@ -109,10 +110,11 @@ def _check_guidance(protocol: EvaluationProtocol) -> None:
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
-    if protocol.feature_network != card.feature_network:
-        message = f"{card.name} is judged with {card.feature_network}, not {shown(protocol.feature_network)}"
+    """The backbone's own, or one whose weights the operator has named."""
+    allowed = list(dict.fromkeys([card.feature_network, *feature_sources()]))
+    if protocol.feature_network not in allowed:
+        message = f"{card.name} is judged with {', '.join(allowed)}, not {shown(protocol.feature_network)}"
         path = ("evaluate", "feature_network")
-        allowed = [card.feature_network]
         raise SpecError(
             [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
         )

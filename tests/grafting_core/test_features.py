@@ -14,6 +14,7 @@ from grafting_core.backbones.loader import Backbone
 from grafting_core.features.base import extract, spatial_rows
 from grafting_core.features.catalog import load_network
 from grafting_core.features.inception import Inception
+from grafting_core.spec.experiment import fingerprint_of
 from grafting_core.spec.features import (
     SETTING,
     FeatureSource,
@@ -21,6 +22,9 @@ from grafting_core.spec.features import (
     feature_digest,
     feature_sources,
 )
+from grafting_core.spec.problems import SpecError
+from grafting_core.spec.submission import parse_submission
+from tests.builders import QUICK, document
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
@@ -112,6 +116,12 @@ def test_the_operators_file_says_where_weights_are(tmp_path: Path, monkeypatch: 
     file.write_text(f"inception: {{path: /models/i.pth, sha256: {'ab' * 32}}}")
     assert feature_sources()["inception"].path == "/models/i.pth"
     assert feature_digest("inception") == "ab" * 32
+    judged = document(evaluate={**QUICK["evaluate"], "feature_network": "inception"})
+    assert fingerprint_of(parse_submission(judged)).feature_network == "ab" * 32
+    monkeypatch.delenv(SETTING)
+    with pytest.raises(SpecError, match="is judged with fashion-cnn, not 'inception'"):
+        parse_submission(judged)
+    monkeypatch.setenv(SETTING, str(file))
     for wrong in ("inception: {path: x, sha256: abc}", f"vgg: {{path: x, sha256: {'ab' * 32}}}", "[1]"):
         file.write_text(wrong)
         with pytest.raises(ValueError, match=SETTING):
