@@ -226,8 +226,22 @@ class LeaderboardGroup(View):
     next_cursor: str | None = None
 
 
+class CutShort(View):
+    """A run that a spent budget, a deadline or divergence ended: what it reached stays."""
+
+    run_id: str
+    name: str
+    protocol_digest: str
+    reason: Reason
+    reached: str
+    rungs: dict[str, float]
+    """Numbers of the fidelity ladder that it had when it ended."""
+    spend: Spend
+
+
 class Leaderboard(View):
     groups: list[LeaderboardGroup]
+    cut_short: list[CutShort] = []
 
 
 class OperatorView(View):

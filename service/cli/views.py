@@ -6,6 +6,7 @@ from rich.table import Table
 from grafting_core.spec.changes import SlotChange
 from service.api.schemas import (
     BackboneView,
+    CutShort,
     Forecast,
     Holding,
     Leaderboard,
@@ -201,6 +202,19 @@ def show_leaderboard(board: Leaderboard) -> None:
                 f"{row.share_of_pretraining:.2%}",
             )
         out.print(rows)
+    _show_cut_short(board.cut_short)
+
+
+def _show_cut_short(runs: list[CutShort]) -> None:
+    if not runs:
+        return
+    out.print("\n[bold]cut short[/]  not ranked, but kept")
+    rows = table("run", "design", "why", "reached", "rungs", "device-s", right=("device-s",))
+    for run in runs:
+        rungs = ", ".join(f"{name} {value:.4g}" for name, value in run.rungs.items())
+        seconds = f"{run.spend.device_seconds:.0f}"
+        rows.add_row(run.run_id, escape(run.name), run.reason, run.reached, rungs or "-", seconds)
+    out.print(rows)
 
 
 def show_operators(operators: list[OperatorView]) -> None:

@@ -9,6 +9,7 @@ from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import fingerprint_of
 from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
+from service.store.cut_short import cut_short
 from service.store.models import RunRow, StandingRow
 from service.store.queries import spec_of, spends_of
 
@@ -40,7 +41,8 @@ def leaderboard(
         groups=[
             _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit)
             for digest, count in counts
-        ]
+        ],
+        cut_short=cut_short(session, owner, protocol),
     )
 
 

@@ -67,7 +67,7 @@ def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
     """
     ids = [row.id for row in rows]
     spends = spends_of(session, ids)
-    reports = _reports(session, ids, ("evaluate",))
+    reports = reports_of(session, ids, ("evaluate",))
     return [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
 
 
@@ -81,7 +81,7 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
     row = session.get(RunRow, run_id)
     if row is None or not visible_to(row, owner):
         return None
-    reports = _reports(session, [run_id]).get(run_id, [])
+    reports = reports_of(session, [run_id]).get(run_id, [])
     view = _view(row, spends_of(session, [run_id]).get(run_id, Spend()), reports)
     return RunDetail(**view.model_dump(), work=work_of(row), stages=reports, parts=_parts(session, row))
 
@@ -132,9 +132,10 @@ def _sum_of(own: Figures, moved: Figures) -> Spend:
     return Spend(device_seconds=seconds, flops=flops, training_images=int(images))
 
 
-def _reports(
+def reports_of(
     session: Session, ids: Sequence[str], stages: Sequence[str] = STAGES
 ) -> dict[str, list[StageReport]]:
+    """What the stages of these runs yielded, in the stages' order."""
     found: dict[str, list[StageReport]] = {}
     query = select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage.in_(stages))
     rows = session.scalars(query).all()

@@ -8,13 +8,14 @@ from service.api.schemas import RunState
 from service.scheduler.intake import apply_event
 from service.settings import Settings
 from service.store.engine import Database
+from service.store.leaderboard import leaderboard
 from service.store.lifecycle import IllegalMove
 from service.store.models import RunRow
 from service.store.queries import events_after
 from service.store.wishes import ACTIONS, Action, act, extend, prioritise
 from tests.builders import document
 from tests.service.test_lifecycle import STARTED, begin, event, started_run
-from workers.contract import AttemptFailed, AttemptStopped
+from workers.contract import AttemptFailed, AttemptStopped, Progress, StageDone, StageReport
 
 AFTER: dict[Action, dict[RunState, RunState | None]] = {
     "pause": {"QUEUED": "PAUSED", "RUNNING": "RUNNING", "PAUSED": "PAUSED", "FAILED": None},
@@ -174,3 +175,23 @@ def test_a_run_view_tells_where_its_budget_stands(client: TestClient, database: 
     assert extended.status_code == 200
     with database.reading() as session:
         assert session.get_one(RunRow, run).extra_device_seconds == 5.0
+
+
+def test_what_a_budget_cut_short_stays_on_the_board_at_the_rung_it_reached(
+    database: Database, settings: Settings
+) -> None:
+    with database.writing() as session:
+        run = started_run(session, budget={"device_seconds": 10.0})
+        apply_event(session, settings, event(run, 1, STARTED))
+        distilled = StageReport(stage="distill", key="k", metrics={"loss_gap": 0.25, "nmse/x": 1.0})
+        apply_event(session, settings, event(run, 2, StageDone(report=distilled)))
+        step = Progress(stage="finetune", step=3, total_steps=8, spend=Spend(device_seconds=10.0))
+        apply_event(session, settings, event(run, 3, step))
+        stopped = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=10.0))
+        apply_event(session, settings, event(run, 4, stopped))
+        session.flush()
+        (row,) = leaderboard(session).cut_short
+    assert (row.run_id, row.reason) == (run.id, "budget_exhausted")
+    assert row.reached == "distill done, finetune 3/8"
+    assert row.rungs == {"loss_gap": 0.25}
+    assert row.spend.device_seconds == 10.0
