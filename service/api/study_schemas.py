@@ -73,6 +73,7 @@ class Comparison(View):
     """The best promoted design against one baseline under the same limits."""
 
     baseline: str
+    run_id: str
     value: float | None
     ahead: float | None
     """By how much the best promoted is lower; negative where the baseline won."""

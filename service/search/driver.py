@@ -15,7 +15,7 @@ from grafting_core.failpoints import failpoint
 from grafting_core.spec.study import StudySpec
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
-from service.search.learning import note_predictions, numbers_of, propose
+from service.search.learning import note_predictions, numbers_of, open_book, propose
 from service.search.promoting import collect_finals, submit_finals
 from service.search.publishing import publish_report
 from service.search.works import available, fill_work, item_scores, screening_work
@@ -88,6 +88,7 @@ class Driver:
             if row is not None:
                 row.spec = spec.model_copy(update={"space": space}).model_dump(mode="json")
                 row.scores = scores
+                failpoint("study-filled")
                 advance(row, "screen")
 
     def _submit_fill(self, study: StudyRow, spec: StudySpec) -> bool:
@@ -149,6 +150,7 @@ class Driver:
                 if trial.number in numbers:
                     trial.screened = numbers[trial.number]
                     trial.state = "SCREENED" if len(trial.screened) == len(spec.rungs) else "PRUNED"
+            failpoint("study-screened")
             advance(row, "promote")
 
     def _promote(self, study: StudyRow) -> None:
@@ -162,6 +164,7 @@ class Driver:
             with self._changing(study) as (session, row):
                 if row is not None:
                     collect_finals(session, row)
+                    failpoint("study-promoted")
                     advance(row, "learn")
         else:
             self._hold_to_budget(study, spec)
@@ -183,13 +186,17 @@ class Driver:
             if row is None:
                 return
             note_predictions(session, row, trials_of(session, row.id))
-            if self._spent(session, row, spec):
-                move(session, row, "DONE", "the budget is spent; what was found is kept")
-            elif row.round < spec.rounds:
+            failpoint("study-learned")
+            spent, trials = self._spent(session, row, spec), trials_of(session, row.id)
+        open_book(self.settings.optuna_url, study, trials)
+        ends = spent or study.round >= spec.rounds
+        # Before the study ends, so that whoever waits for its end finds the report.
+        publish_report(self.database, self.storage, study.id, "DONE" if ends else None)
+        with self._changing(study) as (session, row):
+            if row is not None and ends:
+                move(session, row, "DONE", "the budget is spent; what was found is kept" if spent else None)
+            elif row is not None:
                 advance(row, "screen")
-            else:
-                move(session, row, "DONE")
-        publish_report(self.database, self.storage, study.id)
 
     def _spent(self, session: Session, study: StudyRow, spec: StudySpec) -> bool:
         return spec.budget.exceeded_by(study_spend(session, study.id)) is not None

@@ -16,6 +16,7 @@ from optuna.visualization import matplotlib as still
 
 from grafting_core.spec.space import KEEP, MERGED
 from service.api.study_schemas import StudyDetail, StudyTrial
+from service.search.optuna_book import quiet
 from service.search.publishing_paths import FIGURES
 
 mpl.use("Agg")
@@ -24,7 +25,7 @@ BEST_SHOWN = 10
 
 def in_memory(detail: StudyDetail) -> optuna.Study:
     """The study as our tables have it, for plotting: first rung against FLOPs."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    quiet()
     metric, parameters = detail.spec.rungs[0].metric, detail.spec.space.parameters
     study = optuna.create_study(directions=["minimize", "minimize"])
     study.set_metric_names([metric, "flops"])

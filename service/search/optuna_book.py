@@ -5,12 +5,14 @@ numbers, and one that has none (a crash between its commit and ours) is told to 
 leased by the scheduler, so Optuna's heartbeats are off.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
@@ -44,6 +46,12 @@ BUILDERS: Mapping[str, Callable[..., BaseSampler]] = {
 }
 
 
+def quiet() -> None:
+    """Optuna tells of every trial, and warns of what it may rename; our versions are pinned."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
 def pinned(sampler: Sampler) -> dict[str, object]:
     """What is recorded of a sampler: its class, its arguments and Optuna's version."""
     return {
@@ -71,7 +79,7 @@ class Book:
         self, url: str, study_id: str, space: Space, sampler: Sampler, objectives: Sequence[str]
     ) -> None:
         self._space, self._sampler = space, sampler
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quiet()
         self.study = optuna.create_study(
             study_name=study_id,
             storage=RDBStorage(url, heartbeat_interval=None),

@@ -3,6 +3,7 @@
 import logging
 
 from grafting_core.storage import Storage
+from service.api.schemas import StudyState
 from service.search.publishing_paths import report_folder
 from service.search.report import report_files
 from service.store.engine import Database
@@ -12,10 +13,14 @@ from service.store.study_queries import study_detail
 log = logging.getLogger("graftlab.search")
 
 
-def publish_report(database: Database, storage: Storage, study_id: str) -> None:
-    """Render from our tables; the same state gives the same report."""
+def publish_report(
+    database: Database, storage: Storage, study_id: str, becoming: StudyState | None = None
+) -> None:
+    """Render from our tables, as the study is or as it is about to be."""
     with database.reading() as session:
         detail = study_detail(session, session.get_one(StudyRow, study_id))
+    if becoming is not None:
+        detail = detail.model_copy(update={"state": becoming})
     for name, content in report_files(detail).items():
         storage.write_bytes(f"{report_folder(study_id)}/{name}", content)
     log.info("study %s: report written", study_id)

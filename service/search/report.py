@@ -47,10 +47,10 @@ def verdict(detail: StudyDetail) -> str:
     measured = [each for each in detail.comparisons if each.value is not None and each.baseline != "teacher"]
     if detail.best is None or not measured:
         return "Nothing to compare yet."
-    ahead = [each for each in measured if (each.ahead or 0.0) > 0]
+    ahead = [each for each in measured if (each.ahead or 0.0) >= 0]
     rival = min(measured, key=lambda each: each.value or 0.0)
     if len(ahead) == len(measured):
-        text = f"The best promoted design ({detail.best:.4g}) is ahead of every baseline; "
+        text = f"The best promoted design ({detail.best:.4g}) is behind no baseline; "
         return text + f"the nearest is {rival.baseline} with {rival.value:.4g}."
     text = f"The baseline {rival.baseline} won with {rival.value:.4g}; the best promoted design has "
     return text + f"{detail.best:.4g}, ahead of {len(ahead)} of {len(measured)} baselines."
@@ -77,18 +77,15 @@ def _facts(detail: StudyDetail) -> list[list[str]]:
 
 def _baselines(detail: StudyDetail) -> list[list[str]]:
     head = ["baseline", detail.quality, "ahead by", "FLOPs", "params"]
-    by_label = {run.label: run for run in detail.runs if run.role == "baseline"}
+    by_id = {run.run_id: run for run in detail.runs}
     rows = []
     for each in detail.comparisons:
-        run = by_label[each.baseline]
+        run = by_id[each.run_id]
         ahead = "-" if each.ahead is None else f"{each.ahead:+.4g}"
         rows.append([each.baseline, _number(each.value, run.state), ahead, *_costs(detail, run)])
-    missing = [name for name in detail.spec.baselines if name not in by_label]
-    return [
-        head,
-        *rows,
-        *([name, "not at these limits, or a promoted design", "-", "-", "-"] for name in missing),
-    ]
+    compared = {each.baseline for each in detail.comparisons}
+    missing = [name for name in detail.spec.baselines if name not in compared]
+    return [head, *rows, *([name, "none at these limits", "-", "-", "-"] for name in missing)]
 
 
 def _number(value: float | None, state: str) -> str:

@@ -68,7 +68,7 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
         findings=study.findings,
         trial_rows=[_trial(trial) for trial in trials],
         runs=runs,
-        comparisons=comparisons(runs),
+        comparisons=comparisons(runs, trials),
         best_trial=best.trial if best else None,
         rank_correlation=_correlation(spec, trials),
     )
@@ -80,20 +80,20 @@ def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
     return min(own, key=lambda run: run.quality or 0.0, default=None)
 
 
-def comparisons(runs: Sequence[StudyRun]) -> list[Comparison]:
-    """The best promoted against every baseline."""
-    best = best_run(runs)
-    return [
-        Comparison(
-            baseline=run.label,
-            value=run.quality,
-            ahead=run.quality - best.quality
-            if run.quality is not None and best is not None and best.quality is not None
-            else None,
-        )
-        for run in runs
-        if run.role == "baseline"
-    ]
+def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Comparison]:
+    """The best promoted against every baseline, also against one whose design was promoted itself."""
+    best, by_trial = best_run(runs), {run.trial: run for run in runs if run.trial is not None}
+    named = {run.label: run for run in runs if run.role == "baseline"}
+    for trial in trials:
+        if trial.source.startswith("baseline ") and trial.number in by_trial:
+            named.setdefault(trial.source.removeprefix("baseline "), by_trial[trial.number])
+    return [_against(best, name, run) for name, run in named.items()]
+
+
+def _against(best: StudyRun | None, name: str, run: StudyRun) -> Comparison:
+    known = run.quality is not None and best is not None and best.quality is not None
+    ahead = (run.quality or 0.0) - (best.quality or 0.0) if known and best else None
+    return Comparison(baseline=name, run_id=run.run_id, value=run.quality, ahead=ahead)
 
 
 def _final(spec: StudySpec, trial: TrialRow) -> float | None:

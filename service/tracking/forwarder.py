@@ -21,6 +21,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.models import RunRow, TrackingRow
 from service.store.queries import events_after, run_detail
+from service.tracking.studies import StudyForwarder, parent_tags
 from workers.contract import Progress, StageDone, StageReport
 
 log = logging.getLogger("graftlab.tracking")
@@ -37,9 +38,12 @@ class Forwarder:
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self.settings, self.database, self.storage = settings, database, storage
         self.client = MlflowClient(settings.mlflow_url)
+        self.studies = StudyForwarder(settings, database, self.client)
 
     def round(self) -> None:
         """Bring MLflow up to date. Raises MlflowException or requests' errors while it is away."""
+        # Studies first: a run is nested under its parent when it is made.
+        self.studies.round()
         for run_id in self._behind():
             try:
                 self._forward(run_id)
@@ -91,11 +95,8 @@ class Forwarder:
         )
         found = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{detail.id}'", max_results=1)
         started = int(detail.created_at.timestamp() * 1000)
-        made = (
-            found[0]
-            if found
-            else self.client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
-        )
+        tags = {TAG: detail.id, **parent_tags(self.database, detail.id)}
+        made = found[0] if found else self.client.create_run(experiment_id, started, tags, detail.name)
         # A predecessor may have been killed before this: equal values are taken twice.
         self.client.log_batch(made.info.run_id, params=_params(detail))
         self.client.log_text(made.info.run_id, detail.work.model_dump_json(indent=2), f"{detail.kind}.json")

@@ -1,23 +1,32 @@
 """A study goes from file to finish by steps, each of which may be the last one of its process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
+import optuna
+import optuna_dashboard
 import pytest
 
 from grafting_core.backbones.loader import Backbone
+from grafting_core.failpoints import Failed, arm
 from grafting_core.storage import Storage
+from service.api.study_schemas import StudyExtension
 from service.search.door import open_study
 from service.search.driver import Driver
 from service.search.optuna_book import pinned
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.studies import create_study, trials_of
+from service.store.migrate import upgrade
+from service.store.studies import create_study, extend_study, move, runs_of, trials_of
 from service.store.study_models import StudyRow
 from service.store.study_queries import study_detail
 from tests.builders import study_document
 from tests.service.search.cluster import PretendCluster
 
 STEPS = 60
+KILLED_IN = ("submit", "study-filled", "study-proposed", "study-screened", "study-promoted", "study-learned")
 
 
 class Bench:
@@ -45,9 +54,13 @@ class Bench:
             if self.study().state != "RUNNING":
                 break
             interrupt(step)
-            self.driver.round()
+            with suppress(Failed):
+                self.driver.round()
             self.cluster.work()
         return self.study()
+
+    def book(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.id, storage=self.settings.optuna_url)
 
     def found(self) -> list[tuple[object, ...]]:
         with self.database.reading() as session:
@@ -71,3 +84,106 @@ def test_a_study_ends_with_its_best_designs_finished(bench: Callable[..., Bench]
     assert {run.label for run in detail.runs if run.role == "baseline"} >= {"teacher"}
     assert all(run.state == "SUCCEEDED" for run in detail.runs)
     assert detail.best is not None
+
+
+@pytest.fixture
+def small(tmp_path: Path, backbone: Backbone) -> Iterator[Callable[..., Bench]]:
+    """Labs on SQLite, each with one study."""
+    made: list[Database] = []
+
+    def make(name: str, **changes: object) -> Bench:
+        settings = Settings(data_dir=tmp_path / name)
+        made.append(Database(settings.database_url))
+        upgrade(made[-1])
+        return Bench(settings, made[-1], backbone, **changes)
+
+    yield make
+    arm("")
+    for database in made:
+        database.engine.dispose()
+
+
+def test_a_study_that_dies_in_every_phase_equals_an_undisturbed_one(small: Callable[..., Bench]) -> None:
+    """A step that raises leaves what a killed process leaves: whatever was committed, and no more."""
+    changes = {"baselines": ["random"], "rounds": 2}
+    calm, hard = small("calm", **changes), small("hard", **changes)
+    calm.run()
+
+    def interrupt(step: int) -> None:
+        arm(f"{KILLED_IN[step % len(KILLED_IN)]}:raise")
+
+    hard.run(interrupt)
+    arm("")
+    study = hard.run()
+    assert study.state == "DONE"
+    assert hard.found() == calm.found()
+    with hard.database.reading() as session:
+        purposes = [(row.role, row.label) for row, _ in runs_of(session, hard.id)]
+    assert len(purposes) == len(set(purposes)) == len(hard.cluster.carried_out)
+
+
+def test_a_lost_optuna_database_is_rebuilt_from_ours(small: Callable[..., Bench]) -> None:
+    lab = small("lab", rounds=2)
+    kept: dict[object, object] = {}
+
+    def lose(step: int) -> None:
+        if (lab.study().round, lab.study().phase) == (2, "screen") and not kept:
+            kept.update({t.user_attrs["graftlab_trial"]: t.values for t in complete(lab.book())})
+            Path(lab.settings.optuna_url.removeprefix("sqlite:///")).unlink()
+
+    lab.run(lose)
+    again = {t.user_attrs["graftlab_trial"]: t.values for t in complete(lab.book())}
+    assert kept
+    assert {number: again[number] for number in kept} == kept
+
+
+def complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+
+def test_the_budget_of_a_study_is_hard_and_what_was_found_is_kept(small: Callable[..., Bench]) -> None:
+    lab = small("lab", budget={"device_seconds": 25.0}, promote=4, rounds=2)
+    study = lab.run()
+    assert study.state == "DONE"
+    assert "budget" in (study.message or "")
+    assert any(trial[3] for trial in lab.found())
+
+
+def test_a_repeated_proposal_is_told_its_known_value_at_once(small: Callable[..., Bench]) -> None:
+    space = {"attention": ["keep", "hyena_x"], "groups": {"attention": [[1], [3]]}}
+    screening = {"trials": 8, "rungs": ["loss_gap"]}
+    lab = small("lab", space=space, screening=screening, rounds=2, promote=2)
+    study = lab.run()
+    assert study.state == "DONE"
+    keys = [trial[2] for trial in lab.found()]
+    assert len(keys) == len(set(keys)) <= 4
+
+
+def test_an_extended_study_goes_on_from_what_it_has(small: Callable[..., Bench]) -> None:
+    lab = small("lab")
+    lab.run()
+    before = lab.found()
+    with lab.database.writing() as session:
+        row = session.get_one(StudyRow, lab.id)
+        extend_study(session, row, StudyExtension(version=row.version, trials=4, promote=1, rounds=1))
+        move(session, row, "RUNNING")
+    study = lab.run()
+    after = lab.found()
+    assert (study.state, study.round) == ("DONE", 2)
+    assert [trial[:4] for trial in after[: len(before)]] == [trial[:4] for trial in before]
+    assert len(after) == len(before) + 4
+    assert sum(trial[5] is not None for trial in after) == 3
+
+
+def test_the_dashboard_opens_on_a_study(small: Callable[..., Bench]) -> None:
+    lab = small("lab")
+    lab.run()
+    app = optuna_dashboard.wsgi(optuna.storages.RDBStorage(lab.settings.optuna_url))
+    app.catchall = False
+    status: list[str] = []
+    environ: dict[str, object] = {}
+    setup_testing_defaults(environ)
+    environ["PATH_INFO"] = "/api/studies"
+    body = b"".join(app(environ, lambda line, headers, *failure: status.append(line)))
+    assert status == ["200 OK"]
+    assert lab.id.encode() in body

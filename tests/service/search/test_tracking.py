@@ -1,0 +1,42 @@
+"""MLflow shows a study as a parent run, and what serves it nested under it."""
+
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from grafting_core.storage import Storage
+from service.search.door import open_study
+from service.search.optuna_book import pinned
+from service.search.works import fill_work
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.migrate import upgrade
+from service.store.studies import create_study, move, submit_for
+from service.store.study_models import StudyRow
+from service.tracking.forwarder import Forwarder
+from tests.builders import study_document
+
+
+def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, mlflow_url=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    database = Database(settings.database_url)
+    upgrade(database)
+    spec = open_study(study_document())
+    with database.writing() as session:
+        study = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab")
+        work = fill_work(spec, spec.budget)
+        assert work is not None
+        submit_for(session, study, work, "fill", "bank")
+    forwarder = Forwarder(settings, database, Storage(settings.storage))
+    forwarder.round()
+    with database.writing() as session:
+        move(session, session.get_one(StudyRow, study.id), "STOPPED")
+    forwarder.round()
+    client = MlflowClient(settings.mlflow_url)
+    experiment = client.get_experiment_by_name(spec.backbone.name)
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("graftlab.study_id") == study.id]
+    (child,) = [run for run in runs if run is not parent]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, parent.data.tags["graftlab.state"]) == ("KILLED", "STOPPED")
+    database.engine.dispose()
