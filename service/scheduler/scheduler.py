@@ -34,6 +34,7 @@ class Scheduler:
         self.hosts = Hosts(storage, ray)
         self.tender = Tender(self)
         self._orphans_sought = -ORPHAN_SECONDS
+        self._suspects: set[str] = set()
 
     def round(self) -> None:
         """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
@@ -73,14 +74,19 @@ class Scheduler:
             return admit(session, self.settings, self.storage, self.database.clock(session))
 
     def _end_orphans(self) -> None:
-        """Stop jobs of ours that no live attempt waits for: what a replaced worker or scheduler left."""
+        """Stop jobs that no live attempt waits for: what a replaced worker or scheduler left.
+
+        At the second look alone: a driver that has just had its last word is about to go by itself.
+        """
         if time.monotonic() - self._orphans_sought < ORPHAN_SECONDS:
             return
         self._orphans_sought = time.monotonic()
         try:
-            for job in self._orphans(self.ray.running()):
+            orphans = set(self._orphans(self.ray.running()))
+            for job in orphans & self._suspects:
                 log.warning("%s: no attempt waits for it; stopped", job)
                 self.ray.stop(job)
+            self._suspects = orphans
         except RayUnavailable as error:
             log.warning("orphans cannot be sought: %s", error)
 

@@ -24,7 +24,7 @@ from grafting_core.storage import Storage
 from service.api.schemas import RunDetail
 from service.cli.lab import LabAddress, lock, read_address
 from service.cli.supervisor import MARK, PART
-from service.client import ApiProblem, GraftlabClient
+from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from tests.builders import document
 from workers.contract import RunTicket
 from workers.events import EventLog
@@ -82,8 +82,16 @@ def until(done: Callable[[], bool], seconds: float = 240) -> None:
 
 
 def finished(client: GraftlabClient, run_id: str) -> RunDetail:
-    until(lambda: client.run(run_id).ended_at is not None)
+    until(lambda: _has_ended(client, run_id))
     return client.run(run_id)
+
+
+def _has_ended(client: GraftlabClient, run_id: str) -> bool:
+    """Not yet, while the API is being started again."""
+    try:
+        return client.run(run_id).ended_at is not None
+    except LabUnreachable:
+        return False
 
 
 def kill(lab: Lab, wanted: Callable[[psutil.Process], bool]) -> None:

@@ -190,3 +190,17 @@ def test_a_scheduler_that_lost_its_lease_writes_nothing(
     with pytest.raises(LostLeadership):
         scheduler.admit()
     assert state(database, run) == ("QUEUED", 0)
+
+
+def test_a_job_that_no_attempt_waits_for_is_stopped_at_the_second_look(
+    scheduler: Scheduler, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    cluster.jobs |= {f"run-{run}-7": "RUNNING", "run-of-another-lab": "RUNNING", "run-unknown-1": "RUNNING"}
+    scheduler.round()
+    assert cluster.stopped == []
+    scheduler.round()
+    assert cluster.stopped == [f"run-{run}-7"]
