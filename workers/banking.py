@@ -72,6 +72,8 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
     teachers = min(ranks, len(missing))
     flops = pass_flops_per_image(card, [s.part for s in missing]) + (teachers - 1) * card.forward_flops()
     context.meter.price("distill", StepCost(plan.batch_size * flops, plan.batch_size))
+    if not own:
+        return  # more workers than scions
     latents = context.latents(plan.images)
     distill(
         context.backbone,

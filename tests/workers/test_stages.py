@@ -8,11 +8,12 @@ import pytest
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
 from grafting_core.finetuning import Share
-from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
+from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys, scions_of
 from grafting_core.spec.planning import design_cost
 from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from tests.builders import experiment, same
+from workers.banking import deposit
 from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
 from workers.events import EventLog
 from workers.metering import Meter
@@ -143,3 +144,11 @@ def test_a_spent_budget_stops_the_attempt(
     spec = experiment(budget={"training_images": 20})
     with pytest.raises(AttemptStoppedEarly, match="budget_exhausted"):
         run_stages(context(tmp_path, backbone, spec))
+
+
+def test_a_worker_without_a_scion_of_its_own_waits_for_the_others(tmp_path: Path, backbone: Backbone) -> None:
+    spec = experiment(layers=[1])
+    idle = context(tmp_path, backbone, spec)
+    idle.group = Group(Share(1, 2))
+    deposit(idle, scions_of(spec), "stage")
+    assert Storage(str(tmp_path)).names("scions") == []
