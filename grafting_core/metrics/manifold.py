@@ -1,7 +1,9 @@
 """Do two sets of features cover each other? Precision and recall, density and coverage.
 
 Precision and recall as Kynkaanniemi et al. 2019 (k = 3), density and coverage as Naeem et al. 2020 (k = 5),
-all from squared Euclidean distances in float64, block by block: memory is bounded whatever the set sizes.
+all from squared Euclidean distances, block by block: memory is bounded whatever the set sizes. Distances are
+taken in float32 first; where its rounding could change a verdict, they are taken again in float64, so that
+every verdict is float64's.
 """
 
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ from grafting_core.metrics.moments import finite_rows
 
 NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
+SPARE = 8
+"""Neighbours kept beyond those wanted while distances are float32's."""
 BLOCK = 2_000
 
 
@@ -43,24 +47,51 @@ class Manifold:
 
 def _nearest(rows: Tensor, block: int) -> Tensor:
     """The five smallest squared distances of every row to another, ascending. Each pair is met once."""
-    found = torch.full((len(rows), DENSITY_NEIGHBOURS), torch.inf, dtype=rows.dtype, device=rows.device)
-    spans = list(_spans(len(rows), block))
+    kept = DENSITY_NEIGHBOURS + SPARE
+    found = torch.full((len(rows), kept), torch.inf, device=rows.device)
+    where = torch.zeros((len(rows), kept), dtype=torch.long, device=rows.device)
+    rough, spans = rows.float(), list(_spans(len(rows), block))
     for index, one in enumerate(spans):
         for other in spans[index:]:
-            distances = squared_distances(rows[one], rows[other])
+            distances = squared_distances(rough[one], rough[other])
             if one == other:
                 distances.fill_diagonal_(torch.inf)
             else:
-                _keep_nearest(found[other], distances.T.contiguous())
-            _keep_nearest(found[one], distances)
-    return found
+                _keep_nearest(found[other], where[other], distances.T.contiguous(), one.start)
+            _keep_nearest(found[one], where[one], distances, other.start)
+    return _exact_nearest(rows, found, where, block)
 
 
-def _keep_nearest(found: Tensor, distances: Tensor) -> None:
-    """Write to `found` [n, 5] the smallest of it and of `distances` [n, m]."""
-    closest = distances.topk(min(DENSITY_NEIGHBOURS, distances.shape[1]), dim=1, largest=False).values
+def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -> None:
+    """`found` and `where` [n, k] get the smallest of them and of `distances` [n, m], columns from `first`."""
+    kept = found.shape[1]
+    closest, column = distances.topk(min(kept, distances.shape[1]), dim=1, largest=False)
     both = torch.cat([found, closest], dim=1)
-    found.copy_(both.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values)
+    best, order = both.topk(kept, dim=1, largest=False)
+    found.copy_(best)
+    where.copy_(torch.cat([where, column + first], dim=1).gather(1, order))
+
+
+def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Tensor:
+    """Float64 distances of the candidates; rows whose candidates may not be the right ones are met anew."""
+    nearest = torch.empty(len(rows), DENSITY_NEIGHBOURS, dtype=rows.dtype, device=rows.device)
+    for one in _spans(len(rows), max(1, block // 8)):
+        exact = (rows[where[one]] - rows[one, None]).square().sum(dim=2)
+        exact.masked_fill_(found[one].isinf(), torch.inf)
+        nearest[one] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+    # A row that was not kept is at least as far as the last that was, but for rounding.
+    doubtful = found[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
+    for part in doubtful.nonzero().flatten().split(max(1, block // 8)):
+        exact = squared_distances(rows[part], rows)
+        exact[torch.arange(len(part)), part] = torch.inf
+        nearest[part] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+    return nearest
+
+
+def rounding(ones: Tensor, others: Tensor) -> float:
+    """Most by which a float32 squared distance of two of these rows is off (Higham 2002, section 3.1)."""
+    largest = sum(float(rows.square().sum(dim=1).max()) for rows in (ones, others))
+    return 2 * (ones.shape[1] + 4) * float(np.finfo(np.float32).eps) * largest
 
 
 def squared_distances(ones: Tensor, others: Tensor) -> Tensor:
@@ -99,16 +130,39 @@ FIELDS = ("precision", "recall", "density", "coverage")
 def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> Overlap:
     """All four in one pass over the distances between the sets."""
     precise, dense = samples.rows.new_zeros(2, len(samples.rows)).unbind()
-    recalled = reference.rows.new_zeros(len(reference.rows))
-    closest = torch.full_like(recalled, torch.inf)
+    recalled, covered = reference.rows.new_zeros(2, len(reference.rows)).unbind()
     wide, narrow = reference.radii(DENSITY_NEIGHBOURS), reference.radii(NEIGHBOURS)
+    own, slack = samples.radii(NEIGHBOURS), rounding(samples.rows, reference.rows)
+    rough_samples, rough_reference = samples.rows.float(), reference.rows.float()
     for one in _spans(len(samples.rows), block):
-        own = samples.radii(NEIGHBOURS)[one, None]
         for other in _spans(len(reference.rows), block):
-            distances = squared_distances(samples.rows[one], reference.rows[other])
-            precise[one] += (distances <= narrow[other]).any(dim=1)
-            dense[one] += (distances <= wide[other]).sum(dim=1)
-            recalled[other] += (distances <= own).any(dim=0)
-            closest[other] = torch.minimum(closest[other], distances.amin(dim=0))
-    verdicts = (precise > 0, recalled > 0, dense / DENSITY_NEIGHBOURS, closest <= wide)
+            distances = squared_distances(rough_samples[one], rough_reference[other])
+            pair = _Pair(distances, samples.rows[one], reference.rows[other], slack)
+            precise[one] += pair.within(narrow[other]).any(dim=1)
+            near = pair.within(wide[other])
+            dense[one] += near.sum(dim=1)
+            covered[other] += near.any(dim=0)
+            recalled[other] += pair.within(own[one, None]).any(dim=0)
+    verdicts = (precise > 0, recalled > 0, dense / DENSITY_NEIGHBOURS, covered > 0)
     return Overlap(*(verdict.double().cpu().numpy() for verdict in verdicts))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Float32 distances of two blocks of rows, each off by at most `slack`."""
+
+    distances: Tensor
+    ones: Tensor
+    others: Tensor
+    slack: float
+
+    def within(self, radii: Tensor) -> Tensor:
+        """Which pairs are at most so far apart by float64; `radii` broadcasts over the distances."""
+        inside = self.distances <= (radii - self.slack).float()
+        doubtful = inside ^ (self.distances <= (radii + self.slack).float())
+        row, column = doubtful.nonzero(as_tuple=True)
+        for part in _spans(len(row), BLOCK):
+            one, other = row[part], column[part]
+            exact = (self.ones[one] - self.others[other]).square().sum(dim=1)
+            inside[one, other] = exact <= radii.expand_as(self.distances)[one, other]
+        return inside

@@ -120,3 +120,21 @@ def test_bootstrap_of_verdicts_is_the_binomial_interval() -> None:
 def test_too_little_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 0.0])
+def test_verdicts_are_those_of_float64_however_close_the_distances(spread: float) -> None:
+    """Rows far from the origin and close to each other leave float32 next to nothing to go by."""
+    generator = np.random.default_rng(3)
+    rows = [1.0 + spread * generator.normal(size=(count, 24)) for count in (70, 90)]
+    reference, samples = (Manifold.of(each, block=32) for each in rows)
+    for manifold in (reference, samples):
+        between = ((manifold.rows[:, None] - manifold.rows) ** 2).sum(2).fill_diagonal_(np.inf)
+        wanted = between.sort(dim=1).values[:, :5]
+        assert np.allclose(manifold.nearest, wanted, rtol=1e-9, atol=1e-12)
+    found = overlap(reference, samples, block=32)
+    across = ((samples.rows[:, None] - reference.rows) ** 2).sum(2)
+    assert (found.precision == (across <= reference.radii(3)).any(dim=1).numpy()).all()
+    assert (found.recall == (across <= samples.radii(3)[:, None]).any(dim=0).numpy()).all()
+    assert (found.density == (across <= reference.radii(5)).sum(dim=1).numpy() / 5).all()
+    assert (found.coverage == (across <= reference.radii(5)).any(dim=0).numpy()).all()
