@@ -159,8 +159,10 @@ class _Pair:
     def within(self, radii: Tensor) -> Tensor:
         """Which pairs are at most so far apart by float64; `radii` broadcasts over the distances."""
         inside = self.distances <= (radii - self.slack).float()
-        doubtful = inside ^ (self.distances <= (radii + self.slack).float())
-        row, column = doubtful.nonzero(as_tuple=True)
+        perhaps = self.distances <= (radii + self.slack).float()
+        if inside.sum() == perhaps.sum():
+            return inside
+        row, column = (inside ^ perhaps).nonzero(as_tuple=True)
         for part in _spans(len(row), BLOCK):
             one, other = row[part], column[part]
             exact = (self.ones[one] - self.others[other]).square().sum(dim=1)
