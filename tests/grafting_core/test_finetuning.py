@@ -64,5 +64,5 @@ def test_batches_depend_on_seed_and_step_alone(latents: Latents) -> None:
 
 
 def test_an_epoch_visits_every_image_once(latents: Latents) -> None:
-    rows = torch.cat([latents._rows("finetune", 0, step, 40) for step in range(5)])
+    rows = torch.cat([latents.rows("finetune", 0, step, 40) for step in range(5)])
     assert sorted(rows.tolist()) == list(range(200))
