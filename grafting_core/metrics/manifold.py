@@ -18,7 +18,7 @@ from grafting_core.metrics.moments import finite_rows
 
 NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
-SPARE = 8
+SPARE = 3
 """Neighbours kept beyond those wanted while distances are float32's."""
 BLOCK = 2_000
 
@@ -75,10 +75,12 @@ def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -
 def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Tensor:
     """Float64 distances of the candidates; rows whose candidates may not be the right ones are met anew."""
     nearest = torch.empty(len(rows), DENSITY_NEIGHBOURS, dtype=rows.dtype, device=rows.device)
+    norms = rows.square().sum(dim=1)
     for one in _spans(len(rows), max(1, block // 8)):
-        exact = (rows[where[one]] - rows[one, None]).square().sum(dim=2)
+        near = where[one]
+        exact = norms[one, None] + norms[near] - 2 * torch.bmm(rows[near], rows[one, :, None]).squeeze(2)
         exact.masked_fill_(found[one].isinf(), torch.inf)
-        nearest[one] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+        nearest[one] = exact.clamp_(min=0).topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
     # A row that was not kept is at least as far as the last that was, but for rounding.
     doubtful = found[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
     for part in doubtful.nonzero().flatten().split(max(1, block // 8)):
