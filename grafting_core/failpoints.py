@@ -29,7 +29,11 @@ POINTS: Mapping[str, str] = {
     "wish/{action}": "a wish of a user, noted and not committed",
     "wish/extend": "an extension, granted and not committed",
     "migrate/step": "a revision of the schema, applied and not committed",
-    "study-proposed": "designs of a study, proposed and not submitted",
+    "study/filled": "a study's bank, filled and not noted",
+    "study/proposed": "designs of a study, proposed and not submitted",
+    "study/screened": "a screening's numbers, taken in and not committed",
+    "study/promoted": "finished designs of a study, collected and not committed",
+    "study/learned": "a study's predictions, refitted and not committed",
     "wish/priority": "a priority, changed and not committed",
     "move/{from}/{to}": "a run's change of state, decided and not made",
 }

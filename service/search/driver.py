@@ -88,7 +88,7 @@ class Driver:
             if row is not None:
                 row.spec = spec.model_copy(update={"space": space}).model_dump(mode="json")
                 row.scores = scores
-                failpoint("study-filled")
+                failpoint("study/filled")
                 advance(row, "screen")
 
     def _submit_fill(self, study: StudyRow, spec: StudySpec) -> bool:
@@ -118,7 +118,7 @@ class Driver:
         with self.database.reading() as session:
             earlier = trials_of(session, study.id)
         proposed = propose(self.settings.optuna_url, study, earlier)
-        failpoint("study-proposed")
+        failpoint("study/proposed")
         with self._changing(study) as (session, row):
             if row is not None and len(trials_of(session, row.id)) == len(earlier):
                 session.add_all(proposed)
@@ -150,7 +150,7 @@ class Driver:
                 if trial.number in numbers:
                     trial.screened = numbers[trial.number]
                     trial.state = "SCREENED" if len(trial.screened) == len(spec.rungs) else "PRUNED"
-            failpoint("study-screened")
+            failpoint("study/screened")
             advance(row, "promote")
 
     def _promote(self, study: StudyRow) -> None:
@@ -164,7 +164,7 @@ class Driver:
             with self._changing(study) as (session, row):
                 if row is not None:
                     collect_finals(session, row)
-                    failpoint("study-promoted")
+                    failpoint("study/promoted")
                     advance(row, "learn")
         else:
             self._hold_to_budget(study, spec)
@@ -186,7 +186,7 @@ class Driver:
             if row is None:
                 return
             note_predictions(session, row, trials_of(session, row.id))
-            failpoint("study-learned")
+            failpoint("study/learned")
             spent, trials = self._spent(session, row, spec), trials_of(session, row.id)
         open_book(self.settings.optuna_url, study, trials)
         ends = spent or study.round >= spec.rounds

@@ -26,7 +26,7 @@ from tests.builders import study_document
 from tests.service.search.cluster import PretendCluster
 
 STEPS = 60
-KILLED_IN = ("submit", "study-filled", "study-proposed", "study-screened", "study-promoted", "study-learned")
+KILLED_IN = ("submit", "study/filled", "study/proposed", "study/screened", "study/promoted", "study/learned")
 
 
 class Bench:
