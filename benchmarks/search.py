@@ -11,10 +11,8 @@ is timed on 56 sites of 8 kinds and compared with exhaustive search on 729 mixes
 """
 
 import argparse
-import itertools
 import json
 import multiprocessing
-import random
 import statistics
 import tempfile
 import time
@@ -23,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.search_milp import milp_figures
+from benchmarks.search_report import interval, show
 from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.data import Latents, encode_latents
 from grafting_core.distillation import distill, replacement_candidate
@@ -40,7 +39,7 @@ from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.design import GraftDesign, Part, ReplaceOperator
 from grafting_core.spec.halving import survivors
 from grafting_core.spec.ladder import rank_correlation
-from grafting_core.spec.space import Space, design_key
+from grafting_core.spec.space import design_key
 from grafting_core.spec.study import StudySpec
 from grafting_core.surgery import operate
 from service.search.baselines import baseline_designs, fewer_steps
@@ -53,7 +52,6 @@ from service.search.proposing import Round
 PROCESSES = 2
 PAPER_GRAFTS = 3
 RANKED = 16
-BOOTSTRAP = 2_000
 
 
 def document(given: argparse.Namespace) -> dict[str, Any]:
@@ -235,63 +233,6 @@ def full_grafts(study: Study, pool: Any, designs: Sequence[int], finals: Mapping
     return costs
 
 
-def interval(ones: Sequence[float], others: Sequence[float], seed: int) -> tuple[float, float]:
-    """95 % of the bootstrap of Spearman's coefficient."""
-    draw, size = random.Random(seed), len(ones)
-    found = []
-    for _ in range(BOOTSTRAP):
-        rows = [draw.randrange(size) for _ in range(size)]
-        value = rank_correlation([ones[row] for row in rows], [others[row] for row in rows])
-        found += [value] if value is not None else []
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def milp_figures() -> dict[str, object]:
-    """Exhaustive search on 729 mixes at three limits, and the time for 56 sites of 8 kinds."""
-    small = {"attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}]}
-    small |= {"groups": {"attention": [[block] for block in range(6)]}}
-    equal = [_equals_exhaustive(small, share, seed) for share in (1.0, 0.97, 0.95) for seed in range(5)]
-    seconds = [_large(seed) for seed in range(5)]
-    return {
-        "equal": f"{sum(equal)} of {len(equal)}",
-        "seconds": statistics.median(seconds),
-        "worst": max(seconds),
-    }
-
-
-def _opened(space: dict[str, Any], backbone: str, share: float) -> StudySpec:
-    limits = {"flops": f"<= {share}x"}
-    goals = [{"minimize": "loss_gap"}]
-    return open_study(
-        {"name": "milp", "backbone": backbone, "space": space, "objectives": goals, "limits": limits}
-    )
-
-
-def _scores(space: Space, seed: int) -> dict[str, float]:
-    draw = random.Random(seed)
-    return {item.key: draw.random() for item in space.items if not item.is_keep}
-
-
-def _equals_exhaustive(space: dict[str, Any], share: float, seed: int) -> bool:
-    spec = _opened(space, "testbed/dit-fashion", share)
-    proposer = Proposer(spec.space, _scores(spec.space, seed), spec.limits)
-    mixes = itertools.product(*(variable.items for variable in spec.space.variables))
-    least = min(proposer.score(mix) for mix in mixes if proposer.meets(mix))
-    return abs(proposer.score(proposer.best()) - least) < 1e-9
-
-
-def _large(seed: int) -> float:
-    attention: list[Any] = ["keep", "hyena_x", "hyena_y", "hyena_se", "mamba2", "linear_attention"]
-    attention += [{"kind": "window_attention", "half_width": width} for width in (2, 4)]
-    mlps: list[Any] = ["keep", *({"kind": "mlp", "ratio": ratio} for ratio in (1, 2, 3, 3.5, 5, 6, 8))]
-    spec = _opened({"attention": attention, "mlp": mlps}, "dit-xl-2-256", 0.8)
-    proposer = Proposer(spec.space, _scores(spec.space, seed), spec.limits)
-    began = time.perf_counter()
-    proposer.best()
-    return time.perf_counter() - began
-
-
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """The whole study; what is known so far is written to `--out` after every phase."""
     spec = open_study(document(given))
@@ -363,26 +304,6 @@ def keep(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
     """Write what is known."""
     if given.out:
         Path(given.out).write_text(json.dumps(figures, indent=1))
-
-
-def show(figures: Mapping[str, Any]) -> None:
-    """As tables."""
-    costs, rank = figures["costs"], figures["rank"]
-    print("| part | device-s |\n|---|---|")
-    for name, value in costs.items():
-        print(f"| {name} | {value:.1f} |")
-    print(f"| one full graft | {figures['full_graft']:.1f} |")
-    print(f"\ncost ratio {figures['cost_ratio']:.3f} over {figures['trials']} hybrids")
-    low, high = rank["interval"]
-    print(f"Spearman {rank['spearman']:.3f} [{low:.3f}, {high:.3f}] over {rank['designs']} designs")
-    print(f"(over all {rank['all_designs']} finished: {rank['all']:.3f})\n")
-    print("| design | FID |\n|---|---|")
-    print(f"| best promoted | {figures['best']:.3f} |\n| teacher, full cost | {figures['teacher']:.3f} |")
-    for name, value in sorted(figures["baselines"].items(), key=lambda pair: pair[1]):
-        print(f"| {name} | {value:.3f} |")
-    milp = figures["milp"]
-    print(f"\nMILP: equal to exhaustive search in {milp['equal']}; ", end="")
-    print(f"56 x 8 in {milp['seconds']:.3f} s (worst {milp['worst']:.3f})")
 
 
 def main() -> None:
