@@ -197,8 +197,18 @@ def _goal_problems(
         yield _problem(("objectives",), "contradiction", message, names)
     else:
         yield from _rung_problems(asked, protocol, qualities[0])
+    yield from _limit_problems(asked)
+
+
+def _limit_problems(asked: StudyDocument) -> Iterator[Problem]:
     for cost, given in asked.limits:
-        if given is not None and bound_of(given, 1) is None:
+        if given is None:
+            continue
+        if cost not in COSTS:
+            message = f"{cost} differs from machine to machine and is measured on finished designs alone"
+            message += "; leave it null, and limit flops or params"
+            yield _problem(("limits", cost), "bad-limit", message, given, ["null"])
+        elif bound_of(given, 1) is None:
             message = f"a limit is a positive number or a share such as '<= 0.85x', not {shown(given)}"
             yield _problem(("limits", cost), "bad-limit", message, given)
 

@@ -54,10 +54,11 @@ class Objective(Frozen):
 
 
 class Limits(Frozen):
-    """At most so much: `"<= 0.85x"` of the backbone, or a plain number."""
+    """At most so much: `"<= 0.85x"` of the backbone, or a plain number. Latency can have no limit."""
 
     params: str | float | int | None = None
     flops: str | float | int | None = None
+    latency: str | float | int | None = None
 
 
 class Sampler(Frozen):

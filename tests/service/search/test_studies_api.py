@@ -8,7 +8,20 @@ from fastapi.testclient import TestClient
 from tests.builders import study_document
 
 STUDIES = "/api/v1/studies"
-FOUR = [[1], [3], [5], [7]]
+FAST_AND_GOOD = """
+name: fast-and-good
+backbone: testbed/dit-fashion
+space:
+  attention: [keep, hyena_x, {kind: window_attention, half_width: 2}, mamba2]   # per layer, or `groups`
+  mlp: [keep, {kind: mlp, ratio: 3}, {kind: mlp, ratio: 6}]
+  parallel_pairs: optional
+objectives: [{minimize: fid10k}, {minimize: flops}]     # one or several
+limits: {params: "<= 1.0x", flops: "<= 0.85x", latency: null}
+sampler: {kind: tpe}                                    # tpe | nsga2 | gp | random | milp
+budget: {device_seconds: 14400}
+screening: {trials: 100, rungs: [loss_gap, fid1k], reduction: 3}
+promote: 5
+"""
 
 
 def create(client: TestClient, **changes: Any) -> Any:
@@ -53,6 +66,7 @@ def create(client: TestClient, **changes: Any) -> Any:
         ({"objectives": [{"minimize": "flops"}]}, "/objectives", "one objective is the quality"),
         ({"limits": {"flops": "<= 0.2x"}}, "/limits/flops", "'<= 0.9"),
         ({"limits": {"params": "few"}}, "/limits/params", "positive number"),
+        ({"limits": {"latency": "<= 0.9x"}}, "/limits/latency", "limit flops or params"),
         ({"budget": {"training_images": 10}}, "/budget/training_images", "cheapest plan"),
         ({"budget": {"device_seconds": 0.001}}, "/budget/device_seconds", "about"),
         ({"screening": {"rungs": ["fid20", "loss_gap"]}}, "/screening/rungs/1", "cheap to dear"),
@@ -70,6 +84,30 @@ def test_a_bad_study_is_refused_with_its_place_and_what_would_be_right(
     assert pointer in places
     assert words in places[pointer]
     assert client.get(STUDIES).json()["studies"] == []
+
+
+def test_a_study_of_several_objectives_pairs_and_no_limit_on_latency_is_taken_as_it_is_written(
+    client: TestClient,
+) -> None:
+    headers = {"Content-Type": "application/yaml"}
+    answer = client.post(STUDIES, content=FAST_AND_GOOD, headers=headers)
+    assert answer.status_code == 202, answer.json()
+    study = client.get(answer.json()["url"]).json()
+    spec = study["spec"]
+    assert study["objectives"] == ["fid10k/fashion-cnn", "flops"]
+    assert {limit["cost"]: limit["of_backbone"] for limit in spec["limits"]} == {"params": 1.0, "flops": 0.85}
+    assert [item["label"] for item in spec["space"]["variables"][0]["items"]] == [
+        "keep",
+        "hyena_x",
+        "window_attention(half_width=2)",
+        "mamba2",
+    ]
+    assert [pair["variable"] for pair in spec["space"]["pairs"]] == [
+        f"pair {b}+{b + 1}" for b in (0, 2, 4, 6)
+    ]
+    assert (spec["sampler"], spec["budget"]["device_seconds"]) == ({"kind": "tpe", "seed": 0}, 14400)
+    assert [rung["kind"] for rung in spec["rungs"]] == ["loss_gap", "fid"]
+    assert (spec["trials"], spec["reduction"], spec["promote"]) == (100, 3, 5)
 
 
 def test_the_same_key_gives_the_same_study(client: TestClient) -> None:
