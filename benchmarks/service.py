@@ -257,11 +257,12 @@ def _timed(call: Callable[[], None]) -> float:
 
 def measure_memory(kind: str, database: Database, api: Api, seconds: float) -> Iterator[Line]:
     """Growth of the API's resident memory from the first tenth to the last, under 25 submissions a second."""
-    process, seen = psutil.Process(api.process.pid), []
+    first_process = psutil.Process(api.process.pid)
+    processes, seen = [first_process, *first_process.children(recursive=True)], []
     loader = threading.Thread(target=submissions, args=(api, 25, seconds))
     loader.start()
     while loader.is_alive():
-        seen.append(process.memory_info().rss / 2**20)
+        seen.append(sum(process.memory_info().rss for process in processes) / 2**20)
         time.sleep(1)
     tenth = max(1, len(seen) // 10)
     first = statistics.mean(seen[tenth : 2 * tenth])

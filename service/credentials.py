@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -14,11 +15,12 @@ def first_key(folder: Path) -> str:
     """The secret in a data folder, made where there is none; readable by its owner alone."""
     file = folder / KEY_FILE
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (
-        suppress(FileExistsError),
-        os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made,
-    ):
-        made.write(f"glk_{secrets.token_urlsafe(32)}")
+    if not file.exists():
+        # Whole or not at all: processes that start together must not read each other's empty file.
+        with tempfile.NamedTemporaryFile("w", dir=folder) as made, suppress(FileExistsError):
+            made.write(f"glk_{secrets.token_urlsafe(32)}")
+            made.flush()
+            os.link(made.name, file)
     return file.read_text().strip()
 
 

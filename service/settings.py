@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    api_processes: int = Field(default=0, ge=0)
+    """Of the API; 0: one on SQLite, which has one writer, else one a core up to four."""
     requests_per_second: float = Field(default=100.0, gt=0)
     """That one key, or one address without a key, may send in the long run."""
     requests_burst: int = Field(default=400, ge=1)
@@ -54,6 +56,13 @@ class Settings(BaseSettings):
         self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'graftlab.db'}"
         self.optuna_url = self.optuna_url or f"sqlite:///{self.data_dir / 'optuna.db'}"
         self.storage = self.storage or str(self.data_dir / "storage")
+
+    @property
+    def servers(self) -> int:
+        """How many processes answer requests."""
+        if self.api_processes:
+            return self.api_processes
+        return 1 if self.database_url.startswith("sqlite") else min(4, os.cpu_count() or 1)
 
     def ray_token(self) -> str | None:
         """The cluster's token, from its file or Ray's own variable."""

@@ -46,7 +46,7 @@ class Lab:
         return run
 
 
-def _lab(request: Request) -> Lab:
+async def _lab(request: Request) -> Lab:
     lab: Lab = request.app.state.lab
     who = getattr(request.state, "principal", NOBODY)
     return replace(lab, principal=who, if_match=request.headers.get("if-match"))

@@ -21,7 +21,12 @@ class Limits:
     """ASGI middleware inside the gate: it knows who asks. Bodies are read whole, and given on."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._rate = app, Rate(settings.requests_per_second, settings.requests_burst)
+        self._app = app
+        # Every process of the API counts for itself, and gets its share of the requests.
+        self._rate = Rate(
+            settings.requests_per_second / settings.servers,
+            max(1, settings.requests_burst // settings.servers),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -1,10 +1,12 @@
-"""Prometheus: what the process has answered, and what the store says at the moment of asking."""
+"""Prometheus: what the API has answered, and what the store says at the moment of asking."""
 
+import os
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -63,4 +65,13 @@ def read_metrics(lab: LabDep) -> Response:
     """In Prometheus' text format; scrape with a viewer's key as bearer token."""
     store = CollectorRegistry()
     store.register(Store(lab))
-    return Response(generate_latest(PROCESS) + generate_latest(store), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(_answers()) + generate_latest(store), media_type=CONTENT_TYPE_LATEST)
+
+
+def _answers() -> CollectorRegistry:
+    """What the API's processes have answered together, where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return PROCESS
+    together = CollectorRegistry()
+    MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # the library has no types here
+    return together

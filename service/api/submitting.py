@@ -17,7 +17,7 @@ from service.store.submissions import ANYWHERE, KeyReused, Placing, QuotaReached
 MAX_KEY = 255
 
 
-def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+async def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
     """The header, if it can be kept. Raises ApiError."""
     if idempotency_key is None:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.backbone import backbone_cards
@@ -60,7 +60,10 @@ def keys_of(owner: str, study: str | None) -> tuple[Key, ...]:
 
 def open_accounts(session: Session, keys: Iterable[Key]) -> None:
     """Make those that are missing, without limits."""
-    for scope, name in keys:
+    wanted = set(keys)
+    # Names alone: a row that is read here would hide what another transaction charges before it is locked.
+    query = select(AccountRow.scope, AccountRow.name).where(_among(wanted))
+    for scope, name in sorted(wanted - {(scope, name) for scope, name in session.execute(query)}):
         insert_if_absent(session, AccountRow, scope=scope, name=name, **_EMPTY)
 
 
@@ -77,8 +80,12 @@ _EMPTY = {
 
 def accounts(session: Session, keys: Iterable[Key]) -> dict[Key, AccountRow]:
     """Those of the keys that exist."""
-    query = select(AccountRow).where(tuple_(AccountRow.scope, AccountRow.name).in_(list(keys)))
+    query = select(AccountRow).where(_among(keys))
     return {(row.scope, row.name): row for row in session.scalars(query)}
+
+
+def _among(keys: Iterable[Key]) -> ColumnElement[bool]:
+    return tuple_(AccountRow.scope, AccountRow.name).in_(list(keys))
 
 
 def limits_of(account: AccountRow) -> Budget:
