@@ -12,28 +12,23 @@ from pydantic import BaseModel, TypeAdapter
 
 from grafting_core.spec.profile import BackboneProfile
 from grafting_core.spec.scions import ScionCard
+from service.api.bank_schemas import Cleared, ScionPage, Verified
+from service.api.key_schemas import KeyMade, KeyView, LoginLink, Whoami
 from service.api.schemas import (
     TERMINAL,
     AccountView,
     ActionResult,
     BackboneView,
-    Cleared,
-    KeyMade,
-    KeyView,
     Leaderboard,
-    LoginLink,
     OperatorView,
     PlanAnswer,
     QueueView,
     RunDetail,
     RunEvent,
     RunPage,
-    ScionPage,
     Soundness,
     SubmitAnswer,
     TrackingRebuilt,
-    Verified,
-    Whoami,
 )
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
 from service.credentials import find_key

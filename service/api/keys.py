@@ -11,8 +11,9 @@ from grafting_core.spec.base import Frozen
 from service.api.bodies import body_of, documented
 from service.api.deps import LabDep
 from service.api.etags import check, key_tag
+from service.api.key_schemas import KeyMade, KeyView, LoginLink, Whoami
 from service.api.problems import ApiError
-from service.api.schemas import KeyMade, KeyView, LoginLink, Role, Sees, Whoami
+from service.api.schemas import Role, Sees
 from service.store.keys import Principal, change_rights, list_keys, make_key, revoke
 from service.store.models import KeyRow
 

@@ -1,11 +1,10 @@
 """What the REST API answers; the client parses the same classes."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import ExperimentPlan
@@ -69,65 +68,6 @@ class PlanAnswer(ExperimentPlan):
 
     forecast: Forecast | None = None
     holdings: list[Holding] = []
-
-
-class ScionView(View):
-    """One scion as the list shows it; `nmse` is its held-out error, `replace_one` its damage to the noise."""
-
-    key: str
-    site: str
-    kind: str
-    operator: str
-    """The kind with the fields that are not its defaults."""
-    backbone: str
-    nmse: float
-    replace_one: float | None = None
-    steps: int
-    ending: str
-    spend: Spend
-    size: int
-    made_by: str
-    made_at: float
-    needed_by: str | None = None
-    """A run that has not ended."""
-
-
-class ScionPage(View):
-    """In the order of keys; `next_cursor` asks for those beyond."""
-
-    scions: list[ScionView]
-    next_cursor: str | None = None
-
-
-class ScionDamage(View):
-    key: str
-    problem: str
-
-
-class Verified(View):
-    """How many scions were read, and which were set aside."""
-
-    checked: int
-    damaged: list[ScionDamage]
-
-
-class ClearRequest(Frozen):
-    """What may go: what no run has asked for in so many days, and the longest unasked down to a size."""
-
-    older_than_days: Annotated[float, Field(ge=0)] | None = None
-    max_bytes: Annotated[int, Field(ge=0)] | None = None
-    dry_run: bool = False
-
-
-class Cleared(View):
-    """What went (or would go), and how many scions stay because runs under way need them."""
-
-    removed: list[str]
-    bytes: int
-    remains: int
-    """Folders without a scion: progress of cancelled runs, divergences, damage."""
-    kept_for_runs: int
-    dry_run: bool
 
 
 class RunView(View):
@@ -292,42 +232,6 @@ class EventPage(View):
 
     events: list[RunEvent]
     next_after: int | None = None
-
-
-class KeyView(View):
-    """A key without its secret; `prefix` is how the secret begins."""
-
-    id: int
-    prefix: str
-    owner: str
-    role: Role
-    sees: Sees
-    created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    last_used_at: datetime | None = None
-
-
-class KeyMade(KeyView):
-    """The one answer that holds the secret."""
-
-    key: str
-
-
-class LoginLink(View):
-    """Where a browser gets in, once."""
-
-    path: str
-    expires_at: datetime
-
-
-class Whoami(View):
-    """Whom a key stands for."""
-
-    owner: str
-    role: Role
-    sees: Sees
-    expires_at: datetime | None = None
 
 
 class ActionResult(View):

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Depends, Query, Response
 from grafting_core.bank import Bank
 from grafting_core.spec.filling import FillDocument, FillSpec, parse_fill
 from grafting_core.spec.scions import ScionCard
+from service.api.bank_schemas import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.api.bodies import Submitted, body_of, documented, submitted
 from service.api.deps import LabDep
 from service.api.problems import ApiError
-from service.api.schemas import Cleared, ClearRequest, ScionDamage, ScionPage, SubmitAnswer, Verified
+from service.api.schemas import SubmitAnswer
 from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
 from service.store.holdings import clear, scion_page
 

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from grafting_core.spec.scions import ScionCard
-from service.api.schemas import ScionView
+from service.api.bank_schemas import ScionView
 from service.cli.console import Refused, engineering, out, print_json, table
 from service.cli.lab import find_url
 from service.cli.reading import read_design, refusing

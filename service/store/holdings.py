@@ -13,7 +13,8 @@ from grafting_core.spec.experiment import ExperimentSpec, scions_of
 from grafting_core.spec.planning import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.spec.scions import ScionCard
 from grafting_core.storage import Storage
-from service.api.schemas import Cleared, Holding, KeyState, ScionPage, ScionView
+from service.api.bank_schemas import Cleared, ScionPage, ScionView
+from service.api.schemas import Holding, KeyState
 from service.store.bank import is_there, needed_by_others
 from service.store.models import NeedRow, RunRow
 
