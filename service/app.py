@@ -16,6 +16,7 @@ from service.api import (
     runs,
     scions,
     studies,
+    webhooks,
 )
 from service.api.deps import Lab
 from service.api.description import described
@@ -54,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies, admin):
+    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies, webhooks, admin):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

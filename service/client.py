@@ -31,6 +31,7 @@ from service.api.schemas import (
     TrackingRebuilt,
 )
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
+from service.api.webhook_schemas import DeliveryPage, DeliveryView, WebhookMade, WebhookView
 from service.credentials import find_key
 
 M = TypeVar("M", bound=BaseModel)
@@ -228,6 +229,28 @@ class GraftlabClient:
     def whoami(self) -> Whoami:
         """Whom this client's key stands for."""
         return self._parse(Whoami, self._ask("GET", "/whoami"))
+
+    def add_webhook(self, url: str, types: list[str] | None = None) -> WebhookMade:
+        """Have an address told of what ends; the secret is shown this once. Takes an admin's key."""
+        body = {"url": url, **({"types": types} if types else {})}
+        return self._parse(WebhookMade, self._ask("POST", "/webhooks", json=body))
+
+    def webhooks(self) -> list[WebhookView]:
+        return TypeAdapter(list[WebhookView]).validate_json(self._ask("GET", "/webhooks").content)
+
+    def remove_webhook(self, webhook_id: int) -> WebhookView:
+        return self._parse(WebhookView, self._ask("DELETE", f"/webhooks/{webhook_id}"))
+
+    def try_webhook(self, webhook_id: int) -> DeliveryView:
+        """Send a message that tells of nothing; `deliveries` shows what came of it."""
+        return self._parse(DeliveryView, self._ask("POST", f"/webhooks/{webhook_id}/test"))
+
+    def deliveries(self, webhook_id: int, **asked: Any) -> DeliveryPage:
+        """A page of what a webhook was told, newest first (`limit`, `cursor`, `state`)."""
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._parse(
+            DeliveryPage, self._ask("GET", f"/webhooks/{webhook_id}/deliveries", params=params)
+        )
 
     def verify(self) -> Soundness:
         """Every invariant over the whole store and storage. Takes an admin's key."""

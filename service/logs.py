@@ -6,8 +6,10 @@ import re
 import sys
 from datetime import UTC, datetime
 
-SECRET = re.compile(r"gl[kls]_[A-Za-z0-9_-]{8,}|(?i:(?<=bearer )\S+)|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-"""Keys, sessions and login codes; what follows `Bearer`; user and password of a URL."""
+SECRET = re.compile(
+    r"gl[kls]_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]+|(?i:(?<=bearer )\S+)|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+"""Keys, sessions, login codes and secrets of webhooks; what follows `Bearer`; user and password of a URL."""
 ABOUT = re.compile(r"\brun (?P<run>[0-9a-z]{6,32})(?: attempt (?P<attempt>\d+))?")
 FACTS = ("request", "method", "path", "status", "seconds", "owner", "run", "attempt")
 LONGEST = 4000

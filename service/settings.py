@@ -34,6 +34,17 @@ class Settings(BaseSettings):
     """CPUs that running attempts may ask for together."""
     gpus: int = 0
 
+    webhooks: bool = False
+    """Whether the lab calls addresses that admins register when something has ended."""
+    webhook_hosts: list[str] = []
+    """Hosts, `name` or `name:port`, that may be called though they are not on the public network."""
+    webhook_timeout_seconds: float = Field(default=10.0, gt=0)
+    """For one delivery, from the look-up of the name to the answer's status."""
+    webhook_retry_seconds: float = Field(default=5.0, ge=0)
+    """After the first attempt; four times as long after each further one, six hours at most."""
+    webhook_attempts: int = Field(default=8, ge=1)
+    """After the last of them a delivery has failed and stays to be looked at."""
+
     round_seconds: float = 1.0
     lead_seconds: float = 15.0
     """How long a scheduler leads without renewing."""

@@ -25,7 +25,7 @@ OPEN = ("/healthz", "/readyz", "/login", "/static/graftlab.css", "/static/icon.s
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 VIEWER_POSTS = ("/api/v1/experiments/plan", "/api/v1/login-links")
 """They store nothing of the lab's."""
-ADMIN_PATHS = ("/api/v1/keys", "/api/v1/admin", "/api/v1/scions:gc")
+ADMIN_PATHS = ("/api/v1/keys", "/api/v1/admin", "/api/v1/scions:gc", "/api/v1/webhooks")
 REMEMBERED_SECONDS = 10.0
 """How long a revoked key may still be taken for valid."""
 REMEMBERED = 10_000

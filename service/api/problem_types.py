@@ -52,6 +52,11 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "The key's role does not allow this",
         "Viewers read, runners submit and change what is theirs, admins all.",
     ),
+    "webhooks-off": ProblemType(
+        403,
+        "This lab calls no webhooks",
+        "Its operator can allow it with GRAFTLAB_WEBHOOKS=true.",
+    ),
     "quota": ProblemType(403, "A quota is used up", "Wait for your runs to end, or ask an admin for more."),
     "not-found": ProblemType(
         404,
@@ -94,7 +99,10 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "Plan it, or name a backbone that is runnable.",
     ),
     "ssrf-blocked": ProblemType(
-        422, "The lab does not send requests to this address", "Give an https address on the public network."
+        422,
+        "The lab does not send requests to this address",
+        "Give an http(s) address on the public network, or have its operator add the host to "
+        "GRAFTLAB_WEBHOOK_HOSTS.",
     ),
     "precondition-required": ProblemType(
         428, "This change needs an If-Match header", "Read it first and send its ETag as If-Match."

@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
-    """Check Python, packages, disk, API, key, database, storage, scheduler, Ray and MLflow."""
+    """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
     found = [_python(), *map(_package, LEAST), _disk(data), *_lab(find_url(url)), _mlflow(data)]
     if json:
         print_json([finding._asdict() for finding in found])
@@ -91,7 +91,7 @@ def _lab(url: str) -> list[Finding]:
         Finding(name, seen, "" if seen == "ok" else REMEDIES.get(name, "see the lab's logs"))
         for name, seen in ready.items()
     ]
-    return [Finding("API", url), _tried("key", lambda: _whoami(url)), *parts]
+    return [Finding("API", url), _tried("key", lambda: _whoami(url)), *parts, *_webhooks(url)]
 
 
 def _whoami(url: str) -> str:
@@ -104,6 +104,25 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
         return Finding(what, call())
     except (ApiProblem, LabUnreachable) as error:
         return Finding(what, str(error), "set GRAFTLAB_KEY to a key of this lab; `graft keys make` makes one")
+
+
+def _webhooks(url: str) -> list[Finding]:
+    """Those that cannot be reached, as far as this key may see them."""
+    try:
+        hooks = GraftlabClient(url).webhooks()
+    except (ApiProblem, LabUnreachable):
+        return []
+    failing = [hook for hook in hooks if hook.failed or hook.last_error]
+    return [
+        Finding(
+            f"webhook {hook.id}",
+            f"{hook.url}: {hook.failed} failed, {hook.pending} waiting; {hook.last_error or 'works by now'}",
+            f"look at its receiver; `graft webhook deliveries {hook.id}` shows all, `rm {hook.id}` ends it"
+            if hook.last_error
+            else "",
+        )
+        for hook in failing
+    ]
 
 
 def _mlflow(folder: Path) -> Finding:

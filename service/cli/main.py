@@ -26,6 +26,7 @@ from service.cli.reading import read_design, refusing
 from service.cli.running import demo_command, down_command, up_command
 from service.cli.studies import study_app
 from service.cli.supervisor import StartFailed
+from service.cli.webhooks import webhook_app
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 
 app = typer.Typer(
@@ -169,6 +170,7 @@ def backbones(url: Url = None, json: AsJson = False) -> None:
 app.command("open")(open_command)
 app.command("doctor")(doctor_command)
 app.add_typer(keys_app, name="keys")
+app.add_typer(webhook_app, name="webhook")
 app.add_typer(admin_app, name="admin")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(bank_app, name="bank")

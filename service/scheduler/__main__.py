@@ -15,6 +15,7 @@ from service.search.thread import drive_studies
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
+from service.webhooks.postman import LAST_SECONDS, send_webhooks
 
 log = logging.getLogger("graftlab.scheduler")
 
@@ -30,9 +31,12 @@ def main() -> None:
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
     drive_studies(scheduler, ended)
+    post = send_webhooks(settings, database, ended) if settings.webhooks else None
     while not ended.wait(settings.round_seconds):
         _round(scheduler)
     scheduler.leadership.release()
+    if post is not None:
+        post.join(LAST_SECONDS + 1)
 
 
 def _round(scheduler: Scheduler) -> None:

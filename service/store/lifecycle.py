@@ -13,6 +13,7 @@ from service.api.schemas import TERMINAL, RunState
 from service.store.models import EventRow, RunRow, now
 from service.store.policy import POLICIES, back_off, can_split
 from service.store.standings import stand
+from service.store.webhooks import announce_run
 from workers.contract import Reason
 
 MOVES: Mapping[RunState, frozenset[RunState]] = {
@@ -54,7 +55,7 @@ def record(session: Session, run: RunRow, kind: str, body: dict[str, Any]) -> No
 def transition(
     session: Session, run: RunRow, to: RunState, reason: Reason | None = None, message: str | None = None
 ) -> None:
-    """Move a run and record the move in the same transaction. Raises IllegalMove."""
+    """Move a run; record the move and whom to tell of it in the same transaction. Raises IllegalMove."""
     current: RunState = run.state  # type: ignore[assignment]  # the column holds nothing else
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
@@ -69,6 +70,8 @@ def transition(
         run.reserved_device_seconds = run.reserved_flops = run.reserved_images = 0
     body = {"state": to, "reason": reason, "attempt": run.attempt, "message": run.message}
     record(session, run, "state", body)
+    if to in TERMINAL:
+        announce_run(session, run)
 
 
 def move_point(current: RunState, to: RunState) -> str:

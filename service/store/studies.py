@@ -18,6 +18,7 @@ from service.store.lifecycle import new_run_id
 from service.store.models import AttemptRow, RunRow, now
 from service.store.study_models import StudyRow, StudyRunRow, TrialRow
 from service.store.submissions import KeyReused, Placing, submit
+from service.store.webhooks import announce_study
 from service.store.wishes import Action, act
 
 Role = Literal["fill", "screen", "promote", "calibrate", "baseline"]
@@ -95,6 +96,8 @@ def move(session: Session, study: StudyRow, to: StudyState, message: str | None 
     study.state, study.message = to, message and message[:500]
     study.ended_at = now() if to in ENDED else None
     touch(study)
+    if to in ENDED:
+        announce_study(session, study)
 
 
 def advance(study: StudyRow, phase: StudyPhase) -> None:

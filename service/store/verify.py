@@ -8,6 +8,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
+from service.api.schemas import TERMINAL
 from service.store.accounts import Key, Usage, keys_of, settled, spend_of_attempt, title, usage
 from service.store.lifecycle import LIVE, MOVES
 from service.store.models import (
@@ -19,6 +20,7 @@ from service.store.models import (
     StageRow,
     TrackingRow,
 )
+from service.store.webhook_models import DeliveryRow
 
 TOLERANCE = 1e-6
 """Of sums of the same numbers in another order."""
@@ -197,6 +199,31 @@ def _tracking_behind(session: Session) -> Wrong:
         yield run_id, f"was projected to event {told} of {last}"
 
 
+def _deliveries_tell_of_ends(session: Session) -> Wrong:
+    """What webhooks are told of a run is an end it has really come to."""
+    told = and_(EventRow.run_id == DeliveryRow.subject, EventRow.seq == DeliveryRow.number)
+    query = (
+        select(DeliveryRow.subject, DeliveryRow.type, DeliveryRow.number, EventRow.body)
+        .outerjoin(EventRow, and_(told, EventRow.kind == "state"))
+        .where(DeliveryRow.type.like("run.%"))
+        .execution_options(yield_per=BATCH)
+    )
+    for run_id, type_, number, body in session.execute(query):
+        state = (body or {}).get("state")
+        if state not in TERMINAL or type_ != f"run.{state.lower()}":
+            yield run_id, f"webhooks are told of {type_}, but its event {number} says {state or 'no state'}"
+
+
+def _deliveries_counted(session: Session) -> Wrong:
+    """What has arrived was answered well, and what waits has not ended."""
+    arrived = and_(DeliveryRow.state == "DELIVERED", DeliveryRow.status.between(200, 299))
+    waits = and_(DeliveryRow.state == "PENDING", DeliveryRow.ended_at.is_(None))
+    right = or_(arrived, waits, DeliveryRow.state == "FAILED")
+    query = select(DeliveryRow.message_id, DeliveryRow.state, DeliveryRow.status)
+    for message_id, state, status in session.execute(query.where(~func.coalesce(right, False))):
+        yield "", f"delivery {message_id} is {state} with status {status}"
+
+
 INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
     "one-live-attempt": _one_live_attempt,
     "attempts-numbered": _attempts_numbered,
@@ -207,6 +234,8 @@ INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
     "charged-once": _charged_once,
     "spend-not-negative": _spend_not_negative,
     "tracking-behind": _tracking_behind,
+    "deliveries-tell-of-ends": _deliveries_tell_of_ends,
+    "deliveries-counted": _deliveries_counted,
 }
 
 

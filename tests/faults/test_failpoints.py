@@ -13,11 +13,15 @@ from sqlalchemy import text
 from grafting_core.failpoints import POINTS, arm
 from grafting_core.spec.budget import Spend
 from service.api.schemas import RunState
+from service.api.webhook_schemas import WebhookRequest
 from service.store.lifecycle import MOVES, move_point
 from service.store.migrate import upgrade
 from service.store.models import RunRow
+from service.store.webhooks import register
 from service.store.wishes import extend, prioritise
+from service.webhooks.postman import Postman
 from tests.faults.rig import STARTED, Rig
+from tests.service.receiver import receiving
 from workers.contract import AttemptFailed, AttemptStopped
 
 ROOT = Path(__file__).parent.parent.parent
@@ -130,6 +134,18 @@ def _moved_up(rig: Rig) -> None:
         prioritise(session, session.get_one(RunRow, run), 3)
 
 
+def _told(rig: Rig) -> None:
+    """A run that ends while somebody listens."""
+    rig.settings.webhooks, rig.settings.webhook_hosts = True, ["127.0.0.1"]
+    with receiving() as receiver:
+        with rig.database.writing() as session:
+            register(session, WebhookRequest(url=receiver.url()), "ann")
+        rig.act(rig.submit(), "cancel")
+        postman = Postman(rig.settings, rig.database)
+        postman.round()
+        postman.wait(30)
+
+
 PLACES: dict[str, Scenario] = {
     **{
         f"{name}:{{}}:{passing}": _finished
@@ -146,6 +162,9 @@ PLACES: dict[str, Scenario] = {
     "wish/pause:{}": _acted("QUEUED", "pause"),
     "wish/extend:{}": _extended,
     "wish/priority:{}": _moved_up,
+    "webhook/announced:{}": _told,
+    "webhook/send/before:{}": _told,
+    "webhook/send/after:{}": _told,
     **{f"{move_point(*move)}:{{}}": scenario for move, scenario in SCENARIOS.items()},
 }
 

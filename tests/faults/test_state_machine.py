@@ -15,17 +15,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import create_engine, delete
+from sqlalchemy import create_engine, delete, select
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget, Spend
 from service.api.schemas import TERMINAL
+from service.api.webhook_schemas import WebhookRequest
 from service.scheduler.leadership import LostLeadership
 from service.store.account_views import AccountLimits, set_limits
 from service.store.engine import Database
 from service.store.lifecycle import LIVE, IllegalMove
 from service.store.migrate import upgrade
 from service.store.models import Base, RunRow
+from service.store.webhook_models import DeliveryRow
+from service.store.webhooks import register
 from service.store.wishes import Action, act, extend, prioritise
 from tests.faults.rig import STARTED, Rig
 from workers.contract import (
@@ -75,6 +78,8 @@ class Lab(RuleBasedStateMachine):
         self.other = self.rig.new_scheduler()
         self.numbers = itertools.count()
         self.acknowledged: set[str] = set()
+        with self.rig.database.writing() as session:
+            register(session, WebhookRequest(url="https://hooks.example/"), "ann")
 
     def teardown(self) -> None:
         """Faults end: everything comes to an end, and nothing acknowledged is missing."""
@@ -85,6 +90,8 @@ class Lab(RuleBasedStateMachine):
         assert {state for state, _ in ended.values()} <= TERMINAL
         assert ended.keys() == self.acknowledged
         assert self.rig.violations() == []
+        with self.rig.database.reading() as session:
+            assert set(session.scalars(select(DeliveryRow.subject))) == self.acknowledged
         self.rig.database.engine.dispose()
         shutil.rmtree(self.folder)
 

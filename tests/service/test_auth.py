@@ -126,6 +126,11 @@ MAY = [
     ("POST", "/api/v1/keys", "admin"),
     ("DELETE", "/api/v1/keys/1", "admin"),
     ("GET", "/api/v1/admin/anything", "admin"),
+    ("GET", "/api/v1/webhooks", "admin"),
+    ("POST", "/api/v1/webhooks", "admin"),
+    ("POST", "/api/v1/webhooks/1/test", "admin"),
+    ("GET", "/api/v1/webhooks/1/deliveries", "admin"),
+    ("DELETE", "/api/v1/webhooks/1", "admin"),
 ]
 
 

@@ -18,6 +18,7 @@ from service.app import create_app
 from service.credentials import first_key
 from service.settings import Settings
 from service.store.models import ExperimentRow, RunRow
+from service.store.webhook_models import WebhookRow
 from tests.builders import document
 from tests.service.test_auth import anonymous, as_user
 
@@ -47,6 +48,10 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 def edit(**fields: Any) -> dict[str, Any]:
     return changed(edits=[{"replace": "attention", "layers": [1], "with": {"kind": "mha"}, **fields}])
+
+
+def told(url: str) -> tuple[tuple[str, str], dict[str, Any]]:
+    return ("POST", "/api/v1/webhooks"), {"json": {"url": url}}
 
 
 POST, GET = ("POST", SUBMIT), "GET"
@@ -172,11 +177,63 @@ CASES: list[tuple[int, str, tuple[str, str], dict[str, Any], int, str]] = [
     ),
     (38, "10^4 characters", POST, changed(name="n" * 10_000), 422, "out-of-range"),
     (38, "newline in a name", POST, changed(name="a\nb"), 422, "out-of-range"),
+    *(
+        (39, url, *told(url), 422, "ssrf-blocked")
+        for url in (
+            "http://127.0.0.1/",
+            "http://localhost:8000/",
+            "http://localhost./",
+            "http://169.254.169.254/latest/meta-data/",
+            "http://10.1.2.3/",
+            "http://192.168.0.1/",
+            "http://0.0.0.0/",
+            "http://[::1]/",
+            "http://[::]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[fe80::1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://0x7f.1/",
+            "http://0177.0.0.1/",
+            "http://127.1/",
+            "http://134744072/",
+            "http://\uff11\uff12\uff17.0.0.1/",
+            "http://user:secret@8.8.8.8/",
+            "http://8.8.8.8\\@127.0.0.1/",
+            "http://8.8.8.8/\r\nHost: x",
+            "ftp://8.8.8.8/",
+            "file:///etc/passwd",
+            "gopher://8.8.8.8/",
+            "//8.8.8.8/",
+            "http:///",
+            "http://8.8.8.8:99999/",
+            "http://nosuch.invalid/",
+        )
+    ),
+    (39, "empty address", *told(""), 422, "out-of-range"),
+    (39, "long address", *told("http://8.8.8.8/" + "x" * 2000), 422, "out-of-range"),
+    (
+        39,
+        "unknown type",
+        ("POST", "/api/v1/webhooks"),
+        {"json": {"url": "http://8.8.8.8/", "types": ["run.paused"]}},
+        422,
+        "not-allowed",
+    ),
     (40, "foreign Host", (GET, RUN), {"headers": {"Host": "evil.example"}}, 400, "bad-host"),
     (41, "method not taken", ("DELETE", RUN), {}, 405, "not-allowed"),
     (41, "trailing slash", (GET, f"{RUN}/"), {}, 404, "not-found"),
     (41, "..;/", (GET, "/api/v1/..;/runs"), {}, 404, "not-found"),
 ]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A lab that calls webhooks, or row 39 would end at that."""
+    return settings.model_copy(update={"webhooks": True})
+
 
 ELSEWHERE = {
     15: "on the wire: test_heads_that_are_too_large_are_refused",
@@ -190,7 +247,6 @@ ELSEWHERE = {
     34: "no route takes a file; workers check the weights they load",
     35: "no route takes a file; reference moments are read by `graft reference`, with its own tests",
     36: "no route takes a picture: test_no_route_takes_a_file",
-    39: "no route takes an address to call",
     42: "test_too_many_requests_are_told_to_wait; quotas in tests/service/test_actions.py",
     43: "on the wire: test_connections_that_do_not_get_on_are_closed",
     44: "tests/end_to_end/test_lab.py: test_bad_input_is_exit_code_two_and_one_line",
@@ -215,6 +271,7 @@ def test_bad_input_ends_at_the_door(client: TestClient) -> None:
     assert not wrong, "\n".join(map(str, wrong))
     with client.app.state.lab.database.reading() as session:  # type: ignore[attr-defined]  # starlette's type is wider
         assert session.scalar(select(func.count()).select_from(ExperimentRow)) == 0
+        assert session.scalar(select(func.count()).select_from(WebhookRow)) == 0
 
 
 def test_the_same_key_at_once_makes_one_run(client: TestClient) -> None:
@@ -315,15 +372,24 @@ def port(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The application on a real socket, with patience of a second."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
     monkeypatch.setattr(limits, "BODY_SECONDS", 1.0)
+    with serving(settings) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[int]:
+    """The application on a real socket; its port."""
     config = uvicorn.Config(create_app(settings), port=0, http=protocol.GuardedProtocol, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def talk(port: int, head: bytes, rest: bytes = b"") -> bytes:

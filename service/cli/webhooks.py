@@ -1,0 +1,95 @@
+"""`graft webhook`: whom the lab tells when something has ended."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from service.api.webhook_schemas import HOOK_TYPES, DeliveryState, DeliveryView
+from service.cli.console import out, print_json, table
+from service.cli.lab import find_url
+from service.client import GraftlabClient
+
+webhook_app = typer.Typer(help="Whom the lab tells when something has ended.", no_args_is_help=True)
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+WebhookId = Annotated[int, typer.Argument(min=1, help="As `graft webhook ls` shows it.")]
+TEST_SECONDS = 20.0
+
+
+@webhook_app.command("add")
+def add_command(
+    address: Annotated[str, typer.Argument(help="Where to send: http or https.")],
+    type_: Annotated[
+        list[str] | None, typer.Option("--type", help=f"{', '.join(HOOK_TYPES)}; repeat for several.")
+    ] = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Register an address and print the secret that signs: this once."""
+    made = GraftlabClient(find_url(url)).add_webhook(address, list(type_ or ()))
+    print_json(made) if json else out.out(f"{made.id}  {made.secret}", highlight=False)
+
+
+@webhook_app.command("ls")
+def list_command(url: Url = None, json: AsJson = False) -> None:
+    """Webhooks, newest first, without their secrets."""
+    hooks = GraftlabClient(find_url(url)).webhooks()
+    if json:
+        return print_json(hooks)
+    rows = table("id", "address", "told of", "delivered", "waiting", "failed", "last error")
+    for hook in hooks:
+        counts = map(str, (hook.delivered, hook.pending, hook.failed))
+        told = ", ".join(hook.types)
+        rows.add_row(str(hook.id), escape(hook.url), told, *counts, escape(hook.last_error or ""))
+    return out.print(rows)
+
+
+@webhook_app.command("rm")
+def remove_command(webhook_id: WebhookId, url: Url = None) -> None:
+    """Tell it nothing more."""
+    hook = GraftlabClient(find_url(url)).remove_webhook(webhook_id)
+    out.print(f"webhook {hook.id} is removed")
+
+
+@webhook_app.command("deliveries")
+def deliveries_command(
+    webhook_id: WebhookId,
+    state: Annotated[DeliveryState | None, typer.Option(help="Only those that are so.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """What a webhook was told, or should have been, newest first."""
+    page = GraftlabClient(find_url(url)).deliveries(webhook_id, state=state, limit=limit)
+    print_json(page) if json else out.print(_table(page.deliveries))
+
+
+def _table(deliveries: list[DeliveryView]) -> Any:
+    rows = table("id", "type", "of", "state", "attempts", "status", "error", "written")
+    for each in deliveries:
+        status, error = str(each.status or ""), escape(each.error or "")
+        written = f"{each.created_at:%Y-%m-%d %H:%M:%S}"
+        told = (each.message_id, each.type, each.subject, each.state)
+        rows.add_row(*told, str(each.attempts), status, error, written)
+    return rows
+
+
+@webhook_app.command("test")
+def try_command(webhook_id: WebhookId, url: Url = None) -> None:
+    """Send it a message that tells of nothing, and wait for what comes of it; exit 1 unless it arrives."""
+    client = GraftlabClient(find_url(url))
+    made = client.try_webhook(webhook_id)
+    end = time.monotonic() + TEST_SECONDS
+    while made.state == "PENDING" and not made.error and time.monotonic() < end:
+        time.sleep(0.5)
+        made = next(
+            each for each in client.deliveries(webhook_id, limit=200).deliveries if each.id == made.id
+        )
+    if made.state == "DELIVERED":
+        return out.print(f"delivered: answered with status {made.status}")
+    out.print(escape(made.error or "not sent yet; does a scheduler run?"))
+    raise typer.Exit(1)

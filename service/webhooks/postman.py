@@ -1,0 +1,107 @@
+"""Empties the outbox: a thread for each webhook that something is due for, so that none waits for another."""
+
+import logging
+import threading
+import time
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from grafting_core.failpoints import failpoint
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.webhooks import Letter, Patience, claim, due_webhooks, note
+from service.webhooks.addresses import Blocked
+from service.webhooks.sending import Undelivered, post
+from service.webhooks.signing import signed_headers
+
+log = logging.getLogger("graftlab.webhooks")
+SENDERS = 8
+"""Webhooks that are called at the same time."""
+LAST_SECONDS = 3.0
+"""For what is being sent when the process is to end."""
+
+
+class Postman:
+    """Any number may work on one outbox, in any process: each delivery is claimed before it is sent."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
+        self._patience = Patience(settings.webhook_attempts, settings.webhook_retry_seconds)
+        self._senders: dict[int, threading.Thread] = {}
+        self._closed = threading.Event()
+
+    def round(self) -> None:
+        """Let somebody begin with every webhook that has something due; returns without waiting for them."""
+        self._senders = {key: sender for key, sender in self._senders.items() if sender.is_alive()}
+        with self._database.reading() as session:
+            due = due_webhooks(session, self._database.clock(session))
+        idle = [webhook_id for webhook_id in due if webhook_id not in self._senders]
+        for webhook_id in idle[: SENDERS - len(self._senders)]:
+            sender = threading.Thread(target=self._serve, args=(webhook_id,), name="webhook", daemon=True)
+            self._senders[webhook_id] = sender
+            sender.start()
+
+    def close(self, seconds: float) -> None:
+        """Begin nothing more, and give what is being sent so long to be noted."""
+        self._closed.set()
+        self.wait(seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Until all who were sent out are back, or that long."""
+        end = time.monotonic() + seconds
+        for sender in self._senders.values():
+            sender.join(max(0.0, end - time.monotonic()))
+
+    def _serve(self, webhook_id: int) -> None:
+        """All that is due for one webhook, up to the first that does not arrive."""
+        try:
+            while not self._closed.is_set() and (letter := self._claim(webhook_id)) is not None:
+                if not self._deliver(letter):
+                    return
+        except (SQLAlchemyError, OSError):
+            log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
+
+    def _claim(self, webhook_id: int) -> Letter | None:
+        with self._database.writing() as session:
+            return claim(session, webhook_id, self._database.clock(session), self._patience)
+
+    def _deliver(self, letter: Letter) -> bool:
+        failpoint("webhook/send/before")
+        status, error = self._send(letter)
+        failpoint("webhook/send/after")
+        with self._database.writing() as session:
+            note(session, letter, status, error)
+        if error is not None:
+            log.warning("delivery %s: %s", letter.message_id, error)
+        return error is None
+
+    def _send(self, letter: Letter) -> tuple[int | None, str | None]:
+        """(status of the answer, what was wrong): either may be missing."""
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "graftlab",
+            **signed_headers(letter.secret, letter.message_id, int(time.time()), letter.body),
+        }
+        named, seconds = self._settings.webhook_hosts, self._settings.webhook_timeout_seconds
+        try:
+            status = post(letter.url, headers, letter.body, named=named, seconds=seconds)
+        except (Blocked, Undelivered) as error:
+            return None, str(error)
+        return status, None if 200 <= status < 300 else f"answered with status {status}"
+
+
+def send_webhooks(settings: Settings, database: Database, ended: threading.Event) -> threading.Thread:
+    """A thread that works beside the scheduler's rounds until `ended`, then ends within a few seconds."""
+    postman = Postman(settings, database)
+    thread = threading.Thread(target=_work, args=(postman, settings, ended), name="webhooks", daemon=True)
+    thread.start()
+    return thread
+
+
+def _work(postman: Postman, settings: Settings, ended: threading.Event) -> None:
+    while not ended.wait(settings.round_seconds):
+        try:
+            postman.round()
+        except (SQLAlchemyError, OSError):
+            log.exception("the outbox could not be looked at; the next round does")
+    postman.close(LAST_SECONDS)

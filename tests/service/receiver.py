@@ -1,0 +1,81 @@
+"""Somebody who is told: a real HTTP server on loopback, whose answers a test writes down beforehand."""
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class Received:
+    """One request."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Receiver:
+    """Answers with the next of `answers`, else with 204; 0 means that it says nothing until released."""
+
+    answers: list[int] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+    port: int = 0
+
+    def url(self, host: str = "127.0.0.1", path: str = "/told") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    @property
+    def ids(self) -> list[str]:
+        return [request.headers["webhook-id"] for request in self.received]
+
+    def answer(self, request: Received) -> int:
+        self.received.append(request)
+        self.arrived.set()
+        status = self.answers.pop(0) if self.answers else 204
+        if not status:
+            self.released.wait(30)
+        return status or 204
+
+
+@contextmanager
+def receiving(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[Receiver]:
+    """With certificate and key it speaks TLS."""
+    receiver = Receiver(list(answers))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status = receiver.answer(Received(self.path, headers, body))
+            try:
+                self.send_response(status)
+                self.send_header("location", receiver.url(path="/elsewhere"))
+                self.end_headers()
+            except OSError:
+                return  # who hung too long is no longer waited for
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    receiver.port = server.server_address[1]
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        receiver.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

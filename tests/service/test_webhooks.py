@@ -1,0 +1,495 @@
+"""What has ended is told: signed, at least once, under one id, to whom it may be told, and to nobody else."""
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+from typer.testing import CliRunner
+
+from grafting_core.failpoints import arm
+from service.api.webhook_schemas import HOOK_TYPES, WebhookRequest
+from service.cli.main import app as graft
+from service.credentials import first_key
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.lifecycle import transition
+from service.store.models import RunRow
+from service.store.submissions import submit
+from service.store.verify import verify
+from service.store.webhook_models import DeliveryRow, WebhookRow
+from service.store.webhooks import register
+from service.store.wishes import act
+from service.webhooks.addresses import Blocked, check, is_public
+from service.webhooks.postman import Postman, send_webhooks
+from service.webhooks.sending import Undelivered, post
+from tests.builders import document, experiment, study_document
+from tests.service.receiver import Received, Receiver, receiving
+from tests.service.test_bad_input import serving
+
+HOOKS = "/api/v1/webhooks"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A lab that may call this machine, and does not wait between attempts."""
+    changes = {"webhooks": True, "webhook_hosts": ["127.0.0.1"], "webhook_retry_seconds": 0.0}
+    return settings.model_copy(update={**changes, "webhook_timeout_seconds": 5.0, "webhook_attempts": 3})
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+def hook(database: Database, url: str, *types: str) -> str:
+    """Registered at the store; its secret."""
+    asked = WebhookRequest.model_validate({"url": url, "types": tuple(types or HOOK_TYPES)})
+    with database.writing() as session:
+        return register(session, asked, "ann").secret
+
+
+def cancelled(database: Database) -> str:
+    """A run that has just ended."""
+    with database.writing() as session:
+        run = submit(session, experiment(), "digest", None, owner="ann")
+        act(session, run, "cancel")
+        return run.id
+
+
+def send(settings: Settings, database: Database) -> None:
+    """A round, to its end."""
+    postman = Postman(settings, database)
+    postman.round()
+    postman.wait(30)
+
+
+def deliveries(database: Database) -> list[tuple[str, int, int | None]]:
+    with database.reading() as session:
+        rows = session.scalars(select(DeliveryRow).order_by(DeliveryRow.id))
+        return [(row.state, row.attempts, row.status) for row in rows]
+
+
+def signature(secret: str, request: Received) -> str:
+    """As the standard describes it, without a line of ours."""
+    key = base64.b64decode(secret[len("whsec_") :])
+    signed = b".".join(
+        (request.headers["webhook-id"].encode(), request.headers["webhook-timestamp"].encode(), request.body)
+    )
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def test_an_end_is_told_once_and_signed(
+    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    made = client.post(HOOKS, json={"url": receiver.url()}).json()
+    run = cancelled(database)
+    send(settings, database)
+    send(settings, database)
+    (request,) = receiver.received
+    assert request.headers["webhook-signature"] == signature(made["secret"], request)
+    now = datetime.now(UTC).timestamp()
+    assert abs(now - int(request.headers["webhook-timestamp"])) < 60
+    told = json.loads(request.body)
+    assert (told["type"], told["data"]["id"], told["data"]["owner"]) == ("run.cancelled", run, "ann")
+    assert told["data"]["path"] == f"/api/v1/runs/{run}"
+    (listed,) = client.get(HOOKS).json()
+    assert (listed["delivered"], listed["pending"], listed["failed"]) == (1, 0, 0)
+    assert made["secret"] not in client.get(HOOKS).text
+    shown = client.get(f"{HOOKS}/{made['id']}/deliveries").json()["deliveries"]
+    assert [(each["subject"], each["state"], each["status"]) for each in shown] == [(run, "DELIVERED", 204)]
+
+
+def test_a_run_that_ends_again_is_told_again_under_another_id(
+    database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    hook(database, receiver.url())
+    run_id = cancelled(database)
+    with database.writing() as session:
+        run = session.get_one(RunRow, run_id)
+        act(session, run, "retry")
+        act(session, run, "cancel")
+    send(settings, database)
+    assert len(set(receiver.ids)) == len(receiver.ids) == 2
+    with database.reading() as session:
+        assert verify(session) == []
+        session.get_one(DeliveryRow, 1).number -= 1
+        session.get_one(DeliveryRow, 2).status = 500
+        found = {wrong.invariant for wrong in verify(session)}
+    assert found == {"deliveries-tell-of-ends", "deliveries-counted"}
+
+
+def test_only_what_was_asked_for_is_told_and_what_was_not_committed_never_was(
+    database: Database, receiver: Receiver
+) -> None:
+    hook(database, receiver.url(), "run.failed")
+    cancelled(database)
+    with database.writing() as session:
+        run = submit(session, experiment(), "digest", None)
+        transition(session, run, "STARTING")
+        transition(session, run, "FAILED", "internal_error")
+        session.rollback()
+    assert deliveries(database) == []
+
+
+def test_a_study_that_ends_is_told(
+    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    hook(database, receiver.url(), "study.stopped")
+    study = client.post("/api/v1/studies", json=study_document()).json()["study_id"]
+    client.post(f"/api/v1/studies/{study}/stop")
+    send(settings, database)
+    assert [json.loads(each.body)["data"]["id"] for each in receiver.received] == [study]
+
+
+def test_after_an_error_and_a_hang_it_is_sent_again_under_the_same_id(
+    database: Database, settings: Settings
+) -> None:
+    hasty = settings.model_copy(update={"webhook_timeout_seconds": 0.3})
+    with receiving(500, 0, 200) as receiver:
+        hook(database, receiver.url())
+        cancelled(database)
+        seen = []
+        for _ in range(3):
+            send(hasty, database)
+            seen += deliveries(database)
+    assert seen == [("PENDING", 1, 500), ("PENDING", 2, None), ("DELIVERED", 3, 200)]
+    assert len(receiver.ids) == 3
+    assert len(set(receiver.ids)) == 1
+    assert len({each.body for each in receiver.received}) == 1
+
+
+def test_after_the_last_attempt_it_has_failed_and_stays_to_be_looked_at(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    with receiving(500, 503, 500, 200) as receiver:
+        hook(database, receiver.url())
+        cancelled(database)
+        for _ in range(5):
+            send(settings, database)
+    assert deliveries(database) == [("FAILED", 3, 500)]
+    (view,) = client.get(HOOKS).json()
+    assert (view["failed"], view["last_error"]) == (1, "answered with status 500")
+    page = client.get(f"{HOOKS}/{view['id']}/deliveries", params={"state": "FAILED"}).json()
+    assert len(page["deliveries"]) == 1
+
+
+def test_attempts_grow_apart(database: Database, settings: Settings, receiver: Receiver) -> None:
+    patient = settings.model_copy(update={"webhook_retry_seconds": 100.0})
+    receiver.answers = [500, 500]
+    hook(database, receiver.url())
+    cancelled(database)
+    waits = []
+    for _ in range(2):
+        send(patient, database)
+        send(patient, database)  # not due
+        with database.writing() as session:
+            row = session.get_one(DeliveryRow, 1)
+            waits.append(row.due - database.clock(session))
+            row.due = 0.0
+    assert len(receiver.received) == 2
+    assert 80 < waits[0] < 115
+    assert 330 < waits[1] < 445
+
+
+def _killed_while_sending(settings: Settings, armed: str) -> int:
+    child = os.fork()
+    if not child:
+        try:
+            database = Database(settings.database_url)
+            arm(armed)
+            send(settings, database)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_between_sending_and_noting_it_is_sent_again_under_the_same_id(
+    database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    hook(database, receiver.url())
+    cancelled(database)
+    database.engine.dispose()
+    assert _killed_while_sending(settings, "webhook/send/after:kill") == -signal.SIGKILL
+    assert deliveries(database) == [("PENDING", 1, None)]
+    send(settings, database)
+    assert deliveries(database) == [("DELIVERED", 2, 204)]
+    assert len(receiver.ids) == 2
+    assert len(set(receiver.ids)) == 1
+
+
+def test_who_claims_at_once_sends_once(database: Database, settings: Settings, receiver: Receiver) -> None:
+    patient = settings.model_copy(update={"webhook_retry_seconds": 100.0})
+    hook(database, receiver.url())
+    for _ in range(4):
+        cancelled(database)
+    postmen = [Postman(patient, database) for _ in range(3)]
+    for postman in postmen:
+        postman.round()
+    for postman in postmen:
+        postman.wait(30)
+    assert len(receiver.ids) == len(set(receiver.ids)) == 4
+
+
+def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
+    database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    with receiving(0) as dead:
+        hook(database, dead.url())
+        hook(database, receiver.url())
+        cancelled(database)
+        postman = Postman(settings, database)
+        postman.round()
+        assert receiver.arrived.wait(20)
+        assert dead.arrived.wait(20)
+        assert not dead.released.is_set()
+        postman.round()  # nobody else is sent to where one hangs
+        assert len(dead.received) == 1
+        dead.released.set()
+        postman.wait(30)
+    assert {state for state, _, _ in deliveries(database)} == {"DELIVERED"}
+
+
+def test_redirects_are_not_followed(database: Database, settings: Settings) -> None:
+    with receiving(302, 308, 301) as receiver:
+        hook(database, receiver.url())
+        cancelled(database)
+        for _ in range(3):
+            send(settings, database)
+    assert [each.path for each in receiver.received] == ["/told"] * 3
+    assert deliveries(database) == [("FAILED", 3, 301)]
+
+
+def test_a_name_that_changes_its_address_after_it_was_checked_is_not_called(receiver: Receiver) -> None:
+    answers = [["93.184.216.34"], ["127.0.0.1"]]
+
+    def rebinding(host: str, port: int) -> list[str]:
+        return answers.pop(0)
+
+    url = receiver.url("hooks.example")
+    check(url, [], rebinding)
+    with pytest.raises(Blocked, match=r"127\.0\.0\.1"):
+        post(url, {}, b"{}", named=[], seconds=5, look_up=rebinding)
+    assert receiver.received == []
+
+
+def test_the_connection_goes_to_the_checked_address_and_the_name_stays_in_the_request(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    looked_up = []
+
+    def once(host: str, port: int) -> list[str]:
+        looked_up.append((host, port))
+        return ["127.0.0.1"]
+
+    url = receiver.url("hooks.example")
+    assert post(url, {}, b"{}", named=["hooks.example"], seconds=5, look_up=once) == 204
+    assert looked_up == [("hooks.example", receiver.port)]
+    assert receiver.received[0].headers["host"] == f"hooks.example:{receiver.port}"
+
+
+def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """(certificate, key) of a host, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    today = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(who, who, key.public_key(), x509.random_serial_number())
+        .not_valid_before(today - timedelta(days=1))
+        .not_valid_after(today + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for file, content in (("cert.pem", made.public_bytes(Encoding.PEM)), ("key.pem", private)):
+        (folder / file).write_bytes(content)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_over_tls_the_certificate_has_to_be_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = _certificate(tmp_path, "hooks.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    named = {"named": ["hooks.example", "other.example"], "seconds": 5.0}
+    with receiving(tls=(certificate, key)) as receiver:
+        for host in ("hooks.example", "other.example"):
+            url = receiver.url(host).replace("http:", "https:")
+            if host == "hooks.example":
+                assert post(url, {}, b"{}", **named, look_up=lambda host, port: ["127.0.0.1"]) == 204
+            else:
+                with pytest.raises(Undelivered, match="ertificate"):
+                    post(url, {}, b"{}", **named, look_up=lambda host, port: ["127.0.0.1"])
+    assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize(
+    "flood", [b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100_000, b"no HTTP at all\r\n\r\n", b""]
+)
+def test_answers_without_end_or_sense_are_given_up(flood: bytes) -> None:
+    """The last one says nothing, and keeps the line open."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        lines: list[socket.socket] = []
+
+        def answer() -> None:
+            line, _ = server.accept()
+            lines.append(line)
+            try:
+                line.sendall(flood)
+            except OSError:
+                return
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with pytest.raises(Undelivered):
+            post(url, {}, b"{}", named=["127.0.0.1"], seconds=0.5)
+        thread.join()
+        lines[0].close()
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("::ffff:8.8.8.8", True),
+        *((each, False) for each in ("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1")),
+        *(
+            (each, False)
+            for each in ("0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255", "240.0.0.1")
+        ),
+        *((each, False) for each in ("::", "::1", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1")),
+        *((each, False) for each in ("::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::")),
+    ],
+)
+def test_what_is_public(text: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(text)) == public
+
+
+def test_link_local_addresses_are_not_called_even_where_the_host_is_named() -> None:
+    with pytest.raises(Blocked):
+        check("http://metadata.example/", ["metadata.example"], lambda host, port: ["169.254.169.254"])
+
+
+def test_all_addresses_of_a_name_have_to_be_public() -> None:
+    with pytest.raises(Blocked):
+        check("http://two.example/", [], lambda host, port: ["8.8.8.8", "10.0.0.1"])
+    check("http://two.example/", [], lambda host, port: ["8.8.8.8", "2606:4700::1111"])
+
+
+def test_a_lab_calls_nobody_unless_its_operator_allows_it(
+    client: TestClient, settings: Settings, receiver: Receiver
+) -> None:
+    settings.webhooks = False
+    answer = client.post(HOOKS, json={"url": receiver.url()})
+    assert (answer.status_code, answer.json()["code"]) == (403, "webhooks-off")
+    assert not Settings().webhooks
+
+
+def test_one_address_is_registered_once_and_a_removed_webhook_is_told_nothing(
+    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    made = client.post(HOOKS, json={"url": receiver.url()}).json()
+    assert client.post(HOOKS, json={"url": receiver.url()}).status_code == 409
+    cancelled(database)
+    removed = client.delete(f"{HOOKS}/{made['id']}").json()
+    assert client.delete(f"{HOOKS}/{made['id']}").json() == removed
+    assert (removed["failed"], removed["pending"]) == (1, 0)
+    assert client.get(HOOKS).json() == []
+    assert client.post(f"{HOOKS}/{made['id']}/test").status_code == 409
+    cancelled(database)
+    send(settings, database)
+    assert receiver.received == []
+    with database.reading() as session:
+        assert session.get_one(WebhookRow, made["id"]).secret == ""
+        assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
+
+
+def test_deliveries_come_in_pages(client: TestClient, database: Database, receiver: Receiver) -> None:
+    made = client.post(HOOKS, json={"url": receiver.url()}).json()
+    for _ in range(3):
+        cancelled(database)
+    path, seen, cursor = f"{HOOKS}/{made['id']}/deliveries", [], None
+    while True:
+        asked = {"limit": 2, **({"cursor": cursor} if cursor else {})}
+        page = client.get(path, params=asked).json()
+        seen += [each["id"] for each in page["deliveries"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == [3, 2, 1]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_command_line_adds_tries_lists_and_removes(
+    settings: Settings, database: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.round_seconds = 0.05
+    ended = threading.Event()
+    with serving(settings) as port:
+        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
+        thread = send_webhooks(settings, database, ended)
+        outputs = [_graft(port, *words) for words in (["add", receiver.url()], ["test", "1"], ["ls"])]
+        outputs += [_graft(port, *words) for words in (["deliveries", "1"], ["rm", "1"], ["ls", "--json"])]
+        ended.set()
+        thread.join()
+    secret = outputs[0].split()[1]
+    assert receiver.received[0].headers["webhook-signature"] == signature(secret, receiver.received[0])
+    assert json.loads(receiver.received[0].body)["type"] == "webhook.test"
+    assert outputs[1] == "delivered: answered with status 204\n"
+    assert secret not in "".join(outputs[1:])
+    assert "webhook.test" in outputs[3]
+    assert json.loads(outputs[5]) == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_doctor_names_what_does_not_get_through(
+    settings: Settings, database: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving(500) as failing, serving(settings) as port:
+        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
+        hook(database, receiver.url())
+        hook(database, failing.url())
+        cancelled(database)
+        with database.writing() as session:
+            session.get_one(DeliveryRow, 2).attempts = settings.webhook_attempts - 1
+        send(settings, database)
+        done = CliRunner().invoke(graft, ["doctor", "--json", "--url", f"http://127.0.0.1:{port}"])
+    found = {finding["what"]: finding for finding in json.loads(done.output)}
+    assert "webhook 1" not in found
+    assert "status 500" in found["webhook 2"]["seen"]
+    assert "graft webhook deliveries 2" in found["webhook 2"]["remedy"]
+
+
+def _graft(port: int, *words: str) -> str:
+    done = CliRunner().invoke(graft, ["webhook", *words, "--url", f"http://127.0.0.1:{port}"])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_webhook_tells_nobody_who_may_not_ask(client: TestClient) -> None:
+    client.post("/api/v1/experiments", json=document())
+    key = client.post("/api/v1/keys", json={"owner": "bob", "role": "runner"}).json()["key"]
+    bob = {"Authorization": f"Bearer {key}"}
+    assert client.get(HOOKS, headers=bob).status_code == 403
+    assert client.post(HOOKS, json={"url": "http://127.0.0.1/"}, headers=bob).status_code == 403
