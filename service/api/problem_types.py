@@ -53,7 +53,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "Viewers read, runners submit and change what is theirs, admins all.",
     ),
     "webhooks-off": ProblemType(
-        403,
+        409,
         "This lab calls no webhooks",
         "Its operator can allow it with GRAFTLAB_WEBHOOKS=true.",
     ),

@@ -402,7 +402,7 @@ def test_a_lab_calls_nobody_unless_its_operator_allows_it(
 ) -> None:
     settings.webhooks = False
     answer = client.post(HOOKS, json={"url": receiver.url()})
-    assert (answer.status_code, answer.json()["code"]) == (403, "webhooks-off")
+    assert (answer.status_code, answer.json()["code"]) == (409, "webhooks-off")
     assert not Settings().webhooks
 
 
