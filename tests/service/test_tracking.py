@@ -1,7 +1,9 @@
 """MLflow shows what our store says, costs nothing while it is away, and is rebuilt where it was lost."""
 
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -83,15 +85,44 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+class Broken(BaseHTTPRequestHandler):
+    """Answers 500 to whatever is asked."""
+
+    def _answer(self) -> None:
+        self.send_error(500)
+
+    do_GET = do_POST = do_PATCH = do_PUT = _answer  # noqa: N815 - the names the library calls
+
+    def log_message(self, *words: object) -> None:
+        """Not into the tests' output."""
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """A server that answers, and never well."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("hangs", [True, False])
-def test_an_mlflow_that_is_away_or_hangs_costs_a_round_and_no_more(
-    database: Database, settings: Settings, silent: str, hangs: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trouble", ["away", "silent", "failing"])
+def test_an_mlflow_in_trouble_costs_a_round_and_no_more(
+    database: Database,
+    settings: Settings,
+    tracked: Settings,
+    trouble: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     run_id = finish(database)
-    away = settings.model_copy(update={"mlflow_url": silent if hangs else "http://127.0.0.1:9"})
-    assert not _round(forwarder(away, database))
+    url = "http://127.0.0.1:9" if trouble == "away" else request.getfixturevalue(trouble)
+    assert not _round(forwarder(settings.model_copy(update={"mlflow_url": url}), database))
     with database.reading() as session:
         assert session.get_one(RunRow, run_id).state == "SUCCEEDED"
+    # Once it is well again it learns everything.
+    assert _round(forwarder(tracked, database))
+    assert [run.info.status for run in shown(tracked, run_id)] == ["FINISHED"]
