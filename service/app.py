@@ -33,11 +33,14 @@ from service.store.keys import ensure_admin
 from service.store.migrate import upgrade
 from service.web import pages
 
+CONNECTIONS = 10
+"""To PostgreSQL that all processes of the API keep open together."""
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application over its own database, brought to this version first."""
     settings = settings or Settings()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, max(2, CONNECTIONS // settings.servers))
     upgrade(database)
     app = FastAPI(
         title="Graftlab",

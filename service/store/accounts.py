@@ -58,13 +58,15 @@ def keys_of(owner: str, study: str | None) -> tuple[Key, ...]:
     return (LAB, ("user", owner), *more)
 
 
-def open_accounts(session: Session, keys: Iterable[Key]) -> None:
-    """Make those that are missing, without limits."""
+def open_accounts(session: Session, keys: Iterable[Key]) -> dict[Key, int | None]:
+    """Make those that are missing, without limits. Gives how many runs each may queue; None: any number."""
     wanted = set(keys)
-    # Names alone: a row that is read here would hide what another transaction charges before it is locked.
-    query = select(AccountRow.scope, AccountRow.name).where(_among(wanted))
-    for scope, name in sorted(wanted - {(scope, name) for scope, name in session.execute(query)}):
+    # Columns, not rows: a row read here would hide what another transaction charges before it is locked.
+    query = select(AccountRow.scope, AccountRow.name, AccountRow.max_queued).where(_among(wanted))
+    quotas = {(scope, name): most for scope, name, most in session.execute(query)}
+    for scope, name in sorted(wanted - quotas.keys()):
         insert_if_absent(session, AccountRow, scope=scope, name=name, **_EMPTY)
+    return quotas
 
 
 _EMPTY = {

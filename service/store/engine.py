@@ -29,9 +29,10 @@ POSTGRESQL_LIMITS = {"statement_timeout": "60s", "idle_in_transaction_session_ti
 class Database:
     """Engine and transactions. `reading()` never blocks writers; `writing()` takes the write lock at once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int = 10) -> None:
+        """`connections` to PostgreSQL are kept open, and as many more are opened when there is a rush."""
         self.url = url
-        self.engine = _engine(url)
+        self.engine = _engine(url, connections)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -65,10 +66,16 @@ def insert_if_absent(session: Session, table: type[DeclarativeBase], **values: A
     session.execute(insert(table).values(**values).on_conflict_do_nothing())
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, connections: int) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         arguments = {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_LIMITS.items())}
-        return create_engine(url, pool_pre_ping=True, pool_size=10, connect_args=arguments)
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=connections,
+            max_overflow=connections,
+            connect_args=arguments,
+        )
     path = make_url(url).database
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

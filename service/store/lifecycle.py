@@ -47,9 +47,26 @@ def _base36(number: int) -> str:
 
 
 def record(session: Session, run: RunRow, kind: str, body: dict[str, Any]) -> None:
-    """Append to the run's events; the number comes from the row, hence without gaps."""
+    """Append to the run's events."""
+    session.add(_numbered(run, kind, body))
+
+
+def _numbered(run: RunRow, kind: str, body: dict[str, Any]) -> EventRow:
+    """The number comes from the run's row, hence without gaps."""
     run.last_event += 1
-    session.add(EventRow(run_id=run.id, seq=run.last_event, kind=kind, body=body))
+    return EventRow(run_id=run.id, seq=run.last_event, kind=kind, body=body)
+
+
+def enter(session: Session, run: RunRow) -> None:
+    """A new run and its first event, which the row counts before it is stored: it is written once."""
+    first = _numbered(run, "state", _moved(run))
+    session.add(run)
+    session.flush()
+    session.add(first)
+
+
+def _moved(run: RunRow) -> dict[str, Any]:
+    return {"state": run.state, "reason": run.reason, "attempt": run.attempt, "message": run.message}
 
 
 def transition(
@@ -68,8 +85,7 @@ def transition(
         stand(session, run)
     if to not in LIVE:
         run.reserved_device_seconds = run.reserved_flops = run.reserved_images = 0
-    body = {"state": to, "reason": reason, "attempt": run.attempt, "message": run.message}
-    record(session, run, "state", body)
+    record(session, run, "state", _moved(run))
     if to in TERMINAL:
         announce_run(session, run)
 

@@ -1,6 +1,7 @@
 """A submission becomes an experiment and a queued run."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,10 @@ from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.planning import plan
 from grafting_core.spec.work import Work, protocol_of
 from service.api.schemas import Forecast
-from service.store.accounts import keys_of, open_accounts
+from service.store.accounts import Key, keys_of, open_accounts
 from service.store.bank import record_needs
-from service.store.lifecycle import new_run_id, record
-from service.store.models import AccountRow, ExperimentRow, RunRow
+from service.store.lifecycle import enter, new_run_id
+from service.store.models import ExperimentRow, RunRow
 
 
 class KeyReused(Exception):
@@ -57,8 +58,7 @@ def submit(
             if earlier.experiment.request_digest != request_digest:
                 raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
             return earlier
-    open_accounts(session, keys_of(owner, placing.study))
-    _check_quota(session, owner)
+    _check_quota(session, owner, open_accounts(session, keys_of(owner, placing.study)))
     experiment = ExperimentRow(
         kind=work.kind,
         study=placing.study,
@@ -71,7 +71,8 @@ def submit(
         idempotency_key=stored,
         request_digest=request_digest,
     )
-    run = _insert(session, _queued(work, experiment, forecast, placing))
+    run = _queued(work, experiment, forecast, placing)
+    enter(session, run)
     record_needs(session, run, work)
     failpoint("submit")
     return run
@@ -86,9 +87,8 @@ def _by_key(session: Session, key: str) -> RunRow | None:
     return session.scalars(query.order_by(RunRow.created_at)).first()
 
 
-def _check_quota(session: Session, owner: str) -> None:
-    user = (AccountRow.scope == "user", AccountRow.name == owner)
-    most = session.scalar(select(AccountRow.max_queued).where(*user))
+def _check_quota(session: Session, owner: str, quotas: Mapping[Key, int | None]) -> None:
+    most = quotas.get(("user", owner))
     if most is not None:
         queued = select(func.count()).where(RunRow.state == "QUEUED", RunRow.owner == owner)
         if (session.scalar(queued) or 0) >= most:
@@ -112,13 +112,6 @@ def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, pl
         attempt=0,
         last_event=0,
     )
-
-
-def _insert(session: Session, run: RunRow) -> RunRow:
-    session.add(run)
-    session.flush()
-    record(session, run, "state", {"state": "QUEUED", "reason": None, "attempt": 0, "message": None})
-    return run
 
 
 def planned(work: Work) -> dict[str, Any] | None:
