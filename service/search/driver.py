@@ -8,14 +8,17 @@ before it, and is thrown away if the study has moved on meanwhile. So it may be 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from optuna.exceptions import OptunaError
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
 from grafting_core.spec.study import StudySpec
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
-from service.search.learning import note_predictions, numbers_of, open_book, propose
+from service.search.apart import proposals
+from service.search.learning import note_predictions, numbers_of, open_book
 from service.search.promoting import collect_finals, submit_finals
 from service.search.publishing import publish_report
 from service.search.works import available, fill_work, item_scores, screening_work
@@ -62,6 +65,8 @@ class Driver:
             except ValueError as error:
                 log.exception("study %s cannot go on", study.id)
                 self._fail(study, str(error))
+            except (SQLAlchemyError, OptunaError, OSError):
+                log.exception("a step of study %s failed; the next one starts from what is", study.id)
 
     def _changing(self, study: StudyRow) -> "Change":
         return Change(self.database, study)
@@ -117,7 +122,7 @@ class Driver:
     def _propose(self, study: StudyRow) -> None:
         with self.database.reading() as session:
             earlier = trials_of(session, study.id)
-        proposed = propose(self.settings.optuna_url, study, earlier)
+        proposed = proposals(self.settings.optuna_url, study, earlier)
         failpoint("study/proposed")
         with self._changing(study) as (session, row):
             if row is not None and len(trials_of(session, row.id)) == len(earlier):
@@ -193,9 +198,11 @@ class Driver:
         # Before the study ends, so that whoever waits for its end finds the report.
         publish_report(self.database, self.storage, study.id, "DONE" if ends else None)
         with self._changing(study) as (session, row):
-            if row is not None and ends:
+            if row is None or row.version != study.version:
+                return  # extended meanwhile: the report is written once more
+            if ends:
                 move(session, row, "DONE", "the budget is spent; what was found is kept" if spent else None)
-            elif row is not None:
+            else:
                 advance(row, "screen")
 
     def _spent(self, session: Session, study: StudyRow, spec: StudySpec) -> bool:

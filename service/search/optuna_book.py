@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import TrialState
 
 from grafting_core.spec.canonical import digest
 from grafting_core.spec.space import MERGED, Space
-from grafting_core.spec.study import Sampler
+from grafting_core.spec.study import Sampler, SamplerKind
 
 NUMBER = "graftlab_trial"
 ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "tpe": {
-        "prior_weight": 1.0,
         "n_startup_trials": 10,
         "n_ei_candidates": 24,
         "multivariate": True,
@@ -90,6 +88,8 @@ class Book:
 
     def reconcile(self, known: Sequence[Known]) -> None:
         """Make Optuna know exactly what we know. Safe to repeat; rebuilds a lost database."""
+        for _ in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self.tell(self.study.ask().number, None)  # its process died while it was entered
         ours = {trial.optuna_number: trial for trial in known if trial.optuna_number is not None}
         told: set[int] = set()
         for frozen in self.study.get_trials(deepcopy=False):
@@ -115,15 +115,25 @@ class Book:
 
     def _add(self, trial: Known) -> None:
         assert trial.values is not None
-        params = self._params(trial.assignment)
-        self.study.add_trial(
-            create_trial(
-                values=list(trial.values),
-                params=params,
-                distributions={name: CategoricalDistribution(self._labels(name)) for name in params},
-                user_attrs={NUMBER: trial.number},
-            )
-        )
+        entered = self._entered(trial.assignment)
+        entered.set_user_attr(NUMBER, trial.number)
+        self.tell(entered.number, trial.values)
+
+    def enter(self, assignment: Mapping[str, str]) -> int:
+        """Optuna's number of a design that its sampler did not propose: it counts as if it had."""
+        return self._entered(assignment).number
+
+    def _entered(self, assignment: Mapping[str, str]) -> optuna.Trial:
+        self.study.sampler = RandomSampler()
+        self.study.enqueue_trial(self._params(assignment))
+        trial = self.study.ask()
+        self._suggest(trial)
+        if (
+            self._sampler.kind == "nsga2"
+        ):  # it breeds from trials of a generation, and gives entered ones none
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]
+            NSGAIISampler(**ARGUMENTS["nsga2"]).get_trial_generation(self.study, frozen)
+        return trial
 
     def _labels(self, name: str) -> tuple[str, ...]:
         return self._space.parameters[name]
@@ -137,9 +147,10 @@ class Book:
             name for name, labels in self._space.parameters.items() if name in assignment and len(labels) > 1
         ]
 
-    def ask(self, draw: int) -> tuple[int, dict[str, str]]:
+    def ask(self, draw: int, kind: SamplerKind) -> tuple[int, dict[str, str]]:
         """(Optuna's number, assignment) of a new proposal; the same draw of the same history is the same."""
-        self.study.sampler = self._seeded(draw)
+        seed = int(digest({"seed": self._sampler.seed, "draw": draw})[:8], 16)
+        self.study.sampler = BUILDERS[kind](seed=seed, **ARGUMENTS[kind])
         trial = self.study.ask()
         return trial.number, self._suggest(trial)
 
@@ -166,8 +177,3 @@ class Book:
             self.study.tell(optuna_number, state=TrialState.FAIL)
         else:
             self.study.tell(optuna_number, list(values))
-
-    def _seeded(self, draw: int) -> BaseSampler:
-        kind = self._sampler.kind
-        seed = int(digest({"seed": self._sampler.seed, "draw": draw})[:8], 16)
-        return BUILDERS[kind](seed=seed, **ARGUMENTS[kind])

@@ -21,7 +21,7 @@ class Proposal:
 
     source: str
     chosen: Chosen
-    optuna_number: int | None = None
+    optuna_number: int
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Round:
     def collect(self, baselines: Mapping[str, Chosen]) -> list[Proposal]:
         """Up to the round's share of the study's trials. Raises NoDesign where nothing meets the limits."""
         for name, chosen in baselines.items():
-            self._add(Proposal(f"baseline {name}", chosen))
+            self._add(f"baseline {name}", chosen)
         alone = self.spec.sampler.kind == "milp"
         self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
         if not alone:
@@ -59,7 +59,7 @@ class Round:
         wanted = min(self.missing, count)
         front = self.proposer.sweep("flops", max(2, wanted // 2))[-max(1, wanted // 2) :] if wanted else []
         for chosen in [*front, *self._diverse(wanted)]:
-            if wanted > 0 and self._add(Proposal("milp", chosen)):
+            if wanted > 0 and self._add("milp", chosen):
                 wanted -= 1
 
     def _diverse(self, count: int) -> Iterator[Chosen]:
@@ -77,30 +77,38 @@ class Round:
             yield earlier[-1]
 
     def _ask(self) -> None:
-        """The sampler's proposals, each moved to the nearest design that meets the limits."""
+        """The sampler's; after one that is nothing new one by chance, or it might come for ever."""
+        kind = self.spec.sampler.kind
         for draw in range(ASKS_A_DESIGN * self.count):
             if self.missing <= 0:
                 return
-            number, assignment = self.book.ask(self.number * 1_000_000 + draw)
-            asked = self._space.chosen(assignment)
-            chosen = asked if self.proposer.meets(asked) else self.proposer.nearest(asked)
-            mended = {item.key for item in chosen} != {item.key for item in asked}
-            proposal = Proposal(self.spec.sampler.kind, chosen, None if mended else number)
-            if mended or not self._add(proposal):
-                self.book.tell(number, None if mended else self._value_of(chosen))
-                if mended:
-                    self._add(proposal)
+            number, assignment = self.book.ask(self.number * 1_000_000 + draw, kind)
+            new = self._take(kind, number, self._space.chosen(assignment))
+            kind = self.spec.sampler.kind if new else "random"
+
+    def _take(self, source: str, number: int, asked: Chosen) -> bool:
+        """Whether a proposal, moved to the nearest design that meets the limits, is new."""
+        if not self.proposer.meets(asked):
+            self.book.tell(number, None)
+            return self._add(source, self.proposer.nearest(asked))
+        if self._add(source, asked, number):
+            return True
+        self.book.tell(number, self._value_of(asked))
+        return False
 
     def _value_of(self, chosen: Chosen) -> Sequence[float] | None:
         """What is known of a design already: a repetition is told its value at once."""
         trial = self.known.get(self._key(chosen))
         return trial.values if trial else None
 
-    def _add(self, proposal: Proposal) -> bool:
-        key = self._key(proposal.chosen)
+    def _add(self, source: str, chosen: Chosen, number: int | None = None) -> bool:
+        """False for what the study has. A design without a number is entered into Optuna's book."""
+        key = self._key(chosen)
         if self.missing <= 0 or key in self.found or key in self.known:
             return False
-        self.found[key] = proposal
+        if number is None:
+            number = self.book.enter(self._space.assignment(chosen))
+        self.found[key] = Proposal(source, chosen, number)
         return True
 
     def _key(self, chosen: Chosen) -> str:

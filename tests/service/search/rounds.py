@@ -1,0 +1,66 @@
+"""A study's proposals without a lab: every design is judged by a formula as soon as it is proposed.
+
+As a program, `python -m tests.service.search.rounds FOLDER KIND...`, it prints which of torch, diffusers and
+ray its process has loaded when all those samplers have proposed.
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from grafting_core.spec.space import Item
+from grafting_core.spec.study import StudySpec
+from service.search.apart import proposals
+from service.search.door import open_study
+from service.store.study_models import StudyRow, TrialRow
+
+ROUNDS, TRIALS, FEW = 2, 40, 22
+"""Few are enough for a Gaussian process to have eleven to learn from, many for a generation."""
+HARMS = {"keep": 0.0, "hyena_x": 1.0, "window_attention(half_width=2)": 0.4, "mlp(ratio=3)": 0.7}
+SPACE = {
+    "attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}],
+    "mlp": ["keep", {"kind": "mlp", "ratio": 3}],
+}
+
+
+def document(kind: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """A study of 1,679,616 designs, of which its limits leave few."""
+    return {
+        "name": "rounds",
+        "backbone": "testbed/dit-fashion",
+        "space": SPACE,
+        "objectives": [{"minimize": "loss_gap"}],
+        "limits": {"flops": "<= 0.85x"},
+        "sampler": {"kind": kind, "seed": seed},
+        "screening": {"trials": TRIALS},
+        "promote": ROUNDS,
+        "rounds": ROUNDS,
+        "baselines": [],
+        **changes,
+    }
+
+
+def harm(chosen: tuple[Item, ...]) -> float:
+    """Deep blocks mind most what they are given, and neighbours mind each other."""
+    harms = [HARMS[item.label] * (1 + item.sites[0].block / 4) for item in chosen]
+    return sum(harms) + sum(one * other for one, other in pairwise(harms)) / 8
+
+
+def rounds(folder: Path, given: dict[str, Any]) -> tuple[StudySpec, list[TrialRow]]:
+    """All trials of both rounds; Optuna's book is left in the folder."""
+    spec = open_study(given)
+    study = StudyRow(id="study", spec=spec.model_dump(mode="json"), scores={})
+    trials: list[TrialRow] = []
+    for study.round in range(1, ROUNDS + 1):
+        for trial in proposals(f"sqlite:///{folder / 'optuna.db'}", study, list(trials)):
+            trial.screened = {"loss_gap": harm(spec.space.chosen(trial.assignment))}
+            trials.append(trial)
+    return spec, trials
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        (Path(sys.argv[1]) / name).mkdir()
+        rounds(Path(sys.argv[1]) / name, document(name, screening={"trials": FEW}))
+    print(sorted({"torch", "diffusers", "ray"} & set(sys.modules)))
