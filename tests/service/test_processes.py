@@ -1,63 +1,107 @@
-"""The API as several processes: they start together on an empty lab and look like one from outside."""
+"""The API as processes: several look like one from outside, and one bears what is done to a process."""
 
 import os
+import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import Popen
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.credentials import first_key
+from tests.builders import document
 
 REQUESTS = 40
+ENDED = (0, -signal.SIGTERM)
+"""One process takes the signal again once it has cleaned up, as is the custom; several give 0."""
 
 
-@pytest.fixture
-def url(tmp_path: Path, database_url: str) -> Iterator[str]:
-    """Three processes of the API over an empty database."""
+@contextmanager
+def serving(
+    data: Path, processes: int = 1, descriptors: int | None = None
+) -> Iterator[tuple[str, Popen[bytes]]]:
+    """The API over the database that the environment or the data folder names."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ours = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path), "PORT": port, "API_PROCESSES": "3"}
+    ours = {"DATA_DIR": str(data), "PORT": port, "API_PROCESSES": str(processes)}
     environment = os.environ | {f"GRAFTLAB_{name}": value for name, value in ours.items()}
-    process = subprocess.Popen([sys.executable, "-m", "service.api"], env=environment)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    limit = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
+    with Popen([*limit, sys.executable, "-m", "service.api"], env=environment) as process:
+        try:
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            process.terminate()
+            assert process.wait(30) in ENDED
 
 
 def get(address: str, key: str = "") -> httpx.Response:
-    """A connection of its own, which any of the processes may take; asked again until somebody listens."""
+    """A connection of its own, which any of the processes may take; asked again until somebody answers."""
     for _ in range(600):
         try:
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             return httpx.get(address, headers=headers, timeout=60, trust_env=False)
-        except httpx.ConnectError:
+        except httpx.NetworkError:
             time.sleep(0.1)
     raise TimeoutError(address)
 
 
-def test_processes_that_start_together_know_one_key_and_count_together(url: str, tmp_path: Path) -> None:
-    get(f"{url}/healthz")
-    key = first_key(tmp_path)
-    with ThreadPoolExecutor(8) as callers:
-        answers = list(callers.map(lambda _: get(f"{url}/api/v1/runs", key).status_code, range(REQUESTS)))
-    assert answers == [200] * REQUESTS
-    counted = {
-        tuple(sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(get(f"{url}/metrics", key).text)
+def test_processes_that_start_together_know_one_key_and_count_together(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFTLAB_DATABASE_URL", database_url)
+    with serving(tmp_path, processes=3) as (url, _):
+        get(f"{url}/healthz")
+        key = first_key(tmp_path)
+        with ThreadPoolExecutor(8) as callers:
+            answers = list(callers.map(lambda _: get(f"{url}/api/v1/runs", key).status_code, range(REQUESTS)))
+        assert answers == [200] * REQUESTS
+        assert answered(get(f"{url}/metrics", key).text) == REQUESTS + 1
+
+
+def answered(metrics: str) -> float:
+    """How many GETs were answered well, by Prometheus' text."""
+    families = text_string_to_metric_families(metrics)
+    return sum(
+        sample.value
+        for family in families
         for sample in family.samples
-        if sample.name == "graftlab_requests_total"
-    }
-    assert counted["200", "GET"] == REQUESTS + 1
+        if sample.name == "graftlab_requests_total" and sample.labels == {"method": "GET", "status": "200"}
+    )
+
+
+def test_an_api_out_of_descriptors_answers_again_when_connections_end(tmp_path: Path) -> None:
+    with serving(tmp_path, descriptors=64) as (url, process):
+        get(f"{url}/healthz")
+        port = int(url.rsplit(":", 1)[1])
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        time.sleep(1)
+        for connection in idle:
+            connection.close()
+        assert get(f"{url}/api/v1/runs", first_key(tmp_path)).json()["runs"] == []
+        assert process.poll() is None
+
+
+def test_an_api_told_to_end_closes_its_streams_and_goes(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, process):
+        get(f"{url}/healthz")
+        key = first_key(tmp_path)
+        headers = {"Authorization": f"Bearer {key}"}
+        run = httpx.post(
+            f"{url}/api/v1/experiments", json=document(), headers=headers, trust_env=False
+        ).json()
+        events = f"{url}/api/v1/runs/{run['run_id']}/events"
+        with httpx.stream("GET", events, headers=headers, trust_env=False, timeout=60) as stream:
+            assert next(stream.iter_text())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in ENDED
 
 
 def test_many_who_look_for_the_first_key_find_the_same(tmp_path: Path) -> None:
