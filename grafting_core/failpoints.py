@@ -31,6 +31,7 @@ POINTS: Mapping[str, str] = {
     "webhook/announced": "a delivery, written with what it tells of and not committed",
     "webhook/send/before": "a delivery, claimed and not sent",
     "webhook/send/after": "a delivery that the receiver may have, and nobody noted",
+    "retention/delete": "a checkpoint of an ended run, gone, and others that should go not yet",
     "migrate/step": "a revision of the schema, applied and not committed",
     "study/filled": "a study's bank, filled and not noted",
     "study/proposed": "designs of a study, proposed and not submitted",

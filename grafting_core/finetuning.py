@@ -61,13 +61,16 @@ def finetune(
     step = training.resume(checkpoints)
     network = parallel(transformer.train())
     observer.progress(step, plan.steps, {})
+    since: list[float] = []
     while step < plan.steps:
         loss = training.advance(network, step)
         step += 1
+        since.append(loss)
         observer.progress(step, plan.steps, {"loss": loss})
         stopping = step < plan.steps and observer.stop_requested()
         if stopping or checkpoints.due():
-            checkpoints.save(step, training.tensors())
+            checkpoints.save(step, training.tensors(), sum(since) / len(since))
+            since.clear()
         if stopping:
             raise StopRequested
     transformer.eval()

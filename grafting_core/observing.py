@@ -51,8 +51,11 @@ class Checkpoints(Protocol):
     def due(self) -> bool:
         """Whether enough time has passed since the last one."""
 
-    def save(self, step: int, tensors: "Mapping[str, Tensor]") -> None:
-        """Keep this state; older ones may be dropped once it is durable."""
+    def save(self, step: int, tensors: "Mapping[str, Tensor]", loss: float | None = None) -> None:
+        """Keep this state; older ones may be dropped once it is durable.
+
+        `loss`: mean over the steps since the state before, where the stage has one; the lowest is the best.
+        """
 
 
 class Silent:
@@ -77,5 +80,5 @@ class NoCheckpoints:
     def due(self) -> bool:
         return False
 
-    def save(self, step: int, tensors: "Mapping[str, Tensor]") -> None:
+    def save(self, step: int, tensors: "Mapping[str, Tensor]", loss: float | None = None) -> None:
         return None

@@ -15,6 +15,7 @@ from grafting_core.failpoints import failpoint
 
 M = TypeVar("M", bound=BaseModel)
 COPY_BYTES = 2**20
+UNFINISHED = ".tmp-"
 
 
 class Storage:
@@ -72,8 +73,18 @@ class Storage:
         self._filesystem.invalidate_cache()
         if not self._filesystem.isdir(full):
             return []
-        found = (str(entry).rsplit("/", 1)[-1] for entry in self._filesystem.ls(full, detail=False))
-        return sorted(name for name in found if not name.startswith(".tmp-"))
+        return sorted(name for name in self._listed(full) if not name.startswith(UNFINISHED))
+
+    def unfinished(self, folder: str) -> list[str]:
+        """Names of files that writers have begun and not put into their place; the writer may be dead."""
+        full = self._full(folder)
+        self._filesystem.invalidate_cache()
+        if not self._filesystem.isdir(full):
+            return []
+        return sorted(name for name in self._listed(full) if name.startswith(UNFINISHED))
+
+    def _listed(self, full: str) -> Iterator[str]:
+        return (str(entry).rsplit("/", 1)[-1] for entry in self._filesystem.ls(full, detail=False))
 
     def delete(self, path: str) -> None:
         """Remove a file; no error where it is gone already."""
@@ -110,7 +121,7 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 def _write_local(path: Path, source: IO[bytes]) -> None:
     """Temporary file beside, synced, renamed; then the folder synced, so that the name is durable too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    beside = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         failpoint("publish/before")
         with beside.open("wb") as file:

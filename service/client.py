@@ -19,6 +19,7 @@ from service.api.schemas import (
     AccountView,
     ActionResult,
     BackboneView,
+    Collected,
     Leaderboard,
     OperatorView,
     PlanAnswer,
@@ -255,6 +256,10 @@ class GraftlabClient:
     def verify(self) -> Soundness:
         """Every invariant over the whole store and storage. Takes an admin's key."""
         return self._parse(Soundness, self._ask("GET", "/admin/verify"))
+
+    def collect(self, dry_run: bool = False) -> Collected:
+        """Let go what ended runs left of checkpoints, or say what would go. Takes an admin's key."""
+        return self._parse(Collected, self._ask("POST", "/admin/gc", json={"dry_run": dry_run}))
 
     def rebuild_tracking(self) -> TrackingRebuilt:
         """Have all runs projected to MLflow anew. Takes an admin's key."""

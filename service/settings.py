@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     hold_line_seconds: float = 600.0
     """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
     checkpoint_seconds: float = 30.0
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of a stage's newest stay until its run ends; then the newest intact one does."""
+    keep_best: bool = False
+    """Whether the checkpoint with the lowest loss stays as well, where a stage has one."""
+    checkpoint_days: float = Field(default=30.0, ge=0)
+    """So long after a run's end all go, and a retry begins the stage anew; `inf`: the last ones stay."""
     warm_seconds: float = Field(default=60.0, ge=0)
     """How long a worker group waits for another run of the same backbone and resources; 0: it does not."""
     retry_seconds: float = 2.0

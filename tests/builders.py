@@ -56,7 +56,7 @@ class MemoryCheckpoints:
         self._asked += 1
         return bool(self._every) and self._asked % self._every == 0
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         self.kept[step] = {name: value.detach().clone() for name, value in tensors.items()}
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of one stage in shared storage: whole, verified on reading, the last two kept."""
+"""Checkpoints of one stage in shared storage: whole, verified on reading, the last few and the best kept."""
 
-import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 
@@ -10,25 +10,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from grafting_core.sealing import opened, sealed
 from grafting_core.storage import Storage
-from workers.contract import RunTicket
+from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
 log = logging.getLogger(__name__)
-KEPT = 2
-DIGEST_BYTES = 32
 
 
 class StoredCheckpoints:
-    """Files `<step>-a<attempt>.safetensors`: SHA-256 of the content, then the content.
+    """Sealed files `<step>-a<attempt>.safetensors`, and `best.json` beside them where the best is kept.
 
     The attempt in the name keeps a stale worker from overwriting its successor's; the content of equal
     steps is equal, so the newest intact one of any attempt serves.
     """
 
     def __init__(self, storage: Storage, ticket: RunTicket, stage_key: str, part: str = "") -> None:
-        self._storage, self._attempt = storage, ticket.attempt
-        self._folder = f"runs/{ticket.run_id}/checkpoints/{stage_key}{part}"
-        self._seconds = ticket.checkpoint_seconds
+        self._storage, self._ticket = storage, ticket
+        self._folder = f"{checkpoints_folder(ticket.run_id)}/{stage_key}{part}"
         self._saved = time.monotonic()
 
     def _names(self) -> list[str]:
@@ -40,34 +38,38 @@ class StoredCheckpoints:
             path = f"{self._folder}/{name}"
             try:
                 return int(name.split("-")[0]), unsealed(self._storage.read_bytes(path))
+            except FileNotFoundError:
+                continue  # dropped since we looked, because a newer one is there
             except (ValueError, SafetensorError, json.JSONDecodeError) as error:
                 log.warning("checkpoint %s is damaged (%s); the one before it is used", path, error)
                 self._storage.move(path, f"{path}.damaged")
         return None
 
     def due(self) -> bool:
-        return time.monotonic() - self._saved >= self._seconds
+        return time.monotonic() - self._saved >= self._ticket.checkpoint_seconds
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-        name = f"{step:08d}-a{self._attempt:04d}.safetensors"
+        name = f"{step:08d}-a{self._ticket.attempt:04d}.safetensors"
         self._storage.write_bytes(f"{self._folder}/{name}", sealed(content))
         self._saved = time.monotonic()
-        for old in self._names()[:-KEPT]:
-            self._storage.delete(f"{self._folder}/{old}")
+        best = self._best(name, loss) if self._ticket.keep_best else None
+        for old in self._names()[: -self._ticket.keep_checkpoints]:
+            if old != best:
+                self._storage.delete(f"{self._folder}/{old}")
 
-
-def sealed(content: bytes) -> bytes:
-    """SHA-256 of the content, then the content."""
-    return hashlib.sha256(content).digest() + content
+    def _best(self, name: str, loss: float | None) -> str | None:
+        """Name of the best one so far, this one included; None while none has a loss."""
+        known = best_in(self._storage, self._folder)
+        if loss is None or not math.isfinite(loss) or (known is not None and known.loss <= loss):
+            return known.name if known else None
+        self._storage.write_model(f"{self._folder}/{BEST}", BestCheckpoint(name=name, loss=loss))
+        return name
 
 
 def unsealed(data: bytes) -> dict[str, Tensor]:
-    """Undo `sealed`. Raises ValueError where the content does not match its digest."""
-    expected, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != expected:
-        raise ValueError("its content does not match its digest")
-    tensors: dict[str, Tensor] = load(content)
+    """Tensors of a sealed file. Raises ValueError where the content does not match its digest."""
+    tensors: dict[str, Tensor] = load(opened(data))
     return tensors
 
 
@@ -83,6 +85,6 @@ class SharedCheckpoints:
     def due(self) -> bool:
         return self._rank == 0 and self._stored.due()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         if self._rank == 0:
-            self._stored.save(step, tensors)
+            self._stored.save(step, tensors, loss)

@@ -11,20 +11,21 @@ Layout under the storage root (an fsspec URI):
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
-    runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors
+    runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors, best.json
 
 Every file is written whole or not at all. Event files are numbered from 1 without gaps.
 """
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.canonical import digest
 from grafting_core.spec.results import MeasuredCost
 from grafting_core.spec.work import Work
+from grafting_core.storage import Storage
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -64,6 +65,10 @@ class RunTicket(Frozen):
     silence_seconds: Annotated[float, Field(gt=0)] = 60.0
     """An attempt that shows no life for this long is replaced; a worker ends itself after two thirds."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of a stage's newest checkpoints stay while it runs."""
+    keep_best: bool = False
+    """Whether the one with the lowest loss stays as well."""
     warm_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long the worker group waits for another ticket once this one is done; 0: it ends."""
 
@@ -254,6 +259,30 @@ def done_path(job: str, turn: int) -> str:
 def attempt_folder(run_id: str, attempt: int) -> str:
     """Relative to the storage root."""
     return f"runs/{run_id}/attempts/{attempt}"
+
+
+def checkpoints_folder(run_id: str) -> str:
+    """Holds a folder for each stage's key."""
+    return f"runs/{run_id}/checkpoints"
+
+
+BEST = "best.json"
+
+
+class BestCheckpoint(Frozen):
+    """Which checkpoint beside it has the lowest loss so far: its mean since the checkpoint before."""
+
+    name: str
+    loss: float
+
+
+def best_in(storage: Storage, folder: str) -> BestCheckpoint | None:
+    """What the note in a folder of checkpoints says, where what it names is there."""
+    try:
+        note = storage.read_model(f"{folder}/{BEST}", BestCheckpoint)
+    except (FileNotFoundError, ValidationError):
+        return None
+    return note if storage.exists(f"{folder}/{note.name}") else None
 
 
 def ticket_path(run_id: str, attempt: int) -> str:

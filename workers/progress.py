@@ -10,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grafting_core.bank import Bank
+from grafting_core.sealing import sealed
 from grafting_core.storage import Storage
-from workers.checkpoints import sealed, unsealed
+from workers.checkpoints import unsealed
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class ScionProgress:
     def due(self) -> bool:
         return time.monotonic() - self._saved >= self._seconds
 
-    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         """Names begin with the scion's key."""
         for key, path in self._paths.items():
             own = {name: value for name, value in tensors.items() if name.startswith(f"{key}/")}

@@ -1,11 +1,16 @@
 """What keeps a lab in order: is the store sound, and a lost MLflow database built anew."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
 from sqlalchemy import update
 
-from service.api.deps import LabDep
-from service.api.schemas import Soundness, TrackingRebuilt, ViolationView
+from grafting_core.spec.base import Frozen
+from service.api.bodies import body_of, documented
+from service.api.deps import Lab, LabDep
+from service.api.schemas import Collected, CollectedRun, Soundness, TrackingRebuilt, ViolationView
 from service.store.models import RunRow, TrackingRow
+from service.store.retention import Excess, Policy, left_behind, let_go
 from service.store.verify import verify
 
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -20,6 +25,34 @@ def verify_store(lab: LabDep) -> Soundness:
         ViolationView(invariant=wrong.invariant, run_id=wrong.run_id, text=wrong.text) for wrong in found
     ]
     return Soundness(sound=not shown, violations=shown)
+
+
+class CollectRequest(Frozen):
+    """Whether only to say what would go."""
+
+    dry_run: bool = False
+
+
+@router.post("/gc", openapi_extra=documented(CollectRequest))
+def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], lab: LabDep) -> Collected:
+    """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
+    policy = Policy.of(lab.settings)
+    spare = left_behind(lab.database, lab.storage, policy)
+    gone = [each for each in spare if body.dry_run or _let_go(lab, each, policy)]
+    return Collected(
+        runs=[
+            CollectedRun(run_id=each.run.id, state=each.run.state, files=len(each.paths), bytes=each.bytes)
+            for each in gone
+        ],
+        files=sum(len(each.paths) for each in gone),
+        bytes=sum(each.bytes for each in gone),
+        dry_run=body.dry_run,
+    )
+
+
+def _let_go(lab: Lab, spare: Excess, policy: Policy) -> bool:
+    with lab.database.writing() as session:
+        return let_go(session, lab.storage, spare, policy)
 
 
 @router.post("/tracking/rebuild")

@@ -302,6 +302,24 @@ class Soundness(View):
     violations: list[ViolationView]
 
 
+class CollectedRun(View):
+    """A run that has ended, and what of its checkpoints is not needed any more."""
+
+    run_id: str
+    state: RunState
+    files: int
+    bytes: int
+
+
+class Collected(View):
+    """What `graft admin gc` let go, or would."""
+
+    runs: list[CollectedRun]
+    files: int
+    bytes: int
+    dry_run: bool
+
+
 class TrackingRebuilt(View):
     """How many runs start anew."""
 

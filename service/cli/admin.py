@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.cli.console import out, print_json
+from service.cli.console import engineering, out, print_json, table
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -29,6 +29,25 @@ def verify_command(url: Url = None, json: AsJson = False) -> None:
         raise typer.Exit(1)
     if not json:
         out.print("every invariant holds")
+
+
+@admin_app.command("gc")
+def collect_command(
+    url: Url = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Let go the checkpoints of ended runs that no retry can need. Published results are never touched."""
+    done = GraftlabClient(find_url(url), timeout=600).collect(dry_run)
+    if json:
+        return print_json(done)
+    rows = table("run", "state", "files", "bytes", right=("files", "bytes"))
+    for each in done.runs:
+        rows.add_row(each.run_id, each.state, str(each.files), engineering(each.bytes, "B"))
+    if done.runs:
+        out.print(rows)
+    verb = "would be freed" if done.dry_run else "freed"
+    return out.print(f"{engineering(done.bytes, 'B')} {verb}: {done.files} files of {len(done.runs)} runs")
 
 
 @admin_app.callback()

@@ -8,6 +8,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
 from service import logs
+from service.scheduler.housekeeping import keep_house
 from service.scheduler.leadership import LostLeadership
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.scheduler import Scheduler
@@ -31,6 +32,7 @@ def main() -> None:
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
     drive_studies(scheduler, ended)
+    keep_house(scheduler, ended)
     post = send_webhooks(settings, database, ended) if settings.webhooks else None
     while not ended.wait(settings.round_seconds):
         _round(scheduler)

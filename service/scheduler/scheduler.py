@@ -102,6 +102,11 @@ class Scheduler:
             wanted |= {attempt.job for attempt in live_attempts(session)}
         return [job for job in jobs if job.split("-")[1:2][0] in ours and job not in wanted]
 
+    def leads(self) -> bool:
+        """Whether this scheduler is the one that does what only one should."""
+        with self.database.reading() as session:
+            return self.leadership.holds(session)
+
     @contextmanager
     def leading(self) -> Iterator[Session]:
         """A write transaction that only the leader can commit. Raises LostLeadership."""

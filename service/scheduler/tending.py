@@ -141,6 +141,8 @@ class Tender:
                 heartbeat_seconds=min(5.0, settings.silence_seconds / 12),
                 silence_seconds=settings.silence_seconds,
                 checkpoint_seconds=settings.checkpoint_seconds,
+                keep_checkpoints=settings.keep_checkpoints,
+                keep_best=settings.keep_best,
                 warm_seconds=settings.warm_seconds,
             )
 

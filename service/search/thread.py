@@ -22,12 +22,7 @@ def drive_studies(scheduler: Scheduler, ended: threading.Event) -> threading.Thr
 def _drive(scheduler: Scheduler, driver: Driver, ended: threading.Event) -> None:
     while not ended.wait(scheduler.settings.round_seconds):
         try:
-            if _leads(scheduler):
+            if scheduler.leads():
                 driver.round()
         except (SQLAlchemyError, OSError):
             log.exception("this step of the studies failed; the next one starts from what is")
-
-
-def _leads(scheduler: Scheduler) -> bool:
-    with scheduler.database.reading() as session:
-        return scheduler.leadership.holds(session)

@@ -81,6 +81,7 @@ def transition(
     if to == "RUNNING" and run.started_at is None:
         run.started_at = now()
     run.ended_at = now() if to in TERMINAL else None
+    run.swept = ""
     if to == "SUCCEEDED":
         stand(session, run)
     if to not in LIVE:

@@ -65,6 +65,7 @@ class RunRow(Base):
     __table_args__ = (
         Index("ix_runs_state_created_at", "state", "created_at"),
         Index("ix_runs_queue", "state", "owner", "precedence", "id"),
+        Index("ix_runs_swept", "swept", "ended_at"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -101,6 +102,8 @@ class RunRow(Base):
     reserved_flops: Mapped[float] = mapped_column(server_default="0", default=0.0)
     reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     """What a live attempt may still claim of shared budgets."""
+    swept: Mapped[str] = mapped_column(String(8), server_default="", default="")
+    """How far its checkpoints have been let go since it ended: see `retention`."""
     stage: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)

@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import text
 
 from grafting_core.failpoints import POINTS, arm
+from grafting_core.sealing import sealed
 from grafting_core.spec.budget import Spend
 from service.api.schemas import RunState
 from service.api.webhook_schemas import WebhookRequest
+from service.scheduler.housekeeping import Housekeeper
 from service.store.lifecycle import MOVES, move_point
 from service.store.migrate import upgrade
 from service.store.models import RunRow
@@ -22,7 +24,7 @@ from service.store.wishes import extend, prioritise
 from service.webhooks.postman import Postman
 from tests.faults.rig import STARTED, Rig
 from tests.service.receiver import receiving
-from workers.contract import AttemptFailed, AttemptStopped
+from workers.contract import AttemptFailed, AttemptStopped, checkpoints_folder
 
 ROOT = Path(__file__).parent.parent.parent
 BUDGET = {"device_seconds": 5.0}
@@ -146,6 +148,17 @@ def _told(rig: Rig) -> None:
         postman.wait(30)
 
 
+def _tidied(rig: Rig) -> None:
+    """A failed run with more checkpoints than anybody needs."""
+    run = _running(rig)
+    for step in (1, 2, 3):
+        path = f"{checkpoints_folder(run)}/stage/{step:08d}-a0001.safetensors"
+        rig.storage.write_bytes(path, sealed(b"state"))
+    rig.say(run, BROKEN)
+    rig.round()
+    Housekeeper(rig.settings, rig.database, rig.storage).round()
+
+
 PLACES: dict[str, Scenario] = {
     **{
         f"{name}:{{}}:{passing}": _finished
@@ -162,6 +175,8 @@ PLACES: dict[str, Scenario] = {
     "wish/pause:{}": _acted("QUEUED", "pause"),
     "wish/extend:{}": _extended,
     "wish/priority:{}": _moved_up,
+    "retention/delete:{}": _tidied,
+    "retention/delete:{}:2": _tidied,
     "webhook/announced:{}": _told,
     "webhook/send/before:{}": _told,
     "webhook/send/after:{}": _told,

@@ -1,6 +1,7 @@
 """Checkpoints are verified; a damaged one costs only the steps since the one before."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,15 +9,13 @@ import torch
 from grafting_core.storage import Storage
 from tests.builders import experiment, same
 from workers.checkpoints import StoredCheckpoints
-from workers.contract import RunTicket
+from workers.contract import RunTicket, best_in
 
 FOLDER = "runs/r1/checkpoints/key"
 
 
-def checkpoints(folder: Path, attempt: int = 1, seconds: float = 30.0) -> StoredCheckpoints:
-    ticket = RunTicket(
-        run_id="r1", attempt=attempt, work=experiment(), storage=str(folder), checkpoint_seconds=seconds
-    )
+def checkpoints(folder: Path, attempt: int = 1, **asked: Any) -> StoredCheckpoints:
+    ticket = RunTicket(run_id="r1", attempt=attempt, work=experiment(), storage=str(folder), **asked)
     return StoredCheckpoints(Storage(str(folder)), ticket, "key")
 
 
@@ -33,14 +32,47 @@ def test_the_newest_of_any_attempt_is_taken_up(tmp_path: Path) -> None:
     assert same(found[1], state(20))
 
 
-def test_the_last_two_are_kept(tmp_path: Path) -> None:
+def left(folder: Path) -> list[int]:
+    names = Storage(str(folder)).names(FOLDER)
+    return [int(name.split("-")[0]) for name in names if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_last_few_are_kept(tmp_path: Path, count: int) -> None:
+    kept = checkpoints(tmp_path, keep_checkpoints=count)
+    for step in (1, 2, 3, 4):
+        kept.save(step, state(step), 1.0 / step)
+    assert left(tmp_path) == [2, 3, 4][-count:]
+
+
+def test_the_best_is_kept_beside_the_last_and_replaced_by_a_better_one_alone(tmp_path: Path) -> None:
+    seen = []
+    for step, loss in enumerate((0.9, 0.5, float("nan"), 0.7, 0.5, 0.4, 0.8), 1):
+        # Each attempt finds what the one before noted.
+        kept = checkpoints(tmp_path, attempt=step, keep_checkpoints=1, keep_best=True)
+        kept.save(step, state(step), loss)
+        seen.append(left(tmp_path))
+    assert seen == [[1], [2], [2, 3], [2, 4], [2, 5], [6], [6, 7]]
+    found = kept.latest()
+    assert found is not None
+    assert found[0] == 7
+    note = best_in(Storage(str(tmp_path)), FOLDER)
+    assert note is not None
+    assert (note.name, note.loss) == ("00000006-a0006.safetensors", 0.4)
+
+
+def test_one_that_vanishes_while_it_is_looked_for_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = checkpoints(tmp_path)
-    for step in (1, 2, 3):
+    for step in (1, 2):
         kept.save(step, state(step))
-    assert Storage(str(tmp_path)).names(FOLDER) == [
-        "00000002-a0001.safetensors",
-        "00000003-a0001.safetensors",
-    ]
+    names = Storage(str(tmp_path)).names(FOLDER)
+    (tmp_path / FOLDER / names[1]).unlink()
+    monkeypatch.setattr(StoredCheckpoints, "_names", lambda self: names)
+    found = kept.latest()
+    assert found is not None
+    assert found[0] == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
@@ -59,5 +91,5 @@ def test_a_damaged_one_is_set_aside_for_the_one_before(tmp_path: Path, damage: s
 
 
 def test_none_is_due_before_its_time(tmp_path: Path) -> None:
-    assert not checkpoints(tmp_path, seconds=1000).due()
-    assert checkpoints(tmp_path, seconds=1e-9).due()
+    assert not checkpoints(tmp_path, checkpoint_seconds=1000).due()
+    assert checkpoints(tmp_path, checkpoint_seconds=1e-9).due()

@@ -1,0 +1,59 @@
+"""Beside the scheduler's rounds: what ended runs leave behind goes, a few runs at a time."""
+
+import logging
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from grafting_core.storage import Storage
+from service.scheduler.scheduler import Scheduler
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.retention import Policy, excess, let_go, note_swept, unswept_runs
+
+log = logging.getLogger("graftlab.scheduler")
+RUNS = 200
+"""That one round looks through."""
+PAUSE_SECONDS = 5.0
+
+
+class Housekeeper:
+    """Level-triggered: runs are looked through once after their end and once more when they come of age."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self._policy = Policy.of(settings)
+        self._database, self._storage = database, storage
+
+    def round(self) -> int:
+        """Let go what may go; how many runs were looked through. Safe to repeat and to be killed in."""
+        with self._database.reading() as session:
+            runs = unswept_runs(session, self._policy, RUNS)
+        found = [excess(self._storage, run, self._policy) for run in runs]
+        for spare in found:
+            if spare.paths:
+                with self._database.writing() as session:
+                    gone = let_go(session, self._storage, spare, self._policy)
+                if gone:
+                    log.info("run %s: %s checkpoint files let go", spare.run.id, len(spare.paths))
+        clean = [spare.run for spare in found if not spare.paths]
+        if clean:
+            with self._database.writing() as session:
+                note_swept(session, clean, self._policy)
+        return len(runs)
+
+
+def keep_house(scheduler: Scheduler, ended: threading.Event) -> threading.Thread:
+    """A thread that tidies up as long as this scheduler leads."""
+    keeper = Housekeeper(scheduler.settings, scheduler.database, scheduler.storage)
+    thread = threading.Thread(target=_keep, args=(scheduler, keeper, ended), name="housekeeping", daemon=True)
+    thread.start()
+    return thread
+
+
+def _keep(scheduler: Scheduler, keeper: Housekeeper, ended: threading.Event) -> None:
+    while not ended.wait(PAUSE_SECONDS):
+        try:
+            if scheduler.leads():
+                keeper.round()
+        except (SQLAlchemyError, OSError):
+            log.exception("tidying up failed; the next round starts from what is")

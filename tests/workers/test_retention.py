@@ -1,0 +1,120 @@
+"""A run whose checkpoints were thinned out, or let go, goes on and ends with the bits of one that was not."""
+
+from pathlib import Path
+
+import pytest
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.spec.experiment import ExperimentSpec, finetune_key
+from grafting_core.storage import Storage
+from service.scheduler.housekeeping import Housekeeper
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.lifecycle import transition
+from service.store.migrate import upgrade
+from service.store.models import RunRow
+from service.store.submissions import submit
+from service.store.wishes import act, extend
+from tests.builders import experiment
+from tests.workers.test_stages import context, events_of, model
+from workers.checkpoints import StoredCheckpoints
+from workers.contract import StageStarted, checkpoints_folder
+from workers.observer import StageObserver
+from workers.stages.context import Context
+from workers.train_loop import STAGES, run_stage
+
+BUDGET = {"device_seconds": 1000.0}
+STOPS_AT = 5
+
+
+@pytest.fixture(scope="module")
+def spec() -> ExperimentSpec:
+    return experiment(budget=BUDGET)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone, spec: ExperimentSpec) -> bytes:
+    """The model of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(context(folder, backbone, spec))
+    return model(folder, spec)
+
+
+def train(context: Context) -> None:
+    """The two stages that a model comes of."""
+    for stage in STAGES:
+        if stage != "evaluate":
+            run_stage(context, STAGES[stage])
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+def interrupted(folder: Path, backbone: Backbone, spec: ExperimentSpec, run: str) -> None:
+    """An attempt that dies in the midst of finetuning, every step saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        progress = StageObserver.progress
+
+        def crashing(self: StageObserver, step: int, total: int, values: dict[str, float]) -> None:
+            if total == spec.finetune.steps and step == STOPS_AT:
+                raise Crash
+            progress(self, step, total, values)
+
+        patch.setattr(StageObserver, "progress", crashing)
+        patch.setattr(StoredCheckpoints, "due", lambda self: True)
+        with pytest.raises(Crash):
+            train(context(folder, backbone, spec, run=run))
+
+
+@pytest.mark.parametrize(
+    ("ends", "days", "resumes"), [("FAILED", 30.0, 4), ("STOPPED", 30.0, 4), ("FAILED", 0.0, 0)]
+)
+def test_it_is_retried_or_extended_to_the_same_bits(
+    tmp_path: Path,
+    backbone: Backbone,
+    spec: ExperimentSpec,
+    undisturbed: bytes,
+    ends: str,
+    days: float,
+    resumes: int,
+) -> None:
+    settings = Settings(data_dir=tmp_path / "lab", checkpoint_days=days)
+    database, storage, folder = (
+        Database(settings.database_url),
+        Storage(settings.storage),
+        tmp_path / "lab/storage",
+    )
+    upgrade(database)
+    keeper = Housekeeper(settings, database, storage)
+    with database.writing() as session:
+        run = submit(session, spec, "digest", None).id
+    interrupted(folder, backbone, spec, run)
+    kept = f"{checkpoints_folder(run)}/{finetune_key(spec)}"
+    assert len(storage.names(kept)) == 2
+    _end(database, run, ends)
+    keeper.round()
+    assert len(storage.names(kept)) == (1 if resumes else 0)
+    with database.writing() as session:
+        row = session.get_one(RunRow, run)
+        extend(session, row, 10.0) if ends == "STOPPED" else act(session, row, "retry")
+        assert row.state == "QUEUED"
+    train(context(folder, backbone, spec, run=run, attempt=2))
+    starts = {
+        e.body.stage: e.body.step for e in events_of(folder, run, 2) if isinstance(e.body, StageStarted)
+    }
+    assert starts["finetune"] == resumes
+    assert model(folder, spec) == undisturbed
+    _end(database, run, "SUCCEEDED")
+    keeper.round()
+    assert storage.names(kept) == []
+    assert model(folder, spec) == undisturbed
+    database.engine.dispose()
+
+
+def _end(database: Database, run: str, state: str) -> None:
+    with database.writing() as session:
+        row = session.get_one(RunRow, run)
+        transition(session, row, "STARTING")
+        transition(session, row, "RUNNING")
+        transition(session, row, state, "budget_exhausted" if state == "STOPPED" else None)  # type: ignore[arg-type]
