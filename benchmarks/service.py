@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -37,6 +38,7 @@ from workers.contract import Event, Progress
 REPORT = Path(__file__).parent.parent / "docs" / "load.md"
 HEAD = "| what | database | p50 | p95 | p99 | promised | kept |\n|---|---|---|---|---|---|---|"
 RUNS, EVENTS, LISTENERS = 100_000, 1_000_000, 200
+QUEUES = (100, 1_000, 10_000)
 
 
 @dataclass(frozen=True)
@@ -232,21 +234,35 @@ def measure_scheduler(kind: str, database: Database, folder: Path) -> Iterator[L
     with database.writing() as session:
         session.execute(text("UPDATE runs SET state = 'SUCCEEDED' WHERE state <> 'SUCCEEDED'"))
         run = template(session, succeeded=False)
-        copy_run(session, run, 10_000, "1q")
-    analyse(database)
     scheduler = Scheduler(settings, database, Storage(settings.storage), IdleCluster())  # type: ignore[arg-type]
-    rounds = [_timed(scheduler.round) for _ in range(13)][3:]
-    yield line("scheduler round, 10,000 queued", kind, rounds, 100)
+    medians: dict[int, float] = {}
+    for prefix, length in zip(("1q", "2q", "3q"), QUEUES, strict=True):
+        with database.writing() as session:
+            copy_run(session, run, length - max(medians, default=0), prefix)
+        analyse(database)
+        rounds = [_timed(scheduler.round) for _ in range(23)][3:]
+        medians[length] = statistics.median(rounds)
+        yield line(f"scheduler round, {length:,} queued", kind, rounds, 100)
+    yield _growth(kind, medians)
     scheduler.leadership.release()
     with database.writing() as session:
         session.execute(update(RunRow).where(RunRow.state != "SUCCEEDED").values(state="SUCCEEDED"))
-        some = list(session.scalars(select(RunRow.id).where(RunRow.id > "1q1000", RunRow.id < "1q10001001")))
+        some = list(session.scalars(select(RunRow.id).where(RunRow.id > "3q1000", RunRow.id < "3q10001001")))
         session.execute(update(RunRow).where(RunRow.id.in_(some)).values(state="RUNNING", attempt=1))
         session.add_all(AttemptRow(run_id=run_id, number=1, submitted_at=now()) for run_id in some)
     fresh = Scheduler(settings, database, Storage(settings.storage), IdleCluster())  # type: ignore[arg-type]
     seconds = _timed(fresh.round)
     fresh.leadership.release()
     yield Line("restart with 1,000 live attempts", kind, (seconds,), "s", "<= 60 s", seconds <= 60)
+
+
+def _growth(kind: str, medians: dict[int, float]) -> Line:
+    """Of a round with the queue's length: a logarithm's would be 2 from 100 to 10,000."""
+    least, most = min(medians), max(medians)
+    allowed = math.log(most) / math.log(least)
+    grown = medians[most] / medians[least]
+    what = f"growth of a round from {least:,} to {most:,} queued"
+    return Line(what, kind, (grown,), "x", f"<= {allowed:g}x, a logarithm's", grown <= allowed)
 
 
 def _timed(call: Callable[[], None]) -> float:
@@ -314,8 +330,9 @@ def report(lines: list[str]) -> str:
 INTRODUCTION = f"""# The service under load
 
 Measured by `make load` on {{machine}}, {{day}}; callers, API and database share the machine. SQLite commits
-with `synchronous=FULL`, PostgreSQL with `fsync`. Figures are milliseconds unless a unit is named. The
-scheduler's lines are its own work: Ray is represented by a job table that answers at once.
+with `synchronous=FULL`, PostgreSQL with `fsync`; the API is one process on SQLite and one a core on PostgreSQL,
+as by default. Figures are milliseconds unless a unit is named. The scheduler's lines are its own work: Ray is
+represented by a job table that answers at once.
 
 {HEAD}
 """
