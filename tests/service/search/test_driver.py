@@ -1,80 +1,25 @@
 """A study goes from file to finish by steps, each of which may be the last one of its process."""
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from wsgiref.util import setup_testing_defaults
 
 import optuna
 import optuna_dashboard
-import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.failpoints import Failed, arm
+from grafting_core.failpoints import arm
 from grafting_core.storage import Storage
 from service.api.study_schemas import StudyExtension
-from service.search.door import open_study
-from service.search.driver import Driver
-from service.search.optuna_book import pinned
-from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import upgrade
-from service.store.studies import create_study, extend_study, move, runs_of, trials_of
+from service.store.studies import extend_study, move, runs_of
 from service.store.study_models import StudyRow
 from service.store.study_queries import study_detail
-from tests.builders import study_document
-from tests.service.search.cluster import PretendCluster
+from tests.service.search.bench import Bench
 
-STEPS = 60
 KILLED_IN = ("submit", "study/filled", "study/proposed", "study/screened", "study/promoted", "study/learned")
 
 
-class Bench:
-    """A lab with one study."""
-
-    def __init__(self, settings: Settings, database: Database, backbone: Backbone, **changes: object) -> None:
-        self.settings, self.database = settings, database
-        self.storage = Storage(settings.storage)
-        self.cluster = PretendCluster(database, self.storage, backbone)
-        spec = open_study(study_document(**changes))
-        with database.writing() as session:
-            self.id = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab").id
-
-    @property
-    def driver(self) -> Driver:
-        """A new process each time."""
-        return Driver(self.settings, self.database, self.storage)
-
-    def study(self) -> StudyRow:
-        with self.database.reading() as session:
-            return session.get_one(StudyRow, self.id)
-
-    def run(self, interrupt: Callable[[int], None] = lambda step: None) -> StudyRow:
-        for step in range(STEPS):
-            if self.study().state != "RUNNING":
-                break
-            interrupt(step)
-            with suppress(Failed):
-                self.driver.round()
-            self.cluster.work()
-        return self.study()
-
-    def book(self) -> optuna.Study:
-        return optuna.load_study(study_name=self.id, storage=self.settings.optuna_url)
-
-    def found(self) -> list[tuple[object, ...]]:
-        with self.database.reading() as session:
-            trials = trials_of(session, self.id)
-            return [(t.number, t.source, t.design_key, t.screened, t.state, t.final) for t in trials]
-
-
-@pytest.fixture
-def bench(settings: Settings, database: Database, backbone: Backbone) -> Callable[..., Bench]:
-    return lambda **changes: Bench(settings, database, backbone, **changes)
-
-
 def test_a_study_ends_with_its_best_designs_finished(bench: Callable[..., Bench]) -> None:
-    lab = bench(baselines=["teacher", "deep", "random"], rounds=2)
+    lab = bench("lab", baselines=["teacher", "deep", "random"], rounds=2)
     study = lab.run()
     assert (study.state, study.message, study.round) == ("DONE", None, 2)
     with lab.database.reading() as session:
@@ -86,27 +31,10 @@ def test_a_study_ends_with_its_best_designs_finished(bench: Callable[..., Bench]
     assert detail.best is not None
 
 
-@pytest.fixture
-def small(tmp_path: Path, backbone: Backbone) -> Iterator[Callable[..., Bench]]:
-    """Labs on SQLite, each with one study."""
-    made: list[Database] = []
-
-    def make(name: str, **changes: object) -> Bench:
-        settings = Settings(data_dir=tmp_path / name)
-        made.append(Database(settings.database_url))
-        upgrade(made[-1])
-        return Bench(settings, made[-1], backbone, **changes)
-
-    yield make
-    arm("")
-    for database in made:
-        database.engine.dispose()
-
-
-def test_a_study_that_dies_in_every_phase_equals_an_undisturbed_one(small: Callable[..., Bench]) -> None:
+def test_a_study_that_dies_in_every_phase_equals_an_undisturbed_one(bench: Callable[..., Bench]) -> None:
     """A step that raises leaves what a killed process leaves: whatever was committed, and no more."""
     changes = {"baselines": ["random"], "rounds": 2}
-    calm, hard = small("calm", **changes), small("hard", **changes)
+    calm, hard = bench("calm", **changes), bench("hard", **changes)
     calm.run()
 
     def interrupt(step: int) -> None:
@@ -120,6 +48,48 @@ def test_a_study_that_dies_in_every_phase_equals_an_undisturbed_one(small: Calla
     with hard.database.reading() as session:
         purposes = [(row.role, row.label) for row, _ in runs_of(session, hard.id)]
     assert len(purposes) == len(set(purposes)) == len(hard.cluster.carried_out)
+
+
+class Watched(Storage):
+    """Notes in which state the study is whenever a file of its report is written."""
+
+    def __init__(self, lab: Bench) -> None:
+        super().__init__(lab.settings.storage)
+        self.lab, self.states = lab, dict[str, str]()
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        super().write_bytes(path, data)
+        if path.startswith("studies/"):
+            self.states[Path(path).name] = self.lab.study().state
+
+
+def test_whoever_waits_for_the_end_of_a_study_finds_its_whole_report(small: Callable[..., Bench]) -> None:
+    lab = small("lab")
+    lab.storage = watched = Watched(lab)
+    assert lab.run().state == "DONE"
+    assert {"report.md", "report.html", "pareto.png"} <= set(watched.states)
+    assert set(watched.states.values()) == {"RUNNING"}
+    assert b"| state | done, phase learn" in lab.storage.read_bytes(f"studies/{lab.id}/report.md")
+
+
+def test_a_study_extended_while_its_report_is_written_goes_on(small: Callable[..., Bench]) -> None:
+    lab = small("lab")
+    extended: list[str] = []
+
+    class Extending(Storage):
+        def write_bytes(self, path: str, data: bytes) -> None:
+            super().write_bytes(path, data)
+            if path.endswith("report.html") and not extended:
+                with lab.database.writing() as session:
+                    row = session.get_one(StudyRow, lab.id)
+                    extend_study(
+                        session, row, StudyExtension(version=row.version, trials=2, promote=1, rounds=1)
+                    )
+                extended.append(path)
+
+    lab.storage = Extending(lab.settings.storage)
+    study = lab.run()
+    assert (study.state, study.round, len(lab.found())) == ("DONE", 2, 8)
 
 
 def test_a_lost_optuna_database_is_rebuilt_from_ours(small: Callable[..., Bench]) -> None:
@@ -159,8 +129,8 @@ def test_a_repeated_proposal_is_told_its_known_value_at_once(small: Callable[...
     assert len(keys) == len(set(keys)) <= 4
 
 
-def test_an_extended_study_goes_on_from_what_it_has(small: Callable[..., Bench]) -> None:
-    lab = small("lab")
+def test_an_extended_study_goes_on_from_what_it_has(bench: Callable[..., Bench]) -> None:
+    lab = bench("lab")
     lab.run()
     before = lab.found()
     with lab.database.writing() as session:

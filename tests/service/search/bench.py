@@ -1,0 +1,60 @@
+"""A lab with one study, and processes that live for one step."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import optuna
+
+from grafting_core.backbones.loader import Backbone
+from grafting_core.failpoints import Failed
+from grafting_core.storage import Storage
+from service.search.door import open_study
+from service.search.driver import Driver
+from service.search.optuna_book import pinned
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.studies import create_study, trials_of
+from service.store.study_models import StudyRow
+from tests.builders import study_document
+from tests.service.search.cluster import PretendCluster
+
+STEPS = 60
+
+
+class Bench:
+    """A lab with one study."""
+
+    def __init__(self, settings: Settings, database: Database, backbone: Backbone, **changes: object) -> None:
+        self.settings, self.database = settings, database
+        self.storage = Storage(settings.storage)
+        self.cluster: PretendCluster = PretendCluster(database, self.storage, backbone)
+        spec = open_study(study_document(**changes))
+        with database.writing() as session:
+            self.id = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab").id
+
+    @property
+    def driver(self) -> Driver:
+        """A new process each time."""
+        return Driver(self.settings, self.database, self.storage)
+
+    def study(self) -> StudyRow:
+        with self.database.reading() as session:
+            return session.get_one(StudyRow, self.id)
+
+    def run(self, interrupt: Callable[[int], None] = lambda step: None) -> StudyRow:
+        for step in range(STEPS):
+            if self.study().state != "RUNNING":
+                break
+            interrupt(step)
+            with suppress(Failed):
+                self.driver.round()
+            self.cluster.work()
+        return self.study()
+
+    def book(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.id, storage=self.settings.optuna_url)
+
+    def found(self) -> list[tuple[object, ...]]:
+        with self.database.reading() as session:
+            trials = trials_of(session, self.id)
+            return [(t.number, t.source, t.design_key, t.screened, t.state, t.final) for t in trials]
