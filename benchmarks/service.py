@@ -331,8 +331,8 @@ INTRODUCTION = f"""# The service under load
 
 Measured by `make load` on {{machine}}, {{day}}; callers, API and database share the machine. SQLite commits
 with `synchronous=FULL`, PostgreSQL with `fsync`; the API is one process on SQLite and one a core on
-PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's lines are its own work: Ray is
-represented by a job table that answers at once.
+PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's lines are its own
+work: Ray is represented by a job table that answers at once.
 
 {HEAD}
 """
