@@ -272,7 +272,7 @@ BEST = "best.json"
 class BestCheckpoint(Frozen):
     """Which checkpoint beside it has the lowest loss so far: its mean since the checkpoint before."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\\]+\.safetensors$")]
     loss: float
 
 

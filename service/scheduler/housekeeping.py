@@ -9,7 +9,7 @@ from grafting_core.storage import Storage
 from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.retention import Policy, excess, let_go, note_swept, unswept_runs
+from service.store.retention import EndedRun, Policy, excess, let_go, note_swept, unswept_runs
 
 log = logging.getLogger("graftlab.scheduler")
 RUNS = 200
@@ -28,18 +28,26 @@ class Housekeeper:
         """Let go what may go; how many runs were looked through. Safe to repeat and to be killed in."""
         with self._database.reading() as session:
             runs = unswept_runs(session, self._policy, RUNS)
-        found = [excess(self._storage, run, self._policy) for run in runs]
-        for spare in found:
-            if spare.paths:
-                with self._database.writing() as session:
-                    gone = let_go(session, self._storage, spare, self._policy)
-                if gone:
-                    log.info("run %s: %s checkpoint files let go", spare.run.id, len(spare.paths))
-        clean = [spare.run for spare in found if not spare.paths]
+        clean = [run for run in runs if self._is_clean(run)]
         if clean:
             with self._database.writing() as session:
                 note_swept(session, clean, self._policy)
         return len(runs)
+
+    def _is_clean(self, run: EndedRun) -> bool:
+        """Whether there was nothing to let go; what there was has gone, unless its files refuse to."""
+        try:
+            spare = excess(self._storage, run, self._policy)
+            if not spare.paths:
+                return True
+            with self._database.writing() as session:
+                gone = let_go(session, self._storage, spare, self._policy)
+        except OSError:
+            log.exception("run %s: its checkpoints are left for the next round", run.id)
+            return False
+        if gone:
+            log.info("run %s: %s checkpoint files let go", run.id, len(spare.paths))
+        return False
 
 
 def keep_house(scheduler: Scheduler, ended: threading.Event) -> threading.Thread:
@@ -55,5 +63,5 @@ def _keep(scheduler: Scheduler, keeper: Housekeeper, ended: threading.Event) -> 
         try:
             if scheduler.leads():
                 keeper.round()
-        except (SQLAlchemyError, OSError):
+        except (SQLAlchemyError, OSError, ValueError):
             log.exception("tidying up failed; the next round starts from what is")

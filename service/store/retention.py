@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
@@ -155,6 +155,6 @@ def let_go(session: Session, storage: Storage, spare: Excess, policy: Policy) ->
 def note_swept(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:
     """Of runs that had nothing to let go."""
     for swept in ("ended", "aged"):
-        ids = [run.id for run in runs if run.swept(policy) == swept]
-        still = (RunRow.id.in_(ids)) & RunRow.state.in_(TERMINAL)
+        seen = [(run.id, run.last_event) for run in runs if run.swept(policy) == swept]
+        still = tuple_(RunRow.id, RunRow.last_event).in_(seen)
         session.execute(update(RunRow).where(still).values(swept=swept))

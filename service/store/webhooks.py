@@ -176,6 +176,10 @@ def claim(session: Session, webhook_id: int, clock: float, patience: Patience) -
     if hook.removed_at is not None:  # while the run's end was being written down
         _drop_pending(session, hook)
         return None
+    if row.attempts >= patience.attempts:
+        row.state, row.ended_at = "FAILED", now()
+        row.error = row.error or "no attempt came to its end"
+        return None
     row.attempts += 1
     row.due = clock + patience.wait(row.attempts)
     last = row.attempts >= patience.attempts

@@ -86,7 +86,8 @@ def checked_addresses(host: str, port: int, named: Sequence[str], look_up: Resol
     for text in found:
         address = ipaddress.ip_address(text.partition("%")[0])
         if address.is_link_local or not (trusted or is_public(address)):
-            raise Blocked(f"{host} is at {address}, which is not on the public network")
+            where = "" if host == str(address) else f"is at {address}, which "
+            raise Blocked(f"{host} {where}is not on the public network")
     return found
 
 

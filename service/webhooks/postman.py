@@ -58,7 +58,7 @@ class Postman:
             while not self._closed.is_set() and (letter := self._claim(webhook_id)) is not None:
                 if not self._deliver(letter):
                     return
-        except (SQLAlchemyError, OSError):
+        except (SQLAlchemyError, OSError, ValueError):
             log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
 
     def _claim(self, webhook_id: int) -> Letter | None:

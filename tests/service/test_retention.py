@@ -198,6 +198,25 @@ def test_killed_in_the_midst_the_newest_is_there_and_the_next_round_ends_it(
     assert left(storage, run, "one") == left(storage, run, "two") == ["5"]
 
 
+def test_files_that_refuse_to_go_keep_no_other_run_waiting(
+    database: Database, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn, other = (made(database, storage, "FAILED") for _ in range(2))
+    delete = Storage.delete
+
+    def refusing(self: Storage, path: str) -> None:
+        if stubborn in path:
+            raise PermissionError(path)
+        delete(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete", refusing)
+        tidy(settings, database, storage)
+    assert (left(storage, stubborn), left(storage, other)) == (["1", "2", "3"], ["3"])
+    tidy(settings, database, storage)
+    assert left(storage, stubborn) == ["3"]
+
+
 def test_two_who_tidy_up_at_once_do_no_harm(database: Database, settings: Settings, storage: Storage) -> None:
     runs = [made(database, storage, "FAILED") for _ in range(5)]
     failures: list[BaseException] = []

@@ -191,6 +191,19 @@ def test_after_the_last_attempt_it_has_failed_and_stays_to_be_looked_at(
     assert len(page["deliveries"]) == 1
 
 
+def test_what_ends_its_sender_every_time_is_given_up(
+    database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    hook(database, receiver.url())
+    cancelled(database)
+    database.engine.dispose()
+    for _ in range(settings.webhook_attempts):
+        assert _killed_while_sending(settings, "webhook/send/before:kill") == -signal.SIGKILL
+    send(settings, database)
+    assert deliveries(database) == [("FAILED", 3, None)]
+    assert receiver.received == []
+
+
 def test_attempts_grow_apart(database: Database, settings: Settings, receiver: Receiver) -> None:
     patient = settings.model_copy(update={"webhook_retry_seconds": 100.0})
     receiver.answers = [500, 500]
