@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test chaos check load schemathesis format install install-dev browser clean
+.PHONY: demo test chaos chaos-study check load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
@@ -30,6 +30,10 @@ schemathesis: $(VENV)/.installed-dev
 # Ten minutes of faults at a lab of its own; CHAOS_ARGS="--minutes 2 --runs 10 --seed 1" for less.
 chaos: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.chaos $(CHAOS_ARGS)
+
+# A study whose processes are killed in every phase, against an undisturbed one; about six minutes.
+chaos-study: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m tests.chaos.studies
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .

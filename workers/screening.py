@@ -5,6 +5,7 @@ number is published under its content key as soon as it is known: what an earlie
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -23,6 +24,8 @@ from workers.metering import Meter
 from workers.observer import AttemptStoppedEarly, Brake, StageObserver
 
 FINISHED: str = Searcher.FINISHED
+TRIES = 3
+"""Of one number: a worker that was killed says nothing about the hybrid that it judged."""
 LOGGERS_OFF = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 
 
@@ -79,6 +82,7 @@ class Climb(Searcher):  # type: ignore[misc]  # ray is untyped here
         super().__init__(metric="value", mode="min")
         self._rungs, self._observer = rungs, observer
         self._running: dict[str, tuple[int, int]] = {}
+        self._errors: Counter[tuple[int, int]] = Counter()
         self.stopped = False
         self._tell()
 
@@ -96,9 +100,11 @@ class Climb(Searcher):  # type: ignore[misc]  # ray is untyped here
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        index, rung = self._running.pop(trial_id)
+        index, rung = place = self._running.pop(trial_id)
         if error or result is None or "value" not in result:
-            self._rungs.failed.add(index)
+            self._errors[place] += 1
+            if self._errors[place] == TRIES:
+                self._rungs.failed.add(index)
             return
         self._rungs.values[rung][index] = float(result["value"])
         self._tell()

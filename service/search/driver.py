@@ -67,6 +67,9 @@ class Driver:
                 self._fail(study, str(error))
             except (SQLAlchemyError, OptunaError, OSError):
                 log.exception("a step of study %s failed; the next one starts from what is", study.id)
+            except Exception as error:
+                log.exception("study %s cannot go on", study.id)
+                self._fail(study, f"internal error: {type(error).__name__}: {error}")
 
     def _changing(self, study: StudyRow) -> "Change":
         return Change(self.database, study)

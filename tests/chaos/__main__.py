@@ -47,7 +47,7 @@ def main() -> int:
     given = parser.parse_args()
     print(f"seed {given.seed}: {given.runs} runs, {given.minutes:g} minutes of faults", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="graftlab-chaos-"))
-    lab = _start(folder, given.cpus)
+    lab = start(folder, given.cpus)
     try:
         return _torment(folder, given.minutes, given.runs, random.Random(given.seed))
     finally:
@@ -55,7 +55,7 @@ def main() -> int:
         lab.wait(90)
 
 
-def _start(folder: Path, cpus: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, cpus: int) -> subprocess.Popen[bytes]:
     settings = {f"GRAFTLAB_{name}": str(value) for name, value in PATIENCE.items()}
     words = ("-m", "service.cli.main", "up", "--data", str(folder), "--port", "0", "--cpus", str(cpus))
     printed = folder / "printed"

@@ -66,8 +66,13 @@ def _send(processes: list[psutil.Process], number: signal.Signals) -> int:
     return sent
 
 
+def kill(processes: list[psutil.Process]) -> int:
+    """How many of them were met."""
+    return _send(processes, signal.SIGKILL)
+
+
 def _kill_part(name: str) -> Callable[[Target], int]:
-    return lambda target: _send(target.part(name), signal.SIGKILL)
+    return lambda target: kill(target.part(name))
 
 
 def _kill_one(word: str) -> Callable[[Target], int]:
