@@ -233,11 +233,11 @@ def measure_scheduler(kind: str, database: Database, folder: Path) -> Iterator[L
     settings = Settings(data_dir=folder, database_url=database.url, cpus=1)
     with database.writing() as session:
         session.execute(text("UPDATE runs SET state = 'SUCCEEDED' WHERE state <> 'SUCCEEDED'"))
-        run = template(session, succeeded=False)
     scheduler = Scheduler(settings, database, Storage(settings.storage), IdleCluster())  # type: ignore[arg-type]
     medians: dict[int, float] = {}
     for prefix, length in zip(("1q", "2q", "3q"), QUEUES, strict=True):
         with database.writing() as session:
+            run = template(session, succeeded=False)  # a new one: the last round has started the last one
             copy_run(session, run, length - max(medians, default=0), prefix)
         analyse(database)
         rounds = [_timed(scheduler.round) for _ in range(23)][3:]
