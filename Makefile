@@ -31,7 +31,7 @@ schemathesis: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.chaos $(CHAOS_ARGS)
 
-# A study whose processes are killed in every phase, against an undisturbed one; about six minutes.
+# A study whose processes are killed in every phase, against an undisturbed one; about ten minutes.
 chaos-study: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m tests.chaos.studies
 

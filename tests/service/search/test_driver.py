@@ -72,6 +72,22 @@ def test_whoever_waits_for_the_end_of_a_study_finds_its_whole_report(small: Call
     assert b"| state | done, phase learn" in lab.storage.read_bytes(f"studies/{lab.id}/report.md")
 
 
+def test_a_mistake_of_ours_ends_the_study_that_met_it_with_the_reason(small: Callable[..., Bench]) -> None:
+    lab = small("lab")
+
+    class Mistaken(Storage):
+        def write_bytes(self, path: str, data: bytes) -> None:
+            raise TypeError(f"no {path}")
+
+    lab.storage = Mistaken(lab.settings.storage)
+    study = lab.run()
+    assert (study.state, study.message) == (
+        "FAILED",
+        f"internal error: TypeError: no studies/{lab.id}/history.png",
+    )
+    assert any(trial[5] for trial in lab.found())
+
+
 def test_a_study_extended_while_its_report_is_written_goes_on(small: Callable[..., Bench]) -> None:
     lab = small("lab")
     extended: list[str] = []
