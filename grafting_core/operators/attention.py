@@ -44,21 +44,44 @@ class BandAttention(SoftmaxAttention):
         self.half_width = half_width
 
     def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """Attention by blocks of queries, each against the keys its band can reach."""
-        tokens, reach = q_BHTE.shape[2], self.half_width
-        if reach >= tokens - 1:
+        """One attention call over blocks of queries, each against the keys its band can reach."""
+        tokens = q_BHTE.shape[2]
+        if self.half_width >= tokens - 1:
             return super().mix(q_BHTE, k_BHTE, v_BHTE)
-        block = min(tokens, max(64, 2 * reach))
-        parts = [self._block(q_BHTE, k_BHTE, v_BHTE, start, block) for start in range(0, tokens, block)]
-        return torch.cat(parts, dim=2)
+        block = min(tokens, max(64, 2 * self.half_width))
+        q_XNCE, k_XNCE, v_XNCE = (to_blocks(values, block) for values in (q_BHTE, k_BHTE, v_BHTE))
+        k_XNKE, v_XNKE = self._around(k_XNCE), self._around(v_XNCE)
+        mask_NCK = self._mask(tokens, block, q_BHTE.device)
+        mixed_XNCE = scaled_dot_product_attention(q_XNCE, k_XNKE, v_XNKE, attn_mask=mask_NCK[None])
+        mixed_BHTE: Tensor = mixed_XNCE.flatten(1, 2)[:, :tokens].unflatten(0, q_BHTE.shape[:2])
+        return mixed_BHTE
 
-    def _block(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, start: int, block: int) -> Tensor:
-        stop = min(start + block, q_BHTE.shape[2])
-        first, last = max(0, start - self.half_width), min(q_BHTE.shape[2], stop + self.half_width)
-        rows = torch.arange(start, stop, device=q_BHTE.device)[:, None]
-        band = (rows - torch.arange(first, last, device=q_BHTE.device)).abs() <= self.half_width
-        keys, values = k_BHTE[:, :, first:last], v_BHTE[:, :, first:last]
-        return scaled_dot_product_attention(q_BHTE[:, :, start:stop], keys, values, attn_mask=band)
+    def _around(self, blocks_XNCE: Tensor) -> Tensor:
+        """Each block between the end of the one before and the beginning of the one after.
+
+        Slices of all blocks at once: one of each block would make a gradient of the whole sequence a block.
+        """
+        if self.half_width == 0:
+            return blocks_XNCE
+        before = nn.functional.pad(blocks_XNCE[:, :-1, -self.half_width :], (0, 0, 0, 0, 1, 0))
+        after = nn.functional.pad(blocks_XNCE[:, 1:, : self.half_width], (0, 0, 0, 0, 0, 1))
+        return torch.cat([before, blocks_XNCE, after], dim=2)
+
+    def _mask(self, tokens: int, block: int, device: torch.device) -> Tensor:
+        """The band where there are tokens. Queries that only fill the last block see all: none is a NaN."""
+        starts = torch.arange(0, tokens, block, device=device)[:, None, None]
+        rows = torch.arange(block, device=device)[:, None]
+        keys = torch.arange(-self.half_width, block + self.half_width, device=device)
+        band = (rows - keys).abs() <= self.half_width
+        real = (starts + keys >= 0) & (starts + keys < tokens)
+        return band & real | (starts + rows >= tokens)
+
+
+def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
+    """[batch x heads, blocks, block, E]; zeros fill the last one."""
+    short = -values_BHTE.shape[2] % block
+    blocks: Tensor = nn.functional.pad(values_BHTE, (0, 0, 0, short)).flatten(0, 1).unflatten(1, (-1, block))
+    return blocks
 
 
 class GridWindowAttention(SoftmaxAttention):
