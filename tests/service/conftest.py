@@ -15,6 +15,7 @@ from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
+from tests.service.receiver import Receiver, receiving
 
 NUMBERS = itertools.count()
 
@@ -81,3 +82,10 @@ def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(app, raise_server_exceptions=False, headers=headers) as made:
         yield made
     app.state.lab.database.engine.dispose()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Whom a webhook may tell."""
+    with receiving() as made:
+        yield made

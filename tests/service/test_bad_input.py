@@ -1,19 +1,13 @@
 """What a hostile or clumsy caller may send, numbered; every case ends at the door and stores nothing."""
 
-import contextlib
 import json
-import socket
 import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from service.api import limits, protocol
 from service.app import create_app
 from service.credentials import first_key
 from service.settings import Settings
@@ -236,7 +230,7 @@ def settings(settings: Settings) -> Settings:
 
 
 ELSEWHERE = {
-    15: "on the wire: test_heads_that_are_too_large_are_refused",
+    15: "tests/service/test_bad_connections.py: test_heads_that_are_too_large_are_refused",
     17: "tests/service/test_auth.py: test_all_bad_keys_get_the_same_answer",
     19: "tests/service/test_auth.py: test_foreign_runs_are_not_found_by_who_sees_only_their_own",
     24: "test_stale_and_missing_versions_are_refused",
@@ -248,7 +242,7 @@ ELSEWHERE = {
     35: "no route takes a file; reference moments are read by `graft reference`, with its own tests",
     36: "no route takes a picture: test_no_route_takes_a_file",
     42: "test_too_many_requests_are_told_to_wait; quotas in tests/service/test_actions.py",
-    43: "on the wire: test_connections_that_do_not_get_on_are_closed",
+    43: "tests/service/test_bad_connections.py: test_connections_that_do_not_get_on_are_closed",
     44: "tests/end_to_end/test_lab.py: test_bad_input_is_exit_code_two_and_one_line",
 }
 """Numbers without a row above, and where they are proven or why they cannot happen."""
@@ -366,65 +360,3 @@ def test_no_route_takes_a_file(client: TestClient) -> None:
     ]
     assert bodies
     assert {kind for body in bodies for kind in body} <= {"application/json", "application/yaml"}
-
-
-@pytest.fixture
-def port(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The application on a real socket, with patience of a second."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
-    monkeypatch.setattr(limits, "BODY_SECONDS", 1.0)
-    with serving(settings) as made:
-        yield made
-
-
-@contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[int]:
-    """The application on a real socket; its port."""
-    config = uvicorn.Config(create_app(settings), port=0, http=protocol.GuardedProtocol, log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def talk(port: int, head: bytes, rest: bytes = b"") -> bytes:
-    """What comes back until the other side closes, or has answered."""
-    answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
-        # The other side may close before all is sent; what it had said by then is there to read.
-        with contextlib.suppress(ConnectionError):
-            line.sendall(head + rest)
-        with contextlib.suppress(ConnectionError):
-            while b"\r\n\r\n" not in answer and (part := line.recv(65_536)):
-                answer += part
-    return answer
-
-
-START = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-
-
-def test_heads_that_are_too_large_are_refused(port: int) -> None:
-    assert b" 200 " in talk(port, START + b"\r\n")
-    assert b" 431 " in talk(port, START + b"".join(b"x-%d: 1\r\n" % n for n in range(1000)) + b"\r\n")
-    assert b" 431 " in talk(port, START + b"x: " + b"y" * 40_000 + b"\r\n\r\n")
-    assert b" 200 " not in talk(port, START + b"x: " + b"y" * 1_000_000)
-    assert b" 414 " in talk(port, b"GET /healthz?" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-
-
-def test_endless_bodies_are_not_read_to_their_end(port: int) -> None:
-    head = b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert b" 413 " in talk(port, head, (b"10000\r\n" + b"x" * 65_536 + b"\r\n") * 20)
-
-
-@pytest.mark.parametrize(
-    "head", [b"", b"GET /healthz HT", START, START.replace(b"GET", b"POST") + b"Content-Length: 9\r\n\r\nx"]
-)
-def test_connections_that_do_not_get_on_are_closed(port: int, head: bytes) -> None:
-    answer = talk(port, head)
-    assert answer == b"" or b" 408 " in answer or b" 405 " in answer

@@ -27,7 +27,7 @@ from service.store.submissions import submit
 from service.store.verify import verify
 from service.store.wishes import act
 from tests.builders import experiment
-from tests.service.test_bad_input import serving
+from tests.service.serving import serving
 from workers.contract import BEST, BestCheckpoint
 
 PATHS: dict[RunState, tuple[RunState, ...]] = {

@@ -1,0 +1,28 @@
+"""The application on a real socket, for what a test client cannot send or receive."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from service.api import protocol
+from service.app import create_app
+from service.settings import Settings
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[int]:
+    """The application on a real socket; its port."""
+    config = uvicorn.Config(create_app(settings), port=0, http=protocol.GuardedProtocol, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
