@@ -11,6 +11,7 @@ from grafting_core.storage import Storage
 from service.settings import Settings
 from service.store.accounts import LiveUse, Usage, budget_of, live_use, usage
 from service.store.bank import hold
+from service.store.forecast import foresee
 from service.store.lifecycle import transition
 from service.store.models import AttemptRow, RunRow
 from service.store.queries import spend_of
@@ -60,6 +61,7 @@ def _start(
     if budget_of(run).exceeded_by(spent):
         transition(session, run, "STOPPED", "budget_exhausted", "the run's own budget is spent")
         return None
+    foresee(session, run)
     want = expected(run, spent)
     if budget_hold(session, candidate, live, usage(run.experiment.backbone, want)):
         return None

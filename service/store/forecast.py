@@ -68,6 +68,17 @@ def predicted(past: Sequence[Past], flops: Mapping[str, float]) -> Forecast | No
     return Forecast(device_seconds=expected, low=low * expected, high=high * expected, runs=len(past))
 
 
+def foresee(session: Session, run: RunRow) -> None:
+    """Give a run the forecast that nobody could make when it was submitted, of all that it may have to do.
+
+    Without one it would claim its whole budget, and the runs of a study would wait for each other.
+    """
+    if run.forecast is None and run.planned:
+        flops = {stage: float(spend["flops"]) for stage, spend in run.planned.items()}
+        made = forecast(session, run.experiment.backbone, flops)
+        run.forecast = made.model_dump() if made else None
+
+
 def outstanding(plan: ExperimentPlan, storage: Storage) -> dict[str, float]:
     """FLOPs of the plan's stages that are not published yet, scions counted one by one."""
     return {

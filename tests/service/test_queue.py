@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event as sql_event
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget, Spend
@@ -23,6 +23,7 @@ from service.store.queue_view import queue_view
 from service.store.submissions import Placing, QuotaReached, submit
 from service.store.wishes import prioritise
 from tests.builders import experiment
+from tests.service.test_forecast import finished
 
 BLOCKS = iter(range(10**6))
 
@@ -155,6 +156,27 @@ def test_shared_budgets_are_reserved_metered_and_settled(
     assert start() == ["second"]
     with database.writing() as session:
         assert session.get_one(AccountRow, key).device_seconds == 30.0
+
+
+def test_runs_of_a_lab_without_history_claim_all_they_may_until_there_is_one(
+    database: Database, start: Callable[[], list[str]]
+) -> None:
+    with database.writing() as session:
+        set_limits(session, ("study", "s1"), AccountLimits(budget=Budget(device_seconds=1e5)))
+        first, *_ = (
+            queue(session, name, study="s1", budget={"device_seconds": 1e5})
+            for name in ("first", "second", "third")
+        )
+    assert start() == ["first"]
+    assert start() == []
+    with database.writing() as session:
+        end(session, session.get_one(RunRow, first.id), Spend(device_seconds=30.0))
+        finished(session)
+    assert start() == ["second", "third"]
+    with database.reading() as session:
+        for run in session.scalars(select(RunRow).where(RunRow.state == "STARTING")):
+            assert run.forecast is not None
+            assert run.reserved_device_seconds == run.forecast["device_seconds"] < 1e4
 
 
 def test_what_is_more_than_is_left_starts_alone_and_nothing_starts_once_it_is_spent(
