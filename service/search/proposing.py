@@ -1,12 +1,13 @@
 """The designs of one round: the integer program's, the baselines', and the sampler's mended to the limits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grafting_core.spec.space import Space, design_key
 from grafting_core.spec.study import StudySpec
 from service.search.milp import Chosen, NoDesign, Proposer
 from service.search.optuna_book import Book, Known
+from service.store.study_models import SHARED
 
 MILP_SHARE = 0.2
 """Of a round's designs, those the integer program seeds the sampler with."""
@@ -46,13 +47,20 @@ class Round:
 
     def collect(self, baselines: Mapping[str, Chosen]) -> list[Proposal]:
         """Up to the round's share of the study's trials. Raises NoDesign where nothing meets the limits."""
-        for name, chosen in baselines.items():
-            self._add(f"baseline {name}", chosen)
+        for names in self._same_designs(baselines):
+            self._add(f"baseline {SHARED.join(names)}", baselines[names[0]])
         alone = self.spec.sampler.kind == "milp"
         self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
         if not alone:
             self._ask()
         return list(self.found.values())
+
+    def _same_designs(self, baselines: Mapping[str, Chosen]) -> Iterable[list[str]]:
+        """Names of baselines, those together that come to one design at these limits."""
+        named: dict[str, list[str]] = {}
+        for name, chosen in baselines.items():
+            named.setdefault(self._key(chosen), []).append(name)
+        return named.values()
 
     def _seed(self, count: int) -> None:
         """Half of them along the Pareto front of score against FLOPs, half around the optimum."""

@@ -8,6 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from service.store.models import Base, now
 
+SHARED = ", "
+"""Between names of baselines that come to one design."""
+
 
 class StudyRow(Base):
     """One search. `state` and `phase` are written by `studies.move` alone."""
@@ -50,7 +53,8 @@ class TrialRow(Base):
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     round: Mapped[int]
-    source: Mapped[str] = mapped_column(String(32))
+    source: Mapped[str] = mapped_column(String(80))
+    """Who proposed it; names of baselines that come to this design are joined by SHARED."""
     """Who proposed it: `milp`, a sampler, `baseline deep`."""
     state: Mapped[str] = mapped_column(String(16))
     assignment: Mapped[dict[str, Any]]

@@ -11,7 +11,7 @@ from service.api.study_schemas import Comparison, StudyDetail, StudyPage, StudyR
 from service.store.models import RunRow, StageRow
 from service.store.queries import spend_of
 from service.store.studies import runs_of, spec_of_study, study_spend, trials_of
-from service.store.study_models import StudyRow, StudyRunRow, TrialRow
+from service.store.study_models import SHARED, StudyRow, StudyRunRow, TrialRow
 
 
 def study_page(session: Session, limit: int, only_owner: str | None = None) -> StudyPage:
@@ -83,10 +83,11 @@ def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
 def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Comparison]:
     """The best promoted against every baseline, also against one whose design was promoted itself."""
     best, by_trial = best_run(runs), {run.trial: run for run in runs if run.trial is not None}
-    named = {run.label: run for run in runs if run.role == "baseline"}
+    named = {name: run for run in runs if run.role == "baseline" for name in run.label.split(SHARED)}
     for trial in trials:
         if trial.source.startswith("baseline ") and trial.number in by_trial:
-            named.setdefault(trial.source.removeprefix("baseline "), by_trial[trial.number])
+            for name in trial.source.removeprefix("baseline ").split(SHARED):
+                named.setdefault(name, by_trial[trial.number])
     return [_against(best, name, run) for name, run in named.items()]
 
 

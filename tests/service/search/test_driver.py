@@ -19,7 +19,7 @@ KILLED_IN = ("submit", "study/filled", "study/proposed", "study/screened", "stud
 
 
 def test_a_study_ends_with_its_best_designs_finished(bench: Callable[..., Bench]) -> None:
-    lab = bench("lab", baselines=["teacher", "deep", "random"], rounds=2)
+    lab = bench("lab", baselines=["teacher", "deep", "interleaved", "random"], rounds=2)
     study = lab.run()
     assert (study.state, study.message, study.round) == ("DONE", None, 2)
     with lab.database.reading() as session:
@@ -28,6 +28,7 @@ def test_a_study_ends_with_its_best_designs_finished(bench: Callable[..., Bench]
     assert len([run for run in detail.runs if run.role == "promote"]) == 2
     assert {run.label for run in detail.runs if run.role == "baseline"} >= {"teacher"}
     assert all(run.state == "SUCCEEDED" for run in detail.runs)
+    assert {each.baseline for each in detail.comparisons} == set(detail.spec.baselines)
     assert detail.best is not None
 
 

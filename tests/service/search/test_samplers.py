@@ -15,7 +15,7 @@ import pytest
 from grafting_core.spec.study import SamplerKind, StudySpec
 from service.search import optuna_book
 from service.search.milp import Proposer
-from service.store.study_models import TrialRow
+from service.store.study_models import SHARED, TrialRow
 from tests.service.search.rounds import FEW, TRIALS, document, rounds
 
 KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
@@ -110,3 +110,14 @@ def test_only_a_process_of_its_own_loads_what_a_gaussian_process_needs(tmp_path:
     words = [sys.executable, "-m", "tests.service.search.rounds", str(tmp_path), *HERE, "gp"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_baselines_that_come_to_one_design_share_it_and_keep_their_names(tmp_path: Path) -> None:
+    names = ["interleaved", "top_local", "low_local", "deep", "greedy", "random"]
+    _, trials = rounds(tmp_path, document("random", baselines=names, screening={"trials": 8}, **SMALL))
+    sources = [
+        trial.source.removeprefix("baseline ") for trial in trials if trial.source.startswith("baseline ")
+    ]
+    assert sorted(name for source in sources for name in source.split(SHARED)) == sorted(names)
+    assert len(sources) < len(names)
+    assert len({trial.design_key for trial in trials}) == len(trials)
