@@ -49,23 +49,25 @@ class BandAttention(SoftmaxAttention):
         if self.half_width >= tokens - 1:
             return super().mix(q_BHTE, k_BHTE, v_BHTE)
         block = min(tokens, max(64, 2 * self.half_width))
-        q_XNCE, k_XNCE, v_XNCE = (to_blocks(values, block) for values in (q_BHTE, k_BHTE, v_BHTE))
-        k_XNKE, v_XNKE = self._around(k_XNCE), self._around(v_XNCE)
-        mask_NCK = self._mask(tokens, block, q_BHTE.device)
-        mixed_XNCE = scaled_dot_product_attention(q_XNCE, k_XNKE, v_XNKE, attn_mask=mask_NCK[None])
-        mixed_BHTE: Tensor = mixed_XNCE.flatten(1, 2)[:, :tokens].unflatten(0, q_BHTE.shape[:2])
+        q_XHCE = to_blocks(q_BHTE, block).flatten(0, 1)
+        k_XHKE, v_XHKE = (self._around(to_blocks(values, block)) for values in (k_BHTE, v_BHTE))
+        mask_XCK = self._mask(tokens, block, q_BHTE.device).repeat(len(q_BHTE), 1, 1)
+        mixed_XHCE = scaled_dot_product_attention(q_XHCE, k_XHKE, v_XHKE, attn_mask=mask_XCK[:, None])
+        mixed_BHNCE = mixed_XHCE.unflatten(0, (len(q_BHTE), -1)).transpose(1, 2)
+        mixed_BHTE: Tensor = mixed_BHNCE.flatten(2, 3)[:, :, :tokens]
         return mixed_BHTE
 
-    def _around(self, blocks_XNCE: Tensor) -> Tensor:
-        """Each block between the end of the one before and the beginning of the one after.
+    def _around(self, blocks_BNHCE: Tensor) -> Tensor:
+        """Each block between the end of the one before and the beginning of the one after, blocks as a batch.
 
         Slices of all blocks at once: one of each block would make a gradient of the whole sequence a block.
         """
-        if self.half_width == 0:
-            return blocks_XNCE
-        before = nn.functional.pad(blocks_XNCE[:, :-1, -self.half_width :], (0, 0, 0, 0, 1, 0))
-        after = nn.functional.pad(blocks_XNCE[:, 1:, : self.half_width], (0, 0, 0, 0, 0, 1))
-        return torch.cat([before, blocks_XNCE, after], dim=2)
+        reach = self.half_width
+        if reach == 0:
+            return blocks_BNHCE.flatten(0, 1)
+        before = nn.functional.pad(blocks_BNHCE[:, :-1, :, -reach:], (0, 0, 0, 0, 0, 0, 1, 0))
+        after = nn.functional.pad(blocks_BNHCE[:, 1:, :, :reach], (0, 0, 0, 0, 0, 0, 0, 1))
+        return torch.cat([before, blocks_BNHCE, after], dim=3).flatten(0, 1)
 
     def _mask(self, tokens: int, block: int, device: torch.device) -> Tensor:
         """The band where there are tokens. Queries that only fill the last block see all: none is a NaN."""
@@ -78,9 +80,10 @@ class BandAttention(SoftmaxAttention):
 
 
 def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
-    """[batch x heads, blocks, block, E]; zeros fill the last one."""
+    """[batch, blocks, heads, block, E], without a copy unless zeros must fill the last block."""
     short = -values_BHTE.shape[2] % block
-    blocks: Tensor = nn.functional.pad(values_BHTE, (0, 0, 0, short)).flatten(0, 1).unflatten(1, (-1, block))
+    padded = nn.functional.pad(values_BHTE, (0, 0, 0, short)) if short else values_BHTE
+    blocks: Tensor = padded.unflatten(2, (-1, block)).transpose(1, 2)
     return blocks
 
 
