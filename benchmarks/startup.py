@@ -6,6 +6,7 @@ finds one (warm). Prints medians and ratios to the script.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from service.cli.supervisor import Supervisor
 from service.client import GraftlabClient
 from workers.contract import StageStarted
 
+WARM_SECONDS, GOING_SECONDS = 15.0, 10.0
+"""How long a group waits for another run here, and how long it may take to end."""
 BARE = """
 import time
 import ray
@@ -72,6 +75,7 @@ def _interleaved(
 
 @contextmanager
 def _lab(folder: Path) -> Iterator[Supervisor]:
+    os.environ["GRAFTLAB_WARM_SECONDS"] = str(WARM_SECONDS)
     supervisor = Supervisor(folder / "lab", 0, 2)
     try:
         supervisor.start()
@@ -99,8 +103,8 @@ def _gcs_port(supervisor: Supervisor) -> str:
 
 
 def _cold(client: GraftlabClient, turn: int) -> float:
-    """A run of another shape sends waiting groups home; one of the usual shape then finds none."""
-    _run(client, 1000 + turn, resources={"cpus_per_worker": 2})
+    """Once the last group has waited in vain and gone home."""
+    time.sleep(WARM_SECONDS + GOING_SECONDS)
     return _run(client, 2 * turn)
 
 
