@@ -106,6 +106,7 @@ def test_a_repeated_design_is_told_its_known_value_and_is_no_second_trial(
         assert any(optuna_book.NUMBER not in trial.user_attrs for trial in complete)
 
 
+@pytest.mark.timeout(900)  # a minute's work, on a machine with nothing else to do
 def test_only_a_process_of_its_own_loads_what_a_gaussian_process_needs(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.service.search.rounds", str(tmp_path), *HERE, "gp"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
