@@ -3,9 +3,8 @@
 import logging
 import threading
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from grafting_core.storage import Storage
+from service.scheduler.beside import beside
 from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
 from service.store.engine import Database
@@ -53,15 +52,4 @@ class Housekeeper:
 def keep_house(scheduler: Scheduler, ended: threading.Event) -> threading.Thread:
     """A thread that tidies up as long as this scheduler leads."""
     keeper = Housekeeper(scheduler.settings, scheduler.database, scheduler.storage)
-    thread = threading.Thread(target=_keep, args=(scheduler, keeper, ended), name="housekeeping", daemon=True)
-    thread.start()
-    return thread
-
-
-def _keep(scheduler: Scheduler, keeper: Housekeeper, ended: threading.Event) -> None:
-    while not ended.wait(PAUSE_SECONDS):
-        try:
-            if scheduler.leads():
-                keeper.round()
-        except (SQLAlchemyError, OSError, ValueError):
-            log.exception("tidying up failed; the next round starts from what is")
+    return beside(scheduler, ended, "housekeeping", PAUSE_SECONDS, keeper.round)
