@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     """After the last of them a delivery has failed and stays to be looked at."""
 
     round_seconds: float = 1.0
+    """The longest wait between two rounds; what is recorded meanwhile ends it."""
     lead_seconds: float = 15.0
     """How long a scheduler leads without renewing."""
     silence_seconds: float = 60.0

@@ -5,7 +5,6 @@ that could not be written.
 """
 
 import argparse
-import logging
 import os
 import platform
 import sys
@@ -15,11 +14,11 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
 import ray
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
+from workers import logs
+from workers.alone import train_alone
 from workers.contract import (
     SELF_DRIVEN,
     AttemptFailed,
@@ -46,7 +45,7 @@ def main() -> int:
     parser.add_argument("--run", required=True)
     parser.add_argument("--attempt", required=True, type=int)
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.setup()
     storage = Storage(given.storage)
     ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
     host = Host(storage, ticket, lambda each: _begin(storage, each))
@@ -122,33 +121,17 @@ def _screen(ticket: RunTicket, started: float) -> None:
     screen(ticket, started)
 
 
+def _train(ticket: RunTicket, started: float) -> None:
+    """Imported here: a group of one needs no Train and starts seconds sooner."""
+    if ticket.work.resources.workers == 1:
+        return train_alone(ticket, started)
+    from workers.together import train_together  # noqa: PLC0415
+
+    return train_together(ticket, started)
+
+
 DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}
 """What carries the self-driven kinds out; all others are walked by a worker group."""
-
-
-def _train(ticket: RunTicket, started: float) -> None:
-    resources = ticket.work.resources
-    trainer = TorchTrainer(
-        enter_train_loop,
-        train_loop_config={"ticket": ticket.model_dump_json(), "started": started},
-        scaling_config=ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
-        ),
-        torch_config=TorchConfig(),
-        run_config=RunConfig(
-            name=f"attempt-{ticket.attempt}", storage_path=f"{ticket.storage}/runs/{ticket.run_id}/train"
-        ),
-    )
-    trainer.fit()
-
-
-def enter_train_loop(config: dict[str, object]) -> None:
-    """Imported here, in the worker: the driver needs no torch and starts seconds sooner."""
-    from workers.train_loop import train_loop  # noqa: PLC0415
-
-    train_loop(config)
 
 
 if __name__ == "__main__":

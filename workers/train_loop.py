@@ -1,20 +1,19 @@
 """What every process of the worker group runs: the stages of one attempt, in order."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
-import torch.distributed as dist
 
 from grafting_core.backbones.loader import Backbone, load_backbone
 from grafting_core.finetuning import Share
 from grafting_core.observing import StopRequested
+from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
+from workers import logs
 from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
 from workers.events import EventLog
 from workers.hosting import tickets
@@ -23,6 +22,7 @@ from workers.observer import AttemptStoppedEarly, Brake
 from workers.stages import analyze, distill, evaluate, fill, finetune
 from workers.stages.context import Context, Group, Stage
 
+log = logging.getLogger(__name__)
 STAGES: Mapping[StageName, Stage] = {
     "distill": distill.run,
     "finetune": finetune.run,
@@ -30,19 +30,26 @@ STAGES: Mapping[StageName, Stage] = {
 }
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Entry of one Ray Train worker; `config` holds the first ticket as JSON and when its attempt began."""
-    first = RunTicket.model_validate_json(config["ticket"])
-    group, started = _group(), config["started"]
+def train_loop(first: RunTicket, started: float, group: Group | None = None) -> None:
+    """What one process does from the first ticket, whose attempt began at `started`, to the last."""
+    logs.setup()
+    group = group or alone(first.work)
+    began: float | None = started
     for ticket in tickets(Storage(first.storage), first, group.leads):
-        _serve(ticket, started or time.time(), group)
-        started = None
+        _serve(ticket, began or time.time(), group)
+        began = None
+
+
+def alone(work: Work) -> Group:
+    """A process without others, on the device that its work asks for."""
+    return Group(Share(), device=torch.device("cuda" if work.resources.gpus_per_worker else "cpu"))
 
 
 def _serve(ticket: RunTicket, started: float, group: Group) -> None:
     """Carry one ticket out; what it held in memory is gone before the next."""
     torch.set_num_threads(ticket.work.resources.cpus_per_worker)
     context = _context(ticket, started, group)
+    log.info("attempt %s of %s on %s", ticket.attempt, ticket.work.name, group.device)
     WALKS[ticket.work.kind](context)
     if context.events is not None:
         context.events.write(AttemptSucceeded(spend=context.meter.total()))
@@ -58,18 +65,10 @@ def _backbone(name: str, device: torch.device) -> Backbone:
     return load_backbone(name, device)
 
 
-def _group() -> Group:
-    world = ray.train.get_context()
-    share = Share(world.get_world_rank(), world.get_world_size())
-    if share.world == 1:
-        return Group(share)
-    return Group(share, ray.train.torch.prepare_model, dist.barrier)
-
-
 def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     storage = Storage(ticket.storage)
     meter = Meter(ticket.work, started)
-    backbone = _backbone(ticket.work.backbone.name, ray.train.torch.get_device())
+    backbone = _backbone(ticket.work.backbone.name, group.device)
     if backbone.card.digest != ticket.work.backbone.digest:
         raise ValueError("this worker has other weights of the backbone than the work was planned for")
     events = EventLog(storage, ticket) if group.leads else None
@@ -86,11 +85,13 @@ def run_stages(context: Context) -> None:
 def run_stage(context: Context, stage: Stage) -> None:
     """One stage and its report. Raises AttemptStoppedEarly with the reason."""
     before = context.meter.total()
+    log.info("%s begins", stage.__module__.rsplit(".", 1)[-1])
     try:
         report = stage(context)
     except StopRequested as stop:
         raise AttemptStoppedEarly(str(context.brake.reason())) from stop
     spend = difference(context.meter.total(), before)
+    log.info("%s %s after %.1f device-seconds", report.stage, report.stop_cause, spend.device_seconds)
     if context.events is not None:
         context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
     if torch.cuda.is_available():

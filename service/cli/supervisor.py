@@ -112,6 +112,7 @@ class Supervisor:
             "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
             "RAY_TRAIN_V2_ENABLED": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here asks for
             "PYTHONUNBUFFERED": "1",
         }
         return {**{name: value for name, value in os.environ.items() if name not in NOT_INHERITED}, **ours}

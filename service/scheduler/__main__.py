@@ -10,6 +10,7 @@ from grafting_core.storage import Storage
 from service import logs
 from service.scheduler.housekeeping import keep_house
 from service.scheduler.leadership import LostLeadership
+from service.scheduler.news import News
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.scheduler import Scheduler
 from service.search.thread import drive_studies
@@ -34,7 +35,9 @@ def main() -> None:
     drive_studies(scheduler, ended)
     keep_house(scheduler, ended)
     post = send_webhooks(settings, database, ended) if settings.webhooks else None
-    while not ended.wait(settings.round_seconds):
+    news = News(database)
+    while not news.await_news(ended, settings.round_seconds):
+        news.begin()
         _round(scheduler)
     scheduler.leadership.release()
     if post is not None:

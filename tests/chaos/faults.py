@@ -133,7 +133,7 @@ FAULTS: Mapping[str, Callable[[Target], int]] = {
     "tracking killed": _kill_part("tracking"),
     "MLflow killed": _kill_part("mlflow"),
     "Ray head killed": _kill_part("ray"),
-    "worker killed": _kill_one("RayTrainWorker"),
+    "worker killed": _kill_one("graft_worker"),
     "driver killed": _kill_one("workers.attempt"),
     "leader frozen": _freeze_scheduler,
     "driver frozen": _freeze_driver,

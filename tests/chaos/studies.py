@@ -25,7 +25,7 @@ from tests.builders import study_document
 from tests.chaos.__main__ import SILENCE_SECONDS, start
 from tests.chaos.faults import Target, kill
 
-COMPUTING = {"fill": "RayTrainWorker", "screen": "Hybrid", "promote": "RayTrainWorker"}
+COMPUTING = {"fill": "graft_worker", "screen": "Hybrid", "promote": "graft_worker"}
 """Phase -> a word in the command line of those that compute in it."""
 ATTEMPT = "workers.attempt"
 POLL_SECONDS, PATIENCE_SECONDS = 0.1, 1500.0

@@ -109,7 +109,7 @@ def is_part(name: str) -> Callable[[psutil.Process], bool]:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return "RayTrainWorker" in " ".join(process.cmdline())
+    return "graft_worker" in " ".join(process.cmdline())
 
 
 def test_a_submission_travels_all_the_way(lab: Lab, client: GraftlabClient) -> None:
@@ -121,8 +121,15 @@ def test_a_submission_travels_all_the_way(lab: Lab, client: GraftlabClient) -> N
     assert sorted(row.name for row in group.rows) == ["graft", "teacher"]
     sheet = Image.open(io.BytesIO(client.artifact(graft, "evaluate", "samples.png")))
     assert sheet.width > 300
-    assert "RayTrainWorker" in client.log(graft)
+    assert "graft_worker" in client.log(graft)
     _check_tracking(lab, client, graft)
+
+
+def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None:
+    run_id = client.submit(document(name="pair", layers=[3], resources={"workers": 2})).run_id
+    run = finished(client, run_id)
+    assert run.state == "SUCCEEDED", run.message
+    assert "RayTrainWorker" in client.log(run_id)
 
 
 def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from grafting_core.backbones.loader import Backbone
@@ -27,6 +28,7 @@ class Group:
     share: Share
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module
     barrier: Callable[[], None] = lambda: None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def leads(self) -> bool:
