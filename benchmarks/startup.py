@@ -1,6 +1,6 @@
 """From asking to the first training step: a run of the lab against a bare `TorchTrainer` script.
 
-`python -m benchmarks.startup [--rounds 3]` starts a lab, and in turn times a script that connects to its
+`python -m benchmarks.startup [--rounds 3] [--workers 1]` starts a lab, and in turn times a script that connects to its
 cluster and enters a `TorchTrainer` loop, a run that finds no worker group waiting (cold), and a run that
 finds one (warm). Prints medians and ratios to the script.
 """
@@ -37,7 +37,7 @@ def loop(config):
 ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
 TorchTrainer(
     loop,
-    scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+    scaling_config=ScalingConfig(num_workers=WORKERS, resources_per_worker={"CPU": 1}),
     run_config=RunConfig(storage_path="STORAGE"),
 ).fit()
 """
@@ -47,13 +47,15 @@ def main() -> int:
     """Time all three in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--workers", type=int, default=1, choices=(1, 2), help="of the script and the runs")
+    given = parser.parse_args()
+    rounds, workers = given.rounds, given.workers
     with tempfile.TemporaryDirectory() as folder, _lab(Path(folder)) as supervisor:
         client = GraftlabClient(supervisor.address.url)
         jobs: dict[str, Callable[[int], float]] = {
-            "bare TorchTrainer": lambda turn: _bare(supervisor, Path(folder)),
-            "cold run": lambda turn: _cold(client, turn),
-            "warm run": lambda turn: _run(client, 2 * turn + 1),
+            "bare TorchTrainer": lambda turn: _bare(supervisor, Path(folder), workers),
+            "cold run": lambda turn: _cold(client, turn, workers),
+            "warm run": lambda turn: _run(client, 2 * turn + 1, workers),
         }
         times = {name: [job(turn) for turn in range(rounds)] for name, job in _interleaved(jobs, rounds)}
     _print({name: statistics.median(values) for name, values in times.items()})
@@ -85,10 +87,10 @@ def _lab(folder: Path) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
-def _bare(supervisor: Supervisor, folder: Path) -> float:
+def _bare(supervisor: Supervisor, folder: Path, workers: int) -> float:
     environment = supervisor.environment("benchmark")
     environment["RAY_ADDRESS"] = f"{supervisor.host}:{_gcs_port(supervisor)}"
-    program = BARE.replace("STORAGE", str(folder / "bare"))
+    program = BARE.replace("STORAGE", str(folder / "bare")).replace("WORKERS", str(workers))
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
@@ -102,13 +104,13 @@ def _gcs_port(supervisor: Supervisor) -> str:
     return next(word for word in options if word.startswith("--port=")).removeprefix("--port=")
 
 
-def _cold(client: GraftlabClient, turn: int) -> float:
+def _cold(client: GraftlabClient, turn: int, workers: int) -> float:
     """Once the last group has waited in vain and gone home."""
     time.sleep(WARM_SECONDS + GOING_SECONDS)
-    return _run(client, 2 * turn)
+    return _run(client, 2 * turn, workers)
 
 
-def _run(client: GraftlabClient, seed: int, **changes: object) -> float:
+def _run(client: GraftlabClient, seed: int, workers: int) -> float:
     """Seconds from the request to the start of stage 1, then the rest of the run."""
     document = {
         "name": f"startup {seed}",
@@ -117,7 +119,7 @@ def _run(client: GraftlabClient, seed: int, **changes: object) -> float:
         "distill": {"steps": 2, "batch_size": 16, "held_out": 16, "images": 200, "seed": seed},
         "finetune": {"steps": 2, "batch_size": 16, "images": 200},
         "evaluate": {"samples": 20, "sampling_steps": 2, "micro_batch": 10},
-        **changes,
+        "resources": {"workers": workers},
     }
     began = time.time()
     run_id = client.submit(document).run_id

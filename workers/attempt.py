@@ -101,7 +101,7 @@ def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception)
     """Spend is time alone; FLOPs and images are in the last progress event."""
     reason, message = classify(error)
     spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.workers)
-    if reason in ("user_request", "budget_exhausted", "preempted", "deadline"):
+    if reason in ("user_request", "budget_exhausted", "preempted"):
         return AttemptStopped(reason=reason, spend=spend)
     text = "".join(traceback.format_exception(error))
     storage.write_bytes(f"{attempt_folder(ticket.run_id, ticket.attempt)}/error.txt", text.encode())

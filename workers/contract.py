@@ -39,7 +39,6 @@ Reason = Literal[
     "worker_lost",
     "node_fault",
     "preempted",
-    "deadline",
     "invalid_checkpoint",
     "storage_full",
     "internal_error",

@@ -20,7 +20,6 @@ STOPS: dict[str, Reason] = {
     "user_request": "user_request",
     "budget_exhausted": "budget_exhausted",
     "preempted": "preempted",
-    "deadline": "deadline",
     # A newer attempt has taken over.
     "worker_lost": "worker_lost",
 }
@@ -34,6 +33,8 @@ def classify(error: BaseException) -> tuple[Reason, str]:
             return STOPS.get(str(cause), "internal_error"), str(cause)
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return "storage_full", _message(cause)
+        if getattr(cause, "preempted", False) is True:
+            return "preempted", _message(cause)
         for known, reason in BY_NAME.items():
             if known in {base.__name__ for base in type(cause).__mro__}:
                 return reason, _message(cause)

@@ -15,6 +15,7 @@ from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from workers import logs
 from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
+from workers.draining import DrainWatch, own_node_drains
 from workers.events import EventLog
 from workers.hosting import tickets
 from workers.metering import Meter, difference
@@ -35,7 +36,10 @@ def train_loop(first: RunTicket, started: float, group: Group | None = None) -> 
     logs.setup()
     group = group or alone(first.work)
     began: float | None = started
+    watch = DrainWatch(Storage(first.storage), first, own_node_drains)
+    watch.start()
     for ticket in tickets(Storage(first.storage), first, group.leads):
+        watch.ticket = ticket
         _serve(ticket, began or time.time(), group)
         began = None
 

@@ -17,7 +17,7 @@ RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "STOP
 Role = Literal["viewer", "runner", "admin"]
 Sees = Literal["lab", "own"]
 TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"})
-"""STOPPED is a result cut short: a spent budget, a deadline, a design that diverged."""
+"""STOPPED is a result cut short: a spent budget, a design that diverged."""
 
 
 StudyState = Literal["RUNNING", "PAUSED", "DONE", "STOPPED", "FAILED"]
@@ -167,7 +167,7 @@ class LeaderboardGroup(View):
 
 
 class CutShort(View):
-    """A run that a spent budget, a deadline or divergence ended: what it reached stays."""
+    """A run that a spent budget or divergence ended: what it reached stays."""
 
     run_id: str
     name: str

@@ -16,7 +16,7 @@ SHOWN = 50
 
 
 def cut_short(session: Session, owner: str | None, protocol: str | None) -> list[CutShort]:
-    """The newest grafts that a budget, a deadline or their own divergence stopped."""
+    """The newest grafts that a budget or their own divergence stopped."""
     query = (
         select(RunRow)
         .join(RunRow.experiment)

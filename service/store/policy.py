@@ -27,7 +27,6 @@ class Policy:
 POLICIES: Mapping[Reason, Policy] = {
     "user_request": Policy(ends="CANCELLED"),
     "budget_exhausted": Policy(ends="STOPPED"),
-    "deadline": Policy(ends="STOPPED"),
     # A design that diverges is a finding, and would diverge again under the same seed.
     "diverged": Policy(ends="STOPPED"),
     "out_of_memory": Policy(retry=True, counted=False, back_off=False, smaller_batch=True),

@@ -42,6 +42,12 @@ def test_the_cause_decides_however_deeply_it_is_wrapped(error: Exception, reason
     assert classify(wrapped)[0] == reason
 
 
+def test_an_actor_whose_node_was_taken_away_was_preempted() -> None:
+    error = ActorDiedError("its node is gone")
+    error.preempted = True  # type: ignore[attr-defined]  # as Ray says of such
+    assert classify(error)[0] == "preempted"
+
+
 def test_worker_failures_of_ray_train_are_looked_into() -> None:
     error = RuntimeError("group failed")
     error.worker_failures = {0: Diverged("loss of inf")}  # type: ignore[attr-defined]  # as Ray Train attaches them
