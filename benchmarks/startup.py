@@ -1,8 +1,8 @@
 """From asking to the first training step: a run of the lab against a bare `TorchTrainer` script.
 
-`python -m benchmarks.startup [--rounds 3] [--workers 1]` starts a lab, and in turn times a script that connects to its
-cluster and enters a `TorchTrainer` loop, a run that finds no worker group waiting (cold), and a run that
-finds one (warm). Prints medians and ratios to the script.
+`python -m benchmarks.startup [--rounds 3] [--workers 1]` starts a lab, and in turn times a script that
+connects to its cluster and enters a `TorchTrainer` loop, a run that finds no worker group waiting (cold),
+and a run that finds one (warm). Prints medians and ratios to the script.
 """
 
 import argparse

@@ -5,11 +5,10 @@ pre-emption watcher) and imports itself in each of them. One process has nobody 
 starts its first stage in about half the time without them.
 """
 
-import gc
-
 import ray
 
 from workers.contract import RunTicket
+from workers.importing import importing
 
 
 def train_alone(ticket: RunTicket, started: float) -> None:
@@ -21,9 +20,7 @@ def train_alone(ticket: RunTicket, started: float) -> None:
 
 def graft_worker(ticket: str, started: float) -> None:
     """The process of that group. Imported here: the driver needs none of it and starts seconds sooner."""
-    gc.disable()  # nothing of an import is garbage, and looking for it takes a fifth of the time
-    from workers.train_loop import train_loop  # noqa: PLC0415
+    with importing():
+        from workers.train_loop import train_loop  # noqa: PLC0415
 
-    gc.freeze()
-    gc.enable()
     train_loop(RunTicket.model_validate_json(ticket), started)

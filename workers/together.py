@@ -9,6 +9,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from workers.contract import RunTicket
+from workers.importing import importing
 
 
 def train_together(ticket: RunTicket, started: float) -> None:
@@ -35,9 +36,10 @@ def enter(config: dict[str, Any]) -> None:
 
     Imported here: the driver needs none of it and starts seconds sooner.
     """
-    from grafting_core.finetuning import Share  # noqa: PLC0415
-    from workers.stages.context import Group  # noqa: PLC0415
-    from workers.train_loop import train_loop  # noqa: PLC0415
+    with importing():
+        from grafting_core.finetuning import Share  # noqa: PLC0415
+        from workers.stages.context import Group  # noqa: PLC0415
+        from workers.train_loop import train_loop  # noqa: PLC0415
 
     world, device = ray.train.get_context(), ray.train.torch.get_device()
     share = Share(world.get_world_rank(), world.get_world_size())

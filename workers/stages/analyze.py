@@ -1,6 +1,5 @@
 """ANALYZE: measure a backbone itself and publish its profile with a picture."""
 
-from grafting_core.analysis.figure import draw_profile
 from grafting_core.analysis.profile import STATISTICS_IMAGES, measure_profile
 from grafting_core.published import is_published, publish, read_published
 from grafting_core.spec.analysis import AnalysisSpec
@@ -29,6 +28,9 @@ def run(context: Context) -> StageReport:
 
 
 def _measure(context: Context, asked: AnalysisSpec, folder: str) -> None:
+    """Imported here: nothing else draws, and the drawing library is a tenth of a worker's imports."""
+    from grafting_core.analysis.figure import draw_profile  # noqa: PLC0415
+
     profile = measure_profile(
         context.backbone,
         asked,
