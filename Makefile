@@ -25,7 +25,9 @@ load: $(VENV)/.installed-dev
 
 # Many generated requests a route, all checks, on both databases.
 schemathesis: $(VENV)/.installed-dev
-	SCHEMATHESIS_EXAMPLES=200 $(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
+	rm -f docs/contract.md
+	SCHEMATHESIS_EXAMPLES=200 SCHEMATHESIS_REPORT=docs/contract.md \
+		$(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
 
 # Ten minutes of faults at a lab of its own; CHAOS_ARGS="--minutes 2 --runs 10 --seed 1" for less.
 chaos: $(VENV)/.installed-dev

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Nothing of an import is garbage, and looking for it takes a fifth of the time: not now, nor ever after."""
+    """Nothing of an import is garbage, and looking for it takes a fifth of the time: not now, nor later."""
     gc.disable()
     try:
         yield
