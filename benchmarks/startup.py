@@ -88,6 +88,8 @@ def _lab(folder: Path) -> Iterator[Supervisor]:
 
 
 def _bare(supervisor: Supervisor, folder: Path, workers: int) -> float:
+    """With the whole cluster to itself, once the last group has gone home."""
+    time.sleep(WARM_SECONDS + GOING_SECONDS)
     environment = supervisor.environment("benchmark")
     environment["RAY_ADDRESS"] = f"{supervisor.host}:{_gcs_port(supervisor)}"
     program = BARE.replace("STORAGE", str(folder / "bare")).replace("WORKERS", str(workers))

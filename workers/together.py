@@ -1,5 +1,6 @@
 """A worker group of several: Ray Train starts them, joins them for DDP and ends them together."""
 
+import os
 from typing import Any
 
 import ray.train
@@ -14,6 +15,9 @@ from workers.importing import importing
 
 def train_together(ticket: RunTicket, started: float) -> None:
     """Let a group walk the ticket and those handed over after it, and wait for its end."""
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
+        "0"  # workers.draining does its work without a process
+    )
     resources = ticket.work.resources
     trainer = TorchTrainer(
         enter,
