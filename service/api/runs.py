@@ -114,7 +114,11 @@ def read_log(
     run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1)] = None
 ) -> PlainTextResponse:
     """The end of what the newest (or the given) attempt printed."""
-    number = attempt or show_run(run_id, lab).attempt
+    with lab.database.reading() as session:
+        newest = find_run(session, lab, run_id).attempt
+    number = newest if attempt is None else attempt
+    if number > newest:
+        raise ApiError("not-found", f"run {run_id} has no attempt {number}; its newest is {newest}")
     folder = attempt_folder(run_id, number)
     for name in ("log.txt", "error.txt"):
         if number and lab.storage.exists(f"{folder}/{name}"):

@@ -148,7 +148,7 @@ def test_foreign_runs_are_not_found_by_who_sees_only_their_own(client: TestClien
     guest = as_user(client, "guest", sees="own")
     own = guest.post("/api/v1/experiments", json=document(name="own")).json()["run_id"]
     assert [seen["id"] for seen in guest.get("/api/v1/runs").json()["runs"]] == [own]
-    for path in ("", "/log", "/events", "/artifacts/evaluate/x"):
+    for path in ("", "/log", "/log?attempt=1", "/events", "/history", "/artifacts/evaluate/x"):
         assert guest.get(f"/api/v1/runs/{run}{path}").status_code == 404, path
     assert guest.post(f"/api/v1/runs/{run}/cancel").status_code == 404
     assert guest.get(f"/runs/{run}").status_code == 404
