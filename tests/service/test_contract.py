@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, assume, given
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.core.failures import FailureGroup
@@ -46,6 +46,8 @@ def attack(
     @PATIENT
     @given(case=operation.as_strategy(generation_mode=mode))
     def send(case: Any) -> None:
+        # An empty list leaves nothing in an address that could be wrong.
+        assume([] not in (case.query or {}).values())
         sent[mode] += 1
         case.call_and_validate(headers=headers, excluded_checks=MEANT[mode])
 
