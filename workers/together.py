@@ -12,12 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from workers.contract import RunTicket
 from workers.importing import importing
 
+OWN_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+"""Train's process that looks for nodes being drained: `workers.draining` does so within the workers."""
+
 
 def train_together(ticket: RunTicket, started: float) -> None:
     """Let a group walk the ticket and those handed over after it, and wait for its end."""
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = (
-        "0"  # workers.draining does its work without a process
-    )
+    os.environ[OWN_WATCHER] = "0"
     resources = ticket.work.resources
     trainer = TorchTrainer(
         enter,
