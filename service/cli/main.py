@@ -22,6 +22,7 @@ from service.cli.follow import follow
 from service.cli.judging import evaluate_command, reference_app
 from service.cli.keys import keys_app, open_command
 from service.cli.lab import LabBusy, find_url
+from service.cli.ports import NoFreePort
 from service.cli.reading import read_design, refusing
 from service.cli.running import demo_command, down_command, up_command
 from service.cli.studies import study_app
@@ -200,7 +201,7 @@ def main() -> None:
     except LabBusy as error:
         err.print(str(error), markup=False)
         code = 2
-    except (LabUnreachable, StartFailed) as error:
+    except (LabUnreachable, NoFreePort, StartFailed) as error:
         err.print(str(error), markup=False)
         code = 1
     except BrokenPipeError:

@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import httpx
 import psutil
 
 from service.cli.lab import LabAddress, write_address
+from service.cli.ports import free_port, listeners
 from service.credentials import forget_lab, note_lab
 from service.settings import Settings
 
@@ -26,6 +26,8 @@ NOT_INHERITED = ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "GRAFTLAB_KEY")
 """Another cluster, and what no part of the lab has a use for."""
 STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
 STOP_SECONDS = 12.0
+AGENT_SECONDS = 45.0
+"""How long Ray may take until its job agent listens."""
 
 
 class StartFailed(Exception):
@@ -41,6 +43,7 @@ class Part:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     due: float = 0.0
+    started: float = 0.0
 
 
 @dataclass
@@ -51,24 +54,26 @@ class Supervisor:
     port: int
     cpus: int
     parts: list[Part] = field(default_factory=list)
+    agent_port: int = 0
+    """Of the process through which Ray starts jobs."""
+    agent_listens: bool = False
 
     def __post_init__(self) -> None:
         self.folder = self.folder.absolute()
         bind = Settings(data_dir=self.folder)
         self.host = bind.host
         self.address = LabAddress(
-            url=f"http://{self.host}:{_free(self.port)}",
-            mlflow_url=f"http://{self.host}:{_free(5000)}",
-            ray_dashboard=f"http://{self.host}:{_free(8265)}",
+            url=f"http://{self.host}:{free_port(self.port)}",
+            mlflow_url=f"http://{self.host}:{free_port(5000)}",
+            ray_dashboard=f"http://{self.host}:{free_port(8265)}",
             pid=os.getpid(),
         )
         self.parts = [Part(name, command) for name, command in self._commands().items()]
 
     def _commands(self) -> dict[str, list[str]]:
         python, data = sys.executable, self.folder
-        tools = Path(python).parent
         return {
-            "ray": [str(tools / "ray"), "start", "--head", "--block", *self._ray_options()],
+            "ray": self._ray_command(),
             "mlflow": [
                 *(python, "-m", "mlflow", "server", "--workers", "1", "--host", self.host),
                 *("--port", _port(self.address.mlflow_url)),
@@ -80,16 +85,20 @@ class Supervisor:
             "tracking": [python, "-m", "service.tracking"],
         }
 
-    def _ray_options(self) -> list[str]:
-        ports = ("port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    def _ray_command(self) -> list[str]:
+        """With ports chosen anew."""
+        self.agent_port = free_port()
+        others = ("port", "ray-client-server-port", "metrics-export-port")
         return [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
             f"--num-cpus={self.cpus}",
             f"--node-ip-address={self.host}",
             f"--dashboard-host={self.host}",
             f"--dashboard-port={_port(self.address.ray_dashboard)}",
             "--disable-usage-stats",
             f"--temp-dir={self._ray_folder()}",
-            *(f"--{name}={_free()}" for name in ports),
+            f"--dashboard-agent-listen-port={self.agent_port}",
+            *(f"--{name}={free_port()}" for name in others),
         ]
 
     def _ray_folder(self) -> Path:
@@ -142,10 +151,12 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
             )
-        part.due = 0.0
+        part.due, part.started = 0.0, time.monotonic()
+        self.agent_listens = self.agent_listens and part.name != "ray"
 
     def tend(self) -> None:
         """Restart what has died, later and later where it keeps dying."""
+        self._tend_agent()
         for part in self.parts:
             if part.process is None or part.process.poll() is None:
                 continue
@@ -154,9 +165,20 @@ class Supervisor:
             elif time.monotonic() >= part.due:
                 part.restarts += 1
                 end_strays(self.folder, part.name)
+                if part.name == "ray":  # it may have ended because somebody has one of its ports
+                    part.command = self._ray_command()
                 self._spawn(part)
 
-    def wait_ready(self, seconds: float = 120.0) -> None:
+    def _tend_agent(self) -> None:
+        """Start a cluster anew whose job agent could not have its port: it stays up and takes no jobs."""
+        (ray,) = (part for part in self.parts if part.name == "ray")
+        if self.agent_listens or ray.process is None or ray.process.poll() is not None:
+            return
+        self.agent_listens = any(_descends(each, ray.process.pid) for each in listeners(self.agent_port))
+        if not self.agent_listens and time.monotonic() - ray.started > AGENT_SECONDS:
+            _end(ray.process)
+
+    def wait_ready(self, seconds: float = 150.0) -> None:
         """Until API, scheduler, Ray and MLflow answer. Raises StartFailed naming what does not."""
         end, waiting = time.monotonic() + seconds, "the API does not answer yet"
         while time.monotonic() < end:
@@ -177,6 +199,8 @@ class Supervisor:
             httpx.get(f"{self.address.mlflow_url}/health", timeout=5, trust_env=False).raise_for_status()
         except httpx.HTTPError:
             wrong.append("mlflow: does not answer yet")
+        if not self.agent_listens:
+            wrong.append(f"ray: its job agent does not listen on port {self.agent_port} yet")
         return "; ".join(wrong)
 
     def stop(self) -> None:
@@ -222,17 +246,12 @@ def _carries(process: psutil.Process, folder: Path, part: str | None) -> bool:
     return environment.get(MARK) == str(folder.absolute()) and part in (None, environment.get(PART))
 
 
-def _free(preferred: int = 0) -> int:
-    """The preferred port if it is free, else any that is."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-            return found
-    raise StartFailed("no TCP port is free on 127.0.0.1")
+def _descends(process: psutil.Process, ancestor: int) -> bool:
+    """The agent has a title where its environment was, and thus carries no mark."""
+    try:
+        return ancestor in {parent.pid for parent in process.parents()}
+    except psutil.Error:
+        return False
 
 
 def _port(url: str) -> str:

@@ -1,10 +1,14 @@
 """Ray's Jobs API over HTTP: the only door through which the control plane reaches the cluster."""
 
+import time
+
 import httpx
 
 from grafting_core.failpoints import failpoint
 from service.settings import Settings
 
+SILENT_SECONDS = 5.0
+"""After a call in vain others are not tried for so long: each would wait as long as the first."""
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -23,6 +27,7 @@ class RayJobs:
             timeout=10.0,
             trust_env=False,
         )
+        self._silent_until = 0.0
 
     def submit(self, job: str, entrypoint: str) -> None:
         """Start `entrypoint` under this id unless it was started already. Raises RayUnavailable."""
@@ -57,7 +62,11 @@ class RayJobs:
         self._ask("POST", f"/api/jobs/{job}/stop")
 
     def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> httpx.Response:
+        if time.monotonic() < self._silent_until:
+            raise RayUnavailable(f"{self._http.base_url} did not answer a moment ago")
         try:
             return self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
+            if isinstance(error, httpx.TimeoutException):
+                self._silent_until = time.monotonic() + SILENT_SECONDS
             raise RayUnavailable(f"{self._http.base_url} does not answer ({type(error).__name__})") from error
