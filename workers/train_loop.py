@@ -35,10 +35,11 @@ def train_loop(first: RunTicket, started: float, group: Group | None = None) -> 
     """What one process does from the first ticket, whose attempt began at `started`, to the last."""
     logs.setup()
     group = group or alone(first.work)
+    storage = Storage(first.storage)
     began: float | None = started
-    watch = DrainWatch(Storage(first.storage), first, own_node_drains)
+    watch = DrainWatch(storage, first, own_node_drains)
     watch.start()
-    for ticket in tickets(Storage(first.storage), first, group.leads):
+    for ticket in tickets(storage, first, group.leads):
         watch.ticket = ticket
         _serve(ticket, began or time.time(), group)
         began = None

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,12 +46,16 @@ def _ephemeral() -> int:
 
 def listeners(port: int) -> list[psutil.Process]:
     """Our user's processes that listen on this port of any address."""
-    found = [
+    pids = {
         connection.pid
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
         and connection.laddr
         and connection.laddr.port == port
         and connection.pid
-    ]
-    return [psutil.Process(pid) for pid in set(found) if psutil.pid_exists(pid)]
+    }
+    found = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            found.append(psutil.Process(pid))
+    return found

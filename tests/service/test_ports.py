@@ -58,7 +58,8 @@ def test_a_cluster_whose_job_agent_lost_its_port_is_started_anew(
     try:
         lab.start()
         lab.wait_ready(200)
-        assert (lab.agent_port, ray.restarts) != (taken, 0)
+        assert lab.agent_port != taken
+        assert ray.restarts >= 1
         RayJobs(Settings(**_told(lab))).submit("probe", "true")
     finally:
         lab.stop()
