@@ -16,6 +16,7 @@ Layout under the storage root (an fsspec URI):
 Every file is written whole or not at all. Event files are numbered from 1 without gaps.
 """
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
@@ -209,10 +210,10 @@ class IdleHost(Frozen):
     """A worker group that has done `turn` tickets and would take another of the same shape."""
 
     job: str
-    turn: int
+    turn: Annotated[int, Field(ge=1, lt=2**31)]
     shape: str
-    cpus: int
-    gpus: int
+    cpus: Annotated[int, Field(ge=0)]
+    gpus: Annotated[int, Field(ge=0)]
 
 
 class Handover(Frozen):
@@ -300,3 +301,12 @@ def budget_path(run_id: str, attempt: int) -> str:
 def submission_id(run_id: str, attempt: int) -> str:
     """Ray job id: create-if-absent, so submitting twice is harmless."""
     return f"run-{run_id}-{attempt}"
+
+
+_SUBMISSION = re.compile(r"run-([0-9a-z]{1,32})-([1-9][0-9]{0,8})")
+
+
+def attempt_of(job: str) -> tuple[str, int] | None:
+    """Run and attempt that `submission_id` names; None for the job of somebody else, whatever its id is."""
+    found = _SUBMISSION.fullmatch(job)
+    return (found[1], int(found[2])) if found else None

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.deps import Lab, LabDep
+from service.store.leases import is_led
 from service.store.models import LeaderRow
 
 router = APIRouter(tags=["health"])
@@ -57,11 +58,11 @@ def _storage(lab: Lab) -> str:
 def _scheduler(lab: Lab) -> str:
     try:
         with lab.database.reading() as session:
-            row = session.get(LeaderRow, 1)
-            alive = row is not None and row.until > lab.database.clock(session)
+            clock = lab.database.clock(session)
+            wrong = is_led(session.get(LeaderRow, 1), clock, lab.settings.lead_seconds)
     except SQLAlchemyError:
         return "unknown, for the database does not answer"
-    return "ok" if alive else "no scheduler leads; start one with `python -m service.scheduler`"
+    return f"{wrong}; start one with `python -m service.scheduler`" if wrong else "ok"
 
 
 def _ray(lab: Lab) -> str:

@@ -4,8 +4,6 @@ import logging
 import signal
 import threading
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from grafting_core.storage import Storage
 from service import logs
 from service.scheduler.housekeeping import keep_house
@@ -45,12 +43,12 @@ def main() -> None:
 
 
 def _round(scheduler: Scheduler) -> None:
-    """A fault of a neighbour ends the round, not the process: the next one starts from what is."""
+    """Whatever goes wrong ends the round, not the process: the next one starts from what is."""
     try:
         scheduler.round()
     except LostLeadership as error:
         log.warning("%s", error)
-    except (SQLAlchemyError, OSError, ValueError):
+    except Exception:
         log.exception("this round failed; the next one starts anew")
 
 

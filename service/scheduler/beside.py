@@ -4,8 +4,6 @@ import logging
 import threading
 from collections.abc import Callable
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from service.scheduler.scheduler import Scheduler
 
 log = logging.getLogger("graftlab.scheduler")
@@ -24,7 +22,7 @@ def beside(
             try:
                 if scheduler.leads():
                     step()
-            except (SQLAlchemyError, OSError, ValueError):
+            except Exception:
                 log.exception("a step of the %s failed; the next one starts from what is", name)
 
     thread = threading.Thread(target=work, name=name, daemon=True)

@@ -1,6 +1,11 @@
 """Worker groups that have done their ticket and wait for another: found, given one, or sent away."""
 
+import logging
+
+from pydantic import ConfigDict
+
 from grafting_core.storage import Storage
+from service.once import Once, brief
 from service.scheduler.ray_jobs import FINISHED, RayJobs
 from workers.contract import (
     IDLE_FOLDER,
@@ -8,11 +13,20 @@ from workers.contract import (
     Handover,
     IdleHost,
     RunTicket,
+    attempt_of,
     handover_path,
     host_shape,
     idle_path,
     retire_path,
 )
+
+log = logging.getLogger("graftlab.scheduler")
+
+
+class _Note(IdleHost):
+    """As it is read: a newer worker may say more than we know of."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class Hosts:
@@ -20,18 +34,28 @@ class Hosts:
 
     def __init__(self, storage: Storage, ray: RayJobs) -> None:
         self._storage, self._ray = storage, ray
+        self._say = Once(log)
 
     def idle(self) -> list[IdleHost]:
-        """Those that wait and have not been given a ticket yet."""
-        jobs = [name.removesuffix(".json") for name in self._storage.names(IDLE_FOLDER)]
-        found = [host for job in jobs if (host := self._read(job)) is not None]
+        """Those that wait and have not been given a ticket yet. A note that cannot be read is named once."""
+        found = [host for name in self._storage.names(IDLE_FOLDER) if (host := self._read(name)) is not None]
         return [host for host in found if not self._storage.exists(handover_path(host.job, host.turn + 1))]
 
-    def _read(self, job: str) -> IdleHost | None:
+    def _read(self, name: str) -> IdleHost | None:
+        path = f"{IDLE_FOLDER}/{name}"
         try:
-            return self._storage.read_model(idle_path(job), IdleHost)
+            note = self._storage.read_model(path, _Note)
         except FileNotFoundError:
             return None  # it has gone to work, or home, since we looked
+        except (ValueError, IsADirectoryError) as error:
+            self._say(path, f"{path} cannot be read and is passed over: {brief(error)}")
+            return None
+        if idle_path(note.job) != path or attempt_of(note.job) is None:
+            self._say(
+                path, f"{path} names the job {note.job!r:.100}, which is not its own; it is passed over"
+            )
+            return None
+        return note
 
     def find(self, ticket: RunTicket) -> IdleHost | None:
         """A living host of the ticket's shape. Raises RayUnavailable."""

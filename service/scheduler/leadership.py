@@ -10,6 +10,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service.store.engine import Database, insert_if_absent
+from service.store.leases import longest
 from service.store.models import LeaderRow
 
 
@@ -21,11 +22,15 @@ class Leadership:
         self.holder = f"{platform.node()[:30]}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def claim(self) -> bool:
-        """Take or renew the lease; False while another holds it."""
+        """Take or renew the lease; False while another holds it.
+
+        One that ends later than any can was made by a clock that has been set back: it is taken over.
+        """
         with self._database.writing() as session:
             clock = self._database.clock(session)
             insert_if_absent(session, LeaderRow, id=1, holder="", until=0.0)
-            free = (LeaderRow.holder == self.holder) | (LeaderRow.until < clock)
+            over = (LeaderRow.until < clock) | (LeaderRow.until > clock + longest(self._seconds))
+            free = (LeaderRow.holder == self.holder) | over
             values = {"holder": self.holder, "until": clock + self._seconds}
             taken = session.execute(update(LeaderRow).where(LeaderRow.id == 1, free).values(**values))
             return bool(taken.rowcount)  # type: ignore[attr-defined]  # an update has one

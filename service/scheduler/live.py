@@ -7,6 +7,7 @@ from sqlalchemy import select, tuple_, update
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget
+from service.once import brief
 from service.store.accounts import budget_of
 from service.store.lifecycle import LIVE
 from service.store.models import AttemptRow, RunRow, now
@@ -26,6 +27,8 @@ class LiveAttempt:
     kill: bool
     stop_wished_at: datetime | None
     budget: Budget
+    wrong: str | None = None
+    """Why the run cannot be read; such an attempt ends."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -50,6 +53,11 @@ def live_attempts(session: Session) -> list[LiveAttempt]:
 
 def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
     wishes = [wish for wish in (run.cancel_requested_at, run.pause_requested_at) if wish]
+    budget, wrong = Budget(), None
+    try:
+        budget = budget_of(run)
+    except (ValueError, TypeError, KeyError) as error:
+        wrong = f"its budget cannot be read: {brief(error)}"
     return LiveAttempt(
         run_id=run.id,
         number=attempt.number,
@@ -59,7 +67,8 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
         lease_until=attempt.lease_until or 0.0,
         kill=run.kill_requested_at is not None,
         stop_wished_at=min(wishes, default=None),
-        budget=budget_of(run),
+        budget=budget,
+        wrong=wrong,
     )
 
 

@@ -1,6 +1,7 @@
 """Ray's Jobs API over HTTP: the only door through which the control plane reaches the cluster."""
 
 import time
+from typing import TypeVar
 
 import httpx
 
@@ -9,6 +10,7 @@ from service.settings import Settings
 
 SILENT_SECONDS = 5.0
 """After a call in vain others are not tried for so long: each would wait as long as the first."""
+T = TypeVar("T", dict[str, object], list[object])
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -46,15 +48,16 @@ class RayJobs:
             return None
         if answer.status_code >= 400:
             raise RayUnavailable(f"asking for {job} gave status {answer.status_code}")
-        return str(answer.json()["status"])
+        return str(_document(answer, dict).get("status"))
 
     def running(self) -> list[str]:
         """Submission ids of all jobs that have not ended. Raises RayUnavailable."""
         answer = self._ask("GET", "/api/jobs/")
         if answer.status_code >= 400:
             raise RayUnavailable(f"asking for all jobs gave status {answer.status_code}")
-        jobs = [job for job in answer.json() if job["status"] not in FINISHED]
-        return [str(job["submission_id"]) for job in jobs if job.get("submission_id")]
+        jobs = [job for job in _document(answer, list) if isinstance(job, dict)]
+        going = (job for job in jobs if job.get("status") not in FINISHED)
+        return [str(job["submission_id"]) for job in going if job.get("submission_id")]
 
     def stop(self, job: str) -> None:
         """Ask Ray to end the job; no error where it has ended or is unknown."""
@@ -70,3 +73,14 @@ class RayJobs:
             if isinstance(error, httpx.TimeoutException):
                 self._silent_until = time.monotonic() + SILENT_SECONDS
             raise RayUnavailable(f"{self._http.base_url} does not answer ({type(error).__name__})") from error
+
+
+def _document(answer: httpx.Response, kind: type[T]) -> T:
+    """What the answer holds. Raises RayUnavailable where it is something else, as of another program."""
+    try:
+        found = answer.json()
+    except ValueError as error:
+        raise RayUnavailable(f"{answer.url} answers with what is no JSON") from error
+    if not isinstance(found, kind):
+        raise RayUnavailable(f"{answer.url} answers with a {type(found).__name__}, not a {kind.__name__}")
+    return found

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
+from service.once import AWAY, Once, brief
 from service.scheduler.admission import admit
 from service.scheduler.hosts import Hosts
-from service.scheduler.leadership import Leadership, leading
+from service.scheduler.leadership import Leadership, LostLeadership, leading
 from service.scheduler.live import LiveAttempt, live_attempts, renew
 from service.scheduler.ray_jobs import RayJobs, RayUnavailable
 from service.scheduler.tending import Tender
@@ -19,10 +20,13 @@ from service.settings import Settings
 from service.store.accounts import live_use, spent_accounts
 from service.store.engine import Database
 from service.store.models import RunRow
+from workers.contract import attempt_of
 
 log = logging.getLogger("graftlab.scheduler")
 ORPHAN_SECONDS = 15.0
 """How often Ray is searched for jobs that nobody waits for."""
+IDS = 500
+"""Of runs that one query looks for."""
 
 
 class Scheduler:
@@ -33,6 +37,7 @@ class Scheduler:
         self.leadership = Leadership(database, settings.lead_seconds)
         self.hosts = Hosts(storage, ray)
         self.tender = Tender(self)
+        self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
 
@@ -41,9 +46,19 @@ class Scheduler:
         if not self.leadership.claim():
             self.tender.forget()
             return
-        self._tend_all()
-        self._end_orphans()
-        self.admit()
+        for step in (self._tend_all, self._end_orphans, self.admit):
+            self._carry_out(step)
+
+    def _carry_out(self, step: Callable[[], object]) -> None:
+        """What goes wrong in one step keeps the next ones from nothing, unless database or lease are gone."""
+        try:
+            step()
+            self._say.well(step.__name__)
+        except (LostLeadership, *AWAY):
+            raise
+        except Exception as error:
+            fault = f"a step of the round failed: {type(error).__name__}: {brief(error)}"
+            self._say(step.__name__, fault, level=logging.ERROR, trace=True)
 
     def _tend_all(self) -> None:
         with self.database.reading() as session:
@@ -60,13 +75,24 @@ class Scheduler:
                 renew(session, alive, until)
 
     def _tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
-        """What is wrong with one attempt does not keep the others waiting."""
+        """What is wrong with one attempt ends that one, or leaves it for the next round: others go on."""
+        about = "run {} attempt {}".format(*attempt.key)
         try:
-            self.tender.tend(attempt, clock, spent)
+            try:
+                self.tender.tend(attempt, clock, spent)
+            except (LostLeadership, RayUnavailable, OSError, *AWAY):
+                raise
+            except Exception as error:
+                self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
+                self.tender.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
+            self._say.well(attempt.key)
+        except (LostLeadership, *AWAY):
+            raise
         except RayUnavailable as error:
-            log.warning("run %s attempt %s: Ray cannot be reached: %s", *attempt.key, error)
-        except OSError:
-            log.exception("run %s attempt %s: left for the next round", *attempt.key)
+            self._say(attempt.key, f"{about}: Ray cannot be reached: {error}", fault="ray")
+        except Exception as error:
+            text = f"{about}: left for the next round: {type(error).__name__}: {brief(error)}"
+            self._say(attempt.key, text, level=logging.ERROR, trace=True)
 
     def admit(self) -> list[str]:
         """Start queued runs; their ids."""
@@ -87,20 +113,24 @@ class Scheduler:
                 log.warning("%s: no attempt waits for it; stopped", job)
                 self.ray.stop(job)
             self._suspects = orphans
+            self._say.well("orphans")
         except RayUnavailable as error:
-            log.warning("orphans cannot be sought: %s", error)
+            self._say("orphans", f"orphans cannot be sought: {error}", fault="ray")
 
     def _orphans(self, jobs: list[str]) -> list[str]:
         """Those whose run we know and which neither work for a live attempt nor wait for one.
 
         Other labs' jobs are not ours.
         """
-        runs = {parts[1] for parts in (job.split("-") for job in jobs) if len(parts) == 3}
+        named = {job: attempt[0] for job in jobs if (attempt := attempt_of(job)) is not None}
+        for job in jobs:
+            if job not in named:
+                self._say(("job", job), f"job {job!r:.100} is not this lab's; left alone", level=logging.INFO)
         wanted = {host.job for host in self.hosts.idle()}
         with self.database.reading() as session:
-            ours = set(session.scalars(select(RunRow.id).where(RunRow.id.in_(runs))))
+            ours = _known(session, sorted(set(named.values())))
             wanted |= {attempt.job for attempt in live_attempts(session)}
-        return [job for job in jobs if job.split("-")[1:2][0] in ours and job not in wanted]
+        return [job for job, run in named.items() if run in ours and job not in wanted]
 
     def leads(self) -> bool:
         """Whether this scheduler is the one that does what only one should."""
@@ -112,3 +142,11 @@ class Scheduler:
         """A write transaction that only the leader can commit. Raises LostLeadership."""
         with leading(self.database, self.leadership) as session:
             yield session
+
+
+def _known(session: Session, ids: Sequence[str]) -> set[str]:
+    """Those of the ids that runs of this lab have."""
+    parts = (ids[start : start + IDS] for start in range(0, len(ids), IDS))
+    return {
+        found for part in parts for found in session.scalars(select(RunRow.id).where(RunRow.id.in_(part)))
+    }

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from grafting_core.failpoints import failpoint
 from grafting_core.spec.budget import Budget
+from grafting_core.storage import Storage
+from service.once import AWAY, brief
 from service.scheduler.intake import apply_event, end_attempt
+from service.scheduler.leadership import LostLeadership
 from service.scheduler.live import LiveAttempt
 from service.scheduler.ray_jobs import FINISHED
 from service.store.accounts import budget_of
@@ -75,20 +76,25 @@ class Tender:
         return keys
 
     def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
-        """Submit, listen, pass on, judge. Raises RayUnavailable, OSError or LostLeadership."""
+        """Submit, listen, pass on, judge.
+
+        Raises RayUnavailable, OSError, LostLeadership or what of `AWAY` may pass; anything else is the run's.
+        """
+        if attempt.wrong is not None:
+            return self.end(attempt, "internal_error", attempt.wrong)
         if not attempt.submitted:
             attempt = replace(attempt, job=self._submit(*attempt.key))
         if not self._take_events(attempt):
             return
         watch = self._look(attempt)
         if attempt.kill:
-            return self._end(attempt, "user_request", "killed on request")
+            return self.end(attempt, "user_request", "killed on request")
         if spent is not None:
             self._write_stop(attempt, watch, "budget_exhausted")
         if attempt.stop_wished_at is not None:
             self._write_stop(attempt, watch, "user_request")
             if attempt.wished_seconds > self._lab.settings.cancel_grace_seconds:
-                return self._end(attempt, "user_request", "killed after the grace period")
+                return self.end(attempt, "user_request", "killed after the grace period")
         self._pass_budget(attempt, watch)
         return self._judge(attempt, watch, clock)
 
@@ -156,27 +162,34 @@ class Tender:
         seq = attempt.event_seq + 1
         while self._lab.storage.exists(event_path(*attempt.key, seq)):
             try:
-                event = self._lab.storage.read_model(event_path(*attempt.key, seq), Event)
-            except ValidationError as error:
-                self._end(
-                    attempt, "internal_error", f"event {seq} cannot be read: {error.errors()[0]['msg']}"
-                )
+                state = self._take(attempt, seq)
+            except (LostLeadership, OSError, *AWAY):
+                raise
+            except Exception as error:
+                self.end(attempt, "internal_error", f"event {seq} cannot be taken in: {brief(error)}")
                 return False
-            with self._lab.leading() as session:
-                if not apply_event(session, self._lab.settings, event):
-                    return False
-                state = session.get_one(RunRow, attempt.run_id).state
-                failpoint("event")
-            if event.body.type != "progress":
-                log.info("run %s attempt %s: %s", *attempt.key, event.body.type)
             if state not in LIVE:
                 return False
             seq += 1
         return True
 
+    def _take(self, attempt: LiveAttempt, seq: int) -> str | None:
+        """The run's state after this event; None where the attempt is no longer the run's.
+
+        Raises what is wrong with the event, and then it has changed nothing.
+        """
+        event = _read_event(self._lab.storage, attempt, seq)
+        with self._lab.leading() as session:
+            if not apply_event(session, self._lab.settings, event):
+                return None
+            state = session.get_one(RunRow, attempt.run_id).state
+            failpoint("event")
+        if event.body.type != "progress":
+            log.info("run %s attempt %s: %s", *attempt.key, event.body.type)
+        return state
+
     def _look(self, attempt: LiveAttempt) -> Watch:
-        path = f"{attempt_folder(*attempt.key)}/heartbeat"
-        beat = self._lab.storage.read_bytes(path) if self._lab.storage.exists(path) else b""
+        beat = _beat(self._lab.storage, f"{attempt_folder(*attempt.key)}/heartbeat")
         watch = self.watched.setdefault(attempt.key, Watch(beat, time.monotonic(), fresh=bool(beat)))
         if beat != watch.beat:
             watch.beat, watch.seen, watch.fresh = beat, time.monotonic(), True
@@ -201,7 +214,7 @@ class Tender:
         # A clock that was set back must not make a lease endless.
         over = attempt.lease_until < clock or attempt.lease_until > clock + 2 * patience
         if silent > patience and over:
-            return self._end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
+            return self.end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
         if time.monotonic() - watch.asked < STATUS_SECONDS:
             return None
         watch.asked = time.monotonic()
@@ -219,9 +232,9 @@ class Tender:
             guest = attempt.job != submission_id(*attempt.key) and seq == 0
             reason: Reason = "worker_lost" if status and not guest else "node_fault"
             message = f"the worker ended without a word (Ray says {status or 'nothing'})"
-            self._end(attempt, reason, message)
+            self.end(attempt, reason, message)
 
-    def _end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
+    def end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
         """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
         self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
         self._lab.ray.stop(attempt.job)
@@ -232,3 +245,24 @@ class Tender:
             row = session.get_one(AttemptRow, attempt.key)
             end_attempt(session, self._lab.settings, run, row, reason, message)
         log.warning("run %s attempt %s: ended: %s", *attempt.key, message)
+
+
+def _read_event(storage: Storage, attempt: LiveAttempt, seq: int) -> Event:
+    """The event with this number. Raises ValueError where the file holds none, or another's."""
+    path = event_path(*attempt.key, seq)
+    try:
+        event = storage.read_model(path, Event)
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder") from error
+    if (event.run_id, event.attempt, event.seq) != (*attempt.key, seq):
+        told = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
+        raise ValueError(f"it says that it is {told}")
+    return event
+
+
+def _beat(storage: Storage, path: str) -> bytes:
+    """The newest sign of life; what cannot be read is none."""
+    try:
+        return storage.read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return b""

@@ -5,6 +5,7 @@ costs what it has cost in the middle. The interval comes from the same runs: how
 rule says of it.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,8 +16,10 @@ from sqlalchemy.orm import Session
 from grafting_core.spec.planning import ExperimentPlan
 from grafting_core.storage import Storage
 from service.api.schemas import Forecast
+from service.once import Once, brief
 from service.store.models import AttemptRow, ExperimentRow, RunRow, StageRow
 
+say = Once(logging.getLogger("graftlab.forecast"))
 RUNS_READ = 100
 FEW = 5
 """Below this many runs their spread says little, and the interval is taken wide."""
@@ -106,8 +109,20 @@ def history(session: Session, backbone: str) -> list[Past]:
     done: dict[str, list[StageRow]] = {run_id: [] for run_id in ids}
     for row in session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))):
         done[row.run_id].append(row)
-    past = [_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
-    return [run for run in past if run.flops]
+    past = [_read_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
+    return [run for run in past if run is not None and run.flops]
+
+
+def _read_past(stages: Sequence[StageRow], used: float) -> Past | None:
+    """None for a run whose reports cannot be read: it is named once, and the others tell enough."""
+    try:
+        return _past(stages, used)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        say(
+            ("reports", stages[0].run_id),
+            f"run {stages[0].run_id}: its reports cannot be read: {brief(error)}",
+        )
+        return None
 
 
 def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:

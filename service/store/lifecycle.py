@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
 from service.api.schemas import TERMINAL, RunState
+from service.once import plain
 from service.store.models import EventRow, RunRow, now
 from service.store.policy import POLICIES, back_off, can_split
 from service.store.standings import stand
@@ -77,7 +78,7 @@ def transition(
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
     failpoint(move_point(current, to))
-    run.state, run.reason, run.message = to, reason, message and message[:500]
+    run.state, run.reason, run.message = to, reason, message and plain(message)[:500]
     if to == "RUNNING" and run.started_at is None:
         run.started_at = now()
     run.ended_at = now() if to in TERMINAL else None

@@ -13,6 +13,7 @@ from grafting_core.spec.study import StudySpec
 from grafting_core.spec.work import Work
 from service.api.schemas import TERMINAL, StudyPhase, StudyState
 from service.api.study_schemas import StudyExtension
+from service.once import plain
 from service.store.accounts import accounts, open_accounts
 from service.store.lifecycle import new_run_id
 from service.store.models import AttemptRow, RunRow, now
@@ -93,7 +94,7 @@ def move(session: Session, study: StudyRow, to: StudyState, message: str | None 
     current: StudyState = study.state  # type: ignore[assignment]  # the column holds nothing else
     if to not in MOVES[current]:
         raise IllegalStudyMove(f"a study that is {current} cannot become {to}")
-    study.state, study.message = to, message and message[:500]
+    study.state, study.message = to, message and plain(message)[:500]
     study.ended_at = now() if to in ENDED else None
     touch(study)
     if to in ENDED:

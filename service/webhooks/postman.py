@@ -4,9 +4,8 @@ import logging
 import threading
 import time
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from grafting_core.failpoints import failpoint
+from service.once import brief
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.webhooks import Letter, Patience, claim, due_webhooks, note
@@ -58,7 +57,7 @@ class Postman:
             while not self._closed.is_set() and (letter := self._claim(webhook_id)) is not None:
                 if not self._deliver(letter):
                     return
-        except (SQLAlchemyError, OSError, ValueError):
+        except Exception:
             log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
 
     def _claim(self, webhook_id: int) -> Letter | None:
@@ -87,6 +86,9 @@ class Postman:
             status = post(letter.url, headers, letter.body, named=named, seconds=seconds)
         except (Blocked, Undelivered) as error:
             return None, str(error)
+        except Exception as error:  # a delivery that cannot be sent at all ends as FAILED, not the sender
+            log.exception("delivery %s cannot be sent", letter.message_id)
+            return None, f"{type(error).__name__}: {brief(error)}"
         return status, None if 200 <= status < 300 else f"answered with status {status}"
 
 
@@ -102,6 +104,6 @@ def _work(postman: Postman, settings: Settings, ended: threading.Event) -> None:
     while not ended.wait(settings.round_seconds):
         try:
             postman.round()
-        except (SQLAlchemyError, OSError):
+        except Exception:
             log.exception("the outbox could not be looked at; the next round does")
     postman.close(LAST_SECONDS)
