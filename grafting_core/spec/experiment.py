@@ -18,10 +18,13 @@ RECIPE_VERSIONS = {"finetune": 2, "evaluate": 4}
 """Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
 
 
+MOST_WORKERS = 1024
+
+
 class Resources(Frozen):
     """What an attempt asks of the cluster. Not part of any digest: it changes speed, not results."""
 
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
 

@@ -28,7 +28,7 @@ from grafting_core.spec.study import (
     rung_of,
     samples_of,
 )
-from grafting_core.spec.submission import parse_submission
+from grafting_core.spec.submission import check_shares, parse_submission
 
 SHARED = ("name", "backbone", "preset", "distill", "finetune", "evaluate", "budget", "resources")
 """Fields that mean in a study what they mean in a design file."""
@@ -48,6 +48,7 @@ def parse_study(document: Any) -> StudySpec:
     except ValidationError as error:
         raise SpecError(_of_the_user(explain(error, given, StudyDocument), document)) from error
     settings = parse_submission(_shared(given, asked))
+    check_shares(settings.finetune, settings.resources)
     card = backbone_cards()[asked.backbone]
     problems = [*_space_problems(asked, card), *_goal_problems(asked, settings.evaluate, card)]
     if problems:

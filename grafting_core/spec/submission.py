@@ -12,7 +12,7 @@ from grafting_core.spec.budget import Budget
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.editing import Edit, Editing, problem
-from grafting_core.spec.experiment import ExperimentSpec, Resources
+from grafting_core.spec.experiment import MOST_WORKERS, ExperimentSpec, Resources
 from grafting_core.spec.explain import explain
 from grafting_core.spec.features import feature_sources
 from grafting_core.spec.lookup import find_card
@@ -78,6 +78,8 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
         evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
     _check_feature_network(evaluate, card)
     _check_guidance(evaluate)
+    if not design.is_teacher:
+        check_shares(finetune, submission.resources)
     limit = card.num_images or None
     return ExperimentSpec(
         name=submission.name,
@@ -100,6 +102,23 @@ def _overridden(preset: P, given: P) -> P:
 def _capped(plan: Plan, limit: int | None) -> Plan:
     """Asking for more images than the backbone ships means all of them; the spec says what is used."""
     return plan if limit is None or plan.images <= limit else plan.model_copy(update={"images": limit})
+
+
+def check_shares(plan: FinetunePlan, resources: Resources) -> None:
+    """Finetuning deals every batch out evenly. Raises SpecError with the numbers that would fit.
+
+    The other stages deal out sites and chunks of samples, of which some workers may have one less.
+    """
+    size, workers = plan.batch_size, resources.workers
+    if plan.steps == 0 or size % workers == 0:
+        return
+    fitting = [str(count) for count in range(1, min(size, MOST_WORKERS) + 1) if size % count == 0]
+    batches = [str(each) for each in (size // workers * workers, -(-size // workers) * workers) if each]
+    message = (
+        f"a finetuning batch of {size} cannot be dealt out evenly to {workers} workers; "
+        f"use {' or '.join(batches)} for finetune.batch_size, or one of {', '.join(fitting)} workers"
+    )
+    raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
 
 
 def _check_guidance(protocol: EvaluationProtocol) -> None:

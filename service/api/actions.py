@@ -16,6 +16,7 @@ from service.api.submitting import IdempotencyKey
 from service.store import account_views
 from service.store.account_views import AccountLimits
 from service.store.accounts import Scope
+from service.store.bank import is_there
 from service.store.lifecycle import IllegalMove
 from service.store.models import RunRow
 from service.store.queries import run_detail
@@ -138,7 +139,15 @@ def show_queue(
 ) -> QueueView:
     """Who is next, what each queued run waits for, and when it should start; all, or one run."""
     with lab.database.reading() as session:
-        view = queue_view(session, lab.settings.cpus, lab.settings.gpus, limit, run)
+        view = queue_view(
+            session,
+            lab.settings.cpus,
+            lab.settings.gpus,
+            limit,
+            run,
+            published=lambda *place: is_there(lab.storage, *place),
+            hold_line_seconds=lab.settings.hold_line_seconds,
+        )
     owner = lab.principal.only_owner
     seen = [entry for entry in view.entries if owner is None or entry.owner == owner]
     return view.model_copy(update={"entries": seen})

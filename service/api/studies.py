@@ -12,7 +12,7 @@ from service.api.bodies import body_of, documented, read_body
 from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyExtension, StudyPage
-from service.api.submitting import IdempotencyKey, check_startable
+from service.api.submitting import IdempotencyKey, again_where_beaten, check_startable
 from service.search.door import open_study
 from service.search.optuna_book import pinned
 from service.search.publishing_paths import REPORT_FILES, report_folder
@@ -50,10 +50,14 @@ def create(
     document, request_digest = body
     spec = open_study(document)
     check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
-    try:
+    sampler, owner = pinned(spec.sampler), lab.principal.owner
+
+    def once() -> StudyRow:
         with lab.database.writing() as session:
-            sampler, owner = pinned(spec.sampler), lab.principal.owner
-            study = create_study(session, spec, sampler, request_digest, idempotency_key, owner)
+            return create_study(session, spec, sampler, request_digest, idempotency_key, owner)
+
+    try:
+        study = again_where_beaten(once)
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
     url = f"/api/v1/studies/{study.id}"

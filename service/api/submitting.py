@@ -1,12 +1,14 @@
 """Storing work once, however often it is asked for: what every route that starts a run goes through."""
 
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Response
 from sqlalchemy.exc import IntegrityError
 
 from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.experiment import Resources
+from grafting_core.spec.problems import Problem, SpecError, shown
 from grafting_core.spec.work import Work
 from service.api.deps import Lab
 from service.api.problems import ApiError
@@ -14,6 +16,7 @@ from service.api.schemas import Forecast, SubmitAnswer
 from service.store.models import RunRow
 from service.store.submissions import ANYWHERE, KeyReused, Placing, QuotaReached, submit
 
+T = TypeVar("T")
 MAX_KEY = 255
 
 
@@ -36,11 +39,34 @@ def check_startable(lab: Lab, work: Work) -> None:
     if backbone_cards()[work.backbone.name].weights is None:
         name = work.backbone.name
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
-    asked, cpus = work.resources, lab.settings.cpus
-    wanted = asked.workers * asked.cpus_per_worker
-    if wanted > cpus:
-        message = f"{asked.workers} workers of {asked.cpus_per_worker} CPUs are {wanted}; the lab has {cpus}"
-        raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
+    problems = list(beyond_devices(work.resources, lab.settings.cpus, lab.settings.gpus))
+    if problems:
+        raise SpecError(problems)
+
+
+def beyond_devices(asked: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
+    """What of the resources the lab does not have, with what it has."""
+    for kind, each, there in (("CPUs", asked.cpus_per_worker, cpus), ("GPUs", asked.gpus_per_worker, gpus)):
+        wanted = asked.workers * each
+        if wanted > there:
+            message = f"{asked.workers} workers of {each} {kind} are {wanted}; the lab has {there}"
+            field = f"{kind[:-1].lower()}s_per_worker"
+            given, fits = shown(each), str(there // asked.workers)
+            message += f": at most {fits} a worker" if there >= asked.workers else ""
+            yield Problem(
+                pointer=f"/resources/{field}" if each > 1 or kind == "GPUs" else "/resources/workers",
+                code="out-of-range",
+                message=message,
+                given=given if each > 1 or kind == "GPUs" else shown(asked.workers),
+            )
+
+
+def again_where_beaten(once: Callable[[], T]) -> T:
+    """Store something under a key; where another request with the same key was first, its row is there now."""
+    try:
+        return once()
+    except IntegrityError:
+        return once()
 
 
 def accepted(response: Response, run: RunRow) -> SubmitAnswer:
@@ -69,10 +95,7 @@ def submit_once(
             return submit(session, work, request_digest, key, forecast, owner=owner, placing=placing)
 
     try:
-        return once()
-    except IntegrityError:
-        # The other request's row is there by now.
-        return once()
+        return again_where_beaten(once)
     except QuotaReached as error:
         raise ApiError("quota", str(error)) from error
     except KeyReused as error:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
 from service.once import AWAY, Once, brief
-from service.scheduler.admission import admit
+from service.scheduler.admission import admit, decide, tell_set_aside
 from service.scheduler.hosts import Hosts
 from service.scheduler.leadership import Leadership, LostLeadership, leading
 from service.scheduler.live import LiveAttempt, live_attempts, renew
@@ -40,11 +40,13 @@ class Scheduler:
         self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
+        self._aside_told = False
 
     def round(self) -> None:
         """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
         if not self.leadership.claim():
             self.tender.forget()
+            self._aside_told = False
             return
         for step in (self._tend_all, self._end_orphans, self.admit):
             self._carry_out(step)
@@ -56,7 +58,7 @@ class Scheduler:
             self._say.well(step.__name__)
         except (LostLeadership, *AWAY):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - named once, with its traceback
             fault = f"a step of the round failed: {type(error).__name__}: {brief(error)}"
             self._say(step.__name__, fault, level=logging.ERROR, trace=True)
 
@@ -82,7 +84,7 @@ class Scheduler:
                 self.tender.tend(attempt, clock, spent)
             except (LostLeadership, RayUnavailable, OSError, *AWAY):
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt
                 self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
                 self.tender.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
             self._say.well(attempt.key)
@@ -90,14 +92,22 @@ class Scheduler:
             raise
         except RayUnavailable as error:
             self._say(attempt.key, f"{about}: Ray cannot be reached: {error}", fault="ray")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - named once, with its traceback
             text = f"{about}: left for the next round: {type(error).__name__}: {brief(error)}"
             self._say(attempt.key, text, level=logging.ERROR, trace=True)
 
     def admit(self) -> list[str]:
-        """Start queued runs; their ids."""
+        """Start queued runs; their ids. Nothing is locked while storage is asked."""
+        if not self._aside_told:
+            with self.leading() as session:
+                tell_set_aside(session, self.settings)
+            self._aside_told = True
+        with self.database.reading() as session:
+            decided = decide(session, self.settings, self.storage)
+        if not decided:
+            return []
         with self.leading() as session:
-            return admit(session, self.settings, self.storage, self.database.clock(session))
+            return admit(session, self.settings, decided, self.database.clock(session))
 
     def _end_orphans(self) -> None:
         """Stop jobs that no live attempt waits for: what a replaced worker or scheduler left.

@@ -165,7 +165,7 @@ class Tender:
                 state = self._take(attempt, seq)
             except (LostLeadership, OSError, *AWAY):
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with an event ends its attempt
                 self.end(attempt, "internal_error", f"event {seq} cannot be taken in: {brief(error)}")
                 return False
             if state not in LIVE:

@@ -6,17 +6,19 @@ before it, and is thrown away if the study has moved on meanwhile. So it may be 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from optuna.exceptions import OptunaError
+from pydantic import ValidationError
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
 from grafting_core.spec.study import StudySpec
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
+from service.once import AWAY, Once, brief
 from service.search.apart import proposals
 from service.search.learning import note_predictions, numbers_of, open_book
 from service.search.promoting import collect_finals, submit_finals
@@ -28,6 +30,7 @@ from service.store.models import RunRow
 from service.store.studies import (
     advance,
     ask_runs,
+    fail_unread,
     move,
     remaining,
     run_for,
@@ -48,6 +51,7 @@ class Driver:
 
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self.settings, self.database, self.storage = settings, database, storage
+        self._say = Once(log)
         self._phases: Mapping[str, Callable[[StudyRow], None]] = {
             "fill": self._fill,
             "screen": self._screen,
@@ -56,23 +60,53 @@ class Driver:
         }
 
     def round(self) -> None:
-        """One step of each; a study that cannot go on fails alone."""
+        """One step of each; a study that cannot go on fails alone. Each fault is logged once."""
         with self.database.reading() as session:
-            running = list(session.scalars(select(StudyRow).where(StudyRow.state == "RUNNING")))
-        for study in running:
+            running = list(session.scalars(select(StudyRow.id).where(StudyRow.state == "RUNNING")))
+        for study_id in running:
             try:
-                self._phases[study.phase](study)
-            except ValueError as error:
-                log.exception("study %s cannot go on", study.id)
-                self._fail(study, str(error))
-            except (SQLAlchemyError, OptunaError, OSError):
-                log.exception("a step of study %s failed; the next one starts from what is", study.id)
-            except Exception as error:
-                log.exception("study %s cannot go on", study.id)
-                self._fail(study, f"internal error: {type(error).__name__}: {error}")
+                self._step(study_id)
+                self._say.well(study_id)
+            except (OptunaError, OSError, *AWAY) as error:
+                text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
+                self._say(study_id, text, trace=True)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
+                self._give_up(study_id, error)
 
-    def _changing(self, study: StudyRow) -> "Change":
-        return Change(self.database, study)
+    def _step(self, study_id: str) -> None:
+        """Raises ValueError where the study cannot go on."""
+        with self.database.reading() as session:
+            study = session.get(StudyRow, study_id)
+        if study is None or study.state != "RUNNING":
+            return
+        if study.phase not in self._phases:
+            raise ValueError(f"there is no phase {study.phase!r}; a study is in {', '.join(self._phases)}")
+        self._phases[study.phase](study)
+
+    def _give_up(self, study_id: str, error: Exception) -> None:
+        """The study fails with the reason, whatever of it can still be read."""
+        known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
+        reason = str(error) if known else f"internal error: {type(error).__name__}: {brief(error)}"
+        self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=True)
+        try:
+            with self.database.reading() as session:
+                study = session.get_one(StudyRow, study_id)
+            self._fail(study, reason)
+        except (OSError, *AWAY):
+            return  # the next round tries again
+        except Exception as worse:  # noqa: BLE001 - a row that cannot even be loaded is ended as it is
+            self._say(("end", study_id), f"study {study_id}: ended as it is: {brief(worse)}", trace=True)
+            with self.database.writing() as session:
+                fail_unread(session, study_id, reason)
+
+    @contextmanager
+    def _changing(self, study: StudyRow) -> Iterator[tuple[Session, StudyRow | None]]:
+        """A write transaction on one study; None for the study where it has moved on since it was read."""
+        with self.database.writing() as session:
+            row = session.get(StudyRow, study.id, with_for_update=True)
+            seen = (study.state, study.phase, study.round)
+            same = row is not None and (row.state, row.phase, row.round) == seen
+            yield session, row if same else None
 
     def _fail(self, study: StudyRow, message: str) -> None:
         with self._changing(study) as (session, row):
@@ -219,23 +253,3 @@ class Driver:
         with self._changing(study) as (session, row):
             if row is not None:
                 ask_runs(session, row.id, "cancel")
-
-
-class Change:
-    """A write transaction on one study; gives None for the study where it has moved on since it was read."""
-
-    def __init__(self, database: Database, study: StudyRow) -> None:
-        self._context, self._seen = database.writing(), study
-
-    def __enter__(self) -> tuple[Session, StudyRow | None]:
-        session = self._context.__enter__()
-        row = session.get(StudyRow, self._seen.id, with_for_update=True)
-        same = row is not None and (row.state, row.phase, row.round) == (
-            self._seen.state,
-            self._seen.phase,
-            self._seen.round,
-        )
-        return session, row if same else None
-
-    def __exit__(self, *exception: object) -> None:
-        self._context.__exit__(*exception)  # type: ignore[arg-type]  # what Python passes to any __exit__

@@ -1,5 +1,6 @@
 """What users, studies and the lab may use: reserved at admission, metered while running, settled after."""
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
@@ -10,10 +11,12 @@ from sqlalchemy.orm import Session
 
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Budget, Spend
+from service.once import Once, brief
 from service.store.engine import insert_if_absent
 from service.store.lifecycle import LIVE
 from service.store.models import AccountRow, AttemptRow, RunRow, now
 
+say = Once(logging.getLogger("graftlab.accounts"))
 Scope = Literal["lab", "user", "study"]
 Key = tuple[str, str]
 LAB: Key = ("lab", "lab")
@@ -181,7 +184,11 @@ def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
     for key, row in rows.items():
         members = [use for use in live if key in use.keys]
         total = sum((use.spent for use in members), settled(row))
-        reached = total.reached(limits_of(row))
+        try:
+            reached = total.reached(limits_of(row))
+        except (TypeError, ValueError) as error:  # admission starts nobody on it
+            say(key, f"the budget of {title(key)} cannot be read: {brief(error)}")
+            continue
         if reached:
             stops |= {use.run_id: f"the budget of {title(key)} is spent: {reached}" for use in members}
     return stops

@@ -1,6 +1,6 @@
-"""Who needs what: single flight across runs, the cost of shared work shared, nothing freed that is needed."""
+"""Who needs what: the cost of shared work shared, nothing freed that is needed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -15,8 +15,6 @@ from service.api.schemas import TERMINAL
 from service.store.models import NeedRow, RunRow
 from workers.contract import StageReport
 
-LIVE = ("STARTING", "RUNNING")
-WAITS = "waits for run "
 Need = tuple[str, str]
 """Folder under the storage root, and key."""
 
@@ -39,41 +37,6 @@ def record_needs(session: Session, run: RunRow, work: Work) -> None:
     """Note at submission what the run will need, once a key."""
     for folder, key in dict.fromkeys(needs_of(work)):
         session.add(NeedRow(run_id=run.id, folder=folder, key=key))
-
-
-def hold(session: Session, storage: Storage, run: RunRow) -> str | None:
-    """Why a queued run should wait: live runs are making what it needs. None where nobody is.
-
-    Asked again at every admission, so whatever ends the other run lets this one go.
-    """
-    making = _being_made(session, storage, run)
-    text = _waiting_text(making) if making else None
-    if text is not None or (run.message or "").startswith(WAITS):
-        run.message = text
-    return text
-
-
-def _being_made(session: Session, storage: Storage, run: RunRow) -> list[NeedRow]:
-    """What live runs need as well and nobody has published."""
-    mine = select(NeedRow.key).where(NeedRow.run_id == run.id)
-    query = (
-        select(NeedRow)
-        .join(RunRow, RunRow.id == NeedRow.run_id)
-        .where(RunRow.state.in_(LIVE), RunRow.id != run.id, NeedRow.key.in_(mine))
-        .order_by(RunRow.id)
-    )
-    return [need for need in session.scalars(query) if not is_there(storage, need.folder, need.key)]
-
-
-def _waiting_text(making: Sequence[NeedRow]) -> str:
-    first = making[0].run_id
-    theirs = [need.folder for need in making if need.run_id == first]
-    what = "the evaluation"
-    if "scions" in theirs:
-        what = f"{theirs.count('scions')} of the scions"
-    elif "models" in theirs:
-        what = "the model"
-    return f"{WAITS}{first}, which is making {what} that this one needs"
 
 
 def is_there(storage: Storage, folder: str, key: str) -> bool:

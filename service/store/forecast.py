@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -71,15 +72,26 @@ def predicted(past: Sequence[Past], flops: Mapping[str, float]) -> Forecast | No
     return Forecast(device_seconds=expected, low=low * expected, high=high * expected, runs=len(past))
 
 
-def foresee(session: Session, run: RunRow) -> None:
-    """Give a run the forecast that nobody could make when it was submitted, of all that it may have to do.
+class Foresight:
+    """Forecasts of runs that nobody could make when they were submitted, of all that each may have to do.
 
-    Without one it would claim its whole budget, and the runs of a study would wait for each other.
+    Without one a run would claim its whole budget, and the runs of a study would wait for each other.
     """
-    if run.forecast is None and run.planned:
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._past: dict[str, list[Past]] = {}
+
+    def of(self, run: RunRow) -> dict[str, Any] | None:
+        """The run's own where it has one; the lab's history is read once a backbone."""
+        if run.forecast is not None or not run.planned:
+            return run.forecast
+        backbone = run.experiment.backbone
+        if backbone not in self._past:
+            self._past[backbone] = history(self._session, backbone)
         flops = {stage: float(spend["flops"]) for stage, spend in run.planned.items()}
-        made = forecast(session, run.experiment.backbone, flops)
-        run.forecast = made.model_dump() if made else None
+        made = predicted(self._past[backbone], flops)
+        return made.model_dump() if made else None
 
 
 def outstanding(plan: ExperimentPlan, storage: Storage) -> dict[str, float]:

@@ -18,7 +18,7 @@ from service.store.webhooks import announce_run
 from workers.contract import Reason
 
 MOVES: Mapping[RunState, frozenset[RunState]] = {
-    "QUEUED": frozenset({"STARTING", "PAUSED", "STOPPED", "CANCELLED"}),
+    "QUEUED": frozenset({"STARTING", "PAUSED", "STOPPED", "FAILED", "CANCELLED"}),
     "STARTING": frozenset({"RUNNING", "QUEUED", "PAUSED", "STOPPED", "FAILED", "CANCELLED"}),
     "RUNNING": frozenset({"SUCCEEDED", "QUEUED", "PAUSED", "STOPPED", "FAILED", "CANCELLED"}),
     "PAUSED": frozenset({"QUEUED", "CANCELLED"}),

@@ -2,34 +2,49 @@
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
 from service.api.schemas import QueueEntry, QueueView
-from service.store.accounts import LiveUse, live_use, usage
-from service.store.bank import WAITS
+from service.store.admitting import Verdict, Walk
 from service.store.lifecycle import LIVE
-from service.store.models import RunRow, now
+from service.store.making import Published
+from service.store.models import ExperimentRow, RunRow
 from service.store.queries import spend_of
-from service.store.queueing import COLUMNS, Room, Shares, Waiting, in_order, room, shares, waiting
-from service.store.reserving import budget_hold, expected
-
-Lack = Literal["nothing", "cpus", "gpus", "quota", "budget", "another run", "back-off"]
+from service.store.queueing import COLUMNS, Room, Waiting, in_order, room, shares, waiting
 
 
-def queue_view(session: Session, cpus: int, gpus: int, limit: int, only: str | None = None) -> QueueView:
-    """The first `limit` runs, or the one asked for, as if nothing overtook anything."""
-    lines = waiting(session)
-    order = in_order(lines, shares(session, cpus, gpus, lines))
+def queue_view(
+    session: Session,
+    cpus: int,
+    gpus: int,
+    limit: int,
+    only: str | None = None,
+    *,
+    published: Published = lambda folder, key: False,
+    hold_line_seconds: float = 600.0,
+) -> QueueView:
+    """The first `limit` runs, or the one asked for, in the order in which they start if nothing overtakes.
+
+    Those that cannot start here at all come last. What each lacks is what admission finds, which has to be
+    told by the same `published` and `hold_line_seconds`.
+    """
+    capacity = Room(cpus, gpus)
+    order = _order(session, capacity)
     free = room(session, cpus, gpus)
     shown = [index for index, run in enumerate(order) if only is None or run.id == only][:limit]
-    starts = _starts(session, order, Room(free.cpus, free.gpus))
-    explained = _Explainer(session, cpus, gpus)
-    entries = [explained.entry(order, index, starts[index]) for index in shown]
+    starts = _starts(session, [run for run in order if capacity.fits(run)], Room(free.cpus, free.gpus))
+    walk = Walk(session, capacity, hold_line_seconds, published)
+    verdicts = {run.id: verdict for run, verdict in walk.steps()}
+    walk.prepare([order[index] for index in shown])
+    names = _names(session, [order[index].id for index in shown])
+    entries = [
+        _entry(order, index, verdicts.get(order[index].id) or walk.explain(order[index]), names, starts)
+        for index in shown
+    ]
     return QueueView(
         cpus=cpus,
         free_cpus=max(0, free.cpus),
@@ -40,48 +55,39 @@ def queue_view(session: Session, cpus: int, gpus: int, limit: int, only: str | N
     )
 
 
-class _Explainer:
-    """What is the same for every entry of a view."""
+def _order(session: Session, capacity: Room) -> list[Waiting]:
+    lines = waiting(session)
+    everybody = [run for line in lines.values() for run in line]
+    able = {owner: deque(run for run in line if capacity.fits(run)) for owner, line in lines.items()}
+    able = {owner: line for owner, line in able.items() if line}
+    given = shares(session, capacity.cpus, capacity.gpus, able)
+    return [*in_order(able, given), *(run for run in everybody if not capacity.fits(run))]
 
-    def __init__(self, session: Session, cpus: int, gpus: int) -> None:
-        self._session = session
-        self._live: Sequence[LiveUse] = live_use(session)
-        self._shares: Shares = shares(session, cpus, gpus, [])
-        self._room = room(session, cpus, gpus)
 
-    def entry(self, order: Sequence[Waiting], index: int, start: float | None) -> QueueEntry:
-        waiting_run = order[index]
-        run = self._session.get_one(RunRow, waiting_run.id)
-        lacks, text = self._why(waiting_run, run, index)
-        return QueueEntry(
-            run_id=run.id,
-            name=run.experiment.name,
-            owner=run.owner,
-            priority=-run.precedence,
-            position=index + 1,
-            behind=[ahead.id for ahead in reversed(order[max(0, index - 3) : index])],
-            lacks=lacks,
-            waits_for=text,
-            expected_start_seconds=start,
-        )
+def _names(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    query = select(RunRow.id, ExperimentRow.name).join(RunRow.experiment).where(RunRow.id.in_(ids))
+    return {row.id: row.name for row in session.execute(query)}
 
-    def _why(self, waiting_run: Waiting, run: RunRow, ahead: int) -> tuple[Lack, str]:
-        if run.not_before is not None and run.not_before > now():
-            seconds = (run.not_before - now()).total_seconds()
-            return "back-off", f"tries again in {seconds:.0f} s after {run.reason}"
-        if (run.message or "").startswith(WAITS):
-            return "another run", str(run.message)
-        quota = self._shares.quota(waiting_run)
-        if quota:
-            return "quota", quota
-        want = usage(run.experiment.backbone, expected(run, spend_of(self._session, run.id)))
-        budget = budget_hold(self._session, waiting_run, self._live, want)
-        if budget:
-            return "budget", budget
-        if not self._room.fits(waiting_run):
-            kind: Lack = "gpus" if waiting_run.gpus > max(0, self._room.gpus) else "cpus"
-            return kind, self._room.lacks(waiting_run)
-        return "nothing", "it starts in one of the next rounds" if ahead else "it starts in the next round"
+
+def _entry(
+    order: Sequence[Waiting],
+    index: int,
+    verdict: Verdict,
+    names: Mapping[str, str],
+    starts: Sequence[float | None],
+) -> QueueEntry:
+    run = order[index]
+    return QueueEntry(
+        run_id=run.id,
+        name=names[run.id],
+        owner=run.owner,
+        priority=-run.precedence,
+        position=index + 1,
+        behind=[ahead.id for ahead in reversed(order[max(0, index - 3) : index])],
+        lacks=verdict.lacks,
+        waits_for=verdict.text,
+        expected_start_seconds=starts[index] if index < len(starts) else None,
+    )
 
 
 def _starts(session: Session, order: Sequence[Waiting], free: Room) -> list[float | None]:
@@ -112,7 +118,7 @@ def _live(session: Session) -> list[Waiting]:
 
 
 def _left(session: Session, run: Waiting) -> float | None:
-    if run.forecast is None:
+    if run.seconds is None:
         return None
     spent: Spend = spend_of(session, run.id)
-    return max(0.0, float(run.forecast["device_seconds"]) - spent.device_seconds) / run.workers
+    return max(0.0, run.seconds - spent.device_seconds / run.workers)

@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from service.store.accounts import Key, accounts, keys_of, recent_seconds
@@ -42,11 +42,17 @@ class Room:
         """Also to hold devices free for a run that waits: what it lacks goes below zero."""
         self.cpus, self.gpus = self.cpus - run.cpus, self.gpus - run.gpus
 
-    def lacks(self, run: "Waiting") -> str:
-        """`2 of 4 CPUs are free`, of the first kind that is short."""
-        if run.gpus > self.gpus:
-            return f"it asks for {run.gpus} GPUs and {max(0, self.gpus)} are free"
-        return f"it asks for {run.cpus} CPUs and {max(0, self.cpus)} are free"
+    def short_of(self, run: "Waiting") -> Literal["cpus", "gpus"]:
+        """The first kind that is short."""
+        return "gpus" if run.gpus > max(0, self.gpus) else "cpus"
+
+    def lacks(self, run: "Waiting", there: str = "") -> str:
+        """`it asks for 4 CPUs and 2 are free`, or, with `there`, `and the lab has 2`; of the first kind short."""
+        asked, kind, left = (run.gpus, "GPUs", self.gpus)
+        if self.short_of(run) == "cpus":
+            asked, kind, left = run.cpus, "CPUs", self.cpus
+        left = max(0, left)
+        return f"it asks for {asked} {kind} and {f'{there} {left}' if there else f'{left} are free'}"
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,14 @@ class Waiting:
     not_before: datetime | None
     workers: int
     forecast: dict[str, Any] | None
+    reason: str | None
+    message: str | None
 
     @property
     def seconds(self) -> float | None:
         """Wall-clock that it is expected to take, or None where nobody knows."""
-        return self.forecast["device_seconds"] / self.workers if self.forecast else None
+        seconds = self.forecast.get("device_seconds") if isinstance(self.forecast, dict) else None
+        return seconds / self.workers if isinstance(seconds, int | float) else None
 
     @property
     def keys(self) -> tuple[Key, ...]:
@@ -80,16 +89,13 @@ class Waiting:
 COLUMNS = tuple(getattr(RunRow, name) for name in Waiting.__dataclass_fields__)
 
 
-def waiting(session: Session, per_owner: int | None = None) -> dict[str, deque[Waiting]]:
-    """By owner, in the order each would have them started: all, or the first few of each that are due."""
+def waiting(session: Session) -> dict[str, deque[Waiting]]:
+    """All, by owner, in the order each would have them started."""
+    query = select(*COLUMNS).where(RunRow.state == "QUEUED")
     lines: dict[str, deque[Waiting]] = {}
-    due = or_(RunRow.not_before.is_(None), RunRow.not_before <= now())
-    for (owner,) in session.execute(OWNERS).all():
-        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner)
-        query = query.order_by(RunRow.precedence, RunRow.id)
-        rows = session.execute(query if per_owner is None else query.where(due).limit(per_owner))
-        lines[owner] = deque(Waiting(*row) for row in rows)
-    return {owner: line for owner, line in lines.items() if line}
+    for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
+        lines.setdefault(row.owner, deque()).append(Waiting(*row))
+    return lines
 
 
 @dataclass
@@ -111,6 +117,17 @@ class Shares:
 
     def of(self, owner: str) -> tuple[float, float]:
         return self.running.get(owner, 0.0), recent_seconds(self.accounts.get(("user", owner)))
+
+    def left(self, owner: str) -> list[tuple[Any, int]] | None:
+        """Column of a run -> the most that quotas leave its owner; None where they leave no run at all."""
+        account = self.accounts.get(("user", owner))
+        if account is None:
+            return []
+        runs, cpus, gpus = self.counts.get(owner, [0, 0, 0])
+        if account.max_running is not None and runs >= account.max_running:
+            return None
+        limits = ((RunRow.cpus, account.max_cpus, cpus), (RunRow.gpus, account.max_gpus, gpus))
+        return [(column, max(0, most - used)) for column, most, used in limits if most is not None]
 
     def quota(self, run: Waiting) -> str | None:
         """Which of the user's quotas this run would exceed."""

@@ -1,11 +1,13 @@
 """What a run will still use, and whether shared budgets have that much left."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget, Spend
 from service.store.accounts import (
+    Key,
     LiveUse,
     Usage,
     accounts,
@@ -15,15 +17,15 @@ from service.store.accounts import (
     settled,
     title,
 )
-from service.store.models import RunRow
-from service.store.queueing import Waiting
+from service.store.models import AccountRow, RunRow
 
 
-def expected(run: RunRow, spent: Spend) -> Spend:
+def expected(run: RunRow, spent: Spend, forecast: Mapping[str, Any] | None = None) -> Spend:
     """What a run will still use: by formula and forecast, never more than its own budget leaves."""
+    forecast = forecast or run.forecast
     planned = (run.planned or {}).values()
     total = Spend(
-        device_seconds=run.forecast["device_seconds"] if run.forecast else 0.0,
+        device_seconds=forecast["device_seconds"] if forecast else 0.0,
         flops=sum(stage["flops"] for stage in planned),
         training_images=sum(stage["training_images"] for stage in planned),
     )
@@ -40,17 +42,49 @@ def _left(total: Spend, spent: Spend, budget: Budget) -> Spend:
     return Spend(device_seconds=left("device_seconds"), flops=left("flops"), training_images=images)
 
 
-def budget_hold(session: Session, run: Waiting, live: Sequence[LiveUse], want: Usage) -> str | None:
-    """Why shared budgets do not admit this run now.
+class Budgets:
+    """Shared budgets as they were when they were first asked for; each account is read once."""
 
-    A run that wants more than is left starts when nobody else has a claim, and is cut short.
-    """
-    for key, account in accounts(session, run.keys).items():
-        limits, used = limits_of(account), settled(account)
-        spent = used.reached(limits)
-        if spent:
-            return f"the budget of {title(key)} is spent: {spent}"
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._accounts: dict[Key, tuple[Budget | None, Usage]] = {}
+
+    def prepare(self, keys: Collection[Key]) -> None:
+        """Read those that have not been read."""
+        missing = set(keys) - self._accounts.keys()
+        found = accounts(self._session, missing) if missing else {}
+        self._accounts |= {key: _read(found.get(key)) for key in missing}
+
+    def limits(self, key: Key) -> Budget | None:
+        """None where they cannot be read."""
+        return self._accounts[key][0]
+
+    def spent(self, key: Key) -> str | None:
+        """Why nothing more may be used, or None."""
+        limits, used = self._accounts[key]
+        if limits is None:
+            return f"the budget of {title(key)} cannot be read; set it anew"
+        reached = used.reached(limits)
+        return f"the budget of {title(key)} is spent: {reached}" if reached else None
+
+    def claimed(self, key: Key, live: Sequence[LiveUse], want: Usage) -> bool:
+        """Whether runs under way leave too little for this.
+
+        A run that wants more than is left starts when nobody else has a claim, and is cut short.
+        """
+        limits, used = self._accounts[key]
         others = commitments(key, live)
-        if others != Usage() and (used + others + want).reached(limits, beyond=True):
-            return f"the budget of {title(key)} is claimed by runs under way"
-    return None
+        return (
+            limits is not None
+            and others != Usage()
+            and (used + others + want).reached(limits, beyond=True) is not None
+        )
+
+
+def _read(account: AccountRow | None) -> tuple[Budget | None, Usage]:
+    if account is None:
+        return Budget(), Usage()
+    try:
+        return limits_of(account), settled(account)
+    except (TypeError, ValueError):
+        return None, Usage()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget, Spend
@@ -99,6 +99,13 @@ def move(session: Session, study: StudyRow, to: StudyState, message: str | None 
     touch(study)
     if to in ENDED:
         announce_study(session, study)
+
+
+def fail_unread(session: Session, study_id: str, message: str) -> None:
+    """End a study whose row cannot be loaded: its state alone is written, and its runs stay as they are."""
+    values = {"state": "FAILED", "message": plain(message)[:500], "ended_at": now()}
+    one = update(StudyRow).where(StudyRow.id == study_id, StudyRow.state == "RUNNING")
+    session.execute(one.values(**values, version=StudyRow.version + 1))
 
 
 def advance(study: StudyRow, phase: StudyPhase) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from grafting_core.spec.budget import Budget, Spend
 from grafting_core.storage import Storage
 from service.api.schemas import Forecast
-from service.scheduler.admission import admit
+from service.scheduler.admission import admit, decide
 from service.settings import Settings
 from service.store.account_views import AccountLimits, set_limits
 from service.store.accounts import live_use, settle, spent_accounts
@@ -33,8 +33,10 @@ def start(database: Database, settings: Settings) -> Callable[[], list[str]]:
     """One admission; the names of the runs it started."""
 
     def once() -> list[str]:
+        with database.reading() as session:
+            decided = decide(session, settings, Storage(settings.storage))
         with database.writing() as session:
-            ids = admit(session, settings, Storage(settings.storage), database.clock(session))
+            ids = admit(session, settings, decided, database.clock(session))
             return [session.get_one(RunRow, run).experiment.name for run in ids]
 
     return once
