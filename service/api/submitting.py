@@ -62,7 +62,7 @@ def beyond_devices(asked: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
 
 
 def again_where_beaten(once: Callable[[], T]) -> T:
-    """Store something under a key; where another request with the same key was first, its row is there now."""
+    """Store something under a key; where another request with that key was first, its row is there now."""
     try:
         return once()
     except IntegrityError:

@@ -4,6 +4,7 @@ import logging
 import threading
 
 from grafting_core.storage import Storage
+from service.once import AWAY, Once, brief
 from service.scheduler.beside import beside
 from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
@@ -21,12 +22,16 @@ class Housekeeper:
 
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self._policy = Policy.of(settings)
+        self._say = Once(log)
+        self._refused: set[str] = set()
         self._database, self._storage = database, storage
 
     def round(self) -> int:
         """Let go what may go; how many runs were looked through. Safe to repeat and to be killed in."""
         with self._database.reading() as session:
-            runs = unswept_runs(session, self._policy, RUNS)
+            runs = unswept_runs(session, self._policy, RUNS + len(self._refused))
+        # Those whose files refuse to go are tried again when there is nothing else to do.
+        runs = ([run for run in runs if run.id not in self._refused] or runs)[:RUNS]
         clean = [run for run in runs if self._is_clean(run)]
         if clean:
             with self._database.writing() as session:
@@ -39,10 +44,15 @@ class Housekeeper:
             spare = excess(self._storage, run, self._policy)
             if not spare.paths:
                 return True
-            with self._database.writing() as session:
-                gone = let_go(session, self._storage, spare, self._policy)
-        except OSError:
-            log.exception("run %s: its checkpoints are left for the next round", run.id)
+            gone = let_go(self._database, self._storage, spare, self._policy)
+            self._say.well(run.id)
+            self._refused.discard(run.id)
+        except AWAY:
+            raise
+        except Exception as error:  # noqa: BLE001 - the files of one run keep no other's
+            text = f"run {run.id}: its checkpoints are left for the next round: {brief(error)}"
+            self._say(run.id, text, level=logging.ERROR, trace=True)
+            self._refused.add(run.id)
             return False
         if gone:
             log.info("run %s: %s checkpoint files let go", run.id, len(spare.paths))

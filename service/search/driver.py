@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from optuna.exceptions import OptunaError
 from pydantic import ValidationError
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
 
 from grafting_core.failpoints import failpoint
 from grafting_core.spec.study import StudySpec
@@ -23,7 +25,7 @@ from service.search.apart import proposals
 from service.search.learning import note_predictions, numbers_of, open_book
 from service.search.promoting import collect_finals, submit_finals
 from service.search.publishing import publish_report
-from service.search.works import available, fill_work, item_scores, screening_work
+from service.search.works import available, fill_work, item_scores, screening_work, unreadable
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.models import RunRow
@@ -67,7 +69,8 @@ class Driver:
             try:
                 self._step(study_id)
                 self._say.well(study_id)
-            except (OptunaError, OSError, *AWAY) as error:
+            except (OptunaError, OSError, IntegrityError, StaleDataError, *AWAY) as error:
+                # Another scheduler may have been a moment ahead.
                 text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
                 self._say(study_id, text, trace=True)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
@@ -126,8 +129,15 @@ class Driver:
         if run is not None and run.state != "SUCCEEDED":
             return self._fail(study, f"the bank could not be filled: {run.message or run.state}")
         space, scores = available(spec, self.storage), item_scores(spec, self.storage)
+        unread = unreadable(spec, self.storage)
+        for key in unread:
+            self._say(("scion", key), f"study {study.id}: the card of scion {key} cannot be read; left out")
         with self._changing(study) as (_, row):
             if row is not None:
+                if unread:
+                    row.message = f"left out, for their cards cannot be read: scions {', '.join(unread)}"[
+                        :500
+                    ]
                 row.spec = spec.model_copy(update={"space": space}).model_dump(mode="json")
                 row.scores = scores
                 failpoint("study/filled")

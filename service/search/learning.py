@@ -1,7 +1,9 @@
 """Proposing a round's designs, reading what screening found, and refitting the predictor."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.backbone import backbone_cards
@@ -9,6 +11,7 @@ from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
 from grafting_core.spec.space import design_key
 from grafting_core.spec.study import StudySpec
 from grafting_core.storage import Storage
+from service.once import Once, brief
 from service.search.baselines import baseline_designs
 from service.search.milp import Chosen, NoDesign, Proposer
 from service.search.optuna_book import Book, Known
@@ -17,6 +20,8 @@ from service.search.proposing import Proposal, Round
 from service.search.works import costs_of, screening_work
 from service.store.studies import spec_of_study
 from service.store.study_models import StudyRow, TrialRow
+
+say = Once(logging.getLogger("graftlab.search"))
 
 
 def known_trials(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Known]:
@@ -104,7 +109,11 @@ def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]
         path = result_path(work.result_key(work.designs[at], rung))
         if not storage.exists(path):
             break
-        found[rung.metric] = storage.read_model(path, Screened).value
+        try:
+            found[rung.metric] = storage.read_model(path, Screened).value
+        except ValidationError as error:
+            say(path, f"{path} cannot be read and counts as not screened: {brief(error)}")
+            break
     return found
 
 

@@ -1,18 +1,25 @@
 """The step from screening to ordinary runs, and back with what they found."""
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.study import StudySpec
+from service.once import Once, brief
 from service.search.baselines import fewer_steps
 from service.search.choosing import Candidate, promoted, spread
 from service.search.works import costs_of, graft_work
 from service.store.models import RunRow, StageRow
 from service.store.studies import Role, runs_of, spec_of_study, submit_for, trials_of
 from service.store.study_models import StudyRow, TrialRow
+from workers.contract import StageReport
+
+say = Once(logging.getLogger("graftlab.search"))
 
 
 def submit_finals(session: Session, study: StudyRow, budget: Budget) -> int:
@@ -81,5 +88,9 @@ def final_metrics(session: Session, run: RunRow) -> dict[str, float] | None:
     stage = session.get(StageRow, (run.id, "evaluate"))
     if stage is None or run.state != "SUCCEEDED":
         return None
-    metrics: dict[str, float] = stage.report["metrics"]
-    return metrics
+    try:
+        return StageReport.model_validate_json(json.dumps(stage.report)).metrics
+    except ValidationError as error:
+        run.message = f"its evaluation's report cannot be read: {brief(error)}"
+        say(run.id, f"run {run.id}: {run.message}")
+        return None

@@ -34,6 +34,13 @@ def fill_work(spec: StudySpec, budget: Budget) -> FillSpec | None:
     )
 
 
+def unreadable(spec: StudySpec, storage: Storage) -> list[str]:
+    """Keys of the space's scions that are in the bank with a card that cannot be read."""
+    bank = Bank(storage)
+    keys = dict.fromkeys(scion.key for item in spec.space.items for scion in item_scions(spec, item))
+    return [key for key in keys if bank.has(key) and bank.card(key) is None]
+
+
 def item_scores(spec: StudySpec, storage: Storage) -> dict[str, float]:
     """Item -> sum of the replace-one scores of its scions; items without all of them are left out."""
     bank = Bank(storage)
@@ -53,7 +60,7 @@ def available(spec: StudySpec, storage: Storage) -> Space:
     bank = Bank(storage)
 
     def has(item: Item) -> bool:
-        return all(bank.has(scion.key) for scion in item_scions(spec, item))
+        return all(bank.card(scion.key) is not None for scion in item_scions(spec, item))
 
     variables = []
     for variable in spec.space.variables:

@@ -16,6 +16,7 @@ from grafting_core.storage import Storage
 from service.api.bank_schemas import Cleared, ScionPage, ScionView
 from service.api.schemas import Holding, KeyState
 from service.store.bank import is_there, needed_by_others
+from service.store.engine import Database
 from service.store.models import NeedRow, RunRow
 
 FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
@@ -98,33 +99,47 @@ def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
 
 
 def clear(
-    session: Session, bank: Bank, *, older_than_days: float | None, max_bytes: int | None, dry_run: bool
+    database: Database, bank: Bank, *, older_than_days: float | None, max_bytes: int | None, dry_run: bool
 ) -> Cleared:
     """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
 
     What a run that has not ended needs stays. What is left of scions that never were goes as well: progress
     of cancelled runs, divergences, damage. Age counts from the last run that asked, by the database's
-    record, else from when it was made.
+    record, else from when it was made. No lock is held while storage works: right before each scion goes it
+    is asked once more whether a run needs it by now, and one that asks a moment later has it made anew.
     """
     cards, names = list(bank.cards()), bank.names()
-    needed = needed_by_others(session, names)
-    asked = _last_asked(session, [card.key for card in cards])
+    with database.reading() as session:
+        needed = needed_by_others(session, names)
+        asked = _last_asked(session, [card.key for card in cards])
     free = sorted(
         (card for card in cards if card.key not in needed), key=lambda c: asked.get(c.key, c.made_at)
     )
     total = sum(card.size for card in cards)
     chosen = list(_chosen(free, asked, total, older_than_days, max_bytes))
-    freed = sum(card.size if dry_run else bank.remove(card.key) for card in chosen)
     there = {card.key for card in cards}
     remains = [key for key in names if key not in there and key not in needed]
-    freed += 0 if dry_run else sum(bank.remove(key) for key in remains)
+    if dry_run:
+        removed, freed = [card.key for card in chosen], sum(card.size for card in chosen)
+    else:
+        gone = {key: _remove(database, bank, key) for key in [*(card.key for card in chosen), *remains]}
+        removed = [card.key for card in chosen if gone[card.key] is not None]
+        remains = [key for key in remains if gone[key] is not None]
+        freed = sum(size or 0 for size in gone.values())
     return Cleared(
-        removed=[card.key for card in chosen],
+        removed=removed,
         bytes=freed,
         remains=len(remains),
         kept_for_runs=len(there & needed.keys()),
         dry_run=dry_run,
     )
+
+
+def _remove(database: Database, bank: Bank, key: str) -> int | None:
+    """Bytes freed; None for what a run needs by now."""
+    with database.reading() as session:
+        needed = needed_by_others(session, [key])
+    return None if needed else bank.remove(key)
 
 
 def _chosen(

@@ -137,19 +137,31 @@ def _newest_intact(storage: Storage, folder: str, names: Sequence[str]) -> set[s
     return {next((n for n in reversed(found) if is_intact(storage, f"{folder}/{n}")), found[-1])}
 
 
-def let_go(session: Session, storage: Storage, spare: Excess, policy: Policy) -> bool:
+def let_go(database: Database, storage: Storage, spare: Excess, policy: Policy) -> bool:
     """Delete, and note it, unless the run was taken up since it was looked at. A repetition changes nothing.
 
-    The run stays locked meanwhile: whoever retries it begins with what is left.
+    No lock is held while storage works: before every file it is asked whether the run is still as it was. An
+    attempt that begins in between reads what is left, and writes under names of its own.
     """
-    run = session.get(RunRow, spare.run.id, with_for_update=True)
-    if run is None or run.state not in TERMINAL or run.last_event != spare.run.last_event:
-        return False
     for path in spare.paths:
+        if not _is_as_it_was(database, spare.run):
+            return False
         storage.delete(path)
         failpoint("retention/delete")
-    run.swept = spare.run.swept(policy)
+    with database.writing() as session:
+        run = session.get(RunRow, spare.run.id, with_for_update=True)
+        if run is None or run.state not in TERMINAL or run.last_event != spare.run.last_event:
+            return False
+        run.swept = spare.run.swept(policy)
     return True
+
+
+def _is_as_it_was(database: Database, run: EndedRun) -> bool:
+    query = select(RunRow.id).where(
+        RunRow.id == run.id, RunRow.state.in_(TERMINAL), RunRow.last_event == run.last_event
+    )
+    with database.reading() as session:
+        return session.scalar(query) is not None
 
 
 def note_swept(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 from sqlalchemy import func, select, update
@@ -15,7 +16,7 @@ from service.api.schemas import TERMINAL, StudyPhase, StudyState
 from service.api.study_schemas import StudyExtension
 from service.once import plain
 from service.store.accounts import accounts, open_accounts
-from service.store.lifecycle import new_run_id
+from service.store.lifecycle import IllegalMove, new_run_id
 from service.store.models import AttemptRow, RunRow, now
 from service.store.study_models import StudyRow, StudyRunRow, TrialRow
 from service.store.submissions import KeyReused, Placing, submit
@@ -182,9 +183,11 @@ def remaining(budget: Budget, spent: Spend) -> Budget:
 
 
 def ask_runs(session: Session, study_id: str, action: Action) -> None:
-    """Pause, resume or cancel every run of a study that has not ended."""
-    for _, run in runs_of(session, study_id):
-        if run.state not in TERMINAL:
+    """Pause, resume or cancel every run of a study that has not ended; one that cannot is left as it is."""
+    ids = [run.id for _, run in runs_of(session, study_id) if run.state not in TERMINAL]
+    for run_id in ids:
+        run = session.get_one(RunRow, run_id, with_for_update=True, populate_existing=True)
+        with suppress(IllegalMove):  # it has ended, or begun, since it was looked up
             act(session, run, action)
 
 

@@ -98,10 +98,20 @@ def _failed_again(rig: Rig) -> None:
     rig.act(run, "retry")
 
 
+def _unreadable(rig: Rig) -> None:
+    """A queued run whose budget nobody can read."""
+    run = rig.submit()
+    with rig.database.writing() as session:
+        experiment = session.get_one(RunRow, run).experiment
+        experiment.spec = {**experiment.spec, "budget": {"device_seconds": -1}}
+    rig.round()
+
+
 SCENARIOS: dict[tuple[RunState, RunState], Scenario] = {
     ("QUEUED", "STARTING"): _starting,
     ("QUEUED", "PAUSED"): _acted("QUEUED", "pause"),
     ("QUEUED", "STOPPED"): _stopped_again,
+    ("QUEUED", "FAILED"): _unreadable,
     ("QUEUED", "CANCELLED"): _acted("QUEUED", "cancel"),
     ("STARTING", "RUNNING"): _running,
     ("STARTING", "QUEUED"): _lost("STARTING"),

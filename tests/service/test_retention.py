@@ -174,8 +174,7 @@ def test_a_run_that_was_taken_up_since_it_was_looked_at_keeps_all(
     assert len(spare.paths) == 6
     with database.writing() as session:
         act(session, session.get_one(RunRow, run), "retry")
-    with database.writing() as session:
-        assert not let_go(session, storage, spare, policy)
+    assert not let_go(database, storage, spare, policy)
     assert left(storage, run) == ["1", "2", "3"]
 
 
