@@ -47,7 +47,7 @@ class Room:
         return "gpus" if run.gpus > max(0, self.gpus) else "cpus"
 
     def lacks(self, run: "Waiting", there: str = "") -> str:
-        """Of the first kind that is short: `it asks for 4 CPUs and 2 are free`, or `and` what `there` says."""
+        """Of the first kind that is short: `it asks for 4 CPUs and 2 are free`, or and what `there` says."""
         asked, kind, left = (run.gpus, "GPUs", self.gpus)
         if self.short_of(run) == "cpus":
             asked, kind, left = run.cpus, "CPUs", self.cpus

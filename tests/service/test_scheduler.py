@@ -1,8 +1,10 @@
 """The scheduler converges from SQL, storage and what Ray says, whenever it was killed."""
 
+import logging
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
@@ -10,10 +12,13 @@ from service.scheduler.leadership import Leadership, LostLeadership
 from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.models import RunRow
+from service.store.leases import is_led, longest
+from service.store.models import LeaderRow, RunRow
 from service.store.submissions import submit
+from service.store.wishes import act
 from tests.builders import experiment
 from workers.contract import (
+    AttemptFailed,
     AttemptStarted,
     AttemptSucceeded,
     RunTicket,
@@ -21,6 +26,8 @@ from workers.contract import (
     StageReport,
     Stop,
     attempt_folder,
+    attempt_of,
+    submission_id,
     ticket_path,
 )
 from workers.events import EventLog
@@ -204,3 +211,109 @@ def test_a_job_that_no_attempt_waits_for_is_stopped_at_the_second_look(
     assert cluster.stopped == []
     scheduler.round()
     assert cluster.stopped == [f"run-{run}-7"]
+
+
+@pytest.mark.parametrize(
+    "job", ["raysubmit_8dC3", "", "run", "run-a", "run-a-0", "run-a-b-1", "run-a-1\n", "x-a-1"]
+)
+def test_a_job_of_somebody_else_is_no_attempt_of_ours(job: str) -> None:
+    assert attempt_of(job) is None
+    assert attempt_of(submission_id("0k3a", 12)) == ("0k3a", 12)
+
+
+def test_jobs_with_rays_own_ids_keep_no_run_from_starting_and_are_named_once(
+    scheduler: Scheduler,
+    database: Database,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    cluster.jobs["raysubmit_8dC3"] = "RUNNING"
+    run = queue(database)
+    for _ in range(3):
+        scheduler.round()
+    assert state(database, run) == ("STARTING", 1)
+    assert cluster.stopped == []
+    assert len([line for line in caplog.messages if "raysubmit_8dC3" in line]) == 1
+
+
+def test_an_event_that_makes_no_legal_move_ends_its_run_and_the_others_go_on(
+    scheduler: Scheduler, database: Database
+) -> None:
+    bad, good = queue(database), queue(database, layers=[5])
+    scheduler.round()
+    scheduler.round()
+    for _ in range(2):
+        log_of(scheduler, bad).write(AttemptStarted(host="h", pid=1, device="cpu"))
+    finish(log_of(scheduler, good))
+    scheduler.round()
+    assert state(database, bad)[0] == "FAILED"
+    assert state(database, good)[0] == "SUCCEEDED"
+    with database.reading() as session:
+        expected = "event 2 cannot be taken in: a run that is RUNNING cannot become RUNNING"
+        assert session.get_one(RunRow, bad).message == expected
+
+
+def test_a_message_that_no_database_keeps_is_kept_in_other_letters(
+    scheduler: Scheduler, database: Database
+) -> None:
+    run = queue(database)
+    scheduler.round()
+    scheduler.round()
+    log_of(scheduler, run).write(AttemptFailed(reason="internal_error", message="zero \0 byte"))
+    scheduler.round()
+    with database.reading() as session:
+        assert session.get_one(RunRow, run).message == "zero \\0 byte"
+
+
+def test_a_run_cancelled_between_the_look_and_the_claim_stays_cancelled(
+    scheduler: Scheduler, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = queue(database), queue(database, layers=[5])
+    original = scheduler.leading
+
+    def cancelling():
+        with database.writing() as session:
+            act(session, session.get_one(RunRow, first), "cancel")
+        return original()
+
+    assert scheduler.leadership.claim()
+    scheduler._aside_told = True
+    monkeypatch.setattr(scheduler, "leading", cancelling)
+    assert scheduler.admit() == [second]
+    assert state(database, first) == ("CANCELLED", 0)
+
+
+def test_what_breaks_one_step_of_a_round_keeps_the_next_from_nothing(
+    scheduler: Scheduler,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(session: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr("service.scheduler.scheduler.live_attempts", broken)
+    run = queue(database)
+    for _ in range(3):
+        scheduler.round()
+    assert state(database, run) == ("STARTING", 1)
+    assert len([line for line in caplog.messages if "a fault of our own" in line]) == 1
+
+
+def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: Database) -> None:
+    first, second = Leadership(database, 15.0), Leadership(database, 15.0)
+    assert first.claim()
+    assert not second.claim()
+    with database.writing() as session:
+        clock = database.clock(session)
+        assert is_led(session.get_one(LeaderRow, 1), clock, 15.0) is None
+        session.execute(update(LeaderRow).values(until=clock + longest(15.0) + 3600.0))
+    with database.reading() as session:
+        told = is_led(session.get_one(LeaderRow, 1), clock, 15.0)
+    assert told is not None
+    assert "the clock was set back" in told
+    assert second.claim()
+    assert not first.claim()

@@ -1,0 +1,256 @@
+"""Scheduler and study driver among a thousand malformed items each: every one ends itself, named once."""
+
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from grafting_core.storage import Storage
+from service.scheduler.scheduler import Scheduler
+from service.search.door import open_study
+from service.search.driver import Driver
+from service.search.works import item_scions
+from service.settings import Settings
+from service.store.engine import Database
+from service.store.lifecycle import transition
+from service.store.models import AttemptRow, RunRow, StageRow, now
+from service.store.studies import create_study, run_for, spec_of_study
+from service.store.study_models import StudyRow, StudyRunRow, TrialRow
+from tests.builders import study_document
+from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
+from workers.contract import event_path, submission_id
+
+SEED = 20261127
+LIVE, ENDED = "STARTING", "SUCCEEDED"
+HUGE = 10**40
+
+
+@pytest.fixture
+def database_kind() -> str:
+    return "sqlite"
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def scheduler(
+    settings: Settings, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> Scheduler:
+    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    settings.cpus, settings.lead_seconds = 10_000, 600.0
+    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+
+
+def rubbish(rng: random.Random) -> bytes:
+    """What is no document at all, or one of nothing that is known."""
+    values: list[Any] = [None, 3, [], {}, "text", {"job": 7}, [[[]]], {"type": "?"}, {"a": {"b": [HUGE]}}]
+    return rng.choice([b"", b"{", rng.randbytes(20), b"\xff\xfe{}", json.dumps(rng.choice(values)).encode()])
+
+
+def event(run: str, body: Any, **changes: Any) -> bytes:
+    return json.dumps({"run_id": run, "attempt": 1, "seq": 1, "at": 0.0, "body": body, **changes}).encode()
+
+
+STARTED = {"type": "attempt_started", "host": "h", "pid": 1, "device": "cpu"}
+PROGRESS = {"type": "progress", "stage": "distill", "step": 1, "total_steps": 2}
+EVENTS: list[Callable[[str], bytes]] = [
+    lambda run: event("another", STARTED),
+    lambda run: event(run, STARTED, attempt=7),
+    lambda run: event(run, STARTED, seq=9),
+    lambda run: event(run, {**PROGRESS, "step": HUGE}),
+    lambda run: event(run, {**PROGRESS, "spend": {"training_images": HUGE}}),
+    lambda run: event(run, {**PROGRESS, "stage": "dream"}),
+    lambda run: event(run, {"type": "attempt_failed", "reason": "mood", "message": "\0"}),
+    lambda run: event(run, {"type": "stage_done", "report": {"stage": "evaluate"}}),
+]
+
+
+def clones(database: Database, template: str, count: int, run_state: str, **more: Any) -> list[str]:
+    """Runs like the template, in this state, with one attempt that is under way or has ended."""
+    with database.writing() as session:
+        row = session.get_one(RunRow, template)
+        base = {each.key: getattr(row, each.key) for each in RunRow.__table__.columns}
+        ids = [f"{run_state[:2].lower()}{index:06d}" for index in range(count)]
+        given = {"state": run_state, "attempt": 1, "ended_at": now() if run_state == ENDED else None, **more}
+        session.execute(insert(RunRow), [{**base, **given, "id": run} for run in ids])
+        attempt = {"number": 1, "submitted_at": now(), "event_seq": 0, "lease_until": 4e9}
+        attempts = [{**attempt, "run_id": run, "job": submission_id(run, 1)} for run in ids]
+        session.execute(insert(AttemptRow), attempts)
+    return ids
+
+
+def note(rng: random.Random, job: str) -> bytes:
+    """A note of an idle worker with one thing wrong."""
+    right = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}
+    wrong = [("job", "../../etc"), ("job", 5), ("turn", -1), ("turn", HUGE), ("cpus", "two"), ("gpus", -4)]
+    if rng.random() < 0.3:
+        return rubbish(rng)
+    return json.dumps(right | dict([rng.choice(wrong)])).encode()
+
+
+def job_id(rng: random.Random, index: int) -> str:
+    odd = [
+        "raysubmit_{}",
+        "run-{}",
+        "run-{}-",
+        "run-{}-0",
+        "run-a-b-{}",
+        "{}",
+        "run--{}",
+        "\n{}",
+        "run-{}-1\n",
+    ]
+    return rng.choice(odd).format(f"x{index}")
+
+
+def test_a_scheduler_among_a_thousand_malformed_items(
+    scheduler: Scheduler, database: Database, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    rng = random.Random(SEED)
+    good = queue(database)
+    failing = clones(database, good, 300, LIVE)
+    reported = clones(database, good, 100, ENDED)
+    for run in failing:
+        if rng.random() < 0.1:  # a second start is no move that a run can make
+            for seq in (1, 2):
+                scheduler.storage.write_bytes(event_path(run, 1, seq), event(run, STARTED, seq=seq))
+            continue
+        written = rubbish(rng) if rng.random() < 0.3 else rng.choice(EVENTS)(run)
+        scheduler.storage.write_bytes(event_path(run, 1, 1), written)
+    with database.writing() as session:
+        for run in reported:
+            report = rng.choice([{}, {"spend": 3}, {"stop_cause": "completed", "spend": None}, {"spend": []}])
+            session.add(StageRow(run_id=run, stage="evaluate", attempt=1, report=report))
+    paths = [f"hosts/idle/run-idle{index}-1.json" for index in range(300)]
+    for path in paths:
+        scheduler.storage.write_bytes(path, note(rng, path[11:-5]))
+    jobs = [job_id(rng, index) for index in range(300)]
+    cluster.jobs |= dict.fromkeys(jobs, "RUNNING")
+
+    for _ in range(4):
+        scheduler.round()
+    assert state(database, good) == ("STARTING", 1)
+    finish(log_of(scheduler, good))
+    scheduler.round()
+    assert state(database, good) == ("SUCCEEDED", 1)
+
+    lines = [record.getMessage() for record in caplog.records]
+    with database.reading() as session:
+        ended = {row.id: row for row in session.scalars(select(RunRow).where(RunRow.id.in_(failing)))}
+    for run in failing:
+        assert ended[run].state == "FAILED"
+        assert ended[run].message
+        assert len([line for line in lines if f"run {run} attempt 1: ended" in line]) == 1
+    for named in [
+        *paths,
+        *(f"job {job!r} " for job in jobs),
+        *(f"run {run}: its reports" for run in reported),
+    ]:
+        assert len([line for line in lines if named in line]) == 1, named
+    assert set(cluster.stopped) <= {submission_id(run, 1) for run in failing}
+
+
+def study(session: Session, owner: str = "ann", **changes: Any) -> StudyRow:
+    spec = open_study(study_document(**changes))
+    return create_study(session, spec, {}, "digest", None, owner)
+
+
+ODD_STUDIES: list[dict[str, Any]] = [
+    {"phase": "dream"},
+    {"phase": "screen", "spec": {}},
+    {"phase": "fill", "spec": {"name": 3}},
+    {"phase": "promote", "spec": []},
+    {"phase": "learn", "spec": "text"},
+    {"phase": "screen", "spec": None},
+    {"phase": ""},
+]
+MANY = {
+    "space": {
+        "attention": [
+            "keep",
+            *({"kind": "window_attention", "half_width": width} for width in range(1, 14)),
+        ]
+    }
+}
+
+
+def test_a_study_driver_among_a_thousand_malformed_items(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(SEED)
+    driver = Driver(settings, database, Storage(settings.storage))
+    with database.writing() as session:
+        sound, banked, judged = (study(session, **changes) for changes in ({}, MANY, {}))
+        base = {each.key: getattr(sound, each.key) for each in StudyRow.__table__.columns}
+        odd = [{**base, "id": f"odd{i:06d}", **rng.choice(ODD_STUDIES)} for i in range(700)]
+        session.execute(insert(StudyRow), odd)
+        spec = spec_of_study(banked)
+    scions = {each.key for item in spec.space.items for each in item_scions(spec, item)}
+    driver.round()
+    template = _fill_of(database, banked.id)
+    for key in scions:
+        driver.storage.write_bytes(f"scions/{key}/card.json", rubbish(rng))
+    runs = clones(database, template, 1000 - len(odd) - len(scions), ENDED)
+    _promote(database, judged.id, runs, rng)
+    for _ in range(3):
+        driver.round()
+
+    lines = [record.getMessage() for record in caplog.records]
+    with database.reading() as session:
+        states = Counter(session.scalars(select(StudyRow.state).where(StudyRow.id.startswith("odd"))))
+        messages = session.scalars(select(StudyRow.message).where(StudyRow.id.startswith("odd"))).all()
+        assert states == {"FAILED": len(odd)}
+        assert all(messages)
+        assert session.get_one(StudyRow, sound.id).state == "RUNNING"
+        assert _fill_of(database, sound.id)
+        filled = session.get_one(StudyRow, banked.id)
+        assert "cannot be read" in str(filled.message)
+        assert session.get_one(StudyRow, judged.id).phase != "promote"
+        assert "report cannot be read" in str(session.get_one(RunRow, runs[0]).message)
+    named = [f"study {row['id']} cannot go on" for row in odd]
+    named += [f"the card of scion {key} cannot be read" for key in scions]
+    named += [f"run {run}: its evaluation's report cannot be read" for run in runs]
+    for text in named:
+        assert len([line for line in lines if text in line]) == 1, text
+
+
+def _fill_of(database: Database, study_id: str) -> str:
+    """The study's fill, carried out."""
+    with database.writing() as session:
+        run = run_for(session, study_id, "fill", "bank")
+        assert run is not None
+        if run.state == "QUEUED":
+            for to in ("STARTING", "RUNNING", "SUCCEEDED"):
+                transition(session, run, to)  # type: ignore[arg-type]  # states
+        return run.id
+
+
+def _promote(database: Database, study_id: str, runs: list[str], rng: random.Random) -> None:
+    """The study has finished trials whose reports hold all but figures."""
+    with database.writing() as session:
+        row = session.get_one(StudyRow, study_id, with_for_update=True)
+        row.phase = "promote"
+        for number, run in enumerate(runs):
+            session.add(_trial(study_id, number))
+            mine = {"study_id": study_id, "role": "promote", "label": f"1/{number}"}
+            session.add(StudyRunRow(**mine, run_id=run, trial=number))
+            report = rng.choice(
+                [{}, {"metrics": 3}, {"stage": "evaluate", "key": "k", "metrics": {"a": "b"}}]
+            )
+            session.add(StageRow(run_id=run, stage="evaluate", attempt=1, report=report))
+
+
+def _trial(study_id: str, number: int) -> TrialRow:
+    given = {"round": 1, "source": "random", "state": "PROMOTED", "assignment": {}, "params": 1, "flops": 1.0}
+    screened = {"score": 0.0, "screened": {"loss_gap": 1.0}}
+    return TrialRow(study_id=study_id, number=number, design_key=f"{number:064d}", **given, **screened)
