@@ -59,6 +59,7 @@ class Walk:
         self._lacking, self._held, self._claimed = Counter[str](), Counter[str](), Counter[Key]()
         owners = session.scalars(OWNERS).all()
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
+        self._budgets.prepare({LAB, *(("user", owner) for owner in owners)})
         self._lines = {owner: line for owner in owners if (line := self._page(owner, LOOKED_AT))}
 
     def steps(self) -> Iterator[tuple[Waiting, Verdict]]:

@@ -35,6 +35,8 @@ class Making:
 
     def prepare(self, ids: Collection[str]) -> None:
         """Look up what these queued runs share with runs under way, all in one query."""
+        if not ids or not self._made():
+            return
         under_way = select(RunRow.id).where(or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started)))
         self._look(ids, NeedRow.key.in_(select(NeedRow.key).where(NeedRow.run_id.in_(under_way))))
 

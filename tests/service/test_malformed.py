@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
+from service.scheduler.housekeeping import Housekeeper
 from service.scheduler.scheduler import Scheduler
 from service.search.door import open_study
 from service.search.driver import Driver
@@ -220,8 +221,8 @@ def test_a_study_driver_among_a_thousand_malformed_items(
     named = [f"study {row['id']} cannot go on" for row in odd]
     named += [f"the card of scion {key} cannot be read" for key in scions]
     named += [f"run {run}: its evaluation's report cannot be read" for run in runs]
-    for text in named:
-        assert len([line for line in lines if text in line]) == 1, text
+    for words in named:
+        assert len([line for line in lines if words in line]) == 1, words
 
 
 def _fill_of(database: Database, study_id: str) -> str:
@@ -254,3 +255,51 @@ def _trial(study_id: str, number: int) -> TrialRow:
     given = {"round": 1, "source": "random", "state": "PROMOTED", "assignment": {}, "params": 1, "flops": 1.0}
     screened = {"score": 0.0, "screened": {"loss_gap": 1.0}}
     return TrialRow(study_id=study_id, number=number, design_key=f"{number:064d}", **given, **screened)
+
+
+def test_a_study_whose_row_cannot_be_loaded_fails_and_leaves_no_connection_open(
+    settings: Settings, database: Database
+) -> None:
+    driver = Driver(settings, database, Storage(settings.storage))
+    with database.writing() as session:
+        broken, sound = study(session).id, study(session).id
+        session.execute(text("UPDATE studies SET spec = '{' WHERE id = :id"), {"id": broken})
+    for _ in range(3):
+        driver.round()
+    with database.reading() as session:
+        states = dict(session.execute(select(StudyRow.id, StudyRow.state)).tuples().all())
+    assert states == {broken: "FAILED", sound: "RUNNING"}
+    assert _fill_of(database, sound)
+    assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a pool that counts
+
+
+def test_a_note_of_a_newer_worker_is_read_and_what_it_says_beyond_is_passed_over(
+    scheduler: Scheduler, cluster: Cluster
+) -> None:
+    job = submission_id("0k3a", 1)
+    known = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}
+    scheduler.storage.write_bytes(f"hosts/idle/{job}.json", json.dumps({**known, "mood": "good"}).encode())
+    assert [host.model_dump() for host in scheduler.hosts.idle()] == [known]
+
+
+def test_runs_whose_files_refuse_to_go_keep_no_other_from_being_tidied(
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("service.scheduler.housekeeping.RUNS", 2)
+    storage = Storage(settings.storage)
+    runs = clones(database, queue(database), 5, ENDED)
+    for run in runs:
+        storage.write_bytes(f"runs/{run}/checkpoints/stage/00000001-a0001.safetensors", b"state")
+    for run in runs[:3]:  # a folder where a file should be
+        storage.write_bytes(f"runs/{run}/checkpoints/stage/00000002-a0001.safetensors/file", b"state")
+    keeper = Housekeeper(settings, database, storage)
+    for _ in range(12):
+        keeper.round()
+    with database.reading() as session:
+        swept = {row.id: row.swept for row in session.scalars(select(RunRow).where(RunRow.id.in_(runs)))}
+    assert [bool(swept[run]) for run in runs] == [False, False, False, True, True]
+    for run in runs[:3]:
+        assert len([line for line in caplog.messages if f"run {run}: its checkpoints are left" in line]) == 1

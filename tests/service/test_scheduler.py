@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from grafting_core.spec.budget import Spend
@@ -317,3 +318,13 @@ def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: D
     assert "the clock was set back" in told
     assert second.claim()
     assert not first.claim()
+
+
+def test_readyz_says_when_nobody_schedules_for_a_lease_from_a_clock_that_was_set_back(
+    client: TestClient, settings: Settings, database: Database
+) -> None:
+    assert Leadership(database, settings.lead_seconds).claim()
+    assert client.get("/readyz").json()["parts"]["scheduler"] == "ok"
+    with database.writing() as session:
+        session.execute(update(LeaderRow).values(until=database.clock(session) + 7200.0))
+    assert "the clock was set back" in client.get("/readyz").json()["parts"]["scheduler"]

@@ -1,10 +1,14 @@
 """Studies over HTTP: refused with the reason and what would be right, or begun, changed and read."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import event
 
+from service.store.study_models import StudyRow
 from tests.builders import study_document
 
 STUDIES = "/api/v1/studies"
@@ -137,3 +141,25 @@ def test_pages_show_studies(client: TestClient) -> None:
     assert "quick study" in client.get("/studies").text
     assert "quick study" in client.get(f"/studies/{study}").text
     assert client.get("/studies/none").status_code == 404
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_two_at_once_with_one_key_get_the_same_study(client: TestClient) -> None:
+    """Both are past the look for an earlier one before either is stored."""
+    both = threading.Barrier(2)
+
+    def meet(*_: object) -> None:
+        both.wait(30)
+
+    def ask(_: int) -> Any:
+        return client.post(STUDIES, json=study_document(), headers={"Idempotency-Key": "k1"})
+
+    event.listen(StudyRow, "before_insert", meet)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(ask, range(2))
+    finally:
+        event.remove(StudyRow, "before_insert", meet)
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json() == second.json()
+    assert len(client.get(STUDIES).json()["studies"]) == 1
