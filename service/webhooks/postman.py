@@ -76,13 +76,13 @@ class Postman:
 
     def _send(self, letter: Letter) -> tuple[int | None, str | None]:
         """(status of the answer, what was wrong): either may be missing."""
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "graftlab",
-            **signed_headers(letter.secret, letter.message_id, int(time.time()), letter.body),
-        }
         named, seconds = self._settings.webhook_hosts, self._settings.webhook_timeout_seconds
         try:
+            headers = {
+                "content-type": "application/json",
+                "user-agent": "graftlab",
+                **signed_headers(letter.secret, letter.message_id, int(time.time()), letter.body),
+            }
             status = post(letter.url, headers, letter.body, named=named, seconds=seconds)
         except (Blocked, Undelivered) as error:
             return None, str(error)

@@ -83,7 +83,7 @@ def clones(database: Database, template: str, count: int, run_state: str, **more
         ids = [f"{run_state[:2].lower()}{index:06d}" for index in range(count)]
         given = {"state": run_state, "attempt": 1, "ended_at": now() if run_state == ENDED else None, **more}
         session.execute(insert(RunRow), [{**base, **given, "id": run} for run in ids])
-        attempt = {"number": 1, "submitted_at": now(), "event_seq": 0, "lease_until": 4e9}
+        attempt = {"number": 1, "submitted_at": now(), "lease_until": 4e9, "device_seconds": 9.0}
         attempts = [{**attempt, "run_id": run, "job": submission_id(run, 1)} for run in ids]
         session.execute(insert(AttemptRow), attempts)
     return ids

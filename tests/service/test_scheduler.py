@@ -1,6 +1,7 @@
 """The scheduler converges from SQL, storage and what Ray says, whenever it was killed."""
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import update
 
 from grafting_core.spec.budget import Spend
 from grafting_core.storage import Storage
+from service.scheduler.beside import beside
 from service.scheduler.leadership import Leadership, LostLeadership
 from service.scheduler.scheduler import Scheduler
 from service.settings import Settings
@@ -293,15 +295,32 @@ def test_what_breaks_one_step_of_a_round_keeps_the_next_from_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def broken(session: object) -> None:
+    def broken(session: object, live: object) -> None:
         raise RuntimeError("a fault of our own")
 
-    monkeypatch.setattr("service.scheduler.scheduler.live_attempts", broken)
+    monkeypatch.setattr("service.scheduler.scheduler.spent_accounts", broken)
     run = queue(database)
     for _ in range(3):
         scheduler.round()
     assert state(database, run) == ("STARTING", 1)
     assert len([line for line in caplog.messages if "a fault of our own" in line]) == 1
+
+
+def test_a_step_that_fails_in_any_way_ends_no_thread(scheduler: Scheduler) -> None:
+    ended, third, taken = threading.Event(), threading.Event(), []
+
+    def step() -> None:
+        taken.append(True)
+        if len(taken) == 3:
+            third.set()
+        raise RuntimeError("a fault of our own")
+
+    assert scheduler.leadership.claim()
+    thread = beside(scheduler, ended, "broken", 0.01, step)
+    assert third.wait(60)
+    assert thread.is_alive()
+    ended.set()
+    thread.join(60)
 
 
 def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: Database) -> None:
