@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
+from grafting_core.sealing import read_vouched
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
 from grafting_core.spec.space import design_key
@@ -102,9 +103,10 @@ def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]
     found: dict[str, float] = {}
     for rung in work.rungs:
         path = result_path(work.result_key(work.designs[at], rung))
-        if not storage.exists(path):
+        known = read_vouched(storage, path, Screened)
+        if known is None:
             break
-        found[rung.metric] = storage.read_model(path, Screened).value
+        found[rung.metric] = known.value
     return found
 
 
