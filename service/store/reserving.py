@@ -1,11 +1,12 @@
 """What a run will still use, and whether shared budgets have that much left."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Budget, Spend
 from service.store.accounts import (
+    Key,
     LiveUse,
     Usage,
     accounts,
@@ -15,7 +16,7 @@ from service.store.accounts import (
     settled,
     title,
 )
-from service.store.models import RunRow
+from service.store.models import AccountRow, RunRow
 from service.store.queueing import Waiting
 
 
@@ -40,12 +41,20 @@ def _left(total: Spend, spent: Spend, budget: Budget) -> Spend:
     return Spend(device_seconds=left("device_seconds"), flops=left("flops"), training_images=images)
 
 
-def budget_hold(session: Session, run: Waiting, live: Sequence[LiveUse], want: Usage) -> str | None:
-    """Why shared budgets do not admit this run now.
+def budget_hold(
+    session: Session,
+    run: Waiting,
+    live: Sequence[LiveUse],
+    want: Usage,
+    known: Mapping[Key, AccountRow] | None = None,
+) -> str | None:
+    """Why shared budgets do not admit this run now. `known` are accounts that were read already.
 
     A run that wants more than is left starts when nobody else has a claim, and is cut short.
     """
-    for key, account in accounts(session, run.keys).items():
+    read = accounts(session, run.keys) if known is None else known
+    for key in sorted(set(run.keys) & read.keys()):
+        account = read[key]
         limits, used = limits_of(account), settled(account)
         spent = used.reached(limits)
         if spent:
