@@ -38,7 +38,7 @@ def begin_check(
 
 
 @router.get("/verify")
-def list_checks(lab: LabDep, limit: Annotated[int, Query(ge=1, le=50)] = 20) -> CheckPage:
+def list_checks(lab: LabDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> CheckPage:
     """Checks, newest first."""
     with lab.database.reading() as session:
         return check_page(session, lab.database.clock(session), limit)
