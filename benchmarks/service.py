@@ -26,6 +26,8 @@ from pathlib import Path
 import psutil
 from sqlalchemy import select, text, update
 
+from benchmarks import growth
+from benchmarks.grown_lab import Size
 from benchmarks.lab_under_load import DESIGN, Api, analyse, api_over, copy, copy_run, database_of, template
 from grafting_core.storage import Storage
 from service.scheduler.scheduler import Scheduler
@@ -316,8 +318,11 @@ def main() -> None:
         for found in measure(kind, given.soak):
             print(found, flush=True)
             lines.append(str(found))
+    grown = growth.of_all(given.only or ["sqlite", "postgresql"], Size())
+    print(grown)
     if given.write:
         REPORT.write_text(report(lines))
+        growth.write(grown)
 
 
 def report(lines: list[str]) -> str:

@@ -2,30 +2,59 @@
 
 import hashlib
 import json
-import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
+from grafting_core.sealing import set_aside
 from grafting_core.storage import Storage
 
-log = logging.getLogger(__name__)
+M = TypeVar("M", bound=BaseModel)
 CARD = "card.json"
-DAMAGES = (FileNotFoundError, ValueError, KeyError)
+CARD_DIGEST = "card_sha256"
+DAMAGES = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class DamagedArtifact(Exception):
     """A published file does not match the digest on its card."""
 
 
-def publish(storage: Storage, folder: str, name: str, payload: bytes, card: dict[str, Any]) -> None:
-    """Write payload and card. Two writers of one key write the same bytes, so either may win."""
-    storage.write_bytes(f"{folder}/{name}", payload)
-    document = {**card, "file": name, "sha256": hashlib.sha256(payload).hexdigest()}
+def publish(
+    storage: Storage,
+    folder: str,
+    name: str,
+    payload: bytes,
+    card: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write payload, the files that go with it, and the card that vouches for all, itself included.
+
+    Two writers of one key write the same bytes, so either may win.
+    """
+    contents = {**(files or {}), name: payload}
+    for each, content in contents.items():
+        storage.write_bytes(f"{folder}/{each}", content)
+    digests = {each: hashlib.sha256(content).hexdigest() for each, content in contents.items()}
+    document = {**card, "file": name, "sha256": digests.pop(name), "files": digests}
+    document[CARD_DIGEST] = _card_digest(document)
     storage.write_bytes(f"{folder}/{CARD}", json.dumps(document, sort_keys=True).encode())
 
 
+def _card_digest(document: Mapping[str, Any]) -> str:
+    """Over what the card says; of what it says of itself, nothing."""
+    rest = {name: value for name, value in document.items() if name != CARD_DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_card(storage: Storage, folder: str) -> dict[str, Any]:
-    """Raises FileNotFoundError where nothing is published."""
+    """Raises FileNotFoundError where nothing is published, DamagedArtifact where the card is not as written.
+
+    Cards of an older version do not vouch for themselves.
+    """
     card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
+    if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
+        raise DamagedArtifact(f"{folder}/{CARD} does not match its own digest")
     return card
 
 
@@ -38,13 +67,37 @@ def read_published(storage: Storage, folder: str) -> bytes:
     return payload
 
 
+def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
+    """A file that the card vouches for, parsed. Raises DamagedArtifact, FileNotFoundError, ValueError.
+
+    One that the card does not name, as those of an older version, is taken as it is.
+    """
+    content = storage.read_bytes(f"{folder}/{name}")
+    card = read_card(storage, folder) if storage.exists(f"{folder}/{CARD}") else {}
+    expected = {**card.get("files", {}), card.get("file"): card.get("sha256")}.get(name)
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        raise DamagedArtifact(f"{folder}/{name} does not match its card")
+    return model.model_validate_json(content)
+
+
 def damage(storage: Storage, folder: str) -> str | None:
-    """What is wrong with a published artifact, or None where payload and card are there and agree."""
+    """What is wrong with a published artifact, or None where its files and the card are there and agree."""
     try:
-        read_published(storage, folder)
+        card = read_card(storage, folder)
+        for name, expected in {**card.get("files", {}), card["file"]: card["sha256"]}.items():
+            if digest_of(storage, f"{folder}/{name}") != expected:
+                return f"{folder}/{name} does not match its card"
     except (DamagedArtifact, *DAMAGES) as error:
         return str(error) or type(error).__name__
     return None
+
+
+def digest_of(storage: Storage, path: str) -> str:
+    """SHA-256 of a file of any size. Raises FileNotFoundError."""
+    digest = hashlib.sha256()
+    for piece in storage.pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def is_published(storage: Storage, folder: str) -> bool:
@@ -53,6 +106,5 @@ def is_published(storage: Storage, folder: str) -> bool:
         return False
     wrong = damage(storage, folder)
     if wrong is not None:
-        log.warning("%s is damaged (%s) and set aside as %s.damaged", folder, wrong, CARD)
-        storage.move(f"{folder}/{CARD}", f"{folder}/{CARD}.damaged")
+        set_aside(storage, f"{folder}/{CARD}", wrong)
     return wrong is None

@@ -41,6 +41,11 @@ class Storage:
         content: bytes = self._filesystem.cat_file(self._full(path))
         return content
 
+    def read_end(self, path: str, size: int) -> bytes:
+        """The last `size` bytes, or all where there are fewer. Raises FileNotFoundError."""
+        content: bytes = self._filesystem.cat_file(self._full(path), start=-size)
+        return content
+
     def write_bytes(self, path: str, data: bytes) -> None:
         """Replace the file as a whole. Where that fails (OSError, a full disk too) nothing is left behind."""
         full = self._full(path)

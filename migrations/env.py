@@ -5,7 +5,7 @@ from typing import Any
 from alembic import context
 
 from grafting_core.failpoints import failpoint
-from service.store import study_models, webhook_models  # noqa: F401 - their tables belong to Base
+from service.store import check_models, study_models, webhook_models  # noqa: F401 - their tables belong to Base
 from service.store.models import Base
 
 connection = context.config.attributes["connection"]

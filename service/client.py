@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from grafting_core.spec.profile import BackboneProfile
 from grafting_core.spec.scions import ScionCard
 from service.api.bank_schemas import Cleared, ScionPage, Verified
+from service.api.check_schemas import CheckPage, CheckView
 from service.api.key_schemas import KeyMade, KeyView, LoginLink, Whoami
 from service.api.schemas import (
     TERMINAL,
@@ -27,7 +28,6 @@ from service.api.schemas import (
     RunDetail,
     RunEvent,
     RunPage,
-    Soundness,
     SubmitAnswer,
     TrackingRebuilt,
 )
@@ -253,9 +253,26 @@ class GraftlabClient:
             DeliveryPage, self._ask("GET", f"/webhooks/{webhook_id}/deliveries", params=params)
         )
 
-    def verify(self) -> Soundness:
-        """Every invariant over the whole store and storage. Takes an admin's key."""
-        return self._parse(Soundness, self._ask("GET", "/admin/verify"))
+    def begin_check(self, quick: bool = False) -> CheckView:
+        """Begin to check the whole lab, or find the check that is under way. Takes an admin's key."""
+        return self._parse(CheckView, self._ask("POST", "/admin/verify", json={"quick": quick}))
+
+    def check(self, check_id: str) -> CheckView:
+        """How far it is and what it has found."""
+        return self._parse(CheckView, self._ask("GET", f"/admin/verify/{check_id}"))
+
+    def checks(self) -> CheckPage:
+        """Newest first, without what they have found."""
+        return self._parse(CheckPage, self._ask("GET", "/admin/verify"))
+
+    def wait_for_check(
+        self, check_id: str, tell: Callable[[CheckView], None] = lambda check: None, poll_seconds: float = 0.5
+    ) -> CheckView:
+        """The check once it has ended; `tell` hears of its progress."""
+        while (check := self.check(check_id)).state == "RUNNING":
+            tell(check)
+            time.sleep(poll_seconds)
+        return check
 
     def collect(self, dry_run: bool = False) -> Collected:
         """Let go what ended runs left of checkpoints, or say what would go. Takes an admin's key."""

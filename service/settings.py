@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     webhook_retry_seconds: float = Field(default=5.0, ge=0)
     """After the first attempt; four times as long after each further one, six hours at most."""
     webhook_attempts: int = Field(default=8, ge=1)
+    webhook_days: float = Field(default=30.0, ge=0)
+    """How long deliveries that have ended stay to be looked at."""
     """After the last of them a delivery has failed and stays to be looked at."""
 
     round_seconds: float = 1.0

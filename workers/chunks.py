@@ -1,4 +1,7 @@
-"""What is kept of every chunk of samples: features and hashes, from which all figures follow."""
+"""What is kept of every chunk of samples: features and hashes, from which all figures follow.
+
+Sealed: one that was damaged is set aside when an attempt begins, and made anew.
+"""
 
 import io
 from dataclasses import dataclass
@@ -7,8 +10,10 @@ import numpy as np
 
 from grafting_core.evaluation import EvaluatedChunk
 from grafting_core.features.base import Features
+from grafting_core.sealing import is_sound, opened, sealed
 from grafting_core.storage import Storage
 
+SUFFIX = ".chunk"
 PARTS = ("pool", "spatial", "logits")
 
 
@@ -20,25 +25,27 @@ class Chunks:
     key: str
 
     def has(self, first: int) -> bool:
-        return self.storage.exists(self._path(first))
+        """Whether it is there and whole."""
+        return is_sound(self.storage, self._path(first))
 
     def add(self, chunk: EvaluatedChunk) -> None:
         parts = {name: getattr(chunk.features, name) for name in PARTS}
         kept = {name: rows for name, rows in parts.items() if rows is not None}
         buffer = io.BytesIO()
         np.savez(buffer, asked=chunk.asked, hashes=chunk.hashes, **kept)
-        self.storage.write_bytes(self._path(chunk.first), buffer.getvalue())
+        self.storage.write_bytes(self._path(chunk.first), sealed(buffer.getvalue()))
 
     def all(self) -> list[EvaluatedChunk]:
-        """In index order."""
-        return [self._read(name) for name in self.storage.names(f"evaluations/{self.key}/chunks")]
+        """In index order. Raises ValueError where one is damaged: the next attempt finds that."""
+        names = self.storage.names(f"evaluations/{self.key}/chunks")
+        return [self._read(name) for name in names if name.endswith(SUFFIX)]
 
     def _read(self, name: str) -> EvaluatedChunk:
-        raw = io.BytesIO(self.storage.read_bytes(f"evaluations/{self.key}/chunks/{name}"))
+        raw = io.BytesIO(opened(self.storage.read_bytes(f"evaluations/{self.key}/chunks/{name}")))
         with np.load(raw, allow_pickle=False) as arrays:
             features = Features(arrays["pool"], arrays.get("spatial"), arrays.get("logits"))
-            first = int(name.removesuffix(".npz"))
+            first = int(name.removesuffix(SUFFIX))
             return EvaluatedChunk(first, features, arrays["asked"], arrays["hashes"])
 
     def _path(self, first: int) -> str:
-        return f"evaluations/{self.key}/chunks/{first:08d}.npz"
+        return f"evaluations/{self.key}/chunks/{first:08d}{SUFFIX}"

@@ -5,7 +5,7 @@ Layout under the storage root (an fsspec URI):
     scions/<key>/                      distilled operator: operator.safetensors, card.json
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
-    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.npz; see kept_samples
+    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.chunk; see kept_samples
     costs/<key>/<hardware>.json        what the network of this evaluation costs by the clock
     references/<key>/                  reference.npz: what samples are compared with
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets

@@ -8,6 +8,7 @@ from torch import nn
 from grafting_core.backbones.loader import load_backbone
 from grafting_core.bank import Bank
 from grafting_core.screening import Screener
+from grafting_core.sealing import write_vouched
 from grafting_core.spec.design import Part
 from grafting_core.spec.scions import ScionSpec
 from grafting_core.spec.screening import ScreeningSpec, result_path
@@ -46,5 +47,5 @@ class Judge:
     def __call__(self, hybrid: int, rung: int) -> float:
         design, judged_on = self.spec.designs[hybrid], self.spec.rungs[rung]
         screened = self.screener.judge(design, judged_on)
-        self.storage.write_model(result_path(self.spec.result_key(design, judged_on)), screened)
+        write_vouched(self.storage, result_path(self.spec.result_key(design, judged_on)), screened)
         return screened.value

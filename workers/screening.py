@@ -7,7 +7,6 @@ number is published under its content key as soon as it is known: what an earlie
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from ray import tune
@@ -15,6 +14,7 @@ from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
 
 from grafting_core.observing import Observer, StopRequested
+from grafting_core.sealing import read_vouched
 from grafting_core.spec.halving import survivors
 from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
 from grafting_core.storage import Storage
@@ -60,11 +60,11 @@ class Rungs:
                     yield index, rung
 
     def _known(self, index: int, rung: int) -> bool:
-        with suppress(FileNotFoundError):
-            key = self.spec.result_key(self.spec.designs[index], self.spec.rungs[rung])
-            self.values[rung][index] = self.storage.read_model(result_path(key), Screened).value
-            return True
-        return False
+        key = self.spec.result_key(self.spec.designs[index], self.spec.rungs[rung])
+        known = read_vouched(self.storage, result_path(key), Screened)
+        if known is not None:
+            self.values[rung][index] = known.value
+        return known is not None
 
     def metrics(self) -> dict[str, float]:
         """`12/loss_gap`: every number by hybrid and rung."""

@@ -4,6 +4,7 @@ A rung's number is comparable with the same rung's of another network and with n
 biased (Chong & Forsyth 2020), so `fid1k` says little about `fid50k` until their rank correlation is measured.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import sqrt
@@ -114,4 +115,5 @@ def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float | 
 def _ranks(values: Sequence[float]) -> list[float]:
     """From 1, the mean of their places for values that are equal."""
     ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
+    spans = {value: (bisect_left(ordered, value), bisect_right(ordered, value)) for value in ordered}
+    return [spans[value][0] + (spans[value][1] - spans[value][0] + 1) / 2 for value in values]

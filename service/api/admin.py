@@ -2,29 +2,56 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query, Response
 from sqlalchemy import update
 
 from grafting_core.spec.base import Frozen
 from service.api.bodies import body_of, documented
-from service.api.deps import LabDep
-from service.api.schemas import Collected, CollectedRun, Soundness, TrackingRebuilt, ViolationView
+from service.api.check_schemas import CheckPage, CheckRequest, CheckView
+from service.api.deps import Lab, LabDep
+from service.api.problems import ApiError
+from service.api.schemas import Collected, CollectedRun, TrackingRebuilt
+from service.store.check_models import CheckRow
+from service.store.checks import Checking, begin, check_page, check_view
 from service.store.models import RunRow, TrackingRow
-from service.store.retention import Policy, left_behind, let_go
-from service.store.verify import verify
+from service.store.retention import Excess, Policy, left_behind, let_go
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
+@router.post("/verify", status_code=202, openapi_extra=documented(CheckRequest))
+def begin_check(
+    body: Annotated[CheckRequest, Depends(body_of(CheckRequest))], lab: LabDep, response: Response
+) -> CheckView:
+    """Begin to check every invariant of the database, and that every file is there and is what was written.
+
+    Answers at once; the Location is where its progress and findings are read. `quick` reads no file. Asked
+    again while one of the same kind is under way, it answers with that one. Changes nothing of the lab's.
+    """
+    with lab.database.writing() as session:
+        row, is_new = begin(session, lab.database.clock(session), quick=body.quick)
+        view = check_view(row, lab.database.clock(session))
+    if is_new:
+        Checking(lab.database, lab.storage, view.id, view.quick).start()
+    response.headers["Location"] = f"/api/v1/admin/verify/{view.id}"
+    return view
+
+
 @router.get("/verify")
-def verify_store(lab: LabDep) -> Soundness:
-    """Check every invariant over the whole store and storage. Reads all of it; changes nothing."""
+def list_checks(lab: LabDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> CheckPage:
+    """Checks, newest first."""
     with lab.database.reading() as session:
-        found = verify(session, lab.storage)
-    shown = [
-        ViolationView(invariant=wrong.invariant, run_id=wrong.run_id, text=wrong.text) for wrong in found
-    ]
-    return Soundness(sound=not shown, violations=shown)
+        return check_page(session, lab.database.clock(session), limit)
+
+
+@router.get("/verify/{check_id}")
+def show_check(check_id: str, lab: LabDep) -> CheckView:
+    """How far a check is, and what it has found once it has ended."""
+    with lab.database.reading() as session:
+        row = session.get(CheckRow, check_id)
+        if row is None:
+            raise ApiError("not-found", f"there is no check {check_id!r}")
+        return check_view(row, lab.database.clock(session))
 
 
 class CollectRequest(Frozen):
@@ -38,7 +65,7 @@ def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], l
     """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
     policy = Policy.of(lab.settings)
     spare = left_behind(lab.database, lab.storage, policy)
-    gone = [each for each in spare if body.dry_run or let_go(lab.database, lab.storage, each, policy)]
+    gone = [each for each in spare if body.dry_run or _let_go(lab, each, policy)]
     return Collected(
         runs=[
             CollectedRun(run_id=each.run.id, state=each.run.state, files=len(each.paths), bytes=each.bytes)
@@ -48,6 +75,11 @@ def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], l
         bytes=sum(each.bytes for each in gone),
         dry_run=body.dry_run,
     )
+
+
+def _let_go(lab: Lab, spare: Excess, policy: Policy) -> bool:
+    with lab.database.writing() as session:
+        return let_go(session, lab.storage, spare, policy)
 
 
 @router.post("/tracking/rebuild")

@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.api.deps import Lab, LabDep
-from service.store.models import AttemptRow, LeaderRow, RunRow, TrackingRow
+from service.store.accounts import LAB
+from service.store.models import AccountRow, AttemptRow, LeaderRow, RunRow, TrackingRow
 
 router = APIRouter(tags=["health"])
 PROCESS = CollectorRegistry()
@@ -45,7 +46,11 @@ class Store(Collector):
 
 def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
     live = select(func.count()).select_from(AttemptRow).where(AttemptRow.ended_at.is_(None))
-    spent = select(func.coalesce(func.sum(AttemptRow.device_seconds), 0.0))
+    open_ones = select(func.coalesce(func.sum(AttemptRow.device_seconds), 0.0))
+    lab_account = session.get(AccountRow, LAB)
+    spent = (lab_account.device_seconds if lab_account else 0.0) + float(
+        session.scalar(open_ones.where(AttemptRow.ended_at.is_(None))) or 0
+    )
     seen = func.coalesce(TrackingRow.last_seq, 0)
     behind = select(func.coalesce(func.sum(RunRow.last_event - seen), 0)).outerjoin(
         TrackingRow, TrackingRow.run_id == RunRow.id
@@ -54,7 +59,7 @@ def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
     leads = leader is not None and leader.until > lab.database.clock(session)
     return {
         "graftlab_live_attempts": ("Attempts that have not ended", float(session.scalar(live) or 0)),
-        "graftlab_device_seconds": ("Device-seconds of all attempts", float(session.scalar(spent) or 0)),
+        "graftlab_device_seconds": ("Device-seconds of all attempts", spent),
         "graftlab_tracking_behind": ("Events MLflow has not been told", float(session.scalar(behind) or 0)),
         "graftlab_scheduler_leads": ("1 while a scheduler leads", float(leads)),
     }

@@ -123,7 +123,7 @@ def read_log(
     for name in ("log.txt", "error.txt"):
         if number and lab.storage.exists(f"{folder}/{name}"):
             return PlainTextResponse(
-                lab.storage.read_bytes(f"{folder}/{name}")[-LOG_BYTES:].decode(errors="replace")
+                lab.storage.read_end(f"{folder}/{name}", LOG_BYTES).decode(errors="replace")
             )
     return PlainTextResponse("")
 

@@ -181,6 +181,8 @@ class CutShort(View):
 
 class Leaderboard(View):
     groups: list[LeaderboardGroup]
+    other_protocols: list[str] = []
+    """Digests of smaller groups, which an answer about all leaves out: ask for each as `protocol`."""
     cut_short: list[CutShort] = []
 
 
@@ -293,13 +295,6 @@ class ViolationView(View):
     invariant: str
     run_id: str
     text: str
-
-
-class Soundness(View):
-    """What `graft admin verify` found."""
-
-    sound: bool
-    violations: list[ViolationView]
 
 
 class CollectedRun(View):

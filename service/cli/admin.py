@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from service.cli.console import engineering, out, print_json, table
+from service.api.check_schemas import CheckView
+from service.cli.console import engineering, err, out, print_json, table
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -18,17 +19,52 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 @admin_app.command("verify")
-def verify_command(url: Url = None, json: AsJson = False) -> None:
-    """Check every invariant over database and storage; exit 1 where one does not hold."""
-    found = GraftlabClient(find_url(url), timeout=600).verify()
+def verify_command(
+    check_id: Annotated[
+        str | None, typer.Argument(help="A check that was begun before; else a new one.")
+    ] = None,
+    url: Url = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The database and the names of files; read no file.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Check every invariant of the database, and that every file is what was written.
+
+    Says at once under which id it runs; with --wait, or asked by that id, what it has found. Exit 1 where
+    something is wrong or the check has not come to its end.
+    """
+    client = GraftlabClient(find_url(url))
+    check = client.check(check_id) if check_id else client.begin_check(quick)
+    if wait:
+        check = client.wait_for_check(check.id, _tell_progress)
     if json:
-        print_json(found)
-    for wrong in [] if json else found.violations:
-        out.print(escape(f"{wrong.invariant}: {wrong.run_id or 'the lab'}: {wrong.text}"), soft_wrap=True)
-    if not found.sound:
+        print_json(check)
+    else:
+        _show_check(check)
+    if check.state != "RUNNING" and not check.sound:
         raise typer.Exit(1)
-    if not json:
-        out.print("every invariant holds")
+
+
+def _tell_progress(check: CheckView) -> None:
+    """On standard error: what is printed stays what was found."""
+    of = f" {check.done} of {check.total}" if check.total else ""
+    err.print(escape(f"{check.step}{of}; {check.found} found"))
+
+
+def _show_check(check: CheckView) -> None:
+    for wrong in check.violations:
+        out.print(escape(f"{wrong.invariant}: {wrong.run_id or 'the lab'}: {wrong.text}"), soft_wrap=True)
+    if check.found > len(check.violations) and check.violations:
+        out.print(f"and {check.found - len(check.violations)} more")
+    files = "no file was read (quick)" if check.quick else "every file is what was written"
+    if check.state == "RUNNING":
+        out.print(f"check {check.id} is under way; `graft admin verify {check.id} --wait` waits for it")
+    elif check.state != "DONE":
+        out.print(escape(f"check {check.id} is {check.state.lower()}: {check.message}"), soft_wrap=True)
+    elif check.sound:
+        out.print(f"every invariant holds; {files}")
 
 
 @admin_app.command("gc")

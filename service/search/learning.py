@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from grafting_core.sealing import read_vouched
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
 from grafting_core.spec.space import design_key
 from grafting_core.spec.study import StudySpec
 from grafting_core.storage import Storage
-from service.once import Once, brief
+from service.once import Once
 from service.search.baselines import baseline_designs
 from service.search.milp import Chosen, NoDesign, Proposer
 from service.search.optuna_book import Book, Known
@@ -107,13 +107,10 @@ def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]
     found: dict[str, float] = {}
     for rung in work.rungs:
         path = result_path(work.result_key(work.designs[at], rung))
-        if not storage.exists(path):
+        known = read_vouched(storage, path, Screened)
+        if known is None:
             break
-        try:
-            found[rung.metric] = storage.read_model(path, Screened).value
-        except ValidationError as error:
-            say(path, f"{path} cannot be read and counts as not screened: {brief(error)}")
-            break
+        found[rung.metric] = known.value
     return found
 
 

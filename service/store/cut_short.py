@@ -1,34 +1,25 @@
 """Runs that ended early with a result: they stay on the board at the rung they reached, unranked."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.experiment import ExperimentSpec
+from grafting_core.spec.budget import Spend
 from grafting_core.spec.ladder import ladder_of
+from grafting_core.spec.plans import EvaluationProtocol
 from service.api.schemas import CutShort
 from service.store.models import ExperimentRow, RunRow
-from service.store.queries import reports_of, spec_of, spends_of
+from service.store.queries import parsed, reports_of, spends_of
 from workers.contract import StageReport
 
-SHOWN = 50
+SHOWN, LOOKED_AT = 50, 500
 
 
 def cut_short(session: Session, owner: str | None, protocol: str | None) -> list[CutShort]:
-    """The newest grafts that a budget or their own divergence stopped."""
-    query = (
-        select(RunRow)
-        .join(RunRow.experiment)
-        .where(RunRow.state == "STOPPED", ExperimentRow.kind == "graft")
-        .order_by(RunRow.created_at.desc())
-        .limit(SHOWN)
-    )
-    if owner is not None:
-        query = query.where(ExperimentRow.owner == owner)
-    if protocol is not None:
-        query = query.where(ExperimentRow.protocol_digest == protocol)
-    rows = session.scalars(query).all()
+    """The newest grafts that a budget or their own divergence stopped, of the newest runs that were."""
+    rows = _newest(session, owner, protocol)
     ids = [row.id for row in rows]
     spends, reports = spends_of(session, ids), reports_of(session, ids)
     return [
@@ -38,11 +29,28 @@ def cut_short(session: Session, owner: str | None, protocol: str | None) -> list
             protocol_digest=row.experiment.protocol_digest,
             reason=row.reason,
             reached=_reached(row, reports.get(row.id, [])),
-            rungs=_rungs(spec_of(row), reports.get(row.id, [])),
-            spend=spends[row.id],
+            rungs=_rungs(row.experiment.spec["evaluate"], reports.get(row.id, [])),
+            spend=spends.get(row.id, Spend()),
         )
         for row in rows
     ]
+
+
+def _newest(session: Session, owner: str | None, protocol: str | None) -> Sequence[RunRow]:
+    """At most SHOWN, out of the newest LOOKED_AT that were stopped, whatever else there is."""
+    stopped = select(RunRow.id).where(RunRow.state == "STOPPED")
+    if owner is not None:
+        stopped = stopped.where(RunRow.owner == owner)
+    window = stopped.order_by(RunRow.id.desc()).limit(LOOKED_AT).subquery()
+    query = (
+        select(RunRow)
+        .join(window, window.c.id == RunRow.id)
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .where(ExperimentRow.kind == "graft")
+    )
+    if protocol is not None:
+        query = query.where(ExperimentRow.protocol_digest == protocol)
+    return session.scalars(query.order_by(RunRow.id.desc()).limit(SHOWN)).all()
 
 
 def _reached(row: RunRow, reports: Sequence[StageReport]) -> str:
@@ -52,7 +60,7 @@ def _reached(row: RunRow, reports: Sequence[StageReport]) -> str:
     return ", ".join([*done, *([f"{row.stage} {row.step}/{row.total_steps}"] if under_way else [])])
 
 
-def _rungs(spec: ExperimentSpec, reports: Sequence[StageReport]) -> dict[str, float]:
+def _rungs(protocol: dict[str, Any], reports: Sequence[StageReport]) -> dict[str, float]:
     """Of the ladder's numbers those that were measured before it ended."""
-    names = set(ladder_of(spec.evaluate).metrics)
+    names = set(ladder_of(parsed(EvaluationProtocol, protocol)).metrics)
     return {name: value for report in reports for name, value in report.metrics.items() if name in names}

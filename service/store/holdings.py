@@ -21,6 +21,8 @@ from service.store.models import NeedRow, RunRow
 
 FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
 DAY = 86_400.0
+LOOKED_AT = 250
+"""Cards that are opened for one page."""
 
 
 def holdings(session: Session, storage: Storage, planned: ExperimentPlan) -> list[Holding]:
@@ -62,16 +64,20 @@ def scion_page(
     kind: str | None,
     backbone: str | None,
 ) -> ScionPage:
-    """In the order of keys."""
+    """In the order of keys. Where few of many fit, a page may be short, and even empty, and not the last."""
+    keys = [key for key in bank.names() if key > after and key.startswith(prefix)]
     cards: list[ScionCard] = []
-    for card in bank.cards(after):
-        if card.key.startswith(prefix) and _fits(card, kind, backbone):
+    reached = ""
+    for key in keys[:LOOKED_AT]:
+        card = bank.card(key)
+        if card is not None and _fits(card, kind, backbone):
             cards.append(card)
-        if len(cards) > limit:
+        reached = key
+        if len(cards) == limit:
             break
-    needed = needed_by_others(session, [card.key for card in cards[:limit]])
-    views = [scion_view(card, needed.get(card.key)) for card in cards[:limit]]
-    return ScionPage(scions=views, next_cursor=views[-1].key if len(cards) > limit else None)
+    needed = needed_by_others(session, [card.key for card in cards])
+    views = [scion_view(card, needed.get(card.key)) for card in cards]
+    return ScionPage(scions=views, next_cursor=reached if keys and reached != keys[-1] else None)
 
 
 def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:

@@ -7,13 +7,16 @@ from sqlalchemy.orm import Session
 
 from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import fingerprint_of
+from grafting_core.spec.experiment import own_fingerprint
+from grafting_core.spec.plans import EvaluationProtocol
 from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
 from service.store.cut_short import cut_short
-from service.store.models import RunRow, StandingRow
-from service.store.queries import spec_of, spends_of
+from service.store.models import ExperimentRow, RunRow, StandingRow
+from service.store.queries import parsed, spends_of
 
 PAGE = 100
+GROUPS = 10
+"""Groups that one answer holds, those of most runs; the others are asked for by their protocol."""
 
 
 class BadCursor(ValueError):
@@ -28,8 +31,8 @@ def leaderboard(
     after: str | None = None,
     limit: int = PAGE,
 ) -> Leaderboard:
-    """The best of every group, groups by protocol digest; an experiment that ran twice counts once, by its
-    latest run. With `protocol`, that group alone, from the run id `after` on. Raises BadCursor.
+    """The best of the largest groups, groups by protocol digest; an experiment that ran twice counts once, by
+    its latest run. With `protocol`, that group alone, from the run id `after` on. Raises BadCursor.
     """
     ranked = _ranked(owner)
     if protocol is not None:
@@ -37,11 +40,13 @@ def leaderboard(
     counts = _counts(session, ranked)
     if after is not None and not counts:
         raise BadCursor(after)
+    shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
     return Leaderboard(
         groups=[
             _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit)
-            for digest, count in counts
+            for digest, count in shown
         ],
+        other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
         cut_short=cut_short(session, owner, protocol),
     )
 
@@ -68,12 +73,12 @@ def _group(
     # Not kept beside the value: what a run pays changes when another shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
     first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
-    spec = spec_of(session.get_one(RunRow, first.run_id))
-    fingerprint = fingerprint_of(spec)
+    subject, protocol = judged_by(session, first.run_id)
+    fingerprint = own_fingerprint(subject, protocol)
     return LeaderboardGroup(
         backbone=first.backbone,
         protocol_digest=first.protocol_digest,
-        protocol=spec.evaluate,
+        protocol=protocol,
         # Of runs that an older version of the arithmetic has judged, the digest alone is left.
         fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
@@ -84,6 +89,14 @@ def _group(
         ],
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
+
+
+def judged_by(session: Session, run_id: str) -> tuple[str, EvaluationProtocol]:
+    """Digest of the backbone and the protocol of a graft; the rest of its document is left alone."""
+    spec = ExperimentRow.spec
+    query = select(spec["design"]["backbone"]["digest"].as_string(), spec["evaluate"])
+    subject, protocol = session.execute(query.join(RunRow).where(RunRow.id == run_id)).one()
+    return subject, parsed(EvaluationProtocol, protocol)
 
 
 def _behind(row: StandingRow) -> ColumnElement[bool]:

@@ -1,21 +1,20 @@
 """Agreement of the fidelity ladder's rungs, and latency by hardware, over the newest standings."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session, aliased
 
-from grafting_core.spec.experiment import ExperimentSpec, finetune_key
 from grafting_core.spec.ladder import agreements, comparable_digest, ladder_of
+from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.results import Latency, MeasuredCost
 from service.api.measured_schemas import LadderGroup, LatencyGroup, LatencyRow, Measured
-from service.store.models import RunRow, StageRow, StandingRow
-from service.store.queries import spec_of
-from workers.contract import StageReport
+from service.store.models import ExperimentRow, NeedRow, RunRow, StageRow, StandingRow
+from service.store.queries import parsed
 
-NEWEST = 500
+NEWEST = 200
 
 
 @dataclass(frozen=True)
@@ -24,53 +23,88 @@ class Judged:
 
     run_id: str
     name: str
-    spec: ExperimentSpec
-    report: StageReport
+    backbone: str
+    subject: str
+    """Digest of the backbone."""
+    protocol: EvaluationProtocol
+    model: str
+    """Names the network that was judged: equal names, one network."""
+    metrics: dict[str, float]
+    cost: MeasuredCost | None
 
 
 def measured(session: Session, owner: str | None = None) -> Measured:
-    """Of the newest 500 runs on the leaderboard; of one owner where it is given."""
+    """Of the newest 200 runs on the leaderboard; of one owner where it is given."""
     judged = _judged(session, owner)
     return Measured(ladders=_ladders(judged), latencies=_latencies(judged))
 
 
 def _judged(session: Session, owner: str | None) -> list[Judged]:
     ranked = StandingRow.is_current.is_(True) if owner is None else StandingRow.owner == owner
-    query = (
-        select(RunRow, StageRow)
-        .join(StandingRow, StandingRow.run_id == RunRow.id)
-        .join(StageRow, (StageRow.run_id == RunRow.id) & (StageRow.stage == "evaluate"))
+    newest = (
+        select(StandingRow.run_id, StandingRow.is_teacher)
         .where(ranked)
-        .order_by(RunRow.id.desc())
+        .order_by(StandingRow.run_id.desc())
         .limit(NEWEST)
+        .subquery()
     )
-    return [
-        Judged(
-            run.id,
-            run.experiment.name,
-            spec_of(run),
-            StageReport.model_validate_json(json.dumps(stage.report)),
+    spec, finetuned = ExperimentRow.spec, aliased(StageRow)
+    model = func.coalesce(finetuned.report["key"].as_string(), NeedRow.key, RunRow.id)
+    query = (
+        select(
+            RunRow.id,
+            ExperimentRow.name,
+            spec["design"]["backbone"],
+            spec["evaluate"],
+            case((newest.c.is_teacher, "teacher"), else_=model),
+            StageRow.report,
         )
-        for run, stage in session.execute(query)
-    ]
+        .join(newest, newest.c.run_id == RunRow.id)
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .join(StageRow, (StageRow.run_id == RunRow.id) & (StageRow.stage == "evaluate"))
+        .outerjoin(finetuned, (finetuned.run_id == RunRow.id) & (finetuned.stage == "finetune"))
+        .outerjoin(NeedRow, (NeedRow.run_id == RunRow.id) & (NeedRow.folder == "models"))
+        .order_by(RunRow.id.desc())
+    )
+    return [_judged_run(*row) for row in session.execute(query)]
+
+
+def _judged_run(
+    run_id: str,
+    name: str,
+    backbone: dict[str, str],
+    protocol: dict[str, Any],
+    model: str,
+    report: dict[str, Any],
+) -> Judged:
+    return Judged(
+        run_id=run_id,
+        name=name,
+        backbone=backbone["name"],
+        subject=backbone["digest"],
+        protocol=parsed(EvaluationProtocol, protocol),
+        model=model,
+        metrics=report["metrics"],
+        cost=parsed(MeasuredCost, report["cost"]) if report.get("cost") else None,
+    )
 
 
 def _ladders(judged: Iterable[Judged]) -> list[LadderGroup]:
     groups: dict[str, list[Judged]] = {}
     for each in judged:
-        alike = comparable_digest(each.spec.backbone.digest, each.spec.evaluate)
+        alike = comparable_digest(each.subject, each.protocol)
         groups.setdefault(alike, []).append(each)
     return [_ladder(members) for _, members in sorted(groups.items())]
 
 
 def _ladder(members: list[Judged]) -> LadderGroup:
-    dearest = max((each.spec.evaluate for each in members), key=lambda protocol: protocol.samples)
+    dearest = max((each.protocol for each in members), key=lambda protocol: protocol.samples)
     models: dict[str, dict[str, float]] = {}
     for each in members:
-        models.setdefault(finetune_key(each.spec), {}).update(each.report.metrics)
+        models.setdefault(each.model, {}).update(each.metrics)
     known: list[Mapping[str, float]] = list(models.values())
     return LadderGroup(
-        backbone=members[0].spec.backbone.name,
+        backbone=members[0].backbone,
         protocol=dearest,
         models=len(models),
         agreements=list(agreements(ladder_of(dearest), known)),
@@ -80,10 +114,11 @@ def _ladder(members: list[Judged]) -> LadderGroup:
 def _latencies(judged: Iterable[Judged]) -> list[LatencyGroup]:
     groups: dict[tuple[str, str, int], list[tuple[Judged, MeasuredCost, Latency]]] = {}
     for each in judged:
-        for latency in each.report.cost.latencies if each.report.cost else ():
-            assert each.report.cost is not None
-            key = (each.spec.backbone.name, each.report.cost.hardware.digest, latency.batch)
-            groups.setdefault(key, []).append((each, each.report.cost, latency))
+        if each.cost is None:
+            continue
+        hardware = each.cost.hardware.digest
+        for latency in each.cost.latencies:
+            groups.setdefault((each.backbone, hardware, latency.batch), []).append((each, each.cost, latency))
     return [_latency_group(*key, members) for key, members in sorted(groups.items())]
 
 

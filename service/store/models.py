@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -66,11 +67,18 @@ class RunRow(Base):
         Index("ix_runs_state_created_at", "state", "created_at"),
         Index("ix_runs_queue", "state", "owner", "precedence", "id"),
         Index("ix_runs_swept", "swept", "ended_at"),
+        Index("ix_runs_experiment", "experiment_id"),
+        Index("ix_runs_name", "name", "id"),
+        Index("ix_runs_state", "state", "id"),
+        Index("ix_runs_owner", "owner", "id"),
+        Index("ix_runs_owner_state", "owner", "state", "id"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
     owner: Mapped[str] = mapped_column(String(64), server_default="lab", default="lab")
+    name: Mapped[str] = mapped_column(String(200), server_default="", default="")
+    """The experiment's, kept here as well so that lists are read by one index."""
     study: Mapped[str | None] = mapped_column(String(64))
     precedence: Mapped[int] = mapped_column(server_default="0", default=0)
     """Minus the priority, so that one ascending index gives the order of the queue."""
@@ -113,10 +121,14 @@ class RunRow(Base):
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 
 
+OPEN = text("ended_at IS NULL")
+
+
 class AttemptRow(Base):
     """One Ray job. The number is the fencing token; `event_seq` is how far its events were taken in."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_open", "run_id", sqlite_where=OPEN, postgresql_where=OPEN),)
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)

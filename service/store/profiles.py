@@ -1,8 +1,11 @@
 """Profiles of backbones, found by the digest of what was measured."""
 
+from contextlib import suppress
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from grafting_core.published import DamagedArtifact, read_beside
 from grafting_core.spec.backbone import BackboneCard
 from grafting_core.spec.profile import BackboneProfile, default_band
 from grafting_core.storage import Storage
@@ -12,17 +15,19 @@ from service.store.models import ExperimentRow, RunRow, StageRow
 
 def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> BackboneProfile | None:
     """Of the latest finished analysis of these very weights; None where there was none."""
+    # A profile lies under the digest of the analysis that asked for it, and runs are found by that.
+    keys = storage.names(f"profiles/{backbone_digest}")
     query = (
-        select(StageRow)
+        select(StageRow.report)
         .join(RunRow, RunRow.id == StageRow.run_id)
-        .join(RunRow.experiment)
-        .where(ExperimentRow.kind == "analysis", StageRow.stage == "analyze", RunRow.state == "SUCCEEDED")
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .where(ExperimentRow.digest.in_(keys), StageRow.stage == "analyze", RunRow.state == "SUCCEEDED")
         .order_by(RunRow.id.desc())
     )
-    for row in session.scalars(query):
-        path = row.report["artifacts"]["profile.json"]
-        if path.split("/")[1] == backbone_digest and storage.exists(path):
-            return storage.read_model(path, BackboneProfile)
+    for report in session.scalars(query):
+        folder, _, name = report["artifacts"]["profile.json"].rpartition("/")
+        with suppress(FileNotFoundError, DamagedArtifact, ValueError):
+            return read_beside(storage, folder, name, BackboneProfile)
     return None
 
 

@@ -3,8 +3,9 @@
 import heapq
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
@@ -13,8 +14,11 @@ from service.store.admitting import Verdict, Walk
 from service.store.lifecycle import LIVE
 from service.store.making import Published
 from service.store.models import ExperimentRow, RunRow
-from service.store.queries import spend_of
-from service.store.queueing import COLUMNS, Room, Waiting, in_order, room, shares, waiting
+from service.store.queries import spends_of
+from service.store.queueing import COLUMNS, OWNERS, Room, Waiting, in_order, room, shares
+
+FOLLOWED = 1_000
+"""Places up to which the turns of all owners are followed; further behind, priority and age say enough."""
 
 
 def queue_view(
@@ -30,38 +34,72 @@ def queue_view(
     """The first `limit` runs, or the one asked for, in the order in which they start if nothing overtakes.
 
     Those that cannot start here at all come last. What each lacks is what admission finds, which has to be
-    told by the same `published` and `hold_line_seconds`.
+    told by the same `published` and `hold_line_seconds`. Of one that is far behind the place is told by
+    priority and age, and no start.
     """
-    capacity = Room(cpus, gpus)
-    order = _order(session, capacity)
-    free = room(session, cpus, gpus)
-    shown = [index for index, run in enumerate(order) if only is None or run.id == only][:limit]
+    capacity, free = Room(cpus, gpus), room(session, cpus, gpus)
+    order = _as_far_as(session, capacity, limit, only)
+    shown = [(index, run) for index, run in enumerate(order) if only is None or run.id == only][:limit]
     starts = _starts(session, [run for run in order if capacity.fits(run)], Room(free.cpus, free.gpus))
+    if only is not None and not shown:
+        order, shown, starts = [], _far_behind(session, only), []
     walk = Walk(session, capacity, hold_line_seconds, published)
-    verdicts = {run.id: verdict for run, verdict in walk.steps()}
-    walk.prepare([order[index] for index in shown])
-    names = _names(session, [order[index].id for index in shown])
+    verdicts = {run.id: verdict for run, verdict in walk.steps()} if shown else {}
+    walk.prepare([run for _, run in shown])
+    names = _names(session, [run.id for _, run in shown])
     entries = [
-        _entry(order, index, verdicts.get(order[index].id) or walk.explain(order[index]), names, starts)
-        for index in shown
+        _entry(run, index, _ahead(order, index), verdicts.get(run.id) or walk.explain(run), names, starts)
+        for index, run in shown
     ]
+    queued = select(func.count()).select_from(RunRow).where(RunRow.state == "QUEUED")
     return QueueView(
         cpus=cpus,
         free_cpus=max(0, free.cpus),
         gpus=gpus,
         free_gpus=max(0, free.gpus),
-        queued=len(order),
+        queued=session.scalar(queued) or 0,
         entries=entries,
     )
 
 
-def _order(session: Session, capacity: Room) -> list[Waiting]:
-    lines = waiting(session)
-    everybody = [run for line in lines.values() for run in line]
-    able = {owner: deque(run for run in line if capacity.fits(run)) for owner, line in lines.items()}
-    able = {owner: line for owner, line in able.items() if line}
-    given = shares(session, capacity.cpus, capacity.gpus, able)
-    return [*in_order(able, given), *(run for run in everybody if not capacity.fits(run))]
+def _as_far_as(session: Session, capacity: Room, limit: int, only: str | None) -> list[Waiting]:
+    """The beginning of the queue that a view needs: its first runs, or all up to the one asked for."""
+    owners = session.scalars(OWNERS).all()
+    ahead = in_order(session, shares(session, capacity.cpus, capacity.gpus, owners))
+    if only is None:
+        able = list(islice(ahead, limit))
+        return able + _set_aside(session, capacity, limit - len(able))
+    order: list[Waiting] = []
+    for run in islice(ahead, FOLLOWED):
+        order.append(run)
+        if run.id == only:
+            break
+    return order
+
+
+def _set_aside(session: Session, capacity: Room, count: int) -> list[Waiting]:
+    """Some of the runs that cannot start here at all."""
+    beyond = (RunRow.cpus > capacity.cpus) | (RunRow.gpus > capacity.gpus)
+    query = select(*COLUMNS).where(RunRow.state == "QUEUED", beyond)
+    query = query.order_by(RunRow.owner, RunRow.precedence, RunRow.id).limit(count)
+    return [Waiting(*row) for row in session.execute(query)] if count else []
+
+
+def _far_behind(session: Session, run_id: str) -> list[tuple[int, Waiting]]:
+    """A waiting run with how many are ahead of it by priority and age; nothing where it does not wait."""
+    row = session.execute(select(*COLUMNS).where(RunRow.id == run_id, RunRow.state == "QUEUED")).first()
+    if row is None:
+        return []
+    run = Waiting(*row)
+    older = (RunRow.precedence == run.precedence) & (RunRow.id < run.id)
+    ahead = select(func.count()).select_from(RunRow)
+    ahead = ahead.where(RunRow.state == "QUEUED", (RunRow.precedence < run.precedence) | older)
+    return [(session.scalar(ahead) or 0, run)]
+
+
+def _ahead(order: Sequence[Waiting], index: int) -> list[str]:
+    """The three runs before it, nearest first."""
+    return [run.id for run in reversed(order[max(0, index - 3) : index])]
 
 
 def _names(session: Session, ids: Sequence[str]) -> dict[str, str]:
@@ -70,20 +108,20 @@ def _names(session: Session, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _entry(
-    order: Sequence[Waiting],
+    run: Waiting,
     index: int,
+    behind: list[str],
     verdict: Verdict,
     names: Mapping[str, str],
     starts: Sequence[float | None],
 ) -> QueueEntry:
-    run = order[index]
     return QueueEntry(
         run_id=run.id,
         name=names[run.id],
         owner=run.owner,
         priority=-run.precedence,
         position=index + 1,
-        behind=[ahead.id for ahead in reversed(order[max(0, index - 3) : index])],
+        behind=behind,
         lacks=verdict.lacks,
         waits_for=verdict.text,
         expected_start_seconds=starts[index] if index < len(starts) else None,
@@ -92,7 +130,9 @@ def _entry(
 
 def _starts(session: Session, order: Sequence[Waiting], free: Room) -> list[float | None]:
     """Seconds from now, by letting the queue run dry in order; None from where durations are unknown."""
-    ends = [(_left(session, run), run.cpus, run.gpus) for run in _live(session)]
+    live = _live(session)
+    spends = spends_of(session, [run.id for run in live])
+    ends = [(_left(run, spends.get(run.id, Spend())), run.cpus, run.gpus) for run in live]
     busy = [(left, cpus, gpus) for left, cpus, gpus in ends if left is not None]
     heapq.heapify(busy)
     starts: list[float | None] = []
@@ -117,8 +157,7 @@ def _live(session: Session) -> list[Waiting]:
     return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE)))]
 
 
-def _left(session: Session, run: Waiting) -> float | None:
+def _left(run: Waiting, spent: Spend) -> float | None:
     if run.seconds is None:
         return None
-    spent: Spend = spend_of(session, run.id)
     return max(0.0, run.seconds - spent.device_seconds / run.workers)

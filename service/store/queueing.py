@@ -4,13 +4,14 @@ Priorities are never inverted: age decides among equals, and lets a run that has
 smaller ones of its own and lower priorities, so that a gang is not overtaken for ever.
 """
 
+import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from service.store.accounts import Key, accounts, keys_of, recent_seconds
@@ -25,6 +26,15 @@ OWNERS = text(
     "SELECT owner FROM waiting WHERE owner IS NOT NULL"
 )
 """Steps through the index from one owner to the next, however many runs each has waiting."""
+HEADS = text(
+    OWNERS.text.replace(
+        "SELECT owner FROM waiting",
+        "SELECT (SELECT id FROM runs WHERE state = 'QUEUED' AND owner = waiting.owner "
+        "ORDER BY precedence, id LIMIT 1) FROM waiting",
+    )
+)
+PIECE = 8
+"""Runs of one owner that are read beyond the first, and twice as many each time after."""
 
 
 @dataclass
@@ -169,11 +179,66 @@ def pop_next(lines: dict[str, deque[Waiting]], given: Shares) -> Waiting:
     return run
 
 
-def in_order(lines: dict[str, deque[Waiting]], given: Shares) -> Sequence[Waiting]:
-    """The whole queue as it would be started if every run fitted; `lines` and `given` are used up."""
-    order: list[Waiting] = []
-    while lines:
-        run = pop_next(lines, given)
+def in_order(session: Session, given: Shares) -> Iterator[Waiting]:
+    """The runs that can start here at all, as if every one fitted now, read as far as it is asked for.
+
+    `given` is used up. The order is `pop_next`'s: of all that it compares, only what the owner of the run
+    that was taken has of the cluster changes, so the others keep their places in a heap.
+    """
+    capacity = Room(given.cpus, given.gpus)
+    begun = {run.owner: Line(session, run, capacity) for run in _heads(session)}
+    firsts = {owner: run for owner, line in begun.items() if (run := line.next_or_none()) is not None}
+    lines = {owner: begun[owner] for owner in firsts}
+    recent = {owner: given.of(owner)[1] for owner in lines}
+
+    def place(run: Waiting) -> tuple[int, float, float, str, Waiting]:
+        return run.precedence, given.running.get(run.owner, 0.0), recent[run.owner], run.id, run
+
+    heap = [place(run) for run in firsts.values()]
+    heapq.heapify(heap)
+    while heap:
+        run = heap[0][-1]
         given.add(run)
-        order.append(run)
-    return order
+        following = lines[run.owner].next_or_none()
+        if following is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, place(following))
+        yield run
+
+
+class Line:
+    """One owner's waiting runs that can start here at all, in order, read in pieces that grow."""
+
+    def __init__(self, session: Session, head: Waiting, capacity: Room) -> None:
+        self._session, self._capacity, self._size, self._last = session, capacity, PIECE, head
+        self._ahead = deque([head] if capacity.fits(head) else [])
+
+    def next(self) -> Waiting:
+        """Raises IndexError at the end."""
+        if not self._ahead and self._size:
+            self._ahead.extend(self._read())
+        return self._ahead.popleft()
+
+    def next_or_none(self) -> Waiting | None:
+        try:
+            return self.next()
+        except IndexError:
+            return None
+
+    def _read(self) -> list[Waiting]:
+        last = self._last
+        behind = tuple_(RunRow.precedence, RunRow.id) > tuple_(last.precedence, last.id)
+        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == last.owner, behind)
+        query = query.where(RunRow.cpus <= self._capacity.cpus, RunRow.gpus <= self._capacity.gpus)
+        query = query.order_by(RunRow.precedence, RunRow.id).limit(self._size)
+        found = [Waiting(*row) for row in self._session.execute(query)]
+        self._size = self._size * 2 if len(found) == self._size else 0
+        self._last = found[-1] if found else last
+        return found
+
+
+def _heads(session: Session) -> list[Waiting]:
+    """The first waiting run of every owner."""
+    ids = list(session.scalars(HEADS))
+    return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.id.in_(ids)))]

@@ -159,17 +159,26 @@ def submit_for(
 
 def study_spend(session: Session, study_id: str) -> Spend:
     """What all runs of a study have used."""
+    return study_spends(session, [study_id]).get(study_id, Spend())
+
+
+def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Spend]:
+    """As `study_spend`, of many."""
     query = (
         select(
+            StudyRunRow.study_id,
             func.coalesce(func.sum(AttemptRow.device_seconds), 0.0),
             func.coalesce(func.sum(AttemptRow.flops), 0.0),
             func.coalesce(func.sum(AttemptRow.training_images), 0),
         )
         .join(StudyRunRow, StudyRunRow.run_id == AttemptRow.run_id)
-        .where(StudyRunRow.study_id == study_id)
+        .where(StudyRunRow.study_id.in_(study_ids))
+        .group_by(StudyRunRow.study_id)
     )
-    seconds, flops, images = session.execute(query).one()
-    return Spend(device_seconds=float(seconds), flops=float(flops), training_images=int(images))
+    return {
+        study: Spend(device_seconds=float(seconds), flops=float(flops), training_images=int(images))
+        for study, seconds, flops, images in session.execute(query)
+    }
 
 
 def remaining(budget: Budget, spent: Spend) -> Budget:

@@ -1,17 +1,21 @@
 """Everything the pages, the API and the reports read of studies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import String, case, cast, func, select
 from sqlalchemy.orm import Session
 
+from grafting_core.spec.budget import Budget, Spend
 from grafting_core.spec.ladder import MODELS_NEEDED, rank_correlation
 from grafting_core.spec.study import StudySpec
 from service.api.study_schemas import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
 from service.store.models import RunRow, StageRow
-from service.store.queries import spend_of
-from service.store.studies import runs_of, spec_of_study, study_spend, trials_of
+from service.store.queries import parsed, spends_of
+from service.store.studies import runs_of, spec_of_study, study_spends, trials_of
 from service.store.study_models import SHARED, StudyRow, StudyRunRow, TrialRow
+
+NONE = ("{}", "null")
+"""Of a document that is stored as text: nothing in it."""
 
 
 def study_page(session: Session, limit: int, only_owner: str | None = None) -> StudyPage:
@@ -19,16 +23,54 @@ def study_page(session: Session, limit: int, only_owner: str | None = None) -> S
     query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit)
     if only_owner is not None:
         query = query.where(StudyRow.owner == only_owner)
-    return StudyPage(studies=[study_view(session, row) for row in session.scalars(query)])
+    return StudyPage(studies=_study_views(session, session.scalars(query).all()))
 
 
 def study_view(session: Session, study: StudyRow) -> StudyView:
     """One line of the list."""
-    spec, trials = spec_of_study(study), trials_of(session, study.id)
-    promoted = {row.trial for row, _ in runs_of(session, study.id, ("promote", "calibrate"))}
-    finals = [
-        value for trial in trials if trial.number in promoted and (value := _final(spec, trial)) is not None
+    return _study_views(session, [study])[0]
+
+
+def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyView]:
+    """With three queries, however many there are."""
+    ids = [study.id for study in studies]
+    counts, finals, spends = _counts(session, ids), _finals(session, ids), study_spends(session, ids)
+    return [
+        _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Spend()))
+        for study in studies
     ]
+
+
+def _counts(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Study -> how many designs it has, has screened and has finished."""
+    screened = case((cast(TrialRow.screened, String).not_in(NONE), 1), else_=0)
+    finished = case((cast(TrialRow.final, String).not_in(NONE), 1), else_=0)
+    query = select(TrialRow.study_id, func.count(), func.sum(screened), func.sum(finished))
+    found = session.execute(query.where(TrialRow.study_id.in_(ids)).group_by(TrialRow.study_id))
+    return {study: (trials, int(screened), int(finished)) for study, trials, screened, finished in found}
+
+
+def _finals(session: Session, ids: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """Study -> figures of the designs that it promoted and that have finished."""
+    promoted = select(StudyRunRow.study_id, StudyRunRow.trial).where(
+        StudyRunRow.study_id.in_(ids), StudyRunRow.role.in_(("promote", "calibrate"))
+    )
+    which = promoted.distinct().subquery()
+    query = select(TrialRow.study_id, TrialRow.final).join(
+        which, (which.c.study_id == TrialRow.study_id) & (which.c.trial == TrialRow.number)
+    )
+    found: dict[str, list[dict[str, float]]] = {}
+    for study, final in session.execute(query):
+        found.setdefault(study, []).append(final or {})
+    return found
+
+
+def _view(
+    study: StudyRow, counts: tuple[int, int, int], finals: Sequence[Mapping[str, float]], spend: Spend
+) -> StudyView:
+    """The document is read as it is stored: it was checked when the study was made."""
+    spec, quality = study.spec, study.spec["quality"]
+    trials, screened, finished = counts
     return StudyView(
         id=study.id,
         name=study.name,
@@ -37,16 +79,16 @@ def study_view(session: Session, study: StudyRow) -> StudyView:
         state=study.state,
         phase=study.phase,
         round=study.round,
-        rounds=spec.rounds,
+        rounds=spec["rounds"],
         message=study.message,
-        quality=spec.quality,
-        objectives=list(spec.objectives),
-        trials=len(trials),
-        screened=sum(bool(trial.screened) for trial in trials),
-        finished=sum(trial.final is not None for trial in trials),
-        best=min(finals, default=None),
-        budget=spec.budget,
-        spend=study_spend(session, study.id),
+        quality=quality,
+        objectives=[quality, *spec["costs"]],
+        trials=trials,
+        screened=screened,
+        finished=finished,
+        best=min((final[quality] for final in finals if quality in final), default=None),
+        budget=parsed(Budget, spec["budget"]),
+        spend=spend,
         version=study.version,
         created_at=study.created_at,
         ended_at=study.ended_at,
@@ -57,12 +99,12 @@ def study_view(session: Session, study: StudyRow) -> StudyView:
 def study_detail(session: Session, study: StudyRow) -> StudyDetail:
     """One study with its trials, runs and how its best stands against the baselines."""
     spec, trials = spec_of_study(study), trials_of(session, study.id)
-    runs = [_run(session, spec, row, run, trials) for row, run in runs_of(session, study.id)]
-    best = best_run(runs)
+    runs = _runs(session, spec, study.id, trials)
+    best, view = best_run(runs), study_view(session, study)
     return StudyDetail(
-        **study_view(session, study).model_dump(exclude={"budget", "spend"}),
-        budget=spec.budget,
-        spend=study_spend(session, study.id),
+        **view.model_dump(exclude={"budget", "spend"}),
+        budget=view.budget,
+        spend=view.spend,
         spec=spec,
         sampler=study.sampler,
         findings=study.findings,
@@ -116,12 +158,28 @@ def _trial(row: TrialRow) -> StudyTrial:
     return StudyTrial(**{name: getattr(row, name) for name in names})
 
 
-def _run(
-    session: Session, spec: StudySpec, row: StudyRunRow, run: RunRow, trials: Sequence[TrialRow]
-) -> StudyRun:
-    stage = session.get(StageRow, (run.id, "evaluate"))
-    metrics = stage.report["metrics"] if stage and run.state == "SUCCEEDED" else {}
+def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[TrialRow]) -> list[StudyRun]:
+    """With a fixed number of queries, however many runs the study has."""
+    rows = runs_of(session, study_id)
+    ids = [run.id for _, run in rows]
+    reports = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
+    figures = {report.run_id: report.report["metrics"] for report in reports}
+    spends = spends_of(session, ids)
     costs = {trial.number: (trial.flops, float(trial.params)) for trial in trials}
+    return [
+        _run(spec, row, run, figures.get(run.id, {}), costs, spends.get(run.id, Spend())) for row, run in rows
+    ]
+
+
+def _run(
+    spec: StudySpec,
+    row: StudyRunRow,
+    run: RunRow,
+    figures: Mapping[str, float],
+    costs: Mapping[int, tuple[float, float]],
+    spend: Spend,
+) -> StudyRun:
+    metrics = figures if run.state == "SUCCEEDED" else {}
     whole = (float(spec.space.base_flops), float(spec.space.base_params))
     flops, params = costs.get(-1 if row.trial is None else row.trial, whole)
     share = _step_share(spec, run) if row.label == "fewer_steps" else 1.0
@@ -134,7 +192,7 @@ def _run(
         quality=metrics.get(spec.quality),
         flops=flops * share if row.role in ("promote", "calibrate", "baseline") else None,
         params=params if row.role in ("promote", "calibrate", "baseline") else None,
-        device_seconds=spend_of(session, run.id).device_seconds,
+        device_seconds=spend.device_seconds,
     )
 
 

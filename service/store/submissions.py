@@ -101,6 +101,7 @@ def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, pl
         id=new_run_id(),
         experiment=experiment,
         owner=experiment.owner,
+        name=experiment.name,
         study=placing.study,
         precedence=-placing.priority,
         workers=asked.workers,

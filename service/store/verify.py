@@ -48,7 +48,7 @@ def verify(session: Session, storage: Storage | None = None) -> list[Violation]:
         Violation(name, run_id, text) for name, check in INVARIANTS.items() for run_id, text in check(session)
     ]
     if storage is not None:
-        found += [Violation("artifacts-exist", *wrong) for wrong in _missing_artifacts(session, storage)]
+        found += [Violation("artifacts-exist", *wrong) for wrong in missing_artifacts(session, storage)]
     return found
 
 
@@ -247,7 +247,7 @@ INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
 }
 
 
-def _missing_artifacts(session: Session, storage: Storage) -> Wrong:
+def missing_artifacts(session: Session, storage: Storage) -> Wrong:
     """Files that the reports name are there."""
     query = select(StageRow.run_id, StageRow.stage, StageRow.report).execution_options(yield_per=BATCH)
     for run_id, stage, report in session.execute(query):

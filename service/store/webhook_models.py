@@ -31,6 +31,8 @@ class DeliveryRow(Base):
     __table_args__ = (
         Index("ix_webhook_deliveries_due", "state", "due", "webhook_id"),
         Index("ix_webhook_deliveries_webhook", "webhook_id", "id"),
+        Index("ix_webhook_deliveries_state", "webhook_id", "state"),
+        Index("ix_webhook_deliveries_ended", "ended_at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

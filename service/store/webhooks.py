@@ -1,14 +1,15 @@
 """Webhooks and their outbox: what has ended is written down for each, claimed, sent, and kept."""
 
 import json
+import math
 import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from grafting_core.failpoints import failpoint
@@ -20,6 +21,8 @@ from service.webhooks.signing import new_secret
 
 LONGEST_WAIT = 6 * 3600.0
 GROWTH = 4.0
+PRUNED = 500
+"""Deliveries that one round forgets."""
 
 
 class Registered(Exception):
@@ -196,17 +199,40 @@ def note(session: Session, letter: Letter, status: int | None, error: str | None
     session.execute(update(DeliveryRow).where(row).values(**values))
 
 
+def prune(session: Session, days: float) -> int:
+    """Forget deliveries that ended longer ago than that, so many at a time; how many were."""
+    if not math.isfinite(days):
+        return 0
+    old = select(DeliveryRow.id).where(DeliveryRow.ended_at < now() - timedelta(days=days))
+    ids = list(session.scalars(old.order_by(DeliveryRow.ended_at).limit(PRUNED)))
+    session.execute(delete(DeliveryRow).where(DeliveryRow.id.in_(ids)))
+    return len(ids)
+
+
 def webhook_views(session: Session) -> list[WebhookView]:
     """Those that have not been removed, newest first."""
     query = select(WebhookRow).where(WebhookRow.removed_at.is_(None)).order_by(WebhookRow.id.desc())
-    return [webhook_view(session, row) for row in session.scalars(query)]
+    return _webhook_views(session, session.scalars(query).all())
 
 
 def webhook_view(session: Session, row: WebhookRow) -> WebhookView:
-    mine = DeliveryRow.webhook_id == row.id
-    states = select(DeliveryRow.state, func.count()).where(mine).group_by(DeliveryRow.state)
-    counts = {state.lower(): count for state, count in session.execute(states)}
-    newest = select(DeliveryRow.error).where(mine).order_by(DeliveryRow.id.desc()).limit(1)
+    return _webhook_views(session, [row])[0]
+
+
+def _webhook_views(session: Session, rows: Sequence[WebhookRow]) -> list[WebhookView]:
+    """With two queries, however many there are."""
+    mine = DeliveryRow.webhook_id.in_([row.id for row in rows])
+    each = select(DeliveryRow.webhook_id, DeliveryRow.state, func.count()).where(mine)
+    counts: dict[int, dict[str, int]] = {}
+    for hook, state, count in session.execute(each.group_by(DeliveryRow.webhook_id, DeliveryRow.state)):
+        counts.setdefault(hook, {})[state.lower()] = count
+    newest = select(func.max(DeliveryRow.id)).where(mine).group_by(DeliveryRow.webhook_id)
+    told = select(DeliveryRow.webhook_id, DeliveryRow.error).where(DeliveryRow.id.in_(newest))
+    errors: dict[int, str | None] = dict(session.execute(told).tuples().all())
+    return [_view_of(row, counts.get(row.id, {}), errors.get(row.id)) for row in rows]
+
+
+def _view_of(row: WebhookRow, counts: Mapping[str, int], last_error: str | None) -> WebhookView:
     return WebhookView(
         id=row.id,
         url=row.url,
@@ -214,7 +240,7 @@ def webhook_view(session: Session, row: WebhookRow) -> WebhookView:
         owner=row.owner,
         created_at=row.created_at,
         removed_at=row.removed_at,
-        last_error=session.scalar(newest),
+        last_error=last_error,
         **counts,
     )
 

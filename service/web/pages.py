@@ -1,26 +1,28 @@
 """The lab's pages: rendered on the server, readable without a network, alive by server-sent events."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from grafting_core.published import DamagedArtifact, read_beside
 from grafting_core.spec.results import EvaluationReport
 from service.api.catalogue import list_backbones, list_operators, show_measured
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
-from service.api.runs import show_run
+from service.api.runs import find_run, show_run
 from service.api.schemas import RunDetail
+from service.store.curves import loss_curves
 from service.store.leaderboard import leaderboard
-from service.store.queries import events_after, find_runs
+from service.store.queries import find_runs
 from service.web import login, studies
 from service.web.pictures import curves, quality_against_cost
 from service.web.rendering import HERE, templates
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-EVENTS_SHOWN = 100_000
 
 
 def mount(app: FastAPI) -> None:
@@ -58,19 +60,23 @@ def runs_page(
 @router.get("/runs/{run_id}")
 def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
     """One run: design, progress, curves, samples, figures."""
-    run = show_run(run_id, lab)
     with lab.database.reading() as session:
-        events = events_after(session, run_id, 0, EVENTS_SHOWN)
-    shown = {"run": run, "curves": curves(events), "last": events[-1].id if events else 0}
+        last = find_run(session, lab, run_id).last_event
+        drawn = curves(loss_curves(session, run_id, last))
+    run = show_run(run_id, lab)
+    shown = {"run": run, "curves": drawn}
     return templates.TemplateResponse(request, "run.html", {**shown, "judged": _judged(lab, run)})
 
 
 def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
-    """What the evaluation published beside its figures, where it is still there."""
+    """What the evaluation published beside its figures, where it is still there and whole."""
     paths = [stage.artifacts["report.json"] for stage in run.stages if "report.json" in stage.artifacts]
-    if not paths or not lab.storage.exists(paths[0]):
+    if not paths:
         return None
-    return lab.storage.read_model(paths[0], EvaluationReport)
+    folder, _, name = paths[0].rpartition("/")
+    with suppress(FileNotFoundError, DamagedArtifact, ValueError):
+        return read_beside(lab.storage, folder, name, EvaluationReport)
+    return None
 
 
 @router.get("/measured")

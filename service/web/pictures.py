@@ -1,11 +1,10 @@
 """Pictures made on the server: plain data for the templates to draw as inline SVG."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grafting_core.spec.experiment import ExperimentSpec
-from service.api.schemas import LeaderboardGroup, RunEvent
-from workers.contract import Progress
+from service.api.schemas import LeaderboardGroup
 
 WIDTH, HEIGHT, MARGIN = 640, 260, 44
 
@@ -115,17 +114,12 @@ class Curve:
     height: int = HEIGHT // 2
 
 
-def curves(events: Iterable[RunEvent]) -> list[Curve]:
-    """Loss of each training stage over its steps; a resumed stage's later values win."""
-    points: dict[str, dict[int, float]] = {}
-    for event in events:
-        body = event.event.body if event.event else None
-        if isinstance(body, Progress) and "loss" in body.values:
-            points.setdefault(body.stage, {})[body.step] = body.values["loss"]
-    return [_curve(stage, sorted(found.items())) for stage, found in points.items()]
+def curves(found: Mapping[str, Sequence[tuple[int, float]]]) -> list[Curve]:
+    """Loss of each training stage over its steps."""
+    return [_curve(stage, points) for stage, points in found.items()]
 
 
-def _curve(stage: str, points: list[tuple[int, float]]) -> Curve:
+def _curve(stage: str, points: Sequence[tuple[int, float]]) -> Curve:
     x = Scale(0, points[-1][0], 6, WIDTH - 6)
     y = Scale(*_padded([loss for _, loss in points]), HEIGHT // 2 - 6, 6)
     path = " ".join(

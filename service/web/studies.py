@@ -14,7 +14,7 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 @router.get("/studies")
 def studies_page(request: Request, lab: LabDep) -> HTMLResponse:
     """All studies, newest first."""
-    return templates.TemplateResponse(request, "studies.html", {"page": list_studies(lab, 100)})
+    return templates.TemplateResponse(request, "studies.html", {"page": list_studies(lab, 50)})
 
 
 @router.get("/studies/{study_id}")

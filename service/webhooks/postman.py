@@ -8,12 +8,13 @@ from grafting_core.failpoints import failpoint
 from service.once import brief
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.webhooks import Letter, Patience, claim, due_webhooks, note
+from service.store.webhooks import PRUNED, Letter, Patience, claim, due_webhooks, note, prune
 from service.webhooks.addresses import Blocked
 from service.webhooks.sending import Undelivered, post
 from service.webhooks.signing import signed_headers
 
 log = logging.getLogger("graftlab.webhooks")
+PRUNE_SECONDS = 60.0
 SENDERS = 8
 """Webhooks that are called at the same time."""
 LAST_SECONDS = 3.0
@@ -27,11 +28,13 @@ class Postman:
         self._settings, self._database = settings, database
         self._patience = Patience(settings.webhook_attempts, settings.webhook_retry_seconds)
         self._senders: dict[int, threading.Thread] = {}
+        self._prune_at = 0.0
         self._closed = threading.Event()
 
     def round(self) -> None:
         """Let somebody begin with every webhook that has something due; returns without waiting for them."""
         self._senders = {key: sender for key, sender in self._senders.items() if sender.is_alive()}
+        self._prune()
         with self._database.reading() as session:
             due = due_webhooks(session, self._database.clock(session))
         idle = [webhook_id for webhook_id in due if webhook_id not in self._senders]
@@ -39,6 +42,14 @@ class Postman:
             sender = threading.Thread(target=self._serve, args=(webhook_id,), name="webhook", daemon=True)
             self._senders[webhook_id] = sender
             sender.start()
+
+    def _prune(self) -> None:
+        """Now and then, and again in the next round where there was more than one round forgets."""
+        if time.monotonic() < self._prune_at:
+            return
+        with self._database.writing() as session:
+            many = prune(session, self._settings.webhook_days) == PRUNED
+        self._prune_at = time.monotonic() + (0.0 if many else PRUNE_SECONDS)
 
     def close(self, seconds: float) -> None:
         """Begin nothing more, and give what is being sent so long to be noted."""

@@ -33,8 +33,3 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "graft up" in found["API"]["remedy"]
     assert {name for name, finding in found.items() if not finding["remedy"]} >= {"Python", "torch", "ray"}
-
-
-def test_the_store_of_a_fresh_lab_is_sound(client: TestClient) -> None:
-    client.post("/api/v1/experiments", json=document())
-    assert client.get("/api/v1/admin/verify").json() == {"sound": True, "violations": []}

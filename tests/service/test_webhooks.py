@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
@@ -21,7 +21,7 @@ from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
 from service.store.lifecycle import transition
-from service.store.models import RunRow
+from service.store.models import RunRow, now
 from service.store.submissions import submit
 from service.store.verify import verify
 from service.store.webhook_models import DeliveryRow, WebhookRow
@@ -261,6 +261,25 @@ def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
         dead.released.set()
         postman.wait(30)
     assert {state for state, _, _ in deliveries(database)} == {"DELIVERED"}
+
+
+def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
+    database: Database, settings: Settings, receiver: Receiver
+) -> None:
+    hook(database, receiver.url())
+    cancelled(database)
+    send(settings, database)
+    cancelled(database)
+    with database.writing() as session:
+        session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days - 1)
+    postman = Postman(settings, database)
+    postman._prune()
+    assert len(deliveries(database)) == 2
+    with database.writing() as session:
+        session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days + 1)
+    Postman(settings, database)._prune()
+    with database.reading() as session:
+        assert [row.id for row in session.scalars(select(DeliveryRow))] == [2]
 
 
 def test_redirects_are_not_followed(database: Database, settings: Settings) -> None:

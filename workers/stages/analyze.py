@@ -38,10 +38,9 @@ def _measure(context: Context, asked: AnalysisSpec, folder: str) -> None:
         observer=context.observer("analyze", asked.digest),
         checkpoints=context.checkpoints(asked.digest),
     )
-    # The card, written last, vouches for both.
-    context.storage.write_bytes(f"{folder}/profile.png", draw_profile(profile))
     card = {"key": asked.digest, "asked": asked.model_dump(mode="json")}
-    publish(context.storage, folder, "profile.json", profile.model_dump_json().encode(), card)
+    files = {"profile.png": draw_profile(profile)}
+    publish(context.storage, folder, "profile.json", profile.model_dump_json().encode(), card, files)
 
 
 def _metrics(profile: BackboneProfile) -> dict[str, float]:

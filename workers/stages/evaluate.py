@@ -10,7 +10,8 @@ from grafting_core.evaluation import denoising_loss_of, evaluate_chunk, finish, 
 from grafting_core.features.base import FeatureNetwork
 from grafting_core.metrics.reference import Reference, unpacked
 from grafting_core.observing import StopRequested
-from grafting_core.published import is_published, publish, read_card, read_published
+from grafting_core.published import is_published, publish, read_beside, read_card, read_published
+from grafting_core.sealing import read_vouched, write_vouched
 from grafting_core.sheet import sample_sheet
 from grafting_core.spec.experiment import evaluation_key, finetune_key, fingerprint_of
 from grafting_core.spec.planning import design_cost, grafted_params
@@ -30,11 +31,14 @@ def run(context: Context) -> StageReport:
     key = evaluation_key(context.spec)
     folder = f"evaluations/{key}"
     kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
+    if context.group.leads:
+        kept.set_aside_damaged()
+    context.group.barrier()
     reused = context.finds(folder) and kept.complete
     if not reused:
         _evaluate(context, key, kept)
     context.group.barrier()
-    report = context.storage.read_model(f"{folder}/report.json", EvaluationReport)
+    report = read_beside(context.storage, folder, "report.json", EvaluationReport)
     return StageReport(
         stage="evaluate",
         key=key,
@@ -59,7 +63,6 @@ def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
     if context.group.leads:
         kept.finish(context.backbone.card.num_classes)
         report = _report(context, key)
-        context.storage.write_model(f"evaluations/{key}/report.json", report)
         _measure_cost(context, key, graft)
         card = {
             "key": key,
@@ -67,7 +70,8 @@ def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
             "fingerprint": report.fingerprint.model_dump(mode="json"),
             "made_by": context.ticket.run_id,
         }
-        publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, graft), card)
+        files = {"report.json": report.model_dump_json().encode()}
+        publish(context.storage, f"evaluations/{key}", "samples.png", _sheet(context, graft), card, files)
 
 
 def graft_of(context: Context) -> nn.Module:
@@ -151,12 +155,11 @@ def _measure_cost(context: Context, key: str, graft: nn.Module) -> None:
         cost.flops_per_forward,
         cost.flops_per_image,
     )
-    context.storage.write_model(_cost_path(context, key), measured)
+    write_vouched(context.storage, _cost_path(context, key), measured)
 
 
 def _known_cost(context: Context, key: str) -> MeasuredCost | None:
-    path = _cost_path(context, key)
-    return context.storage.read_model(path, MeasuredCost) if context.storage.exists(path) else None
+    return read_vouched(context.storage, _cost_path(context, key), MeasuredCost)
 
 
 def _cost_path(context: Context, key: str) -> str:

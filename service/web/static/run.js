@@ -1,24 +1,44 @@
-// Keeps a run's page alive: progress by server-sent events, and a reload when its state or a stage changes.
+// Keeps a run's page alive while somebody sees it: asks for the run again and again, and reloads the page when
+// its state or a stage changes. It holds no connection open, of which a browser has six for all its tabs, and
+// a hidden tab asks nothing.
 "use strict";
 const run = document.getElementById("run");
 if (run.dataset.live === "yes") {
+  const EVERY = 2000;
   const text = (id, value) => { document.getElementById(id).textContent = value; };
   const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.round(seconds) % 60).padStart(2, "0")}`;
-  const show = (body) => {
+  const show = (progress) => {
     document.getElementById("progress").hidden = false;
-    text("stage", body.stage);
-    text("steps", `${body.step} of ${body.total_steps}`);
-    if (body.seconds_left != null) text("left", `${clock(body.seconds_left)} left in this stage`);
+    text("stage", progress.stage);
+    text("steps", `${progress.step} of ${progress.total_steps}`);
+    if (progress.seconds_left != null) text("left", `${clock(progress.seconds_left)} left in this stage`);
     const bar = document.getElementById("bar");
-    bar.max = body.total_steps;
-    bar.value = body.step;
+    bar.max = progress.total_steps;
+    bar.value = progress.step;
   };
-  const stream = new EventSource(`/api/v1/runs/${run.dataset.id}/events?after=${run.dataset.after}`);
-  stream.addEventListener("state", () => location.reload());
-  stream.addEventListener("end", () => { stream.close(); location.reload(); });
-  stream.addEventListener("attempt", (message) => {
-    const body = JSON.parse(message.data).event.body;
-    if (body.type === "progress") show(body);
-    if (body.type === "stage_done") location.reload();
-  });
+  let seen = null;
+  let waiting = null;
+  let asking = false;
+  const ask = async () => {
+    const headers = seen ? { "If-None-Match": seen } : {};
+    const answer = await fetch(`/api/v1/runs/${run.dataset.id}`, { headers, cache: "no-store" });
+    if (answer.status === 401 || answer.status === 404) return false;
+    if (answer.status !== 200) return true;
+    seen = answer.headers.get("ETag");
+    const now = await answer.json();
+    const changed = now.state !== run.dataset.state || String(now.stages.length) !== run.dataset.stages;
+    if (changed) location.reload();
+    else if (now.progress) show(now.progress);
+    return !changed;
+  };
+  const look = async () => {
+    if (document.hidden || asking) return;
+    clearTimeout(waiting);
+    asking = true;
+    const more = await ask().catch(() => true); // a lab that restarts is asked again
+    asking = false;
+    if (more) waiting = setTimeout(look, EVERY);
+  };
+  document.addEventListener("visibilitychange", look);
+  look();
 }
