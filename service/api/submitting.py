@@ -1,5 +1,6 @@
 """Storing work once, however often it is asked for: what every route that starts a run goes through."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Header, Response
@@ -43,11 +44,11 @@ def check_startable(lab: Lab, work: Work) -> None:
         raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
 
 
-def accepted(response: Response, run: RunRow) -> SubmitAnswer:
-    """The answer to a submission: where the run will be found."""
+def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:
+    """The answer to a submission: where the run will be found, and what to think about."""
     url = f"/api/v1/runs/{run.id}"
     response.headers["Location"] = url
-    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url)
+    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url, notes=list(notes))
 
 
 def submit_once(

@@ -14,12 +14,25 @@ from service.store.studies import runs_of, spec_of_study, study_spend, trials_of
 from service.store.study_models import SHARED, StudyRow, StudyRunRow, TrialRow
 
 
-def study_page(session: Session, limit: int, only_owner: str | None = None) -> StudyPage:
-    """Newest first."""
-    query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit)
+def study_page(
+    session: Session,
+    limit: int,
+    only_owner: str | None = None,
+    *,
+    before: str | None = None,
+    prefix: str | None = None,
+) -> StudyPage:
+    """Newest first: those older than the study `before`, those whose id begins with `prefix`."""
+    query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit + 1)
     if only_owner is not None:
         query = query.where(StudyRow.owner == only_owner)
-    return StudyPage(studies=[study_view(session, row) for row in session.scalars(query)])
+    if before is not None:
+        query = query.where(StudyRow.id < before)
+    if prefix is not None:
+        query = query.where(StudyRow.id.startswith(prefix, autoescape=True))
+    rows = session.scalars(query).all()
+    shown = [study_view(session, row) for row in rows[:limit]]
+    return StudyPage(studies=shown, next_cursor=shown[-1].id if len(rows) > limit else None)
 
 
 def study_view(session: Session, study: StudyRow) -> StudyView:
