@@ -29,6 +29,8 @@ COSTS = ("flops", "params")
 """What can be minimised or limited by arithmetic alone; FLOPs are those of one forward."""
 QUALITY = re.compile(r"fid([1-9][0-9]{0,5})(k?)")
 BOUND = re.compile(r"(?:<=\s*)?([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(x?)")
+MAX_STUDY_NAME = 170
+"""Its runs are named after it, with their part in it behind."""
 MAX_BOUND = 1e24
 """Of a limit, in parameters or FLOPs."""
 Bound = Annotated[str, Field(max_length=64)] | float | int
@@ -87,7 +89,7 @@ class Screening(Frozen):
 class StudyDocument(Frozen):
     """A study file as a user writes it."""
 
-    name: Name
+    name: Annotated[Name, Field(max_length=MAX_STUDY_NAME)]
     backbone: Word
     space: SpaceDocument
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=3)]

@@ -94,6 +94,12 @@ def test_limits_of_a_study_are_numbers_that_mean_something(limit: Any) -> None:
     assert problems[0].pointer == "/limits/params"
 
 
+def test_runs_of_a_study_can_be_named_after_it() -> None:
+    (problem,) = refused(parse_study, study(name="n" * 171))
+    assert (problem.pointer, problem.code) == ("/name", "out-of-range")
+    assert parse_study(study(name="n" * 170)).name == "n" * 170
+
+
 def test_repeated_baselines_are_refused() -> None:
     twice = refused(parse_study, study(baselines=["teacher", "deep", "teacher"]))
     assert (twice[0].pointer, twice[0].code) == ("/baselines/2", "repeated-choice")
