@@ -142,7 +142,7 @@ def test_every_operation_refuses_what_has_brought_services_down(
         _report(
             Path(REPORT),
             f"{database_kind}, bad kinds",
-            len(paths),
+            sum(map(len, paths.values())),
             Counter({GenerationMode.NEGATIVE: sent}),
             len(broken),
         )
