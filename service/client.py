@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from grafting_core.spec.profile import BackboneProfile
 from grafting_core.spec.scions import ScionCard
-from service.api.bank_schemas import Cleared, ScionPage, Verified
+from service.api.bank_schemas import Cleared, ScionPage, ScionView, Verified
 from service.api.check_schemas import CheckPage, CheckView
 from service.api.key_schemas import KeyMade, KeyView, LoginLink, Whoami
 from service.api.schemas import (
@@ -22,52 +22,53 @@ from service.api.schemas import (
     BackboneView,
     Collected,
     Leaderboard,
+    LeaderboardGroup,
     OperatorView,
     PlanAnswer,
     QueueView,
     RunDetail,
     RunEvent,
     RunPage,
+    RunView,
     SubmitAnswer,
     TrackingRebuilt,
 )
-from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage
+from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage, StudyView
 from service.api.webhook_schemas import DeliveryPage, DeliveryView, WebhookMade, WebhookView
 from service.credentials import find_key
+from service.requesting import (
+    ApiProblem,
+    CannotBeSent,
+    LabUnreachable,
+    checked,
+    checked_address,
+    checked_key,
+    pages,
+)
+
+__all__ = ["ApiProblem", "CannotBeSent", "GraftlabClient", "LabUnreachable"]
 
 M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V")
+
+
 PATIENCE_SECONDS = 5.0
 RESTART_SECONDS = 60.0
 """A lab that has answered once is waited for as long as a restart may take."""
-
-
-class ApiProblem(Exception):
-    """The service refused; `problem` is its problem+json document."""
-
-    def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        self.status, self.problem = status, problem
-        super().__init__(problem.get("detail") or problem.get("title") or f"status {status}")
-
-    @property
-    def lines(self) -> list[str]:
-        """One readable line a problem."""
-        errors = self.problem.get("errors") or []
-        return [f"{e['pointer'] or '(document)'}: {e['message']}" for e in errors] or [str(self)]
-
-
-class LabUnreachable(Exception):
-    """No lab answers at the address."""
 
 
 class GraftlabClient:
     """Blocking calls. Everything but a submission without a key is safe to repeat, and is repeated."""
 
     def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
-        """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine."""
-        self.url = url.rstrip("/")
+        """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine.
+
+        Raises CannotBeSent for what is no address or no key.
+        """
+        self.url = checked_address(url)
         self._patience = PATIENCE_SECONDS
         found = find_key(self.url, key)
-        headers = {"Authorization": f"Bearer {found}"} if found else {}
+        headers = {"Authorization": f"Bearer {checked_key(found)}"} if found else {}
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1", headers=headers, timeout=timeout, trust_env=False
         )
@@ -100,6 +101,11 @@ class GraftlabClient:
         params = {name: value for name, value in asked.items() if value is not None}
         return self._parse(RunPage, self._ask("GET", "/runs", params=params))
 
+    def all_runs(self, page: int = 200) -> Iterator[RunView]:
+        """Every run, newest first, asked for `page` at a time."""
+        for found in pages(lambda cursor: self.runs(page, cursor)):
+            yield from found.runs
+
     def run(self, run_id: str) -> RunDetail:
         return self._parse(RunDetail, self._ask("GET", f"/runs/{run_id}"))
 
@@ -112,7 +118,7 @@ class GraftlabClient:
         body = {"action": action, "runs": run_ids, **more}
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         answer = self._ask("POST", "/actions", json=body, headers=headers)
-        return TypeAdapter(list[ActionResult]).validate_json(answer.content)
+        return self._parse_list(ActionResult, answer)
 
     def queue(self, limit: int = 50, run: str | None = None) -> QueueView:
         """The queue in order, explained."""
@@ -120,7 +126,7 @@ class GraftlabClient:
         return self._parse(QueueView, self._ask("GET", "/queue", params=params))
 
     def accounts(self) -> list[AccountView]:
-        return TypeAdapter(list[AccountView]).validate_json(self._ask("GET", "/accounts").content)
+        return self._parse_list(AccountView, self._ask("GET", "/accounts"))
 
     def set_limits(
         self, scope: str, name: str, budget: dict[str, Any], quotas: dict[str, int | None] | None = None
@@ -128,6 +134,13 @@ class GraftlabClient:
         """Replace what an account may use; what is None is unlimited."""
         body = {"budget": budget, **(quotas or {})}
         return self._parse(AccountView, self._ask("PUT", f"/accounts/{scope}/{name}", json=body))
+
+    def change_limits(
+        self, scope: str, name: str, budget: dict[str, Any], quotas: dict[str, int | None] | None = None
+    ) -> AccountView:
+        """Change the limits that are given; None takes one away, the others stay."""
+        body = {**({"budget": budget} if budget else {}), **(quotas or {})}
+        return self._parse(AccountView, self._ask("PATCH", f"/accounts/{scope}/{name}", json=body))
 
     def log(self, run_id: str, attempt: int | None = None) -> str:
         """The end of what an attempt printed."""
@@ -152,24 +165,44 @@ class GraftlabClient:
             with self._http.stream("GET", path) as answer:
                 if answer.is_error:
                     answer.read()
-                yield from _checked(answer).iter_bytes()
+                yield from checked(answer).iter_bytes()
         except httpx.TransportError as error:
             raise LabUnreachable(f"{self.url} does not answer to the end; try again") from error
 
-    def leaderboard(self) -> Leaderboard:
-        return self._parse(Leaderboard, self._ask("GET", "/leaderboard"))
+    def leaderboard(self, **asked: Any) -> Leaderboard:
+        """The first rows of every group; `protocol` names one by its digest, `cursor` asks for more."""
+        return self._parse(Leaderboard, self._ask("GET", "/leaderboard", params=asked))
+
+    def whole_leaderboard(self) -> Leaderboard:
+        """All rows of every group."""
+        board = self.leaderboard(limit=200)
+        return board.model_copy(update={"groups": [self._whole_group(group) for group in board.groups]})
+
+    def _whole_group(self, group: LeaderboardGroup) -> LeaderboardGroup:
+        rows, cursor = list(group.rows), group.next_cursor
+        while cursor is not None:
+            found = self.leaderboard(limit=200, protocol=group.protocol_digest, cursor=cursor).groups
+            further = next((each for each in found if each.metric == group.metric), None)
+            rows += further.rows if further else []
+            cursor = further.next_cursor if further else None
+        return group.model_copy(update={"rows": rows, "next_cursor": None})
 
     def operators(self) -> list[OperatorView]:
-        return TypeAdapter(list[OperatorView]).validate_json(self._ask("GET", "/operators").content)
+        return self._parse_list(OperatorView, self._ask("GET", "/operators"))
 
     def backbones(self) -> list[BackboneView]:
-        return TypeAdapter(list[BackboneView]).validate_json(self._ask("GET", "/backbones").content)
+        return self._parse_list(BackboneView, self._ask("GET", "/backbones"))
 
     def scions(self, limit: int = 50, cursor: str | None = None, **filters: str | None) -> ScionPage:
         """A page of the bank in the order of keys; `prefix`, `kind` and `backbone` narrow it."""
         asked = {"limit": limit, "cursor": cursor, **filters}
         params = {name: value for name, value in asked.items() if value is not None}
         return self._parse(ScionPage, self._ask("GET", "/scions", params=params))
+
+    def all_scions(self, page: int = 200, **filters: str | None) -> Iterator[ScionView]:
+        """The whole bank in the order of keys, asked for `page` at a time."""
+        for found in pages(lambda cursor: self.scions(page, cursor, **filters)):
+            yield from found.scions
 
     def scion(self, key: str) -> ScionCard:
         return self._parse(ScionCard, self._ask("GET", f"/scions/{key}"))
@@ -192,9 +225,16 @@ class GraftlabClient:
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._parse(StudyAnswer, self._ask("POST", "/studies", json=document, headers=headers))
 
-    def studies(self, limit: int = 50) -> StudyPage:
-        """Newest first."""
-        return self._parse(StudyPage, self._ask("GET", "/studies", params={"limit": limit}))
+    def studies(self, limit: int = 50, cursor: str | None = None, prefix: str | None = None) -> StudyPage:
+        """A page of studies, newest first; `prefix` is how ids begin."""
+        asked = {"limit": limit, "cursor": cursor, "prefix": prefix}
+        params = {name: value for name, value in asked.items() if value is not None}
+        return self._parse(StudyPage, self._ask("GET", "/studies", params=params))
+
+    def all_studies(self, page: int = 200) -> Iterator[StudyView]:
+        """Every study, newest first, asked for `page` at a time."""
+        for found in pages(lambda cursor: self.studies(page, cursor)):
+            yield from found.studies
 
     def study(self, study_id: str) -> StudyDetail:
         return self._parse(StudyDetail, self._ask("GET", f"/studies/{study_id}"))
@@ -222,7 +262,7 @@ class GraftlabClient:
         return self._parse(KeyMade, self._ask("POST", "/keys", json={"owner": owner, **rights}))
 
     def keys(self) -> list[KeyView]:
-        return TypeAdapter(list[KeyView]).validate_json(self._ask("GET", "/keys").content)
+        return self._parse_list(KeyView, self._ask("GET", "/keys"))
 
     def revoke_key(self, key_id: int) -> KeyView:
         return self._parse(KeyView, self._ask("DELETE", f"/keys/{key_id}"))
@@ -237,7 +277,7 @@ class GraftlabClient:
         return self._parse(WebhookMade, self._ask("POST", "/webhooks", json=body))
 
     def webhooks(self) -> list[WebhookView]:
-        return TypeAdapter(list[WebhookView]).validate_json(self._ask("GET", "/webhooks").content)
+        return self._parse_list(WebhookView, self._ask("GET", "/webhooks"))
 
     def remove_webhook(self, webhook_id: int) -> WebhookView:
         return self._parse(WebhookView, self._ask("DELETE", f"/webhooks/{webhook_id}"))
@@ -273,6 +313,11 @@ class GraftlabClient:
             tell(check)
             time.sleep(poll_seconds)
         return check
+
+    def all_deliveries(self, webhook_id: int, page: int = 200, **asked: Any) -> Iterator[DeliveryView]:
+        """Everything that a webhook was told, newest first, asked for `page` at a time."""
+        for found in pages(lambda cursor: self.deliveries(webhook_id, limit=page, cursor=cursor, **asked)):
+            yield from found.deliveries
 
     def collect(self, dry_run: bool = False) -> Collected:
         """Let go what ended runs left of checkpoints, or say what would go. Takes an admin's key."""
@@ -315,30 +360,35 @@ class GraftlabClient:
 
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Repeat while nobody answers or the service is not ready; every call here is idempotent."""
+        if "json" in request:
+            # By ourselves: null is a document too, and characters that UTF-8 does not have are escaped.
+            request["content"] = json.dumps(request.pop("json"))
+            request["headers"] = {"Content-Type": "application/json", **request.get("headers", {})}
         end, pause = time.monotonic() + self._patience, 0.2
         while True:
             over = time.monotonic() + pause > end
             try:
                 answer = self._http.request(method, path, **request)
-            except httpx.TransportError as error:
+            except (httpx.InvalidURL, UnicodeError) as error:
+                raise CannotBeSent(f"{path!r} cannot be asked for: {error}") from error
+            except httpx.RequestError as error:
                 if over:
                     raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
             else:
                 self._patience = RESTART_SECONDS
                 if over or answer.status_code not in (429, 503):
-                    return _checked(answer)
+                    return checked(answer)
             time.sleep(pause)
             pause = min(2.0, 2 * pause)
 
     def _parse(self, model: type[M], answer: httpx.Response) -> M:
-        return model.model_validate_json(answer.content)
+        return self._parsed(TypeAdapter(model), answer)
 
+    def _parse_list(self, model: type[M], answer: httpx.Response) -> list[M]:
+        return self._parsed(TypeAdapter(list[model]), answer)  # type: ignore[valid-type]  # built at run time
 
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
-    try:
-        problem = answer.json()
-    except json.JSONDecodeError:
-        problem = {"detail": answer.text[:200] or f"status {answer.status_code}"}
-    raise ApiProblem(answer.status_code, problem)
+    def _parsed(self, adapter: TypeAdapter[V], answer: httpx.Response) -> V:
+        try:
+            return adapter.validate_json(answer.content)
+        except ValidationError as error:
+            raise LabUnreachable(f"what answers at {self.url} is no lab of this version") from error

@@ -1,7 +1,7 @@
 """Asking for a measurement of a backbone itself: attention locality and activation statistics."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
@@ -11,10 +11,11 @@ from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.experiment import Resources
-from grafting_core.spec.explain import explain
+from grafting_core.spec.explain import refused
 from grafting_core.spec.lookup import find_card
+from grafting_core.spec.naming import Name, Word
 from grafting_core.spec.plans import Seed
-from grafting_core.spec.problems import Problem, SpecError
+from grafting_core.spec.problems import Problem, SpecError, shown
 from grafting_core.spec.profile import default_band
 
 ANALYSIS_RECIPE = 1
@@ -27,8 +28,8 @@ SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 class AnalysisRequest(Frozen):
     """What a user writes; the defaults are the paper's setting (section 3.4)."""
 
-    backbone: Annotated[str, Field(max_length=200)]
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
+    backbone: Word
+    name: Name | None = None
     bands: Bands | None = None
     """Half-widths of the bands in tokens; an eighth of the tokens where left out."""
     samples: Samples = 250
@@ -64,7 +65,7 @@ def parse_analysis(document: Any) -> AnalysisSpec:
     try:
         asked = AnalysisRequest.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise SpecError(explain(error, document, AnalysisRequest)) from error
+        raise refused(error, document, AnalysisRequest) from error
     card = find_card(asked.backbone)
     bands = _bands(asked, card)
     given = asked.model_dump(include={"samples", "sampling_steps", "seed"})
@@ -79,9 +80,17 @@ def parse_analysis(document: Any) -> AnalysisSpec:
 
 
 def _bands(asked: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:
-    bands = asked.bands or (default_band(card.dims.num_tokens),)
+    tokens = card.dims.num_tokens
+    bands = asked.bands or (default_band(tokens),)
     repeated = [band for band in bands if bands.count(band) > 1]
+    beyond = [band for band in bands if band >= tokens]
     if repeated:
-        message = f"band {repeated[0]} is listed more than once"
-        raise SpecError([Problem(pointer="/bands", code="out-of-range", message=message)])
+        _refuse_band(repeated[0], f"band {repeated[0]} is listed more than once")
+    if beyond:
+        reason = f"no two of the {tokens} tokens of {card.name} are {beyond[0]} apart; at most {tokens - 1}"
+        _refuse_band(beyond[0], reason)
     return tuple(sorted(bands))
+
+
+def _refuse_band(band: int, message: str) -> NoReturn:
+    raise SpecError([Problem(pointer="/bands", code="out-of-range", message=message, given=shown(band))])

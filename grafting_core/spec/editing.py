@@ -12,7 +12,7 @@ from grafting_core.spec.design import GraftDesign, Init, ParallelPair, ReplaceOp
 from grafting_core.spec.dims import Slot
 from grafting_core.spec.operators import OperatorSpec, kinds_for
 from grafting_core.spec.problems import Problem, pointer, shown
-from grafting_core.spec.selectors import BlockIndex, LayerSelector, resolve
+from grafting_core.spec.selectors import MAX_LAYERS, BlockIndex, LayerSelector, resolve
 from grafting_core.spec.site import GraftSite
 
 
@@ -34,7 +34,7 @@ def _pairing_form(value: Any) -> str | None:
 PAIRINGS = "parallel_pairs is 'all' or a list of pairs such as [[0, 1], [4, 5]]"
 Pairing = Annotated[
     Annotated[Literal["all"], Tag("all")]
-    | Annotated[tuple[tuple[BlockIndex, BlockIndex], ...], Tag("explicit")],
+    | Annotated[tuple[tuple[BlockIndex, BlockIndex], ...], Field(max_length=MAX_LAYERS), Tag("explicit")],
     Discriminator(_pairing_form, custom_error_type="pairing", custom_error_message=PAIRINGS),
 ]
 

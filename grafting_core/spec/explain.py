@@ -8,8 +8,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from grafting_core.spec.operators import KINDS
-from grafting_core.spec.problems import Problem, pointer, shown
+from grafting_core.spec.problems import MAX_PROBLEMS, Problem, SpecError, pointer, shown
 
+LONGEST_NAME = 100
+"""Beyond that no mistyped name is looked for."""
 CODES = {
     "extra_forbidden": "unknown-field",
     "missing": "missing-field",
@@ -25,13 +27,22 @@ CODES = {
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` where something close is allowed, else nothing."""
+    if len(name) > LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def refused(error: ValidationError, document: Any, model: type[BaseModel]) -> SpecError:
+    """The error to raise: the first problems, and how many there are besides."""
+    problems = explain(error, document, model)
+    return SpecError(problems, error.error_count() - len(problems))
+
+
 def explain(error: ValidationError, document: Any, model: type[BaseModel]) -> list[Problem]:
-    """One problem per error, in document order."""
-    return [_problem(details, document, model) for details in error.errors(include_url=False)]
+    """One problem per error, in document order; of very many the first."""
+    first = error.errors(include_url=False)[:MAX_PROBLEMS]
+    return [_problem(details, document, model) for details in first]
 
 
 def _problem(details: ErrorDetails, document: Any, model: type[BaseModel]) -> Problem:
@@ -60,8 +71,12 @@ def _code_of(kind: str) -> str:
 def _message(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{details['loc'][-1]} is required"
-    text = details["msg"]
-    return text[0].lower() + text[1:]
+    text = details["msg"][0].lower() + details["msg"][1:]
+    if details["type"] == "string_type" and isinstance(details["input"], bool):
+        return f"{text}; YAML reads yes, no, on, off, true and false as truth values, quote the word"
+    if details["type"] == "string_type" and isinstance(details["input"], int | float):
+        return f"{text}; quote a number that is meant as text"
+    return text
 
 
 def _allowed(details: ErrorDetails) -> tuple[str, ...]:

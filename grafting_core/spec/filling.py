@@ -13,7 +13,8 @@ from grafting_core.spec.design import Init
 from grafting_core.spec.dims import Slot
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.experiment import ExperimentSpec, Resources, scions_of
-from grafting_core.spec.explain import explain
+from grafting_core.spec.explain import refused
+from grafting_core.spec.naming import Name, Word
 from grafting_core.spec.operators import OperatorSpec
 from grafting_core.spec.plans import DistillPlan
 from grafting_core.spec.presets import PresetName
@@ -23,6 +24,8 @@ from grafting_core.spec.selectors import LayerSelector
 from grafting_core.spec.submission import parse_submission
 
 FILL_RECIPE = 1
+MAX_OPERATORS = 200
+"""Of all offers together, before their blocks are counted."""
 
 
 class FillSpec(Frozen):
@@ -60,9 +63,9 @@ class Offer(Frozen):
 class FillDocument(Frozen):
     """What a user writes: a backbone, sites times operators, and how they are distilled."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] = "fill"
-    backbone: Annotated[str, Field(max_length=200)]
-    offers: Annotated[tuple[Offer, ...], Field(max_length=1000)]
+    name: Name = "fill"
+    backbone: Word
+    offers: Annotated[tuple[Offer, ...], Field(max_length=200)]
     preset: PresetName = "demo"
     # Only the fields that were given count; the rest come from the preset.
     distill: DistillPlan = DistillPlan()
@@ -76,7 +79,7 @@ def parse_fill(document: Any) -> FillSpec:
     try:
         asked = FillDocument.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise SpecError(explain(error, document, FillDocument)) from error
+        raise refused(error, document, FillDocument) from error
     scions = {scion.key: scion for spec in _designs(asked, document) for scion in scions_of(spec)}
     return FillSpec(
         name=asked.name, scions=tuple(scions.values()), budget=asked.budget, resources=asked.resources
@@ -85,6 +88,7 @@ def parse_fill(document: Any) -> FillSpec:
 
 def _designs(asked: FillDocument, document: Any) -> list[ExperimentSpec]:
     """Every operator of every offer as a design of its own: so the rules of designs hold here as well."""
+    _check_size(asked)
     shared = {name: document[name] for name in ("backbone", "preset", "distill") if name in document}
     found: list[ExperimentSpec] = []
     problems: dict[str, Problem] = {}
@@ -102,6 +106,13 @@ def _designs(asked: FillDocument, document: Any) -> list[ExperimentSpec]:
     if problems:
         raise SpecError(list(problems.values()))
     return found
+
+
+def _check_size(asked: FillDocument) -> None:
+    count = sum(len(offer.with_) for offer in asked.offers)
+    if count > MAX_OPERATORS:
+        message = f"{count} operators in all; one pass takes at most {MAX_OPERATORS}, fill several times"
+        raise SpecError([Problem(pointer="/offers", code="too-many", message=message)])
 
 
 def _moved(problem: Problem, row: int, column: int) -> Problem:

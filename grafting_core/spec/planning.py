@@ -15,6 +15,7 @@ from grafting_core.spec.experiment import (
     protocol_digest,
     scion_keys,
 )
+from grafting_core.spec.plans import warmup_notes
 
 
 class StagePlan(Frozen):
@@ -55,6 +56,8 @@ class ExperimentPlan(Frozen):
     share_of_pretraining: float
     runnable: bool
     """False where the lab has the backbone's sizes but not its weights."""
+    notes: tuple[str, ...] = ()
+    """What is allowed, but seldom meant."""
 
 
 @remembered
@@ -72,6 +75,7 @@ def plan(spec: ExperimentSpec) -> ExperimentPlan:
         total=total,
         share_of_pretraining=total.flops / card.pretraining.flops,
         runnable=card.weights is not None,
+        notes=() if spec.design.is_teacher else warmup_notes(distill=spec.distill, finetune=spec.finetune),
     )
 
 

@@ -95,6 +95,16 @@ class FinetunePlan(Frozen):
     seed: Seed = 0
 
 
+def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
+    """A sentence for every plan, by its name, that ends before its warm-up does."""
+    return tuple(
+        f"{name}.warmup_steps is {plan.warmup_steps:,} of {plan.steps:,} steps: "
+        f"the learning rate never reaches {plan.learning_rate:g}"
+        for name, plan in plans.items()
+        if 0 < plan.steps < plan.warmup_steps
+    )
+
+
 class EvaluationProtocol(Frozen):
     """Stage 3: everything that a quality figure depends on. Its digest groups the leaderboard.
 
@@ -113,7 +123,7 @@ class EvaluationProtocol(Frozen):
     """Guide only where low < sigma <= high (Kynkaanniemi et al. 2024), sigma = sqrt((1 - abar) / abar), which
     is 0.01 at timestep 0 and 157 at 999. None: everywhere. Unguided steps cost half."""
     labels: Literal["uniform", "balanced"] = "uniform"
-    feature_network: str = "inception"
+    feature_network: Annotated[str, Field(max_length=200)] = "inception"
     mode: Literal["exact", "adm"] = "exact"
     """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
     micro_batch: MicroBatch = 50

@@ -18,12 +18,23 @@ class Problem(Frozen):
         return f"{self.pointer or '(document)'}: {self.message}"
 
 
-class SpecError(ValueError):
-    """A document that cannot be accepted; `problems` is never empty."""
+MAX_PROBLEMS = 20
+"""That are told; a document of thousands of mistakes gets an answer that can be read."""
 
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("; ".join(str(problem) for problem in problems))
+
+class SpecError(ValueError):
+    """A document that cannot be accepted; `problems` is never empty, `left_out` counts those beyond 20."""
+
+    def __init__(self, problems: list[Problem], left_out: int = 0) -> None:
+        self.problems = problems[:MAX_PROBLEMS]
+        self.left_out = left_out + max(0, len(problems) - MAX_PROBLEMS)
+        super().__init__("; ".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """One readable line a problem."""
+        more = [f"and {self.left_out:,} more"] if self.left_out else []
+        return [*map(str, self.problems), *more]
 
 
 def pointer(*parts: object) -> str:

@@ -1,5 +1,6 @@
 """Which blocks an edit touches, and how a selector becomes explicit block numbers."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ from grafting_core.spec.base import Frozen
 
 INTERLEAVED_RATIOS = (0.5, 0.75)
 BlockIndex = Annotated[int, Field(ge=0)]
+MAX_LAYERS = 1000
+"""Beyond the depth of any backbone."""
 FORMS = "'all', a list of block numbers, or one of {interleaved: 0.5 | 0.75}, {deep: share}, {first: share}, {top_local: share}, {low_local: share}"  # noqa: E501 - one message
 
 
@@ -40,7 +43,7 @@ def _form(value: Any) -> str | None:
 # Tagged by shape, so that an error speaks of the form the user chose and not of all the others.
 LayerSelector = Annotated[
     Annotated[Literal["all"], Tag("all")]
-    | Annotated[tuple[BlockIndex, ...], Tag("explicit")]
+    | Annotated[tuple[BlockIndex, ...], Field(max_length=MAX_LAYERS), Tag("explicit")]
     | Annotated[Strategy, Tag("strategy")],
     Discriminator(_form, custom_error_type="layer_selector", custom_error_message=f"layers is {FORMS}"),
 ]
@@ -62,7 +65,7 @@ def resolve(
     beyond = [block for block in selector if block >= depth]
     if beyond:
         raise ValueError(f"block {beyond[0]} does not exist; blocks are 0 to {depth - 1}")
-    repeated = sorted({block for block in selector if selector.count(block) > 1})
+    repeated = sorted(block for block, times in Counter(selector).items() if times > 1)
     if repeated:
         raise ValueError(f"block {repeated[0]} is listed more than once")
     return sorted(selector)
@@ -87,8 +90,8 @@ def _interleaved(ratio: float, depth: int) -> list[int]:
 
 def _count(name: str, share: float, depth: int) -> int:
     """Blocks that make up a share of the depth."""
-    count = round(share * depth)
-    if not 0 < share <= 1 or count < 1:
+    count = round(share * depth) if 0 < share <= 1 else 0
+    if count < 1:
         raise ValueError(f"{name} is a share from {1 / depth:.3g}, one of {depth} blocks, to 1, not {share}")
     return count
 

@@ -10,7 +10,7 @@ from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.dims import SLOTS, Slot
 from grafting_core.spec.document import check_plain
-from grafting_core.spec.explain import explain, nearest
+from grafting_core.spec.explain import nearest, refused
 from grafting_core.spec.ladder import FidRung, Rung
 from grafting_core.spec.operators import kinds_for
 from grafting_core.spec.planning import plan
@@ -20,6 +20,7 @@ from grafting_core.spec.site import GraftSite
 from grafting_core.spec.space import Choice, Keep, Space, Variable, label_of, pair_of, variable_of
 from grafting_core.spec.study import (
     COSTS,
+    MAX_BOUND,
     Limit,
     StudyDocument,
     StudySpec,
@@ -46,7 +47,8 @@ def parse_study(document: Any) -> StudySpec:
     try:
         asked = StudyDocument.model_validate_json(json.dumps(given))
     except ValidationError as error:
-        raise SpecError(_of_the_user(explain(error, given, StudyDocument), document)) from error
+        told = refused(error, given, StudyDocument)
+        raise SpecError(_of_the_user(told.problems, document), told.left_out) from error
     settings = parse_submission(_shared(given, asked))
     check_shares(settings.finetune, settings.resources)
     card = backbone_cards()[asked.backbone]
@@ -198,10 +200,14 @@ def _goal_problems(
         yield _problem(("objectives",), "contradiction", message, names)
     else:
         yield from _rung_problems(asked, protocol, qualities[0])
-    yield from _limit_problems(asked)
+    yield from _limit_problems(asked, card)
+    for index, baseline in enumerate(asked.baselines):
+        if baseline in asked.baselines[:index]:
+            yield _problem(("baselines", index), "repeated-choice", f"{baseline} is listed twice", baseline)
 
 
-def _limit_problems(asked: StudyDocument) -> Iterator[Problem]:
+def _limit_problems(asked: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
+    totals = _totals(card)
     for cost, given in asked.limits:
         if given is None:
             continue
@@ -209,8 +215,9 @@ def _limit_problems(asked: StudyDocument) -> Iterator[Problem]:
             message = f"{cost} differs from machine to machine and is measured on finished designs alone"
             message += "; leave it null, and limit flops or params"
             yield _problem(("limits", cost), "bad-limit", message, given, ["null"])
-        elif bound_of(given, 1) is None:
-            message = f"a limit is a positive number or a share such as '<= 0.85x', not {shown(given)}"
+        elif bound_of(given, totals[cost]) is None:
+            message = f"a limit is a positive number up to {MAX_BOUND:g} or a share such as '<= 0.85x'"
+            message += f", not {shown(given, 40)}"
             yield _problem(("limits", cost), "bad-limit", message, given)
 
 
@@ -271,8 +278,12 @@ def _known(rungs: Sequence[Rung | None]) -> tuple[Rung, ...]:
     return tuple(rung for rung in rungs if rung is not None)
 
 
+def _totals(card: BackboneCard) -> dict[str, int]:
+    return {"params": card.num_params, "flops": card.forward_flops()}
+
+
 def _limits(asked: StudyDocument, card: BackboneCard) -> Iterator[Limit]:
-    totals = {"params": card.num_params, "flops": card.forward_flops()}
+    totals = _totals(card)
     cost: Literal["params", "flops"]
     for cost in ("params", "flops"):
         given = getattr(asked.limits, cost)

@@ -14,9 +14,10 @@ from grafting_core.spec.canonical import digest
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.experiment import ExperimentSpec, Resources
 from grafting_core.spec.ladder import FidRung, LossGapRung, Rung
+from grafting_core.spec.naming import Name, Word
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan, Seed
 from grafting_core.spec.presets import PresetName
-from grafting_core.spec.selectors import BlockIndex
+from grafting_core.spec.selectors import MAX_LAYERS, BlockIndex
 from grafting_core.spec.space import Choice, Space
 
 SamplerKind = Literal["tpe", "nsga2", "gp", "random", "milp"]
@@ -26,9 +27,17 @@ BaselineName = Literal[
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 COSTS = ("flops", "params")
 """What can be minimised or limited by arithmetic alone; FLOPs are those of one forward."""
-QUALITY = re.compile(r"fid([1-9]\d{0,5})(k?)")
-BOUND = re.compile(r"(?:<=\s*)?(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*(x?)")
-Group = tuple[BlockIndex, ...]
+QUALITY = re.compile(r"fid([1-9][0-9]{0,5})(k?)")
+BOUND = re.compile(r"(?:<=\s*)?([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(x?)")
+MAX_STUDY_NAME = 170
+"""Its runs are named after it, with their part in it behind."""
+MAX_BOUND = 1e24
+"""Of a limit, in parameters or FLOPs."""
+Bound = Annotated[str, Field(max_length=64)] | float | int
+Group = Annotated[tuple[BlockIndex, ...], Field(max_length=MAX_LAYERS)]
+
+
+ShortName = Annotated[str, Field(max_length=64)]
 
 
 class Groups(Frozen):
@@ -50,15 +59,15 @@ class SpaceDocument(Frozen):
 class Objective(Frozen):
     """`fid1k`, `loss_gap`, `flops` or `params`; the smaller the better."""
 
-    minimize: Annotated[str, Field(max_length=64)]
+    minimize: ShortName
 
 
 class Limits(Frozen):
     """At most so much: `"<= 0.85x"` of the backbone, or a plain number. Latency can have no limit."""
 
-    params: str | float | int | None = None
-    flops: str | float | int | None = None
-    latency: str | float | int | None = None
+    params: Bound | None = None
+    flops: Bound | None = None
+    latency: Bound | None = None
 
 
 class Sampler(Frozen):
@@ -72,7 +81,7 @@ class Screening(Frozen):
     """Hybrids out of the bank, not finetuned, up the rungs; of `reduction` one climbs on."""
 
     trials: Annotated[int, Field(ge=1, le=10_000)] = 100
-    rungs: Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = ("loss_gap",)
+    rungs: Annotated[tuple[ShortName, ...], Field(min_length=1, max_length=8)] = ("loss_gap",)
     reduction: Annotated[float, Field(gt=1, le=100)] = 3
     loss_draws: Annotated[int, Field(ge=64, le=65_536)] = 512
 
@@ -80,8 +89,8 @@ class Screening(Frozen):
 class StudyDocument(Frozen):
     """A study file as a user writes it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    backbone: Annotated[str, Field(max_length=200)]
+    name: Annotated[Name, Field(max_length=MAX_STUDY_NAME)]
+    backbone: Word
     space: SpaceDocument
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=3)]
     limits: Limits = Limits()
@@ -91,7 +100,7 @@ class StudyDocument(Frozen):
     promote: Annotated[int, Field(ge=1, le=1000)] = 5
     calibrate: Annotated[int, Field(ge=0, le=1000)] = 0
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
-    baselines: tuple[BaselineName, ...] = BASELINES
+    baselines: Annotated[tuple[BaselineName, ...], Field(max_length=len(BASELINES))] = BASELINES
     preset: PresetName = "demo"
     distill: DistillPlan = DistillPlan()
     finetune: FinetunePlan = FinetunePlan()
@@ -180,9 +189,8 @@ def rung_of(name: str, screening: Screening, protocol: EvaluationProtocol) -> Ru
 def bound_of(given: str | float | int, backbone: int) -> float | None:
     """The absolute bound of a limit as given, or None where it cannot be read."""
     found = BOUND.fullmatch(str(given).strip())
-    if found is None or float(found[1]) <= 0:
-        return None
-    return float(found[1]) * (backbone if found[2] else 1)
+    bound = float(found[1]) * (backbone if found[2] else 1) if found else 0.0
+    return bound if 0 < bound <= MAX_BOUND else None
 
 
 def plain_choices(document: Any) -> Any:

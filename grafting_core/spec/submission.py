@@ -13,9 +13,10 @@ from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.document import check_plain
 from grafting_core.spec.editing import Edit, Editing, problem
 from grafting_core.spec.experiment import MOST_WORKERS, ExperimentSpec, Resources
-from grafting_core.spec.explain import explain
+from grafting_core.spec.explain import refused
 from grafting_core.spec.features import feature_sources
 from grafting_core.spec.lookup import find_card
+from grafting_core.spec.naming import Name, Word
 from grafting_core.spec.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.spec.presets import PRESETS, PresetName
 from grafting_core.spec.problems import SpecError, shown
@@ -27,8 +28,8 @@ Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
 class Submission(Frozen):
     """A design file: what to graft where, a preset of settings, overrides and limits."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-    backbone: Annotated[str, Field(max_length=200)]
+    name: Name
+    backbone: Word
     edits: Annotated[tuple[Edit, ...], Field(max_length=1000)] = ()
     preset: PresetName = "demo"
     # Only the fields that were given count; the rest come from the preset.
@@ -54,7 +55,7 @@ def parse_submission(
     try:
         submission = Submission.model_validate_json(json.dumps(document))
     except ValidationError as error:
-        raise SpecError(explain(error, document, Submission)) from error
+        raise refused(error, document, Submission) from error
     card = completed(find_card(submission.backbone))
     design = _design(submission, card)
     return _spec(submission, card, design)
@@ -81,6 +82,7 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
     limit = card.num_images or None
+    _check_held_out(distill, card)
     return ExperimentSpec(
         name=submission.name,
         design=design,
@@ -119,6 +121,13 @@ def check_shares(plan: FinetunePlan, resources: Resources) -> None:
         f"use {' or '.join(batches)} for finetune.batch_size, or one of {', '.join(fitting)} workers"
     )
     raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
+
+
+def _check_held_out(plan: DistillPlan, card: BackboneCard) -> None:
+    """An examination on more draws than there are images would count some of them twice."""
+    if 0 < card.num_images < plan.held_out:
+        message = f"{card.name} has {card.num_images:,} images; hold out at most so many"
+        raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
 
 
 def _check_guidance(protocol: EvaluationProtocol) -> None:

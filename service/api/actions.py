@@ -15,7 +15,7 @@ from service.api.schemas import AccountView, ActionResult, QueueView, RunDetail
 from service.api.submitting import IdempotencyKey
 from service.store import account_views
 from service.store.account_views import AccountLimits
-from service.store.accounts import Scope
+from service.store.accounts import Key, Scope
 from service.store.bank import is_there
 from service.store.lifecycle import IllegalMove
 from service.store.models import RunRow
@@ -165,7 +165,21 @@ def set_limits(
     scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
 ) -> AccountView:
     """Replace an account's limits; what is left out is unlimited. Admins alone."""
+    return _limit(lab, (scope, name), body, account_views.set_limits)
+
+
+@router.patch("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
+def change_limits(
+    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
+) -> AccountView:
+    """Change those of an account's limits that are given; null takes one away. Admins alone."""
+    return _limit(lab, (scope, name), body, account_views.change_limits)
+
+
+def _limit(
+    lab: Lab, key: Key, body: AccountLimits, change: Callable[[Session, Key, AccountLimits], AccountView]
+) -> AccountView:
     if not lab.principal.may("admin"):
         raise ApiError("forbidden", "limits are set with a key of role admin")
     with lab.database.writing() as session:
-        return account_views.set_limits(session, (scope, name), body)
+        return change(session, key, body)

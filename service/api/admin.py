@@ -14,7 +14,7 @@ from service.api.schemas import Collected, CollectedRun, TrackingRebuilt
 from service.store.check_models import CheckRow
 from service.store.checks import Checking, begin, check_page, check_view
 from service.store.models import RunRow, TrackingRow
-from service.store.retention import Excess, Policy, left_behind, let_go
+from service.store.retention import Policy, left_behind, let_go
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -65,7 +65,7 @@ def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], l
     """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
     policy = Policy.of(lab.settings)
     spare = left_behind(lab.database, lab.storage, policy)
-    gone = [each for each in spare if body.dry_run or _let_go(lab, each, policy)]
+    gone = [each for each in spare if body.dry_run or let_go(lab.database, lab.storage, each, policy)]
     return Collected(
         runs=[
             CollectedRun(run_id=each.run.id, state=each.run.state, files=len(each.paths), bytes=each.bytes)
@@ -75,11 +75,6 @@ def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], l
         bytes=sum(each.bytes for each in gone),
         dry_run=body.dry_run,
     )
-
-
-def _let_go(lab: Lab, spare: Excess, policy: Policy) -> bool:
-    with lab.database.writing() as session:
-        return let_go(session, lab.storage, spare, policy)
 
 
 @router.post("/tracking/rebuild")

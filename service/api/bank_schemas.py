@@ -52,8 +52,8 @@ class Verified(View):
 class ClearRequest(Frozen):
     """What may go: what no run has asked for in so many days, and the longest unasked down to a size."""
 
-    older_than_days: Annotated[float, Field(ge=0)] | None = None
-    max_bytes: Annotated[int, Field(ge=0)] | None = None
+    older_than_days: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    max_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     dry_run: bool = False
 
 

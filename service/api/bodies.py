@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 
 from grafting_core.spec.document import read_document
 from grafting_core.spec.experiment import ExperimentSpec
-from grafting_core.spec.explain import explain
-from grafting_core.spec.problems import SpecError
+from grafting_core.spec.explain import refused
+from grafting_core.spec.problems import shown
 from grafting_core.spec.submission import parse_submission
 from service.api.deps import Lab
 from service.api.problems import ApiError
@@ -39,7 +39,7 @@ def submitted(parse: Callable[[Any], W]) -> Callable[[Request], Awaitable[Submit
 
     async def read(request: Request) -> Submitted[W]:
         raw = await _raw(request)
-        work = await run_in_threadpool(parse, _document(raw))
+        work = await run_in_threadpool(lambda: parse(_document(raw)))
         return Submitted(work, hashlib.sha256(raw).hexdigest())
 
     return read
@@ -62,13 +62,17 @@ def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
     """A dependency: the body as this model, as strictly read as submissions. Raises ApiError or SpecError."""
 
     async def read(request: Request) -> M:
-        document = _document(await _raw(request))
-        try:
-            return model.model_validate_json(json.dumps(document))
-        except ValidationError as error:
-            raise SpecError(explain(error, document, model)) from error
+        return await run_in_threadpool(_validated, model, await _raw(request))
 
     return read
+
+
+def _validated(model: type[M], raw: bytes) -> M:
+    document = _document(raw)
+    try:
+        return model.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise refused(error, document, model) from error
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:
@@ -81,19 +85,19 @@ def documented(model: type[BaseModel]) -> dict[str, Any]:
 async def read_body(request: Request) -> tuple[Any, bytes]:
     """(document, the very bytes it came as). Raises ApiError or SpecError."""
     raw = await _raw(request)
-    return _document(raw), raw
+    return await run_in_threadpool(_document, raw), raw
 
 
 async def _raw(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in MEDIA_TYPES or "content-encoding" in request.headers:
-        raise ApiError(
-            "unsupported-media-type", f"content type {kind!r}; send one of {', '.join(MEDIA_TYPES)}"
-        )
+        named = f"content type {shown(kind)}" if kind else "the request names no content type"
+        raise ApiError("unsupported-media-type", f"{named}; send one of {', '.join(MEDIA_TYPES)}")
     return await request.body()
 
 
 def _document(raw: bytes) -> Any:
+    """Called in a thread: reading a megabyte would keep all other requests waiting."""
     try:
         return read_document(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

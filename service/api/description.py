@@ -26,6 +26,8 @@ class ProblemDocument(BaseModel):
     pointer: str | None = None
     allowed: list[str] | None = None
     errors: list[Problem] | None = None
+    left_out: int | None = None
+    """How many problems there are besides those in `errors`."""
 
 
 def described(app: FastAPI) -> dict[str, Any]:

@@ -33,10 +33,11 @@ def create_experiment(
     Higher priorities go first; a study is a label whose account is charged beside the user's.
     """
     check_startable(lab, body.spec)
-    expected = _forecast(lab, plan(body.spec))
+    planned = plan(body.spec)
+    expected = _forecast(lab, planned)
     placing = Placing(study, priority)
     run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected, placing)
-    return accepted(response, run)
+    return accepted(response, run, planned.notes)
 
 
 @router.post("/plan", openapi_extra=documented(Submission))

@@ -6,14 +6,24 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 
 from grafting_core.spec.explain import nearest
+from grafting_core.spec.naming import unseen
 from grafting_core.spec.problems import Problem, SpecError, pointer, shown
+from service.api.problems import ApiError
+
+MAX_PART = 200
+"""Characters of a part of the path that a route reads as an id or a name."""
 
 
 async def known_parameters(request: Request) -> None:
-    """Dependency of the whole application. Raises SpecError naming the first unknown parameter.
+    """Dependency of the whole application. Raises SpecError naming the first unknown parameter, and ApiError
+    where a part of the path is no name of anything.
 
     Asynchronous, as all dependencies that wait for nothing: others cost a change of threads each.
     """
+    for value in request.path_params.values():
+        _check_part(value)
+    for name, value in request.query_params.multi_items():
+        _check_legible(name, value)
     unknown = sorted(set(request.query_params) - _names(request.scope["route"]))
     if unknown:
         allowed = sorted(_names(request.scope["route"]))
@@ -22,6 +32,20 @@ async def known_parameters(request: Request) -> None:
         raise SpecError(
             [Problem(pointer=place, code="unknown-field", message=message, allowed=tuple(allowed))]
         )
+
+
+def _check_part(value: object) -> None:
+    """Ids and names in a path are short and can be seen; longer ones reach no database and no file."""
+    if isinstance(value, str) and (len(value) > MAX_PART or any(map(unseen, value))):
+        raise ApiError("not-found", f"nothing is called {shown(value, 60)}")
+
+
+def _check_legible(name: str, value: str) -> None:
+    wrong = next((found for found in map(unseen, value) if found), None)
+    if wrong is not None:
+        message = f"a character of {shown(value, 60)} is {wrong}; leave it out"
+        place = pointer("query", name)
+        raise SpecError([Problem(pointer=place, code="bad-text", message=message, given=shown(value))])
 
 
 def _names(route: Any) -> set[str]:

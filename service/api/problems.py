@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from grafting_core.spec.problems import Problem, SpecError, pointer, shown
+from grafting_core.spec.problems import MAX_PROBLEMS, Problem, SpecError, pointer, shown
 from service.api.problem_types import CATALOGUE
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,23 @@ class ApiError(Exception):
         super().__init__(detail)
 
 
+MAX_TEXT = 1000
+"""Characters of one text in an answer: what a caller sent is not sent back at length."""
+
+
 def answer(
-    code: str, detail: str, problems: list[Problem] | None = None, status: int | None = None
+    code: str,
+    detail: str,
+    problems: list[Problem] | None = None,
+    status: int | None = None,
+    left_out: int = 0,
 ) -> JSONResponse:
-    """The problem document; the first problem's place and allowed values stand at the top too."""
+    """The problem document; the first problem's place and allowed values stand at the top too.
+
+    It holds 20 problems at most; `left_out` says how many there are besides.
+    """
     default, title, _ = CATALOGUE[code]
+    detail = f"{_short(detail)}; and {left_out:,} more problems" if left_out else _short(detail)
     body: dict[str, object] = {
         "type": f"/problems/{code}",
         "title": title,
@@ -43,12 +55,23 @@ def answer(
         "detail": detail,
     }
     if problems:
-        body |= {"pointer": problems[0].pointer, "allowed": problems[0].allowed}
-        body["errors"] = [problem.model_dump(mode="json") for problem in problems]
+        body |= {"pointer": _short(problems[0].pointer), "allowed": problems[0].allowed}
+        body["errors"] = [_shortened(problem).model_dump(mode="json") for problem in problems]
+    if left_out:
+        body["left_out"] = left_out
     headers = {"Retry-After": "2"} if body["status"] == 503 else {}
     if code == "unauthenticated":
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status_code=status or default, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+
+
+def _shortened(problem: Problem) -> Problem:
+    texts = {"pointer": _short(problem.pointer), "message": _short(problem.message)}
+    return problem.model_copy(update=texts)
 
 
 async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +99,7 @@ def _spec_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SpecError)
     first = error.problems[0]
     code = first.code if first.code in ("malformed", "too-deep") else "invalid"
-    return answer(code, str(first), error.problems)
+    return answer(code, str(first), error.problems, left_out=error.left_out)
 
 
 def _request_error(request: Request, error: Exception) -> JSONResponse:
@@ -88,9 +111,9 @@ def _request_error(request: Request, error: Exception) -> JSONResponse:
             message=item["msg"],
             given=shown(item.get("input")),
         )
-        for item in error.errors()
+        for item in error.errors()[:MAX_PROBLEMS]
     ]
-    return answer("invalid", str(problems[0]), problems)
+    return answer("invalid", str(problems[0]), problems, left_out=len(error.errors()) - len(problems))
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

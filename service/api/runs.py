@@ -72,8 +72,8 @@ def show_run(run_id: str, lab: LabDep) -> RunDetail:
 def follow_run(
     run_id: str,
     lab: LabDep,
-    after: Annotated[int, Query(ge=0)] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
 ) -> StreamingResponse:
     """Server-sent events from the beginning, or after Last-Event-ID; ends when the run has ended."""
     _check_seen(lab, run_id)
@@ -111,7 +111,7 @@ def _check_seen(lab: Lab, run_id: str) -> None:
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse)
 def read_log(
-    run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1)] = None
+    run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1, lt=2**31)] = None
 ) -> PlainTextResponse:
     """The end of what the newest (or the given) attempt printed."""
     with lab.database.reading() as session:

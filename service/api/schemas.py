@@ -131,6 +131,8 @@ class SubmitAnswer(View):
     run_id: str
     experiment_digest: str
     url: str
+    notes: list[str] = []
+    """What is allowed, but seldom meant."""
 
 
 class LeaderboardRow(View):

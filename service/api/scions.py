@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from grafting_core.bank import Bank
 from grafting_core.spec.filling import FillDocument, FillSpec, parse_fill
+from grafting_core.spec.plans import warmup_notes
 from grafting_core.spec.scions import ScionCard
 from service.api.bank_schemas import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.api.bodies import Submitted, body_of, documented, submitted
@@ -71,4 +72,5 @@ def fill_bank(
 ) -> SubmitAnswer:
     """Queue one pass that distils sites times operators ahead of the designs that will use them."""
     check_startable(lab, body.spec)
-    return accepted(response, submit_once(lab, body.spec, body.request_digest, idempotency_key))
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key)
+    return accepted(response, run, warmup_notes(distill=body.spec.plan))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from grafting_core.spec.plans import warmup_notes
 from grafting_core.spec.study import StudyDocument
 from service.api.bodies import body_of, documented, read_body
 from service.api.deps import Lab, LabDep
@@ -31,6 +32,7 @@ from service.store.submissions import KeyReused
 
 router = APIRouter(prefix="/studies", tags=["studies"])
 Action = Literal["pause", "resume", "stop"]
+StudyIdPart = Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")]
 
 
 async def _submitted(request: Request) -> tuple[Any, str]:
@@ -62,14 +64,20 @@ def create(
         raise ApiError("key-reused", str(error)) from error
     url = f"/api/v1/studies/{study.id}"
     response.headers["Location"] = url
-    return StudyAnswer(study_id=study.id, url=url)
+    notes = warmup_notes(distill=spec.distill, finetune=spec.finetune)
+    return StudyAnswer(study_id=study.id, url=url, notes=list(notes))
 
 
 @router.get("")
-def list_studies(lab: LabDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> StudyPage:
-    """Newest first."""
+def list_studies(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: StudyIdPart = None,
+    prefix: StudyIdPart = None,
+) -> StudyPage:
+    """Newest first, a page at a time; `prefix` is how ids begin."""
     with lab.database.reading() as session:
-        return study_page(session, limit, lab.principal.only_owner)
+        return study_page(session, limit, lab.principal.only_owner, before=cursor, prefix=prefix)
 
 
 @router.get("/{study_id}")

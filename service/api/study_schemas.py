@@ -94,9 +94,10 @@ class StudyDetail(StudyView):
 
 
 class StudyPage(View):
-    """Newest first."""
+    """Newest first; `next_cursor` asks for older ones."""
 
     studies: list[StudyView]
+    next_cursor: str | None = None
 
 
 class StudyAnswer(View):
@@ -104,6 +105,8 @@ class StudyAnswer(View):
 
     study_id: str
     url: str
+    notes: list[str] = []
+    """What is allowed, but seldom meant."""
 
 
 class StudyExtension(Frozen):
@@ -112,7 +115,7 @@ class StudyExtension(Frozen):
     `version` is the study's as it was looked at, so that a repeated request cannot extend it twice.
     """
 
-    version: Annotated[int, Field(ge=0)]
+    version: Annotated[int, Field(ge=0, lt=2**31)]
     trials: Annotated[int, Field(ge=0, le=10_000)] = 0
     promote: Annotated[int, Field(ge=0, le=1000)] = 0
     rounds: Annotated[int, Field(ge=0, le=100)] = 0

@@ -1,6 +1,6 @@
 """Storing work once, however often it is asked for: what every route that starts a run goes through."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Response
@@ -69,11 +69,11 @@ def again_where_beaten(once: Callable[[], T]) -> T:
         return once()
 
 
-def accepted(response: Response, run: RunRow) -> SubmitAnswer:
-    """The answer to a submission: where the run will be found."""
+def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:
+    """The answer to a submission: where the run will be found, and what to think about."""
     url = f"/api/v1/runs/{run.id}"
     response.headers["Location"] = url
-    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url)
+    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url, notes=list(notes))
 
 
 def submit_once(

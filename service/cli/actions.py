@@ -4,10 +4,21 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from service.api.schemas import AccountView, ActionResult, QueueView
-from service.cli.console import Refused, duration, engineering, out, print_json, table
+from service.api.schemas import ActionResult, QueueView
+from service.cli.accounts import budget_command
+from service.cli.console import (
+    Refused,
+    Yes,
+    confirm,
+    duration,
+    escape,
+    out,
+    print_json,
+    say,
+    table,
+    visible,
+)
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -64,6 +75,24 @@ def simple_command(action: str) -> Callable[..., None]:
     return command
 
 
+def ending_command(action: str) -> Callable[..., None]:
+    """The command of an action that ends runs: it asks where something is lost, or many are meant."""
+
+    def command(runs: Runs, url: Url = None, yes: Yes = False) -> None:
+        if action == "kill":
+            confirm(f"End {_counted(runs)} now and lose what came after the last checkpoint?", yes)
+        elif len(runs) > 1:
+            confirm(f"End {_counted(runs)}?", yes)
+        _act(runs, url, action)
+
+    command.__doc__ = HELP[action]
+    return command
+
+
+def _counted(runs: list[str]) -> str:
+    return f"run {visible(runs[0])}" if len(runs) == 1 else f"{len(runs)} runs"
+
+
 def extend_command(
     runs: Runs,
     device_seconds: Annotated[float, typer.Option("--device-seconds", "-s", min=1e-9, help="How many more.")],
@@ -92,6 +121,8 @@ def queue_command(
     client = GraftlabClient(find_url(url))
     view = client.queue(limit=limit, run=run_id_of(client, run) if run else None)
     print_json(view) if json else _show_queue(view)
+    if run is None and view.queued > len(view.entries):
+        say([f"{len(view.entries)} of {view.queued} queued runs; --limit shows up to 200"])
 
 
 def _show_queue(view: QueueView) -> None:
@@ -105,79 +136,11 @@ def _show_queue(view: QueueView) -> None:
     out.print(rows)
 
 
-def budget_command(
-    account: Annotated[
-        str | None, typer.Argument(help="`lab`, `user/NAME` or `study/NAME`, to set its limits.")
-    ] = None,
-    device_seconds: Annotated[float | None, typer.Option(min=1e-9)] = None,
-    flops: Annotated[float | None, typer.Option(min=1e-9)] = None,
-    training_images: Annotated[int | None, typer.Option(min=1)] = None,
-    share: Annotated[float | None, typer.Option(min=1e-12, help="Of pretraining compute.")] = None,
-    max_queued: Annotated[int | None, typer.Option(min=0)] = None,
-    max_running: Annotated[int | None, typer.Option(min=0)] = None,
-    max_cpus: Annotated[int | None, typer.Option(min=0)] = None,
-    max_gpus: Annotated[int | None, typer.Option(min=0)] = None,
-    url: Url = None,
-    json: AsJson = False,
-) -> None:
-    """Accounts with what they may use and have used; or set one's limits: what is left out is unlimited."""
-    client = GraftlabClient(find_url(url))
-    if account is None:
-        accounts = client.accounts()
-    else:
-        budget = {
-            "device_seconds": device_seconds,
-            "flops": flops,
-            "training_images": training_images,
-            "share_of_pretraining": share,
-        }
-        quotas = {
-            "max_queued": max_queued,
-            "max_running": max_running,
-            "max_cpus": max_cpus,
-            "max_gpus": max_gpus,
-        }
-        accounts = [client.set_limits(*_account(account), budget, quotas)]
-    print_json(accounts) if json else _show_accounts(accounts)
-
-
-def _account(text: str) -> tuple[str, str]:
-    scope, _, name = text.partition("/")
-    if scope not in ("lab", "user", "study") or (not name and scope != "lab"):
-        raise Refused([f"{text!r} is no account; write lab, user/NAME or study/NAME"])
-    return scope, name or "lab"
-
-
-def _show_accounts(accounts: list[AccountView]) -> None:
-    columns = ("device-s", "FLOPs", "images", "of pretraining")
-    rows = table("account", *columns, "quotas", right=columns)
-    for account in accounts:
-        limits, spent = account.limits, account.spent
-        rows.add_row(
-            account.scope if account.scope == "lab" else f"{account.scope} {escape(account.name)}",
-            _of(spent.device_seconds, limits.device_seconds),
-            _of(spent.flops, limits.flops),
-            _of(spent.training_images, limits.training_images),
-            _of(account.share_of_pretraining, limits.share_of_pretraining),
-            _quotas(account),
-        )
-    out.print(rows)
-
-
-def _of(used: float, limit: float | None) -> str:
-    return engineering(used) if limit is None else f"{engineering(used)} / {engineering(limit)}"
-
-
-def _quotas(account: AccountView) -> str:
-    kinds = ("queued", "running", "cpus", "gpus")
-    given = {kind: getattr(account, f"max_{kind}") for kind in kinds}
-    return ", ".join(f"{most} {kind}" for kind, most in given.items() if most is not None)
-
-
 def install(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for action in HELP:
-        app.command(action)(simple_command(action))
+        make = ending_command if action in ("kill", "cancel") else simple_command
+        app.command(action)(make(action))
     app.command("extend")(extend_command)
     app.command("priority")(priority_command)
     app.command("queue")(queue_command)

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from service.api.check_schemas import CheckView
-from service.cli.console import engineering, err, out, print_json, table
+from service.cli.console import Yes, confirm, engineering, err, escape, out, print_json, table
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -72,8 +71,11 @@ def collect_command(
     url: Url = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: AsJson = False,
+    yes: Yes = False,
 ) -> None:
     """Let go the checkpoints of ended runs that no retry can need. Published results are never touched."""
+    if not dry_run:
+        confirm("Delete the checkpoints that no retry can need? --dry-run lists them.", yes)
     done = GraftlabClient(find_url(url), timeout=600).collect(dry_run)
     if json:
         return print_json(done)

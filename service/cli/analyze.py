@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from grafting_core.spec.profile import BackboneProfile
-from service.cli.console import out, print_json, table
+from service.cli.console import err, out, print_json, say, table
 from service.cli.follow import follow
 from service.cli.lab import find_url
 from service.client import GraftlabClient
@@ -42,9 +42,9 @@ def analyze_command(
     client = GraftlabClient(find_url(url))
     asked: dict[str, Any] = {"backbone": backbone, "samples": samples, "sampling_steps": steps}
     run_id = client.analyze(asked | ({"bands": bands} if bands else {})).run_id
-    run = client.wait(run_id) if json else follow(client, [run_id])[0]
+    run = follow(client, [run_id], console=err if json else out)[0]
     if run.state != "SUCCEEDED":
-        out.print(f"{run.state.lower()}: {run.message or run.reason}", markup=False)
+        say([f"{run.state.lower()}: {run.message or run.reason}"])
         raise typer.Exit(1)
     profile = BackboneProfile.model_validate_json(client.artifact(run_id, "analyze", "profile.json"))
     print_json(profile) if json else show_profile(profile)

@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from grafting_core.spec.scions import ScionCard
-from service.api.bank_schemas import ScionView
-from service.cli.console import Refused, engineering, out, print_json, table
+from service.cli.console import (
+    All,
+    Refused,
+    Yes,
+    confirm,
+    engineering,
+    escape,
+    first_of,
+    out,
+    print_json,
+    say,
+    table,
+)
 from service.cli.lab import find_url
 from service.cli.reading import read_design, refusing
 from service.client import GraftlabClient
@@ -32,10 +42,12 @@ def list_command(
     json: AsJson = False,
     kind: Annotated[str | None, typer.Option(help="Only this kind of operator.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Only of this backbone.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    everything: All = False,
 ) -> None:
     """Scions with how well they imitate, what they do to the model, and what they cost."""
-    scions = _all(_client(url), limit, kind, backbone)
+    rows_of = _client(url).all_scions(min(limit + 1, 200), kind=kind, backbone=backbone)
+    scions, _ = first_of(rows_of, limit, everything, "scions")
     if json:
         return print_json(scions)
     columns = ("error", "swap damage", "steps", "device-s", "KiB")
@@ -43,7 +55,7 @@ def list_command(
     for scion in sorted(scions, key=lambda scion: (scion.backbone, _natural(scion.site), scion.nmse)):
         damage = "-" if scion.replace_one is None else f"{scion.replace_one:.2e}"
         figures = [f"{scion.nmse:.4f}", damage, f"{scion.steps:,}", f"{scion.spend.device_seconds:.1f}"]
-        names = [scion.key[:12], scion.backbone, scion.site, escape(scion.operator)]
+        names = [scion.key[:12], escape(scion.backbone), scion.site, escape(scion.operator)]
         rows.add_row(*names, *figures, f"{scion.size / 1024:.0f}", scion.made_by, scion.needed_by or "")
     out.print(rows)
     size = sum(scion.size for scion in scions)
@@ -54,17 +66,6 @@ def list_command(
 def _natural(site: str) -> tuple[object, ...]:
     """`block 10` after `block 9`."""
     return tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in site.split())
-
-
-def _all(client: GraftlabClient, limit: int, kind: str | None, backbone: str | None) -> list[ScionView]:
-    found: list[ScionView] = []
-    cursor = None
-    while len(found) < limit:
-        page = client.scions(min(200, limit - len(found)), cursor, kind=kind, backbone=backbone)
-        found, cursor = found + page.scions, page.next_cursor
-        if cursor is None:
-            break
-    return found
 
 
 @bank_app.command("show")
@@ -145,11 +146,14 @@ def gc_command(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: AsJson = False,
+    yes: Yes = False,
 ) -> None:
     """Free scions by age and size; never what a run that has not ended needs."""
     if older_than is None and max_mib is None:
         raise Refused(["say what may go: --older-than DAYS, --max-mib SIZE, or both"])
-    size = None if max_mib is None else int(max_mib * MEBI)
+    size = None if max_mib is None else int(min(max_mib * MEBI, 2**62))
+    if not dry_run:
+        confirm("Delete scions, which would have to be distilled anew? --dry-run says how many.", yes)
     answer = _client(url).clear_scions(older_than_days=older_than, max_bytes=size, dry_run=dry_run)
     if json:
         return print_json(answer)
@@ -168,4 +172,6 @@ def fill_command(
     """Queue one pass that distils sites times operators ahead."""
     client = _client(url)
     answer = refusing(file, lambda: client.fill(read_design(file)))
+    if answer.notes and not json:
+        say(f"note: {note}" for note in answer.notes)
     print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")

@@ -6,11 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from grafting_core.spec.explain import nearest
 from grafting_core.spec.operators import KINDS
-from service.cli.console import Refused, out, print_json, table
+from service.cli.console import Refused, escape, out, print_json, table
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "-"}
 Kind = Annotated[str, typer.Argument(help="As `graft operators` lists it.")]

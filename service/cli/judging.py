@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
-from rich.markup import escape
 
 from grafting_core.spec.explain import explain, nearest
 from grafting_core.spec.features import FEATURE_KINDS, FeatureSource
@@ -16,7 +15,7 @@ from grafting_core.spec.judging import JudgeRequest, ReferenceRequest, Reference
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.presets import PRESET_NAMES, PRESETS
 from grafting_core.spec.results import EvaluationReport
-from service.cli.console import Refused, out, print_json, table
+from service.cli.console import Refused, escape, out, print_json, table
 from service.cli.reading import read_design
 
 M = TypeVar("M", bound=BaseModel)

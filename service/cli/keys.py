@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from service.api.schemas import Role, Sees
-from service.cli.console import out, print_json, table
+from service.cli.console import Yes, confirm, escape, out, print_json, table
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -42,15 +42,16 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
         until = "revoked" if key.revoked_at else f"{key.expires_at:%Y-%m-%d}" if key.expires_at else ""
         used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
         made = f"{key.created_at:%Y-%m-%d}"
-        rows.add_row(str(key.id), key.prefix, key.owner, key.role, key.sees, made, used, until)
+        rows.add_row(str(key.id), key.prefix, escape(key.owner), key.role, key.sees, made, used, until)
     return out.print(rows)
 
 
 @keys_app.command("revoke")
-def revoke_command(key_id: Annotated[int, typer.Argument(min=1)], url: Url = None) -> None:
+def revoke_command(key_id: Annotated[int, typer.Argument(min=1)], url: Url = None, yes: Yes = False) -> None:
     """End a key and its browser sessions."""
+    confirm(f"Revoke key {key_id} for good?", yes)
     key = GraftlabClient(find_url(url)).revoke_key(key_id)
-    out.print(f"key {key.id} of {key.owner} is revoked")
+    out.print(f"key {key.id} of {escape(key.owner)} is revoked")
 
 
 def open_command(url: Url = None) -> None:

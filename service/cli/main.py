@@ -1,34 +1,30 @@
 """`graft`: the lab from the command line. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from typer.exceptions import TyperException
 
-from service.api.schemas import RunDetail
+from service.api.schemas import RunDetail, RunPage
 from service.cli import actions, views
 from service.cli.actions import run_id_of
 from service.cli.admin import admin_app, tracking_app
 from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.checking import check_operator_command
-from service.cli.console import Refused, err, out, print_json
+from service.cli.console import All, Refused, err, escape, first_of, out, print_json, say, visible
 from service.cli.doctor import doctor_command
+from service.cli.failing import guarded
 from service.cli.follow import follow
 from service.cli.judging import evaluate_command, reference_app
 from service.cli.keys import keys_app, open_command
-from service.cli.lab import LabBusy, find_url
-from service.cli.ports import NoFreePort
+from service.cli.lab import find_url
 from service.cli.reading import read_design, refusing
 from service.cli.running import demo_command, down_command, up_command
 from service.cli.studies import study_app
-from service.cli.supervisor import StartFailed
 from service.cli.webhooks import webhook_app
-from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.client import GraftlabClient
 
 app = typer.Typer(
     help="Explore diffusion-transformer designs by grafting.",
@@ -74,10 +70,12 @@ def submit(
         document["fresh"] = True
     placing: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
     answer = refusing(file, lambda: client.submit(document, **placing))
+    if answer.notes and not json:
+        say(f"note: {note}" for note in answer.notes)
     if not wait:
         print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
         return
-    _finish(follow(client, [answer.run_id])[0], json)
+    _finish(follow(client, [answer.run_id], console=err if json else out)[0], json)
 
 
 def _finish(run: RunDetail, json: bool) -> None:
@@ -88,11 +86,16 @@ def _finish(run: RunDetail, json: bool) -> None:
 
 @app.command("ls")
 def list_runs(
-    url: Url = None, json: AsJson = False, limit: Annotated[int, typer.Option(min=1, max=200)] = 50
+    url: Url = None,
+    json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    everything: All = False,
 ) -> None:
     """Runs, newest first."""
-    page = _client(url).runs(limit=limit)
-    print_json(page) if json else out.print(views.runs_table(page.runs))
+    rows, more = first_of(_client(url).all_runs(min(limit + 1, 200)), limit, everything, "runs")
+    if json:
+        return print_json(RunPage(runs=rows, next_cursor=rows[-1].id if more else None))
+    return out.print(views.runs_table(rows))
 
 
 @app.command()
@@ -123,7 +126,8 @@ def logs(
 ) -> None:
     """What an attempt printed."""
     client = _client(url)
-    out.out(client.log(run_id_of(client, run), attempt), highlight=False)
+    text = client.log(run_id_of(client, run), attempt)
+    out.out(visible(text, keep="\n\r\t") if out.is_terminal else text, highlight=False)
 
 
 @app.command()
@@ -148,9 +152,13 @@ def fetch(
 
 
 @app.command()
-def leaderboard(url: Url = None, json: AsJson = False) -> None:
+def leaderboard(url: Url = None, json: AsJson = False, everything: All = False) -> None:
     """Finished runs by quality, grouped by how it was measured."""
-    board = _client(url).leaderboard()
+    client = _client(url)
+    board = client.whole_leaderboard() if everything else client.leaderboard()
+    for group in board.groups:
+        if len(group.rows) < group.total:
+            say([f"{len(group.rows)} of {group.total} under {group.metric}; --all shows every one"])
     print_json(board) if json else views.show_leaderboard(board)
 
 
@@ -187,30 +195,8 @@ app.command("demo")(demo_command)
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one line on standard error."""
-    try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        code = 130
-    except TyperException as error:
-        err.print(error.format_message(), markup=False)
-        code = error.exit_code
-    except (Refused, ApiProblem) as error:
-        err.print("\n".join(error.lines), markup=False)
-        code = 2
-    except LabBusy as error:
-        err.print(str(error), markup=False)
-        code = 2
-    except (LabUnreachable, NoFreePort, StartFailed) as error:
-        err.print(str(error), markup=False)
-        code = 1
-    except BrokenPipeError:
-        # Whoever read us has gone; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code or 0)
+    """Run the command line; whatever stops it is a line on standard error."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 
 if __name__ == "__main__":

@@ -5,25 +5,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from grafting_core.spec.document import read_document
+from grafting_core.spec.document import MAX_CHARACTERS, read_document
 from grafting_core.spec.problems import SpecError
 from service.cli.console import Refused
 from service.client import ApiProblem
 
 A = TypeVar("A")
+MOST_BYTES = 4 * MAX_CHARACTERS + 8
 
 
 def read_design(file: Path) -> Any:
     """The plain document in a file, or on standard input for `-`. Raises Refused naming the file."""
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        return read_document(text)
+        return read_document(_bytes(file).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Refused([f"{file}: is not UTF-8 text ({error.reason} at byte {error.start})"]) from error
     except OSError as error:
         raise Refused([f"{file}: {error.strerror}"]) from error
     except SpecError as error:
-        raise Refused([f"{file}: {problem}" for problem in error.problems]) from error
+        raise Refused([f"{file}: {line}" for line in error.lines]) from error
+
+
+def _bytes(file: Path) -> bytes:
+    """No more of them than a document may have, for a device or a data set named by mistake."""
+    if str(file) == "-":
+        return sys.stdin.buffer.read(MOST_BYTES)
+    with file.open("rb") as opened:
+        return opened.read(MOST_BYTES)
 
 
 def refusing(file: Path, call: Callable[[], A]) -> A:

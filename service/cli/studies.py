@@ -6,10 +6,24 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich.markup import escape
+from rich.console import Console
 
-from service.api.study_schemas import StudyDetail, StudyView
-from service.cli.console import Refused, duration, out, print_json, table
+from service.api.study_schemas import StudyDetail, StudyPage, StudyView
+from service.cli.console import (
+    All,
+    Refused,
+    Yes,
+    confirm,
+    duration,
+    err,
+    escape,
+    first_of,
+    out,
+    print_json,
+    say,
+    table,
+    visible,
+)
 from service.cli.lab import find_url
 from service.cli.reading import read_design, refusing
 from service.client import ApiProblem, GraftlabClient
@@ -31,7 +45,8 @@ def _client(url: str | None) -> GraftlabClient:
 
 def _study_id(client: GraftlabClient, prefix: str) -> str:
     """The one study whose id begins so. Raises Refused."""
-    found = [study.id for study in client.studies(200).studies if study.id.startswith(prefix)]
+    sensible = prefix.isascii() and prefix.isalnum() and prefix.islower() | prefix.isdigit()
+    found = [study.id for study in client.studies(2, prefix=prefix[:32]).studies] if sensible else []
     if len(found) != 1:
         raise Refused(
             [f"{len(found) or 'no'} studies have ids beginning with {prefix!r}; `graft study ls` lists them"]
@@ -50,28 +65,34 @@ def create_command(
     """Begin a study."""
     client = _client(url)
     answer = refusing(file, lambda: client.create_study(read_design(file)))
+    if answer.notes and not json:
+        say(f"note: {note}" for note in answer.notes)
     if not wait:
         print_json(answer) if json else out.print(
             f"{answer.study_id}  {client.url}/studies/{answer.study_id}"
         )
         return
-    detail = _follow(client, answer.study_id)
+    console = err if json else out
+    detail = _follow(client, answer.study_id, console)
     folder = export or Path(f"study-{detail.id}")
     if detail.state == "DONE":
-        _export(client, detail.id, folder)
+        _export(client, detail.id, folder, console)
     _finish(detail, json)
 
 
 @study_app.command("ls")
 def list_command(
-    url: Url = None, json: AsJson = False, limit: Annotated[int, typer.Option(min=1, max=200)] = 50
+    url: Url = None,
+    json: AsJson = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    everything: All = False,
 ) -> None:
     """Studies, newest first."""
-    page = _client(url).studies(limit)
+    studies, more = first_of(_client(url).all_studies(min(limit + 1, 200)), limit, everything, "studies")
     if json:
-        return print_json(page)
+        return print_json(StudyPage(studies=studies, next_cursor=studies[-1].id if more else None))
     rows = table("id", "name", "state", "phase", "trials", "finished", "best", "device-s", right=("best",))
-    for study in page.studies:
+    for study in studies:
         best = "-" if study.best is None else f"{study.best:.4g}"
         figures = [str(study.trials), str(study.finished), best, f"{study.spend.device_seconds:.0f}"]
         rows.add_row(study.id, escape(study.name), study.state, study.phase, *figures)
@@ -90,7 +111,7 @@ def show_command(study: Study, url: Url = None, json: AsJson = False) -> None:
 def watch_command(study: Study, url: Url = None, json: AsJson = False) -> None:
     """Follow a study to its end."""
     client = _client(url)
-    _finish(_follow(client, _study_id(client, study)), json)
+    _finish(_follow(client, _study_id(client, study), err if json else out), json)
 
 
 @study_app.command("pause")
@@ -106,8 +127,9 @@ def resume_command(study: Study, url: Url = None) -> None:
 
 
 @study_app.command("stop")
-def stop_command(study: Study, url: Url = None) -> None:
+def stop_command(study: Study, url: Url = None, yes: Yes = False) -> None:
     """End it and its runs; everything found is kept."""
+    confirm(f"Stop study {visible(study)} and end its runs?", yes)
     _change(study, url, "stop")
 
 
@@ -153,7 +175,7 @@ def _change(study: str, url: str | None, action: str) -> None:
     _say(client.change_study(_study_id(client, study), action))
 
 
-def _export(client: GraftlabClient, study_id: str, folder: Path) -> None:
+def _export(client: GraftlabClient, study_id: str, folder: Path, console: Console = out) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
     for name in REPORT_FILES:
@@ -165,17 +187,17 @@ def _export(client: GraftlabClient, study_id: str, folder: Path) -> None:
         written += 1
     if not written:
         raise Refused([f"study {study_id} has no report yet; it is written when a round ends"])
-    out.print(f"{written} files in {folder}: report.html, report.md and pictures")
+    console.print(f"{written} files in {escape(str(folder))}: report.html, report.md and pictures")
 
 
-def _follow(client: GraftlabClient, study_id: str) -> StudyDetail:
+def _follow(client: GraftlabClient, study_id: str, console: Console = out) -> StudyDetail:
     """Until it has ended: a line at every change of phase, and every few seconds."""
     began, shown, said = time.monotonic(), 0.0, ("", "", 0)
     while True:
         detail = client.study(study_id)
         place = (detail.state, detail.phase, detail.round)
         if place != said or time.monotonic() - shown > LINE_SECONDS:
-            out.print(f"{duration(time.monotonic() - began):>6}  {_line(detail)}", soft_wrap=True)
+            console.print(f"{duration(time.monotonic() - began):>6}  {_line(detail)}", soft_wrap=True)
             said, shown = place, time.monotonic()
         if detail.state in ("DONE", "STOPPED", "FAILED"):
             return detail

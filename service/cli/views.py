@@ -1,6 +1,5 @@
 """Answers of the service as tables."""
 
-from rich.markup import escape
 from rich.table import Table
 
 from grafting_core.spec.changes import SlotChange
@@ -15,7 +14,7 @@ from service.api.schemas import (
     RunDetail,
     RunView,
 )
-from service.cli.console import duration, engineering, out, percent, table
+from service.cli.console import duration, engineering, escape, out, percent, table
 from workers.contract import PartProgress, StageReport
 
 STATE_STYLES = {
@@ -47,6 +46,8 @@ def show_plan(plan: PlanAnswer) -> None:
     if cost.changes:
         out.print(changes_table(cost.changes))
     out.print(stages_table(plan))
+    for note in plan.notes:
+        out.print(f"note: {escape(note)}", soft_wrap=True)
     out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
     if plan.forecast:
         out.print(f"expected: {forecast_text(plan.forecast)}")

@@ -4,10 +4,9 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from service.api.webhook_schemas import HOOK_TYPES, DeliveryState, DeliveryView
-from service.cli.console import out, print_json, table
+from service.api.webhook_schemas import HOOK_TYPES, DeliveryPage, DeliveryState, DeliveryView
+from service.cli.console import All, Yes, confirm, escape, first_of, out, print_json, table
 from service.cli.lab import find_url
 from service.client import GraftlabClient
 
@@ -49,8 +48,9 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
 
 
 @webhook_app.command("rm")
-def remove_command(webhook_id: WebhookId, url: Url = None) -> None:
+def remove_command(webhook_id: WebhookId, url: Url = None, yes: Yes = False) -> None:
     """Tell it nothing more."""
+    confirm(f"Remove webhook {webhook_id}? What waits for it is not delivered any more.", yes)
     hook = GraftlabClient(find_url(url)).remove_webhook(webhook_id)
     out.print(f"webhook {hook.id} is removed")
 
@@ -59,13 +59,17 @@ def remove_command(webhook_id: WebhookId, url: Url = None) -> None:
 def deliveries_command(
     webhook_id: WebhookId,
     state: Annotated[DeliveryState | None, typer.Option(help="Only those that are so.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    everything: All = False,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
     """What a webhook was told, or should have been, newest first."""
-    page = GraftlabClient(find_url(url)).deliveries(webhook_id, state=state, limit=limit)
-    print_json(page) if json else out.print(_table(page.deliveries))
+    asked = GraftlabClient(find_url(url)).all_deliveries(webhook_id, min(limit + 1, 200), state=state)
+    rows, more = first_of(asked, limit, everything, "deliveries")
+    print_json(
+        DeliveryPage(deliveries=rows, next_cursor=rows[-1].id if more else None)
+    ) if json else out.print(_table(rows))
 
 
 def _table(deliveries: list[DeliveryView]) -> Any:

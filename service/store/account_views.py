@@ -47,6 +47,19 @@ def set_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
     return _view(row, live_use(session))
 
 
+def change_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
+    """Change the limits that are given, None to none at all; the others stay. Use is kept."""
+    open_accounts(session, [key])
+    row = session.get_one(AccountRow, key, with_for_update=True)
+    named = given.budget.model_fields_set if "budget" in given.model_fields_set else set()
+    changed = row.limits | given.budget.model_dump(include=named)
+    row.limits = {name: limit for name, limit in changed.items() if limit is not None}
+    for name in given.model_fields_set - {"budget"}:
+        setattr(row, name, getattr(given, name))
+    session.flush()
+    return _view(row, live_use(session))
+
+
 def _view(row: AccountRow, live: list[LiveUse]) -> AccountView:
     claimed = commitments((row.scope, row.name), live)
     return AccountView(

