@@ -8,10 +8,19 @@ from sqlalchemy import update
 from grafting_core.spec.base import Frozen
 from service.api.bodies import body_of, documented
 from service.api.deps import Lab, LabDep
-from service.api.schemas import Collected, CollectedRun, Soundness, TrackingRebuilt, ViolationView
-from service.store.models import RunRow, TrackingRow
+from service.api.schemas import (
+    Collected,
+    CollectedRun,
+    Soundness,
+    TrackingRebuilt,
+    TrackingState,
+    ViolationView,
+)
+from service.store.models import RunRow
 from service.store.retention import Excess, Policy, left_behind, let_go
+from service.store.study_models import StudyRow
 from service.store.verify import verify
+from service.tracking.state import read_tracking
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -57,9 +66,15 @@ def _let_go(lab: Lab, spare: Excess, policy: Policy) -> bool:
 
 @router.post("/tracking/rebuild")
 def rebuild_tracking(lab: LabDep) -> TrackingRebuilt:
-    """Project every run to MLflow from its first event. Runs that MLflow still has are found, not doubled."""
+    """Project every run and study to MLflow from its beginning. What it still has is found, not doubled."""
     with lab.database.writing() as session:
-        forgotten = update(TrackingRow).values(mlflow_run_id=None, last_seq=0, closed=False)
-        done = session.execute(forgotten)
-        session.execute(update(RunRow).values(mlflow_url=None))
-    return TrackingRebuilt(runs=done.rowcount)  # type: ignore[attr-defined]  # an update has one
+        nothing = {"mlflow_run_id": None, "mlflow_experiment_id": None, "mlflow_error": None}
+        runs = session.execute(update(RunRow).values(mlflow_event=0, **nothing))
+        studies = session.execute(update(StudyRow).values(mlflow_version=-1, **nothing))
+    return TrackingRebuilt(runs=runs.rowcount, studies=studies.rowcount)  # type: ignore[attr-defined]  # updates have one
+
+
+@router.get("/tracking")
+def tracking_state(lab: LabDep) -> TrackingState:
+    """How far MLflow is behind, since when, and why where it cannot be used."""
+    return read_tracking(lab.database, lab.settings)

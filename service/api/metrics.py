@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.api.deps import Lab, LabDep
-from service.store.models import AttemptRow, LeaderRow, RunRow, TrackingRow
+from service.store.models import AttemptRow, LeaderRow, RunRow
 
 router = APIRouter(tags=["health"])
 PROCESS = CollectorRegistry()
@@ -46,9 +46,8 @@ class Store(Collector):
 def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
     live = select(func.count()).select_from(AttemptRow).where(AttemptRow.ended_at.is_(None))
     spent = select(func.coalesce(func.sum(AttemptRow.device_seconds), 0.0))
-    seen = func.coalesce(TrackingRow.last_seq, 0)
-    behind = select(func.coalesce(func.sum(RunRow.last_event - seen), 0)).outerjoin(
-        TrackingRow, TrackingRow.run_id == RunRow.id
+    behind = select(func.coalesce(func.sum(RunRow.last_event - RunRow.mlflow_event), 0)).where(
+        RunRow.last_event > RunRow.mlflow_event
     )
     leader = session.get(LeaderRow, 1)
     leads = leader is not None and leader.until > lab.database.clock(session)

@@ -12,6 +12,7 @@ from service.store.models import RunRow, StageRow
 from service.store.queries import spend_of
 from service.store.studies import runs_of, spec_of_study, study_spend, trials_of
 from service.store.study_models import SHARED, StudyRow, StudyRunRow, TrialRow
+from service.tracking.endpoints import link
 
 
 def study_page(session: Session, limit: int, only_owner: str | None = None) -> StudyPage:
@@ -50,7 +51,8 @@ def study_view(session: Session, study: StudyRow) -> StudyView:
         version=study.version,
         created_at=study.created_at,
         ended_at=study.ended_at,
-        mlflow_url=study.mlflow_url,
+        mlflow_url=link(study.mlflow_experiment_id, study.mlflow_run_id),
+        mlflow_error=study.mlflow_error,
     )
 
 
