@@ -24,6 +24,7 @@ def main() -> None:
     # Our own waiting is the retry; MLflow's would block for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     settings = Settings()
     database = Database(settings.database_url)
     upgrade(database)
