@@ -105,21 +105,27 @@ async def _checked(scope: Scope, receive: Receive) -> Receive:
 
 
 class Opened:
-    """MLflow's database: opened at the first request, and again later where that did not work."""
+    """MLflow's database: opened at the first request, again later where that did not work, and anew where
+    its file was removed or replaced.
+    """
 
-    def __init__(self, opening: Callable[[], object], remedy: str) -> None:
-        self._opening, self._remedy = opening, remedy
+    def __init__(self, file: Path, opening: Callable[[], object], remedy: str) -> None:
+        self._file, self._opening, self._remedy = file, opening, remedy
+        self._inode = 0
         self._trouble, self._tried = "it has not been opened yet", -AGAIN_SECONDS
         self._lock = threading.Lock()
 
     def trouble(self) -> str:
         """Why MLflow cannot work, with what to do about it; empty where it can."""
         with self._lock:
+            if not self._trouble and self._inode != _inode(self._file):
+                self._trouble, self._tried = "its file was replaced", -AGAIN_SECONDS
             if self._trouble and time.monotonic() - self._tried >= AGAIN_SECONDS:
                 found = self._open()
                 if found and found != self._trouble:
                     log.error("%s", found)
                 self._trouble, self._tried = found, time.monotonic()
+                self._inode = _inode(self._file)
             return self._trouble
 
     def _open(self) -> str:
@@ -129,6 +135,13 @@ class Opened:
             said = " ".join(str(error).split())[:300]
             return f"MLflow's database cannot be used ({type(error).__name__}: {said}); {self._remedy}"
         return ""
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except OSError:
+        return 0
 
 
 def remedy_for(folder: Path, url: str) -> str:
@@ -161,6 +174,8 @@ def prepare(settings: Settings) -> tuple[str, Path]:
             "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # A connection that is kept would go on with a file that was put aside.
+            "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
         }
     )
     return url, artifacts
@@ -170,15 +185,19 @@ def create_guard(settings: Settings) -> Guard:
     """MLflow's application of this data folder, guarded. Changes the process's environment."""
     url, artifacts = prepare(settings)
     # MLflow reads its environment when it is imported.
+    from mlflow.server import handlers  # noqa: PLC0415
     from mlflow.server.fastapi_app import app  # noqa: PLC0415
-    from mlflow.server.handlers import initialize_backend_stores  # noqa: PLC0415
 
     from service.tracking.artifacts import fix_artifacts  # noqa: PLC0415
 
     fix_artifacts(artifacts)
-    opened = Opened(
-        lambda: initialize_backend_stores(url, url, "mlflow-artifacts:/"), remedy_for(settings.data_dir, url)
-    )
+
+    def open_stores() -> None:
+        handlers._tracking_store = handlers._model_registry_store = None
+        handlers.initialize_backend_stores(url, url, "mlflow-artifacts:/")
+
+    file = settings.data_dir / "mlflow.db"
+    opened = Opened(file, open_stores, remedy_for(settings.data_dir, url))
     return Guard(app, mlflow_token(settings.data_dir), opened)
 
 

@@ -29,7 +29,8 @@ def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
     try:
         end = time.monotonic() + START_SECONDS
         while ask(folder, url, "/health") is None:
-            assert process.poll() is None and time.monotonic() < end, (folder / "mlflow.log").read_text()
+            assert process.poll() is None, (folder / "mlflow.log").read_text()
+            assert time.monotonic() < end, "MLflow does not answer"
             time.sleep(0.2)
         yield url
     finally:

@@ -25,7 +25,8 @@ from workers.contract import Event, Progress, StageDone, StageReport
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 EVIL = b"""<!doctype html><body>harmless<script>
-fetch('/api/v1/keys', {credentials: 'include'}).then(a => a.text()).then(t => { document.title = 'stolen ' + t; })
+fetch('/api/v1/keys', {credentials: 'include'})
+  .then(answer => answer.text()).then(text => { document.title = 'stolen ' + text; })
 document.title = 'it ran'
 </script></body>"""
 

@@ -59,7 +59,7 @@ def forwarder(settings: Settings, database: Database) -> Forwarder:
     return Forwarder(settings, database, Storage(settings.storage))
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 def test_a_lost_mlflow_database_is_rebuilt_from_ours(
     client: TestClient, database: Database, tracked: Settings, tmp_path: Path
 ) -> None:
@@ -106,7 +106,7 @@ def failing() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("trouble", ["away", "silent", "failing"])
 def test_an_mlflow_in_trouble_costs_a_round_and_no_more(
     database: Database,
