@@ -50,13 +50,9 @@ class Finding(NamedTuple):
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
     """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
-    found = [
-        _python(),
-        *map(_package, LEAST),
-        _disk(data),
-        *_lab(find_url(url)),
-        _mlflow(find_url(url), data),
-    ]
+    lab = _lab(find_url(url))
+    mlflow = _mlflow(find_url(url), data, answers=len(lab) > 1)
+    found = [_python(), *map(_package, LEAST), _disk(data), *lab, mlflow]
     if json:
         print_json([finding._asdict() for finding in found])
     else:
@@ -139,10 +135,12 @@ def _webhooks(url: str) -> list[Finding]:
     ]
 
 
-def _mlflow(url: str, folder: Path) -> Finding:
+def _mlflow(url: str, folder: Path, answers: bool) -> Finding:
     """What the lab says of MLflow, else MLflow itself where the data folder's lab has it."""
+    reason = "no lab answers"
     try:
-        return _compared(GraftlabClient(url).tracking())
+        if answers:
+            return _compared(GraftlabClient(url).tracking())
     except (ApiProblem, LabUnreachable) as error:
         reason = str(error)
     address = read_address(folder)
