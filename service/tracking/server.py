@@ -194,6 +194,9 @@ def create_guard(settings: Settings) -> Guard:
 
     def open_stores() -> None:
         handlers._tracking_store = handlers._model_registry_store = None
+        # They remember the stores that they have opened.
+        handlers._tracking_store_registry = handlers.TrackingStoreRegistryWrapper()
+        handlers._model_registry_store_registry = handlers.ModelRegistryStoreRegistryWrapper()
         handlers.initialize_backend_stores(url, url, "mlflow-artifacts:/")
 
     file = settings.data_dir / "mlflow.db"
