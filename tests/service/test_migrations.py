@@ -129,7 +129,7 @@ def test_what_mlflow_was_told_stands_in_the_run_afterwards(database_url: str) ->
         url = "http://127.0.0.1:5000/#/experiments/17/runs/abc"
         session.execute(text("UPDATE runs SET mlflow_url = :url, last_event = 9"), {"url": url})
         columns = "(run_id, mlflow_run_id, last_seq, closed)"
-        cursor = f"INSERT INTO tracking_cursors {columns} VALUES (:run, 'abc', 7, :no)"  # noqa: S608 - fixed words
+        cursor = f"INSERT INTO tracking_cursors {columns} VALUES (:run, 'abc', 7, :no)"
         session.execute(text(cursor), {"run": run_id, "no": False})
     upgrade(database)
     with database.reading() as session:
