@@ -12,6 +12,7 @@ from service.api import (
     health,
     keys,
     metrics,
+    mlflow,
     problems,
     runs,
     scions,
@@ -31,6 +32,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.keys import ensure_admin
 from service.store.migrate import upgrade
+from service.tracking.endpoints import PREFIX
 from service.web import pages
 
 CONNECTIONS = 10
@@ -63,6 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(api)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.include_router(mlflow.router)
+    app.mount(PREFIX, mlflow.Proxy(settings, database))
     pages.mount(app)
     app.openapi = lambda: described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app

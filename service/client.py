@@ -32,6 +32,7 @@ from service.api.schemas import (
     RunView,
     SubmitAnswer,
     TrackingRebuilt,
+    TrackingState,
 )
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage, StudyView
 from service.api.webhook_schemas import DeliveryPage, DeliveryView, WebhookMade, WebhookView
@@ -323,8 +324,12 @@ class GraftlabClient:
         """Let go what ended runs left of checkpoints, or say what would go. Takes an admin's key."""
         return self._parse(Collected, self._ask("POST", "/admin/gc", json={"dry_run": dry_run}))
 
+    def tracking(self) -> TrackingState:
+        """How far MLflow is behind. Takes an admin's key."""
+        return self._parse(TrackingState, self._ask("GET", "/admin/tracking"))
+
     def rebuild_tracking(self) -> TrackingRebuilt:
-        """Have all runs projected to MLflow anew. Takes an admin's key."""
+        """Have all runs and studies projected to MLflow anew. Takes an admin's key."""
         return self._parse(TrackingRebuilt, self._ask("POST", "/admin/tracking/rebuild"))
 
     def login_link(self, to: str = "/") -> str:

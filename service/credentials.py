@@ -9,16 +9,25 @@ from hashlib import sha256
 from pathlib import Path
 
 KEY_FILE = "admin-key"
+MLFLOW_FILE = "mlflow-token"
 
 
 def first_key(folder: Path) -> str:
     """The secret in a data folder, made where there is none; readable by its owner alone."""
-    file = folder / KEY_FILE
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _secret(folder / KEY_FILE, "glk_")
+
+
+def mlflow_token(folder: Path) -> str:
+    """What the lab's MLflow server asks for, made where there is none; readable by its owner alone."""
+    return _secret(folder / MLFLOW_FILE, "glm_")
+
+
+def _secret(file: Path, prefix: str) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not file.exists():
         # Whole or not at all: processes that start together must not read each other's empty file.
-        with tempfile.NamedTemporaryFile("w", dir=folder) as made, suppress(FileExistsError):
-            made.write(f"glk_{secrets.token_urlsafe(32)}")
+        with tempfile.NamedTemporaryFile("w", dir=file.parent) as made, suppress(FileExistsError):
+            made.write(f"{prefix}{secrets.token_urlsafe(32)}")
             made.flush()
             os.link(made.name, file)
     return file.read_text().strip()

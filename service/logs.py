@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 SECRET = re.compile(
-    r"gl[kls]_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]+|(?i:(?<=bearer )\S+)|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"gl[klms]_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]+|(?i:(?<=bearer )\S+)|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 """Keys, sessions, login codes and secrets of webhooks; what follows `Bearer`; user and password of a URL."""
 ABOUT = re.compile(r"\brun (?P<run>[0-9a-z]{6,32})(?: attempt (?P<attempt>\d+))?")

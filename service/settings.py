@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.credentials import MLFLOW_FILE
+
 
 class Settings(BaseSettings):
     """Defaults are the embedded lab on loopback."""
@@ -20,7 +22,10 @@ class Settings(BaseSettings):
     storage: str = ""
     ray_dashboard: str = "http://127.0.0.1:8265"
     ray_token_file: Path | None = None
-    mlflow_url: str = "http://127.0.0.1:5000"
+    mlflow_url: str = "http://127.0.0.1:5000/mlflow"
+    """Of MLflow's server, with the path under which it answers; the lab shows it under `/mlflow/`."""
+    mlflow_bind: str = "127.0.0.1"
+    """The address that the lab's own MLflow server listens on, at the port of `mlflow_url`."""
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
@@ -83,6 +88,13 @@ class Settings(BaseSettings):
         if self.api_processes:
             return self.api_processes
         return 1 if self.database_url.startswith("sqlite") else min(4, os.cpu_count() or 1)
+
+    def mlflow_token(self) -> str | None:
+        """What MLflow's server asks for: the data folder's secret, or MLflow's own variable."""
+        try:
+            return (self.data_dir / MLFLOW_FILE).read_text().strip()
+        except OSError:
+            return os.environ.get("MLFLOW_TRACKING_TOKEN")
 
     def ray_token(self) -> str | None:
         """The cluster's token, from its file or Ray's own variable."""

@@ -8,13 +8,15 @@ from sqlalchemy import update
 from grafting_core.spec.base import Frozen
 from service.api.bodies import body_of, documented
 from service.api.check_schemas import CheckPage, CheckRequest, CheckView
-from service.api.deps import Lab, LabDep
+from service.api.deps import LabDep
 from service.api.problems import ApiError
-from service.api.schemas import Collected, CollectedRun, TrackingRebuilt
+from service.api.schemas import Collected, CollectedRun, TrackingRebuilt, TrackingState
 from service.store.check_models import CheckRow
 from service.store.checks import Checking, begin, check_page, check_view
-from service.store.models import RunRow, TrackingRow
+from service.store.models import RunRow
 from service.store.retention import Policy, left_behind, let_go
+from service.store.study_models import StudyRow
+from service.tracking.state import read_tracking
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -79,9 +81,15 @@ def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], l
 
 @router.post("/tracking/rebuild")
 def rebuild_tracking(lab: LabDep) -> TrackingRebuilt:
-    """Project every run to MLflow from its first event. Runs that MLflow still has are found, not doubled."""
+    """Project every run and study to MLflow from its beginning. What it still has is found, not doubled."""
     with lab.database.writing() as session:
-        forgotten = update(TrackingRow).values(mlflow_run_id=None, last_seq=0, closed=False)
-        done = session.execute(forgotten)
-        session.execute(update(RunRow).values(mlflow_url=None))
-    return TrackingRebuilt(runs=done.rowcount)  # type: ignore[attr-defined]  # an update has one
+        nothing = {"mlflow_run_id": None, "mlflow_experiment_id": None, "mlflow_error": None}
+        runs = session.execute(update(RunRow).values(mlflow_event=0, **nothing))
+        studies = session.execute(update(StudyRow).values(mlflow_version=-1, **nothing))
+    return TrackingRebuilt(runs=runs.rowcount, studies=studies.rowcount)  # type: ignore[attr-defined]  # updates have one
+
+
+@router.get("/tracking")
+def tracking_state(lab: LabDep) -> TrackingState:
+    """How far MLflow is behind, since when, and why where it cannot be used."""
+    return read_tracking(lab.database, lab.settings)

@@ -17,6 +17,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.keys import Principal, find_principal, note_use
 from service.store.models import now
+from service.tracking.endpoints import PREFIX, Refused, right_for
 
 COOKIE = "graftlab_session"
 OPEN = ("/healthz", "/readyz", "/login", "/static/graftlab.css", "/static/icon.svg")
@@ -35,7 +36,18 @@ def needed_role(method: str, path: str) -> Role:
     """What an address asks for. Unknown ones that change something ask for a runner."""
     if any(path == part or path.startswith(f"{part}/") for part in ADMIN_PATHS):
         return "admin"
+    if path.startswith(f"{PREFIX}/"):
+        return _needed_in_mlflow(method, path)
     return "viewer" if method in SAFE_METHODS or path in VIEWER_POSTS else "runner"
+
+
+def _needed_in_mlflow(method: str, path: str) -> Role:
+    """MLflow's pages search with POST. What the lab does not serve of it is refused to everybody, later."""
+    try:
+        right = right_for(method, path.removeprefix(PREFIX))
+    except Refused:
+        return "viewer"
+    return "admin" if right == "lab" else right
 
 
 class Gate:

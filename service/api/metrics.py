@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.api.deps import Lab, LabDep
 from service.store.accounts import LAB
-from service.store.models import AccountRow, AttemptRow, LeaderRow, RunRow, TrackingRow
+from service.store.models import AccountRow, AttemptRow, LeaderRow, RunRow
 
 router = APIRouter(tags=["health"])
 PROCESS = CollectorRegistry()
@@ -51,9 +51,8 @@ def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
     spent = (lab_account.device_seconds if lab_account else 0.0) + float(
         session.scalar(open_ones.where(AttemptRow.ended_at.is_(None))) or 0
     )
-    seen = func.coalesce(TrackingRow.last_seq, 0)
-    behind = select(func.coalesce(func.sum(RunRow.last_event - seen), 0)).outerjoin(
-        TrackingRow, TrackingRow.run_id == RunRow.id
+    behind = select(func.coalesce(func.sum(RunRow.last_event - RunRow.mlflow_event), 0)).where(
+        RunRow.last_event > RunRow.mlflow_event
     )
     leader = session.get(LeaderRow, 1)
     leads = leader is not None and leader.until > lab.database.clock(session)

@@ -1,6 +1,5 @@
 """Runs: listing, looking, following."""
 
-import mimetypes
 import re
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from service.api.deps import Lab, LabDep
 from service.api.etags import names, run_tag
 from service.api.problems import ApiError
 from service.api.schemas import EventPage, RunDetail, RunPage, RunState
+from service.api.untrusted import inert_headers, media_type_of
 from service.store.models import RunRow
 from service.store.queries import events_after, find_runs, run_detail, visible_to
 from workers.contract import attempt_folder
@@ -135,7 +135,7 @@ def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
     path = reports[0].artifacts.get(name) if reports else None
     if path is None or not lab.storage.exists(path):
         raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
-    media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    media_type = media_type_of(path)
     # By pieces: kept samples are gigabytes.
-    headers = {"Content-Length": str(lab.storage.size(path))}
+    headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
     return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)

@@ -102,6 +102,9 @@ class RunView(View):
     """95 %, of the metrics that have one."""
     cost: MeasuredCost | None = None
     mlflow_url: str | None = None
+    """Where the lab shows it in MLflow, relative to the lab's own address."""
+    mlflow_error: str | None = None
+    """What MLflow could not be told of it."""
 
 
 class RunDetail(RunView):
@@ -318,6 +321,22 @@ class Collected(View):
 
 
 class TrackingRebuilt(View):
-    """How many runs start anew."""
+    """How many runs and studies start anew."""
 
     runs: int
+    studies: int = 0
+
+
+class TrackingState(View):
+    """How far MLflow is behind the lab."""
+
+    runs: int
+    """Of which MLflow does not know everything."""
+    events: int
+    studies: int
+    since: datetime | None = None
+    """When the oldest thing happened that MLflow does not know."""
+    wrong: str | None = None
+    """Why MLflow cannot be used, and what to run."""
+    with_errors: int = 0
+    """Runs and studies of which something cannot be shown in MLflow."""

@@ -1,7 +1,6 @@
 """Studies: creating, looking, pausing, stopping, extending, and their reports."""
 
 import hashlib
-import mimetypes
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -14,6 +13,7 @@ from service.api.deps import Lab, LabDep
 from service.api.problems import ApiError
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyExtension, StudyPage
 from service.api.submitting import IdempotencyKey, again_where_beaten, check_startable
+from service.api.untrusted import inert_headers, media_type_of
 from service.search.door import open_study
 from service.search.optuna_book import pinned
 from service.search.publishing_paths import REPORT_FILES, report_folder
@@ -180,5 +180,5 @@ def read_report(study_id: str, name: str, lab: LabDep) -> Response:
     path = f"{report_folder(study_id)}/{name}"
     if name not in REPORT_FILES or not lab.storage.exists(path):
         raise ApiError("not-found", f"study {study_id} has no report file {name!r} yet")
-    media_type = mimetypes.guess_type(name)[0] or "text/plain"
-    return Response(lab.storage.read_bytes(path), media_type=media_type)
+    media_type = media_type_of(name)
+    return Response(lab.storage.read_bytes(path), media_type=media_type, headers=inert_headers(media_type))

@@ -36,6 +36,9 @@ class StudyView(View):
     created_at: datetime
     ended_at: datetime | None = None
     mlflow_url: str | None = None
+    """Where the lab shows it in MLflow, relative to the lab's own address."""
+    mlflow_error: str | None = None
+    """What MLflow could not be told of it."""
 
 
 class StudyTrial(View):

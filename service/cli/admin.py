@@ -100,6 +100,6 @@ def _tracking() -> None:
 
 @tracking_app.command("rebuild")
 def rebuild_command(url: Url = None) -> None:
-    """Have every run projected to MLflow anew, where its database was lost."""
+    """Have every run and study projected to MLflow anew, also what could not be shown there before."""
     done = GraftlabClient(find_url(url)).rebuild_tracking()
-    out.print(f"{done.runs} runs will be projected to MLflow anew")
+    out.print(f"{done.runs} runs and {done.studies} studies will be projected to MLflow anew")

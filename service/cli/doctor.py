@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -11,13 +12,20 @@ import httpx
 import typer
 from rich.markup import escape
 
+from service.api.schemas import TrackingState
 from service.cli.console import out, print_json, table
 from service.cli.lab import find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.settings import Settings
+from service.tracking.state import ask_server
 
 LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
 """Oldest versions without known holes that matter here."""
 LEAST_FREE = 5e9
+LATE = timedelta(minutes=2)
+MLFLOW_REMEDY = (
+    "see logs/mlflow.log; runs go on and nothing is lost: the lab tells MLflow the rest once it answers"
+)
 UP = "start the lab with `graft up`"
 REMEDIES = {
     "database": "look at GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL has to run, SQLite needs room",
@@ -42,7 +50,9 @@ class Finding(NamedTuple):
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
     """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
-    found = [_python(), *map(_package, LEAST), _disk(data), *_lab(find_url(url)), _mlflow(data)]
+    lab = _lab(find_url(url))
+    mlflow = _mlflow(find_url(url), data, answers=len(lab) > 1)
+    found = [_python(), *map(_package, LEAST), _disk(data), *lab, mlflow]
     if json:
         print_json([finding._asdict() for finding in found])
     else:
@@ -125,14 +135,29 @@ def _webhooks(url: str) -> list[Finding]:
     ]
 
 
-def _mlflow(folder: Path) -> Finding:
-    """Looked for where the lab of the data folder says it is; training goes on without it."""
+def _mlflow(url: str, folder: Path, answers: bool) -> Finding:
+    """What the lab says of MLflow, else MLflow itself where the data folder's lab has it."""
+    reason = "no lab answers"
+    try:
+        if answers:
+            return _compared(GraftlabClient(url).tracking())
+    except (ApiProblem, LabUnreachable) as error:
+        reason = str(error)
     address = read_address(folder)
     if address is None:
-        return Finding("MLflow", "no lab runs on this data folder; not looked for")
-    try:
-        httpx.get(f"{address.mlflow_url}/health", timeout=10, trust_env=False).raise_for_status()
-    except httpx.HTTPError as error:
-        remedy = "see logs/mlflow.log; nothing is lost, and `graft tracking rebuild` fills a new database"
-        return Finding("MLflow", f"{address.mlflow_url}: {type(error).__name__}", remedy)
-    return Finding("MLflow", address.mlflow_url)
+        return Finding("MLflow", f"not looked at: {reason}")
+    wrong = ask_server(Settings(data_dir=folder.absolute(), mlflow_url=address.mlflow_url))
+    return Finding("MLflow", wrong or f"{address.mlflow_url} answers", MLFLOW_REMEDY if wrong else "")
+
+
+def _compared(state: TrackingState) -> Finding:
+    """The lab's cursors against MLflow's, and MLflow's own word."""
+    behind = f"{state.events} events of {state.runs} runs and {state.studies} studies behind"
+    since = f", since {state.since:%Y-%m-%d %H:%M:%S} UTC" if state.since else ""
+    late = state.since is not None and datetime.now(UTC) - state.since > LATE
+    seen = f"{behind}{since}" if state.runs or state.studies else "knows everything"
+    if state.with_errors:
+        seen += f"; {state.with_errors} runs or studies have something that cannot be shown there"
+    if state.wrong:
+        return Finding("MLflow", f"{state.wrong}; {seen}", MLFLOW_REMEDY)
+    return Finding("MLflow", seen, "see logs/tracking.log: is the forwarder running?" if late else "")

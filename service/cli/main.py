@@ -75,11 +75,11 @@ def submit(
     if not wait:
         print_json(answer) if json else out.print(f"{answer.run_id}  {client.url}/runs/{answer.run_id}")
         return
-    _finish(follow(client, [answer.run_id], console=err if json else out)[0], json)
+    _finish(follow(client, [answer.run_id], console=err if json else out)[0], client, json)
 
 
-def _finish(run: RunDetail, json: bool) -> None:
-    print_json(run) if json else views.show_run(run)
+def _finish(run: RunDetail, client: GraftlabClient, json: bool) -> None:
+    print_json(run) if json else views.show_run(run, client.url)
     if run.state != "SUCCEEDED":
         raise typer.Exit(1)
 
@@ -103,7 +103,7 @@ def show(run: Run, url: Url = None, json: AsJson = False) -> None:
     """One run: design, stages, figures."""
     client = _client(url)
     detail = client.run(run_id_of(client, run))
-    print_json(detail) if json else views.show_run(detail)
+    print_json(detail) if json else views.show_run(detail, client.url)
 
 
 @app.command()
@@ -112,7 +112,7 @@ def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
     client = _client(url)
     run_id = run_id_of(client, run)
     if not json:
-        return _finish(follow(client, [run_id])[0], json)
+        return _finish(follow(client, [run_id])[0], client, json)
     for event in client.events(run_id):
         out.out(event.model_dump_json(), highlight=False)
     return None

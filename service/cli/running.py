@@ -18,6 +18,7 @@ from service.cli.lab import lock, read_address
 from service.cli.supervisor import Supervisor, end_strays
 from service.cli.views import show_leaderboard
 from service.client import GraftlabClient
+from service.tracking.endpoints import PREFIX
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 DEMO_DESIGNS = ("teacher", "hyena-x-half", "window-half", "mlp-ratio-3-half")
@@ -118,4 +119,4 @@ def _tend_for_ever(supervisor: Supervisor) -> None:
 def _say_where(supervisor: Supervisor) -> None:
     link = GraftlabClient(supervisor.address.url).login_link()
     out.print(f"  pages   {link}  (works once; `graft open` prints another)", soft_wrap=True)
-    out.print(f"  MLflow  {supervisor.address.mlflow_url}")
+    out.print(f"  MLflow  {supervisor.address.url}{PREFIX}/")

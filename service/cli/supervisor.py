@@ -15,8 +15,10 @@ import psutil
 
 from service.cli.lab import LabAddress, write_address
 from service.cli.ports import free_port, listeners
-from service.credentials import forget_lab, note_lab
+from service.credentials import forget_lab, mlflow_token, note_lab
+from service.direct import clear_mlflow, reach_directly
 from service.settings import Settings
+from service.tracking.endpoints import PREFIX
 
 MARK = "GRAFTLAB_LAB"
 PART = "GRAFTLAB_PART"
@@ -64,22 +66,17 @@ class Supervisor:
         self.host = bind.host
         self.address = LabAddress(
             url=f"http://{self.host}:{free_port(self.port)}",
-            mlflow_url=f"http://{self.host}:{free_port(5000)}",
+            mlflow_url=f"http://127.0.0.1:{free_port(5000)}{PREFIX}",
             ray_dashboard=f"http://{self.host}:{free_port(8265)}",
             pid=os.getpid(),
         )
         self.parts = [Part(name, command) for name, command in self._commands().items()]
 
     def _commands(self) -> dict[str, list[str]]:
-        python, data = sys.executable, self.folder
+        python = sys.executable
         return {
             "ray": self._ray_command(),
-            "mlflow": [
-                *(python, "-m", "mlflow", "server", "--workers", "1", "--host", self.host),
-                *("--port", _port(self.address.mlflow_url)),
-                *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
-                *("--artifacts-destination", str(data / "mlflow-artifacts")),
-            ],
+            "mlflow": [python, "-m", "service.tracking.server"],
             "api": [python, "-m", "service.api"],
             "scheduler": [python, "-m", "service.scheduler"],
             "tracking": [python, "-m", "service.tracking"],
@@ -121,10 +118,12 @@ class Supervisor:
             "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
             "RAY_TRAIN_V2_ENABLED": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here asks for
             "PYTHONUNBUFFERED": "1",
         }
-        return {**{name: value for name, value in os.environ.items() if name not in NOT_INHERITED}, **ours}
+        inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        clear_mlflow(inherited)
+        reach_directly(inherited)
+        return {**inherited, **ours}
 
     def _token_file(self) -> Path:
         return self.folder / "ray-token"
@@ -136,6 +135,7 @@ class Supervisor:
         if not self._token_file().exists():
             self._token_file().touch(mode=0o600)
             self._token_file().write_text(secrets.token_hex(32))
+        mlflow_token(self.folder)
         for part in self.parts:
             self._spawn(part)
         write_address(self.folder, self.address)

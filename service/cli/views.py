@@ -126,8 +126,8 @@ def seconds_text(run: RunView) -> str:
     return f"{run.spend.device_seconds:.0f}"
 
 
-def show_run(run: RunDetail) -> None:
-    """Everything about one run."""
+def show_run(run: RunDetail, lab: str) -> None:
+    """Everything about one run of the lab at this address."""
     out.print(f"[bold]{escape(run.name)}[/]  {run.id}  {state_text(run)}  {stage_text(run)}")
     if run.message:
         out.print(f"  {escape(run.message)}")
@@ -149,8 +149,10 @@ def show_run(run: RunDetail) -> None:
         out.print(f"  forecast {forecast_text(run.forecast)}; used {run.spend.device_seconds:.0f}")
     for name, value in run.metrics.items():
         out.print(f"  {name} = {value:,.6g}")
+    if run.mlflow_error:
+        out.print(f"  not in MLflow: {escape(run.mlflow_error)}", soft_wrap=True)
     if run.mlflow_url:
-        out.print(f"  {run.mlflow_url}", soft_wrap=True)
+        out.print(f"  in MLflow: {lab}{run.mlflow_url}", soft_wrap=True)
 
 
 def parts_table(parts: list[PartProgress]) -> Table:

@@ -33,6 +33,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def where(condition: str) -> dict[str, Any]:
+    """Arguments of an index that holds only the rows for which the condition is true."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 class Base(DeclarativeBase):
     """Names of constraints are fixed, so that migrations can speak of them."""
 
@@ -72,6 +77,8 @@ class RunRow(Base):
         Index("ix_runs_state", "state", "id"),
         Index("ix_runs_owner", "owner", "id"),
         Index("ix_runs_owner_state", "owner", "state", "id"),
+        Index("ix_runs_mlflow_run_id", "mlflow_run_id"),
+        Index("ix_runs_mlflow_behind", "id", **where("last_event > mlflow_event")),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -118,6 +125,13 @@ class RunRow(Base):
     seconds_left: Mapped[float | None] = mapped_column(Float)
     forecast: Mapped[dict[str, Any] | None]
     mlflow_url: Mapped[str | None] = mapped_column(String(500))
+    """Read and written by 0.1 alone."""
+    mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
+    mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
+    mlflow_event: Mapped[int] = mapped_column(server_default="0", default=0)
+    """The last event that MLflow was told of."""
+    mlflow_error: Mapped[str | None] = mapped_column(String(500))
+    """What MLflow could not be told of this run."""
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 
 
@@ -221,7 +235,7 @@ class AccountRow(Base):
 
 
 class TrackingRow(Base):
-    """How far a run's events have been projected to MLflow."""
+    """Read and written by 0.1 alone; by now the run itself says how far it was projected to MLflow."""
 
     __tablename__ = "tracking_cursors"
 

@@ -15,6 +15,7 @@ from grafting_core.spec.work import WORK, Work, as_graft
 from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from service.store.bank import transfers
 from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
+from service.tracking.endpoints import link
 from workers.contract import STAGES, Event, PartProgress, StageReport
 
 M = TypeVar("M", bound=BaseModel)
@@ -191,7 +192,8 @@ def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
         },
         intervals={name: interval for report in reports for name, interval in report.intervals.items()},
         cost=next((report.cost for report in reports if report.cost), None),
-        mlflow_url=row.mlflow_url,
+        mlflow_url=link(row.mlflow_experiment_id, row.mlflow_run_id),
+        mlflow_error=row.mlflow_error,
     )
 
 

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.store.models import Base, now
+from service.store.models import Base, now, where
 
 SHARED = ", "
 """Between names of baselines that come to one design."""
@@ -16,6 +16,7 @@ class StudyRow(Base):
     """One search. `state` and `phase` are written by `studies.move` alone."""
 
     __tablename__ = "studies"
+    __table_args__ = (Index("ix_studies_mlflow_behind", "id", **where("version > mlflow_version")),)
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -40,9 +41,13 @@ class StudyRow(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
+    mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
     mlflow_url: Mapped[str | None] = mapped_column(String(500))
+    """Read and written by 0.1 alone."""
     mlflow_version: Mapped[int] = mapped_column(default=-1)
     """The version that MLflow has."""
+    mlflow_error: Mapped[str | None] = mapped_column(String(500))
+    """What MLflow could not be told of this study."""
 
 
 class TrialRow(Base):

@@ -13,6 +13,7 @@ from service.store.models import RunRow, StageRow
 from service.store.queries import parsed, spends_of
 from service.store.studies import runs_of, spec_of_study, study_spends, trials_of
 from service.store.study_models import SHARED, StudyRow, StudyRunRow, TrialRow
+from service.tracking.endpoints import link
 
 NONE = ("{}", "null")
 """Of a document that is stored as text: nothing in it."""
@@ -105,7 +106,8 @@ def _view(
         version=study.version,
         created_at=study.created_at,
         ended_at=study.ended_at,
-        mlflow_url=study.mlflow_url,
+        mlflow_url=link(study.mlflow_experiment_id, study.mlflow_run_id),
+        mlflow_error=study.mlflow_error,
     )
 
 

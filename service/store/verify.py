@@ -18,7 +18,6 @@ from service.store.models import (
     ExperimentRow,
     RunRow,
     StageRow,
-    TrackingRow,
 )
 from service.store.webhook_models import DeliveryRow
 
@@ -197,10 +196,8 @@ def _swept_after_the_end(session: Session) -> Wrong:
 
 def _tracking_behind(session: Session) -> Wrong:
     """What was projected is at most what happened."""
-    query = (
-        select(RunRow.id, TrackingRow.last_seq, RunRow.last_event)
-        .join(TrackingRow, TrackingRow.run_id == RunRow.id)
-        .where(TrackingRow.last_seq > RunRow.last_event)
+    query = select(RunRow.id, RunRow.mlflow_event, RunRow.last_event).where(
+        RunRow.mlflow_event > RunRow.last_event
     )
     for run_id, told, last in session.execute(query):
         yield run_id, f"was projected to event {told} of {last}"

@@ -2,12 +2,9 @@
 
 import logging
 import os
+import re
 import signal
 import threading
-
-from mlflow.exceptions import MlflowException
-from requests.exceptions import RequestException
-from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
 from service import logs
@@ -15,6 +12,7 @@ from service.settings import Settings
 from service.store.engine import Database
 from service.store.migrate import upgrade
 from service.tracking.forwarder import Forwarder
+from service.tracking.target import Away, plain
 
 log = logging.getLogger("graftlab.tracking")
 LONGEST_WAIT = 60.0
@@ -26,25 +24,47 @@ def main() -> None:
     # Our own waiting is the retry; MLflow's would block for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     settings = Settings()
     database = Database(settings.database_url)
     upgrade(database)
-    forwarder = Forwarder(settings, database, Storage(settings.storage))
+    rounds = Rounds(Forwarder(settings, database, Storage(settings.storage)), settings.round_seconds)
     ended = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
-    wait = settings.round_seconds
-    while not ended.wait(wait):
-        wait = settings.round_seconds if _round(forwarder) else min(LONGEST_WAIT, wait * 2)
+    while not ended.wait(rounds.wait):
+        rounds.next()
 
 
-def _round(forwarder: Forwarder) -> bool:
-    try:
-        forwarder.round()
-    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        log.warning("MLflow is behind: %s", str(error)[:300])
-        return False
-    return True
+class Rounds:
+    """One round after the other; what hinders them is named when it begins and when it is over."""
+
+    def __init__(self, forwarder: Forwarder, seconds: float) -> None:
+        self._forwarder, self._seconds = forwarder, seconds
+        self._hindered = ""
+        self.wait = seconds
+        """Until the next round is due."""
+
+    def next(self) -> bool:
+        """Whether the round came to its end."""
+        try:
+            more = self._forwarder.round()
+        except Exception as error:  # noqa: BLE001 - nothing ends the forwarder; what it has not told waits
+            self.wait = min(LONGEST_WAIT, max(self._seconds, self.wait) * 2)
+            self._hinder(plain(str(error) if isinstance(error, Away) else error))
+            return False
+        self.wait = 0.0 if more else self._seconds
+        self._hinder("")
+        return True
+
+    def _hinder(self, reason: str) -> None:
+        same = re.sub("0x[0-9a-f]+|[0-9]+", "", reason)  # addresses of objects, counts of retries
+        if same != self._hindered:
+            if reason:
+                log.warning("MLflow is behind, and is told later: %s", reason)
+            else:
+                log.info("MLflow can be told again")
+        self._hindered = same
 
 
 if __name__ == "__main__":

@@ -1,35 +1,36 @@
 """Runs as MLflow shows them: a projection of our events, repeatable from any point."""
 
 import io
-import json
-import logging
-import math
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from mlflow.entities import Metric, RunTag
 from PIL import Image
-from sqlalchemy import or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
-from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL, RunDetail, RunEvent
+from service.direct import reach_mlflow
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.models import RunRow, TrackingRow
+from service.store.models import EventRow, RunRow
 from service.store.queries import events_after, run_detail
+from service.store.study_models import StudyRow
+from service.tracking.figures import metrics, params
+from service.tracking.items import Items
+from service.tracking.lost import LostRuns
 from service.tracking.studies import StudyForwarder, parent_tags
-from workers.contract import Progress, StageDone, StageReport
+from service.tracking.target import Target, plain
+from workers.contract import StageDone
 
-log = logging.getLogger("graftlab.tracking")
 TAG = "graftlab.run_id"
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
-ABOUT_ONE_RUN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST")
-BATCH = 900
-"""MLflow takes at most 1,000 metrics a call."""
+FILES = frozenset(("samples.png", "report.json"))
+"""Of a stage's artifacts, what MLflow shows."""
+PAGE = 500
+LONGEST_WAIT = 600.0
+"""Between two looks at a file that cannot be read."""
 
 
 class Forwarder:
@@ -37,160 +38,154 @@ class Forwarder:
 
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self.settings, self.database, self.storage = settings, database, storage
-        self.client = MlflowClient(settings.mlflow_url)
-        self.studies = StudyForwarder(settings, database, self.client)
+        self.target = Target(settings.mlflow_url)
+        self.runs = Items(database, self.target, RunRow)
+        self.studies = StudyForwarder(database, self.target, Items(database, self.target, StudyRow))
+        self._lost = LostRuns(database, self.target, [self.runs, self.studies.items])
+        self._waits: dict[str, tuple[float, float]] = {}
+        """Run -> until when it waits for a file of its own, and for how long it has been told to."""
 
-    def round(self) -> None:
-        """Bring MLflow up to date. Raises MlflowException or requests' errors while it is away."""
+    def round(self) -> bool:
+        """Bring MLflow nearer to the present; whether there is more to do at once. Raises Away."""
+        # Read each time: the server may have made its secret since.
+        reach_mlflow(self.settings.mlflow_url, self.settings.mlflow_token())
         # Studies first: a run is nested under its parent when it is made.
         self.studies.round()
-        for run_id in self._behind():
-            try:
-                self._forward(run_id)
-            except MlflowException as error:
-                self._set_aside(run_id, error)
-
-    def _set_aside(self, run_id: str, error: MlflowException) -> None:
-        """A fault of one run keeps no other waiting. Where MLflow has lost the run, it is projected anew.
-
-        Raises the error where it speaks of MLflow as a whole.
-        """
-        if error.error_code not in ABOUT_ONE_RUN:
-            raise error
-        log.warning("run %s cannot be projected: %s", run_id, " ".join(str(error).split())[:300])
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            with self.database.writing() as session:
-                row = session.get(TrackingRow, run_id)
-                if row is not None:
-                    row.mlflow_run_id, row.last_seq, row.closed = None, 0, False
-
-    def _behind(self) -> list[str]:
-        query = (
-            select(RunRow.id)
-            .outerjoin(TrackingRow, TrackingRow.run_id == RunRow.id)
-            .where(or_(TrackingRow.run_id.is_(None), RunRow.last_event > TrackingRow.last_seq))
-            .order_by(RunRow.id)
-        )
-        with self.database.reading() as session:
-            return list(session.scalars(query))
+        for run_id in self.runs.behind():
+            if self._waits.get(run_id, (0.0, 0.0))[0] <= time.monotonic():
+                self.runs.project(run_id, self._forward)
+        lost = self._lost.look()
+        return lost or any(run_id not in self._waits for run_id in self.runs.behind())
 
     def _forward(self, run_id: str) -> None:
+        """One page of a run's events."""
         with self.database.reading() as session:
+            query = select(RunRow.mlflow_run_id, RunRow.mlflow_event, RunRow.last_event)
+            tracked, cursor, last = session.execute(query.where(RunRow.id == run_id)).one()
             detail = run_detail(session, run_id)
-            cursor = session.get(TrackingRow, run_id)
-            events = events_after(session, run_id, cursor.last_seq if cursor else 0)
-        assert detail is not None
-        tracked = cursor.mlflow_run_id if cursor and cursor.mlflow_run_id else self._find_or_create(detail)
-        if cursor and cursor.closed and events:
-            self.client.update_run(tracked, status="RUNNING")
-        self._send(tracked, detail, events)
-        with self.database.writing() as session:
-            self._remember(session, run_id, tracked, events)
+        if detail is None:
+            raise ValueError("it is not there any more")
+        after = cursor if tracked else 0
+        events, numbers, wrong = self._events(run_id, after)
+        tracked = tracked or self._find_or_create(detail)
+        done = max(numbers, default=last)
+        found, unread = self._send(tracked, events)
+        self._status(tracked, detail, events, reopened=after > 0)
+        self.runs.note(run_id, [*wrong, *found, *unread.values()])
+        self._wait(run_id, bool(unread))
+        self._remember(run_id, min([done, *(number - 1 for number in unread)]))
+
+    def _events(self, run_id: str, after: int) -> tuple[list[RunEvent], list[int], list[str]]:
+        """A page of events, the numbers it has come through, and what is wrong with unreadable ones."""
+        with self.database.reading() as session:
+            query = select(EventRow.seq).where(EventRow.run_id == run_id, EventRow.seq > after)
+            numbers = list(session.scalars(query.order_by(EventRow.seq).limit(PAGE)))
+        found: list[RunEvent] = []
+        wrong: list[str] = []
+        try:
+            found = self._read(run_id, after, PAGE)
+        except OperationalError:
+            raise
+        except Exception:  # noqa: BLE001 - one of them; which, is seen by taking them singly
+            for number in numbers:
+                self._try(wrong, f"event {number}", lambda: found.extend(self._read(run_id, number - 1, 1)))  # noqa: B023 - called at once
+        return found, numbers, wrong
+
+    def _read(self, run_id: str, after: int, limit: int) -> list[RunEvent]:
+        with self.database.reading() as session:
+            return events_after(session, run_id, after, limit)
+
+    def _try(self, wrong: list[str], what: str, step: Callable[[], object]) -> None:
+        """Take a step that is this item's alone; what is wrong with it joins the list."""
+        try:
+            step()
+        except OperationalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the item holds
+            wrong.append(f"{what} cannot be shown in MLflow: {plain(error)}")
 
     def _find_or_create(self, detail: RunDetail) -> str:
-        """The MLflow run tagged with our id, made where there is none: a lost answer makes no second one."""
-        experiment = self.client.get_experiment_by_name(detail.backbone)
-        experiment_id = (
-            experiment.experiment_id if experiment else self.client.create_experiment(detail.backbone)
-        )
-        found = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{detail.id}'", max_results=1)
+        """The MLflow run tagged with our id. A predecessor may have been killed at any point of this."""
+        experiment_id = self.target.experiment(detail.backbone)
         started = int(detail.created_at.timestamp() * 1000)
         tags = {TAG: detail.id, **parent_tags(self.database, detail.id)}
-        made = found[0] if found else self.client.create_run(experiment_id, started, tags, detail.name)
-        # A predecessor may have been killed before this: equal values are taken twice.
-        self.client.log_batch(made.info.run_id, params=_params(detail))
-        self.client.log_text(made.info.run_id, detail.work.model_dump_json(indent=2), f"{detail.kind}.json")
-        self._link(detail.id, experiment_id, made.info.run_id)
-        return str(made.info.run_id)
+        made = self.target.run(experiment_id, detail.name, started, TAG, tags)
+        tracked = str(made.info.run_id)
+        given = [param for param in params(detail) if param.key not in made.data.params]
+        wrong = self.target.log(tracked, params=given)
+        name, text = f"{detail.kind}.json", detail.work.model_dump_json(indent=2).encode()
+        wrong += self._upload(tracked, name, lambda: self._file(tracked, name, text))
+        self.runs.note(detail.id, wrong)
+        self._update(detail.id, mlflow_experiment_id=experiment_id, mlflow_run_id=tracked)
+        return tracked
 
-    def _link(self, run_id: str, experiment_id: str, tracked: str) -> None:
-        with self.database.writing() as session:
-            url = f"{self.settings.mlflow_url}/#/experiments/{experiment_id}/runs/{tracked}"
-            session.get_one(RunRow, run_id).mlflow_url = url
+    def _upload(self, tracked: str, what: str, step: Callable[[], object]) -> list[str]:
+        """What kept a file from MLflow. Raises Away or Lost."""
+        wrong: list[str] = []
+        self._try(wrong, what, step)
+        if wrong:
+            self.target.check_run(tracked)
+        return wrong
 
-    def _send(self, tracked: str, detail: RunDetail, events: list[RunEvent]) -> None:
-        metrics = [metric for event in events for metric in _metrics(event)]
-        for start in range(0, len(metrics), BATCH):
-            self.client.log_batch(tracked, metrics=metrics[start : start + BATCH])
+    def _send(self, tracked: str, events: list[RunEvent]) -> tuple[list[str], dict[int, str]]:
+        """What MLflow will never have of these events, and of which events a file cannot be read now."""
+        wrong: list[str] = []
+        found: list[Metric] = []
+        unread: dict[int, str] = {}
         for event in events:
-            self._send_artifacts(tracked, event)
-        if events and events[-1].state in TERMINAL:
-            self._close(tracked, detail)
+            self._try(wrong, f"event {event.id}", lambda: found.extend(metrics(event)))  # noqa: B023 - called at once
+        wrong += self.target.log(tracked, metrics=found)
+        for event in events:
+            body = event.event.body if event.event else None
+            artifacts = body.report.artifacts if isinstance(body, StageDone) else {}
+            for name in sorted(FILES & artifacts.keys()):
+                try:
+                    wrong += self._copy(tracked, name, artifacts[name])
+                except OSError as error:
+                    unread[event.id] = f"{artifacts[name]} cannot be read ({plain(error)}); tried again later"
+        return wrong, unread
 
-    def _send_artifacts(self, tracked: str, event: RunEvent) -> None:
-        body = event.event.body if event.event else None
-        if isinstance(body, StageDone) and "samples.png" in body.report.artifacts:
-            path = body.report.artifacts["samples.png"]
-            if not self.storage.exists(path):
-                return log.warning("%s is gone; MLflow does without", path)
-            from_storage = self.storage.read_bytes(path)
-            self.client.log_image(tracked, Image.open(io.BytesIO(from_storage)), artifact_file="samples.png")
-        if isinstance(body, StageDone) and "report.json" in body.report.artifacts:
-            report = self.storage.read_bytes(body.report.artifacts["report.json"]).decode()
-            self.client.log_text(tracked, report, "report.json")
+    def _copy(self, tracked: str, name: str, path: str) -> list[str]:
+        """Give MLflow a file; what keeps it from having it. Raises OSError where it cannot be read now."""
+        try:
+            content = self.storage.read_bytes(path)
+        except FileNotFoundError:
+            return [f"{path} is gone; MLflow does without"]
+        return self._upload(tracked, path, lambda: self._file(tracked, name, content))
 
-    def _close(self, tracked: str, detail: RunDetail) -> None:
+    def _file(self, tracked: str, name: str, content: bytes) -> None:
+        if name.endswith(".png"):
+            self.target.client.log_image(tracked, Image.open(io.BytesIO(content)), artifact_file=name)
+        else:
+            self.target.client.log_text(tracked, content.decode(), name)
+
+    def _status(self, tracked: str, detail: RunDetail, events: list[RunEvent], reopened: bool) -> None:
+        states = [event.state for event in events if event.state]
+        if states and states[-1] in TERMINAL:
+            self._close(tracked, detail, states[-1])
+        elif states and reopened:
+            self.target.client.update_run(tracked, status="RUNNING")
+
+    def _close(self, tracked: str, detail: RunDetail, state: str) -> None:
         at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
         spend = {f"spend.{name}": value for name, value in detail.spend.model_dump().items()}
         spend["spend.share_of_pretraining"] = detail.share_of_pretraining
-        metrics = [Metric(name, float(value), at, 0) for name, value in spend.items()]
-        self.client.log_batch(tracked, metrics=metrics, tags=[RunTag("graftlab.state", detail.state)])
-        self.client.set_terminated(tracked, ENDED[detail.state], at)
+        figures = [Metric(name, float(value), at, 0) for name, value in spend.items()]
+        wrong = self.target.log(tracked, metrics=figures, tags=[RunTag("graftlab.state", state)])
+        self.runs.note(detail.id, wrong)
+        self.target.client.set_terminated(tracked, ENDED[state], at)
 
-    def _remember(self, session: Session, run_id: str, tracked: str, events: list[RunEvent]) -> None:
-        row = session.get(TrackingRow, run_id) or TrackingRow(run_id=run_id, last_seq=0, closed=False)
-        row.mlflow_run_id = tracked
-        if events:
-            row.last_seq = events[-1].id
-            row.closed = events[-1].state in TERMINAL
-        session.add(row)
+    def _wait(self, run_id: str, waits: bool) -> None:
+        """Look at a run with an unreadable file later and later; it alone waits."""
+        if not waits:
+            self._waits.pop(run_id, None)
+            return
+        wait = min(LONGEST_WAIT, 2 * self._waits.get(run_id, (0.0, 0.5))[1])
+        self._waits[run_id] = (time.monotonic() + wait, wait)
 
+    def _remember(self, run_id: str, number: int) -> None:
+        self._update(run_id, mlflow_event=number)
 
-def _params(detail: RunDetail) -> list[Param]:
-    """What was asked for, flat; MLflow keeps up to 6,000 characters each."""
-    flat = {"kind": detail.kind, "experiment_digest": detail.experiment_digest}
-    if detail.kind == "graft":
-        flat |= _graft_params(detail.experiment)
-    return [Param(name, value[:6000]) for name, value in flat.items()]
-
-
-def _graft_params(spec: ExperimentSpec) -> dict[str, str]:
-    edits = ", ".join(f"{edit.site}: {_short(edit.operator.model_dump())}" for edit in spec.design.edits)
-    flat = {"edits": edits or "none", "pairs": ", ".join(map(str, spec.design.pairs)) or "none"}
-    for part in ("distill", "finetune", "evaluate"):
-        flat |= {f"{part}.{name}": str(value) for name, value in getattr(spec, part).model_dump().items()}
-    return flat
-
-
-def _short(operator: dict[str, Any]) -> str:
-    fields = {name: value for name, value in operator.items() if name != "kind" and value is not None}
-    return f"{operator['kind']}{json.dumps(fields) if fields else ''}"
-
-
-def _metrics(event: RunEvent) -> Iterator[Metric]:
-    """Curves by stage and step; a finished stage's figures under their own names."""
-    body = event.event.body if event.event else None
-    at = int(event.at.timestamp() * 1000)
-    if isinstance(body, Progress):
-        for name, value in body.values.items():
-            if math.isfinite(value):
-                yield Metric(_name(f"{body.stage}/{name}"), value, at, body.step)
-    elif isinstance(body, StageDone):
-        for name, value in {**body.report.metrics, **_clock(body.report)}.items():
-            yield Metric(_name(name), value, at, 0)
-
-
-def _clock(report: StageReport) -> dict[str, float]:
-    """What the clock said, and the ends of the intervals."""
-    ends = {f"{name} low": low for name, (low, _) in report.intervals.items()}
-    ends |= {f"{name} high": high for name, (_, high) in report.intervals.items()}
-    if report.cost is None:
-        return ends
-    forwards = {f"cost/seconds a forward of {each.batch}": each.median for each in report.cost.latencies}
-    rate = {"cost/images a second": report.cost.images_per_second}
-    return {**ends, **forwards, **rate, "cost/peak bytes": float(report.cost.peak_bytes)}
-
-
-def _name(text: str) -> str:
-    """MLflow allows letters, digits, underscore, dash, period, space, colon and slash."""
-    return text[:250]
+    def _update(self, run_id: str, **values: object) -> None:
+        with self.database.writing() as session:
+            session.execute(update(RunRow).where(RunRow.id == run_id).values(values))

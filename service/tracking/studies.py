@@ -1,16 +1,19 @@
 """Studies as MLflow shows them: a parent run each, under which the runs that serve it are nested."""
 
+from contextlib import suppress
+
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from service.api.study_schemas import StudyDetail
-from service.settings import Settings
 from service.store.engine import Database
+from service.store.models import RunRow
 from service.store.studies import ENDED
 from service.store.study_models import StudyRow, StudyRunRow
 from service.store.study_queries import study_detail
+from service.tracking.items import Items
+from service.tracking.target import Lost, Target
 
 TAG = "graftlab.study_id"
 ENDINGS = {"DONE": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
@@ -19,52 +22,57 @@ ENDINGS = {"DONE": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
 class StudyForwarder:
     """Projects each study that has changed. Twice is once: a metric's step is the study's version."""
 
-    def __init__(self, settings: Settings, database: Database, client: MlflowClient) -> None:
-        self._settings, self._database, self._client = settings, database, client
+    def __init__(self, database: Database, target: Target, items: Items) -> None:
+        self._database, self._target, self.items = database, target, items
 
     def round(self) -> None:
-        """Bring MLflow up to date. Raises MlflowException or requests' errors while it is away."""
-        query = select(StudyRow.id).where(StudyRow.version > StudyRow.mlflow_version).order_by(StudyRow.id)
-        with self._database.reading() as session:
-            behind = list(session.scalars(query))
-        for study_id in behind:
-            self._forward(study_id)
+        """Bring MLflow up to date. Raises Away."""
+        for study_id in self.items.behind():
+            self.items.project(study_id, self._forward)
 
     def _forward(self, study_id: str) -> None:
         with self._database.reading() as session:
             study = session.get_one(StudyRow, study_id)
             detail, tracked = study_detail(session, study), study.mlflow_run_id
-        experiment_id = self._experiment(detail.backbone)
-        tracked = tracked or self._find_or_create(experiment_id, detail)
-        self._send(tracked, detail)
-        with self._database.writing() as session:
-            row = session.get_one(StudyRow, study_id)
-            row.mlflow_run_id, row.mlflow_version = tracked, detail.version
-            row.mlflow_url = f"{self._settings.mlflow_url}/#/experiments/{experiment_id}/runs/{tracked}"
+        tracked = tracked or self._find_or_create(detail)
+        self.items.note(study_id, self._send(tracked, detail))
+        self._update(study_id, mlflow_version=detail.version)
 
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else self._client.create_experiment(name))
-
-    def _find_or_create(self, experiment_id: str, detail: StudyDetail) -> str:
-        """The run tagged with the study, made where there is none: a lost answer makes no second one."""
-        found = self._client.search_runs([experiment_id], f"tags.`{TAG}` = '{detail.id}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+    def _find_or_create(self, detail: StudyDetail) -> str:
+        """The run tagged with the study, under which the runs that MLflow has of it are nested (again)."""
+        experiment_id = self._target.experiment(detail.backbone)
         started = int(detail.created_at.timestamp() * 1000)
-        made = self._client.create_run(experiment_id, started, {TAG: detail.id}, detail.name)
-        self._client.log_batch(made.info.run_id, params=_params(detail))
-        return str(made.info.run_id)
+        made = self._target.run(experiment_id, detail.name, started, TAG, {TAG: detail.id})
+        tracked = str(made.info.run_id)
+        given = [param for param in _params(detail) if param.key not in made.data.params]
+        self.items.note(detail.id, self._target.log(tracked, params=given))
+        self._nest(detail.id, tracked)
+        self._update(detail.id, mlflow_experiment_id=experiment_id, mlflow_run_id=tracked)
+        return tracked
 
-    def _send(self, tracked: str, detail: StudyDetail) -> None:
+    def _nest(self, study_id: str, parent: str) -> None:
+        query = select(RunRow.mlflow_run_id).join(StudyRunRow, StudyRunRow.run_id == RunRow.id)
+        with self._database.reading() as session:
+            children = list(session.scalars(query.where(StudyRunRow.study_id == study_id)))
+        for child in filter(None, children):
+            with suppress(Lost):  # it is made anew, and then nested
+                self._target.log(child, tags=[RunTag(MLFLOW_PARENT_RUN_ID, parent)])
+
+    def _send(self, tracked: str, detail: StudyDetail) -> list[str]:
+        """Figures and state; what of it MLflow refuses."""
         at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
         metrics = [Metric(name, value, at, detail.version) for name, value in _figures(detail).items()]
         tags = [RunTag("graftlab.state", detail.state), RunTag("graftlab.phase", detail.phase)]
-        self._client.log_batch(tracked, metrics=metrics, tags=tags)
+        refused = self._target.log(tracked, metrics=metrics, tags=tags)
         if detail.state in ENDED:
-            self._client.set_terminated(tracked, ENDINGS[detail.state], at)
+            self._target.client.set_terminated(tracked, ENDINGS[detail.state], at)
         else:
-            self._client.update_run(tracked, status="RUNNING")
+            self._target.client.update_run(tracked, status="RUNNING")
+        return refused
+
+    def _update(self, study_id: str, **values: object) -> None:
+        with self._database.writing() as session:
+            session.execute(update(StudyRow).where(StudyRow.id == study_id).values(values))
 
 
 def _params(detail: StudyDetail) -> list[Param]:

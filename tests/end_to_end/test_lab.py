@@ -25,6 +25,7 @@ from service.api.schemas import RunDetail
 from service.cli.lab import LabAddress, lock, read_address
 from service.cli.supervisor import MARK, PART
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.credentials import first_key
 from tests.builders import document
 from workers.contract import RunTicket
 from workers.events import EventLog
@@ -134,7 +135,8 @@ def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None
 
 def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:
     """MLflow shows what our own database shows, one run a run, ended as ours ended."""
-    mlflow = MlflowClient(lab.address.mlflow_url)
+    os.environ["MLFLOW_TRACKING_TOKEN"] = first_key(lab.folder)
+    mlflow = MlflowClient(f"{lab.address.url}/mlflow")
 
     def tracked() -> list[object]:
         experiment = mlflow.get_experiment_by_name("testbed/dit-fashion")

@@ -7,13 +7,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import create_engine, func, select, text
 
 from grafting_core.failpoints import arm
 from service.store.engine import Database
 from service.store.migrate import check, downgrade, upgrade, versions
 from service.store.models import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
+from service.store.submissions import submit
 from service.store.verify import verify
+from tests.builders import experiment
 
 RELEASED = Path(__file__).parent / "released"
 RELEASES = sorted({path.name.rsplit("-", 1)[0] for path in RELEASED.iterdir()})
@@ -115,3 +117,22 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
         session.connection().exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Exception, match="9999"):
         upgrade(database)
+
+
+def test_what_mlflow_was_told_stands_in_the_run_afterwards(database_url: str) -> None:
+    database = Database(database_url)
+    upgrade(database)
+    with database.writing() as session:
+        run_id = submit(session, experiment(), "digest", None).id
+    downgrade(database, "0012")
+    with database.writing() as session:
+        url = "http://127.0.0.1:5000/#/experiments/17/runs/abc"
+        session.execute(text("UPDATE runs SET mlflow_url = :url, last_event = 9"), {"url": url})
+        columns = "(run_id, mlflow_run_id, last_seq, closed)"
+        cursor = f"INSERT INTO tracking_cursors {columns} VALUES (:run, 'abc', 7, :no)"
+        session.execute(text(cursor), {"run": run_id, "no": False})
+    upgrade(database)
+    with database.reading() as session:
+        run = session.get_one(RunRow, run_id)
+        assert (run.mlflow_experiment_id, run.mlflow_run_id, run.mlflow_event) == ("17", "abc", 7)
+    database.engine.dispose()

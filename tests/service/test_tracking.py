@@ -17,7 +17,7 @@ from service.store.engine import Database
 from service.store.lifecycle import record, transition
 from service.store.models import RunRow
 from service.store.submissions import submit
-from service.tracking.__main__ import _round
+from service.tracking.__main__ import Rounds
 from service.tracking.forwarder import Forwarder
 from tests.builders import experiment
 from workers.contract import Event, Progress, StageDone, StageReport
@@ -59,7 +59,7 @@ def forwarder(settings: Settings, database: Database) -> Forwarder:
     return Forwarder(settings, database, Storage(settings.storage))
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 def test_a_lost_mlflow_database_is_rebuilt_from_ours(
     client: TestClient, database: Database, tracked: Settings, tmp_path: Path
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_lost_mlflow_database_is_rebuilt_from_ours(
     forwarder(tracked, database).round()
     (run,) = shown(tracked, run_id)
     assert (run.info.status, run.data.metrics["fid40/x"]) == ("FINISHED", 7.0)
-    assert client.post("/api/v1/admin/tracking/rebuild").json() == {"runs": 1}
+    assert client.post("/api/v1/admin/tracking/rebuild").json() == {"runs": 1, "studies": 0}
     forwarder(tracked, database).round()
     assert len(shown(tracked, run_id)) == 1
     lost = tracked.model_copy(update={"mlflow_url": f"sqlite:///{tmp_path / 'new.db'}"})
@@ -106,7 +106,7 @@ def failing() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("trouble", ["away", "silent", "failing"])
 def test_an_mlflow_in_trouble_costs_a_round_and_no_more(
     database: Database,
@@ -120,9 +120,10 @@ def test_an_mlflow_in_trouble_costs_a_round_and_no_more(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     run_id = finish(database)
     url = "http://127.0.0.1:9" if trouble == "away" else request.getfixturevalue(trouble)
-    assert not _round(forwarder(settings.model_copy(update={"mlflow_url": url}), database))
+    away = forwarder(settings.model_copy(update={"mlflow_url": url}), database)
+    assert not Rounds(away, 1.0).next()
     with database.reading() as session:
         assert session.get_one(RunRow, run_id).state == "SUCCEEDED"
     # Once it is well again it learns everything.
-    assert _round(forwarder(tracked, database))
+    assert Rounds(forwarder(tracked, database), 1.0).next()
     assert [run.info.status for run in shown(tracked, run_id)] == ["FINISHED"]

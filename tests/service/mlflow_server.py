@@ -1,0 +1,51 @@
+"""The lab's own MLflow server as a process, and an application beside it, for tests of both."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from service.cli.ports import free_port
+from service.credentials import mlflow_token
+from service.settings import Settings
+
+START_SECONDS = 120
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
+    """The server of a data folder; the address it answers at."""
+    url = f"http://127.0.0.1:{port or free_port()}/mlflow"
+    environment = {**os.environ, "GRAFTLAB_DATA_DIR": str(folder), "GRAFTLAB_MLFLOW_URL": url}
+    with (folder / "mlflow.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.tracking.server"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while ask(folder, url, "/health") is None:
+            assert process.poll() is None, (folder / "mlflow.log").read_text()
+            assert time.monotonic() < end, "MLflow does not answer"
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def ask(folder: Path, url: str, path: str) -> httpx.Response | None:
+    """An answer to who knows the secret; None while nobody answers."""
+    headers = {"Authorization": f"Bearer {mlflow_token(folder)}"}
+    try:
+        return httpx.get(f"{url}{path}", headers=headers, timeout=60, trust_env=False)
+    except httpx.TransportError:
+        return None
+
+
+def settings_of(folder: Path, url: str) -> Settings:
+    return Settings(data_dir=folder, database_url=f"sqlite:///{folder / 'lab.db'}", mlflow_url=url, cpus=2)
