@@ -15,11 +15,13 @@ from service.api.schemas import AccountView, ActionResult, QueueView, RunDetail
 from service.api.submitting import IdempotencyKey
 from service.store import account_views
 from service.store.account_views import AccountLimits
-from service.store.accounts import Scope
+from service.store.accounts import LAB, Scope
+from service.store.discretion import queue_to
 from service.store.lifecycle import IllegalMove
 from service.store.models import RunRow
 from service.store.queries import run_detail
 from service.store.queue_view import queue_view
+from service.store.submissions import KeyReused
 from service.store.wishes import MAX_PRIORITY, Action, act, extend, prioritise
 
 router = APIRouter(tags=["actions"])
@@ -54,12 +56,14 @@ PriorityBody = Annotated[Priority, Depends(body_of(Priority))]
 
 
 def _change(lab: Lab, run_id: str, change: Change) -> bool:
-    """Raises ApiError: not-found, forbidden or illegal-transition."""
+    """Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
     try:
         with lab.database.writing() as session:
             return change(session, lab.run_to_change(session, run_id))
     except IllegalMove as error:
         raise ApiError("illegal-transition", str(error)) from error
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
 
 
 def _detail(lab: Lab, run_id: str) -> RunDetail:
@@ -139,9 +143,7 @@ def show_queue(
     """Who is next, what each queued run waits for, and when it should start; all, or one run."""
     with lab.database.reading() as session:
         view = queue_view(session, lab.settings.cpus, lab.settings.gpus, limit, run)
-    owner = lab.principal.only_owner
-    seen = [entry for entry in view.entries if owner is None or entry.owner == owner]
-    return view.model_copy(update={"entries": seen})
+        return queue_to(session, lab.principal.only_owner, view)
 
 
 @router.get("/accounts")
@@ -158,5 +160,7 @@ def set_limits(
     """Replace an account's limits; what is left out is unlimited. Admins alone."""
     if not lab.principal.may("admin"):
         raise ApiError("forbidden", "limits are set with a key of role admin")
+    if scope == "lab" and (scope, name) != LAB:
+        raise ApiError("not-found", f"there is no account lab/{name}; the lab's own is lab/lab")
     with lab.database.writing() as session:
         return account_views.set_limits(session, (scope, name), body)

@@ -12,6 +12,7 @@ from service.api.deps import Lab
 from service.api.problems import ApiError
 from service.api.schemas import Forecast, SubmitAnswer
 from service.store.models import RunRow
+from service.store.study_models import StudyRow
 from service.store.submissions import ANYWHERE, KeyReused, Placing, QuotaReached, submit
 
 MAX_KEY = 255
@@ -41,6 +42,20 @@ def check_startable(lab: Lab, work: Work) -> None:
     if wanted > cpus:
         message = f"{asked.workers} workers of {asked.cpus_per_worker} CPUs are {wanted}; the lab has {cpus}"
         raise SpecError([Problem(pointer="/resources", code="out-of-range", message=message)])
+
+
+def check_chargeable(lab: Lab, study: str | None) -> None:
+    """Refuse to charge another's study, an admin too. Raises ApiError: not-found where unseen, or forbidden."""
+    if study is None:
+        return
+    with lab.database.reading() as session:
+        found = session.get(StudyRow, study)
+    who = lab.principal
+    if found is None or found.owner == who.owner:
+        return
+    if who.only_owner is not None:
+        raise ApiError("not-found", f"there is no study {study!r} of yours; give your run another label")
+    raise ApiError("forbidden", f"study {study} is {found.owner}'s; give your run another label")
 
 
 def accepted(response: Response, run: RunRow) -> SubmitAnswer:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from service.cli.console import out, print_json, table
 from service.cli.lab import find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.credentials import key_header
 
 LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
 """Oldest versions without known holes that matter here."""
@@ -84,7 +85,8 @@ def _disk(folder: Path) -> Finding:
 
 def _lab(url: str) -> list[Finding]:
     try:
-        ready = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()["parts"]
+        answer = httpx.get(f"{url}/readyz", headers=key_header(url), timeout=10, trust_env=False)
+        ready = answer.json()["parts"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return [Finding("API", f"no lab answers at {url}", UP)]
     parts = [

@@ -106,9 +106,9 @@ def _forget(client: TestClient) -> None:
     """Let the gate's memory of keys run out, as ten seconds do."""
     layer = client.app.middleware_stack  # type: ignore[attr-defined]  # as above
     while layer is not None:
-        known = getattr(layer, "_known", None)
-        if known is not None:
-            known.clear()
+        callers = getattr(layer, "_callers", None)
+        if callers is not None:
+            callers._valid.clear()
         layer = getattr(layer, "_app", None) or getattr(layer, "app", None)
 
 
