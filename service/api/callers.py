@@ -13,6 +13,7 @@ from service.store.models import now
 REMEMBERED_SECONDS = 5.0
 """How long what a look-up found is taken for true, counted from its beginning."""
 REMEMBERED = 10_000
+clock = time.monotonic
 
 
 class Callers:
@@ -28,8 +29,8 @@ class Callers:
         return self._valid.get(_name(secret), (None, 0.0))[0]
 
     async def who(self, secret: str, *, fresh: bool = False) -> Principal | None:
-        """Whom the secret stands for, if need be `fresh` from the database. Raises SQLAlchemyError without it."""
-        name, moment = _name(secret), time.monotonic()
+        """Whom the secret stands for, where asked `fresh` from the database. Raises SQLAlchemyError."""
+        name, moment = _name(secret), clock()
         if not fresh and self._refused.get(name, 0.0) > moment:
             return None
         principal, until = self._valid.get(name, (None, 0.0))

@@ -45,7 +45,7 @@ def check_startable(lab: Lab, work: Work) -> None:
 
 
 def check_chargeable(lab: Lab, study: str | None) -> None:
-    """Refuse to charge another's study, an admin too. Raises ApiError: not-found where unseen, or forbidden."""
+    """Refuse to charge another's study, admins too. Raises ApiError: not-found where unseen, or forbidden."""
     if study is None:
         return
     with lab.database.reading() as session:
