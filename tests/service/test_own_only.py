@@ -43,16 +43,16 @@ class Stage:
 @pytest.fixture
 def stage(client: TestClient, settings: Settings) -> Stage:
     zoe, guest = as_user(client, "zoe"), as_user(client, "guest", sees="own")
-    foreign_study = zoe.post("/api/v1/studies", json=study_document(name="hidden study")).json()["study_id"]
+    foreign_study = zoe.post("/api/v1/studies", json=study_document(name="veiled study")).json()["study_id"]
     own_study = guest.post("/api/v1/studies", json=study_document(name="my study")).json()["study_id"]
     database = client.app.state.lab.database  # type: ignore[attr-defined]  # starlette's type is wider
     bank = Bank(Storage(settings.storage))
     with database.writing() as session:
-        done = _queued(session, "zoe", "hidden done", layers=[0])
+        done = _queued(session, "zoe", "veiled done", layers=[0])
         _finish(session, settings, done, {})
-        making = _queued(session, "zoe", "hidden making", layers=[1])
+        making = _queued(session, "zoe", "veiled making", layers=[1])
         begin(session, making)
-        ahead = _queued(session, "zoe", "hidden ahead", priority=5, layers=[2])
+        ahead = _queued(session, "zoe", "veiled ahead", priority=5, layers=[2])
         mine = _queued(session, "guest", "my done", layers=[0, 3])
         _finish(session, settings, mine, {"block 0 attention": done.id})
         waiting = _queued(session, "guest", "my waiting", layers=[1])
@@ -64,7 +64,7 @@ def stage(client: TestClient, settings: Settings) -> Stage:
         zoe=zoe,
         own={"run_id": mine.id, "waiting": waiting.id, "study_id": own_study, "key": card.key},
         foreign={"run_id": done.id, "study_id": foreign_study},
-        secrets=frozenset({"zoe", "hidden", foreign_study, done.id, making.id, ahead.id}),
+        secrets=frozenset({"zoe", "veiled", foreign_study, done.id, making.id, ahead.id}),
     )
 
 

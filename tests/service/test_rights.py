@@ -158,9 +158,8 @@ def test_a_session_never_outlives_or_outranks_its_key(client: TestClient) -> Non
     browser.get(path)
     assert browser.get("/api/v1/whoami").json()["expires_at"] == made["expires_at"]
     with client.app.state.lab.database.writing() as session:  # type: ignore[attr-defined]  # as above
-        row, forged = make_key(
-            session, Principal(owner="eve", role="admin", key_id=made["id"]), kind="session"
-        )
+        eve = Principal(owner="eve", role="admin", key_id=made["id"])
+        row, forged = make_key(session, eve, kind="session")
         assert row.role == "admin"
     browser.cookies.set(COOKIE, forged)
     assert browser.get("/api/v1/whoami").json()["role"] == "runner"
