@@ -28,8 +28,7 @@ def taken(rates: Rates, caller: str, most: int = 1000) -> int:
         try:
             rates.take(caller)
         except ApiError as error:
-            assert int(error.headers["Retry-After"]) >= 1
-            return count
+            return count if int(error.headers["Retry-After"]) >= 1 else -1
     return most
 
 
