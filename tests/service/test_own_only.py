@@ -91,7 +91,9 @@ def said(client: TestClient, route: str, ids: Mapping[str, str]) -> tuple[int, s
 
 def test_no_route_tells_a_guest_of_anybody_elses(stage: Stage) -> None:
     for route, call in ROUTES.items():
-        for run_id in (stage.own["run_id"], stage.own["waiting"]):
+        # The stream of a run that waits has no end; that of one that has ended tells of its events.
+        runs = [stage.own["run_id"], *([] if "/events" in route else [stage.own["waiting"]])]
+        for run_id in runs:
             status, text = said(stage.guest, route, {**stage.own, "run_id": run_id})
             assert not [secret for secret in stage.secrets if secret in text], (route, text[:500])
             assert status < 500 or call.to_guests == "open", route
