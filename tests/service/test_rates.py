@@ -92,6 +92,7 @@ def test_requests_without_a_valid_key_are_limited_before_they_are_looked_up(
         return find(session, secret, kinds)  # type: ignore[arg-type]  # handed on as they came
 
     monkeypatch.setattr(callers, "find_principal", counted)
+    monkeypatch.setattr(callers, "clock", Clock())
     client, wrong = lab(settings, burst=6), {"Authorization": "Bearer glk_wrong"}
     good = {"Authorization": f"Bearer {first_key(settings.data_dir)}"}
     assert client.get("/api/v1/whoami", headers=good).status_code == 200

@@ -261,7 +261,7 @@ def lose_database(client: TestClient) -> None:
     database._sessions.configure(bind=create_engine(away))
 
 
-def test_every_route_says_503_while_the_database_is_away(client: TestClient) -> None:
+def test_every_route_says_503_while_the_database_is_away(client: TestClient, clock: Clock) -> None:
     _, by_key, browser = user(client, "admin")
     unknown = TestClient(client.app, raise_server_exceptions=False, headers={"Authorization": "Bearer glk_x"})
     assert by_key.get("/api/v1/whoami").status_code == browser.get("/api/v1/whoami").status_code == 200
