@@ -27,6 +27,7 @@ from service.api.gate import Gate
 from service.api.limits import Limits
 from service.api.memory import Memory
 from service.api.parameters import known_parameters
+from service.api.rates import Rates
 from service.credentials import first_key
 from service.settings import Settings
 from service.store.engine import Database
@@ -37,6 +38,8 @@ from service.web import pages
 
 CONNECTIONS = 10
 """To PostgreSQL that all processes of the API keep open together."""
+RATES = "request-rates"
+"""In the data folder: how many requests each caller has left."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -53,10 +56,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(known_parameters)],
     )
     app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database), Memory())
+    app.state.probe = health.Probe(app.state.lab)
     _admit_first_key(settings, database)
     # The last one added is the outermost.
-    app.add_middleware(Limits, settings=settings)
-    app.add_middleware(Gate, settings=settings, database=database)
+    app.add_middleware(Limits)
+    app.add_middleware(Gate, settings=settings, database=database, rates=_rates(settings))
     app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
@@ -70,6 +74,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     pages.mount(app)
     app.openapi = lambda: described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+def _rates(settings: Settings) -> Rates:
+    """Counted by all processes of the API together, where there are several."""
+    shared = settings.data_dir / RATES if settings.servers > 1 else None
+    return Rates(settings.requests_per_second, settings.requests_burst, shared)
 
 
 def _admit_first_key(settings: Settings, database: Database) -> None:

@@ -56,10 +56,13 @@ V = TypeVar("V")
 PATIENCE_SECONDS = 5.0
 RESTART_SECONDS = 60.0
 """A lab that has answered once is waited for as long as a restart may take."""
+IDEMPOTENT = ("GET", "PUT", "DELETE")
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""No part of the request has left."""
 
 
 class GraftlabClient:
-    """Blocking calls. Everything but a submission without a key is safe to repeat, and is repeated."""
+    """Blocking calls. What can be asked twice without being done twice is repeated where no answer came."""
 
     def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
         """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine.
@@ -76,7 +79,7 @@ class GraftlabClient:
 
     def plan(self, document: Any) -> PlanAnswer:
         """Cost and stages of a design; nothing is stored. Raises ApiProblem."""
-        return self._parse(PlanAnswer, self._ask("POST", "/experiments/plan", json=document))
+        return self._parse(PlanAnswer, self._ask("POST", "/experiments/plan", again=True, json=document))
 
     def submit(self, document: Any, idempotency_key: str | None = None, **placing: Any) -> SubmitAnswer:
         """Queue a run of this design; a lost answer cannot make a second one. Raises ApiProblem.
@@ -112,7 +115,7 @@ class GraftlabClient:
 
     def cancel(self, run_id: str) -> RunDetail:
         """After the next checkpoint; `act` knows the other actions."""
-        return self._parse(RunDetail, self._ask("POST", f"/runs/{run_id}/cancel"))
+        return self._parse(RunDetail, self._ask("POST", f"/runs/{run_id}/cancel", again=True))
 
     def act(self, action: str, run_ids: list[str], **more: Any) -> list[ActionResult]:
         """Pause, resume, cancel, kill, retry, extend (device_seconds=), priority (priority=)."""
@@ -210,7 +213,7 @@ class GraftlabClient:
 
     def verify_scions(self) -> Verified:
         """Read all of them; the damaged are set aside."""
-        return self._parse(Verified, self._ask("POST", "/scions:verify"))
+        return self._parse(Verified, self._ask("POST", "/scions:verify", again=True))
 
     def clear_scions(self, **limits: Any) -> Cleared:
         """Free by `older_than_days` and `max_bytes`; `dry_run` only says what would go."""
@@ -363,12 +366,17 @@ class GraftlabClient:
             time.sleep(poll_seconds)
         return run
 
-    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Repeat while nobody answers or the service is not ready; every call here is idempotent."""
+    def _ask(self, method: str, path: str, *, again: bool = False, **request: Any) -> httpx.Response:
+        """Repeat while nobody answers or the service is not ready.
+
+        Once a request may have arrived it is repeated only where that does no more than the first did: by its
+        method, by an Idempotency-Key or, with `again`, by what it asks for.
+        """
         if "json" in request:
             # By ourselves: null is a document too, and characters that UTF-8 does not have are escaped.
             request["content"] = json.dumps(request.pop("json"))
             request["headers"] = {"Content-Type": "application/json", **request.get("headers", {})}
+        again = again or method in IDEMPOTENT or "Idempotency-Key" in request.get("headers", {})
         end, pause = time.monotonic() + self._patience, 0.2
         while True:
             over = time.monotonic() + pause > end
@@ -377,14 +385,21 @@ class GraftlabClient:
             except (httpx.InvalidURL, UnicodeError) as error:
                 raise CannotBeSent(f"{path!r} cannot be asked for: {error}") from error
             except httpx.RequestError as error:
-                if over:
-                    raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
+                self._give_up(error, over, again)
             else:
                 self._patience = RESTART_SECONDS
-                if over or answer.status_code not in (429, 503):
+                if over or not (answer.status_code == 429 or (again and answer.status_code == 503)):
                     return checked(answer)
             time.sleep(pause)
             pause = min(2.0, 2 * pause)
+
+    def _give_up(self, error: httpx.RequestError, over: bool, again: bool) -> None:
+        """Raises LabUnreachable unless the request can be sent once more."""
+        if not again and not isinstance(error, NOT_SENT):
+            text = f"{self.url} did not answer; what was asked may have been done: look before asking again"
+            raise LabUnreachable(text) from error
+        if over:
+            raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
 
     def _parse(self, model: type[M], answer: httpx.Response) -> M:
         return self._parsed(TypeAdapter(model), answer)

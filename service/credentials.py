@@ -63,3 +63,9 @@ def find_key(url: str, given: str | None = None) -> str | None:
         return (Path(note["data"]) / KEY_FILE).read_text().strip()
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def key_header(url: str, given: str | None = None) -> dict[str, str]:
+    """The header that shows the key for this address; none where there is no key."""
+    found = find_key(url, given)
+    return {"Authorization": f"Bearer {found}"} if found else {}

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     api_processes: int = Field(default=0, ge=0)
     """Of the API; 0: one on SQLite, which has one writer, else one a core up to four."""
     requests_per_second: float = Field(default=100.0, gt=0)
-    """That one key, or one address without a key, may send in the long run."""
+    """That one key, or one address without a valid key, may send in the long run; all processes count."""
     requests_burst: int = Field(default=400, ge=1)
     worker_python: str = sys.executable
     cpus: int = Field(default_factory=lambda: os.cpu_count() or 1)

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from service import logs
 from service.api.protocol import GuardedProtocol
-from service.app import create_app
+from service.app import RATES, create_app
 from service.settings import Settings
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     settings = Settings()
     if settings.servers > 1:
         _share_metrics(settings)
+        (settings.data_dir / RATES).unlink(missing_ok=True)
     uvicorn.run(
         "service.api.__main__:serving",
         factory=True,

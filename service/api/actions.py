@@ -15,12 +15,14 @@ from service.api.schemas import AccountView, ActionResult, QueueView, RunDetail
 from service.api.submitting import IdempotencyKey
 from service.store import account_views
 from service.store.account_views import AccountLimits
-from service.store.accounts import Key, Scope
+from service.store.accounts import LAB, Key, Scope
 from service.store.bank import is_there
+from service.store.discretion import queue_to
 from service.store.lifecycle import IllegalMove
 from service.store.models import RunRow
 from service.store.queries import run_detail
 from service.store.queue_view import queue_view
+from service.store.submissions import KeyReused
 from service.store.wishes import MAX_PRIORITY, Action, act, extend, prioritise
 
 router = APIRouter(tags=["actions"])
@@ -55,12 +57,14 @@ PriorityBody = Annotated[Priority, Depends(body_of(Priority))]
 
 
 def _change(lab: Lab, run_id: str, change: Change) -> bool:
-    """Raises ApiError: not-found, forbidden or illegal-transition."""
+    """Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
     try:
         with lab.database.writing() as session:
             return change(session, lab.run_to_change(session, run_id))
     except IllegalMove as error:
         raise ApiError("illegal-transition", str(error)) from error
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
 
 
 def _detail(lab: Lab, run_id: str) -> RunDetail:
@@ -148,9 +152,7 @@ def show_queue(
             published=lambda *place: is_there(lab.storage, *place),
             hold_line_seconds=lab.settings.hold_line_seconds,
         )
-    owner = lab.principal.only_owner
-    seen = [entry for entry in view.entries if owner is None or entry.owner == owner]
-    return view.model_copy(update={"entries": seen})
+        return queue_to(session, lab.principal.only_owner, view)
 
 
 @router.get("/accounts")
@@ -181,5 +183,7 @@ def _limit(
 ) -> AccountView:
     if not lab.principal.may("admin"):
         raise ApiError("forbidden", "limits are set with a key of role admin")
+    if key[0] == "lab" and key != LAB:
+        raise ApiError("not-found", f"there is no account lab/{key[1]}; the lab's own is lab/lab")
     with lab.database.writing() as session:
         return change(session, key, body)

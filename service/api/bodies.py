@@ -1,6 +1,5 @@
 """Reading a request body: bounded, of a known type, and without JSON's or YAML's tricks."""
 
-import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from grafting_core.spec.explain import refused
 from grafting_core.spec.problems import shown
 from grafting_core.spec.submission import parse_submission
 from service.api.deps import Lab
+from service.api.digests import request_digest
 from service.api.problems import ApiError
 from service.store.profiles import completed_card
 
@@ -28,7 +28,7 @@ DOCUMENTED: dict[str, type[BaseModel]] = {}
 
 @dataclass(frozen=True)
 class Submitted(Generic[W]):
-    """Resolved work and the digest of the very bytes it came as."""
+    """Resolved work and the digest of the request it came in."""
 
     spec: W
     request_digest: str
@@ -40,7 +40,7 @@ def submitted(parse: Callable[[Any], W]) -> Callable[[Request], Awaitable[Submit
     async def read(request: Request) -> Submitted[W]:
         raw = await _raw(request)
         work = await run_in_threadpool(lambda: parse(_document(raw)))
-        return Submitted(work, hashlib.sha256(raw).hexdigest())
+        return Submitted(work, request_digest(request, raw))
 
     return read
 

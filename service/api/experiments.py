@@ -9,7 +9,14 @@ from grafting_core.spec.submission import Submission
 from service.api.bodies import SubmittedExperiment, documented, submitted_experiment
 from service.api.deps import Lab, LabDep
 from service.api.schemas import Forecast, PlanAnswer, SubmitAnswer
-from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
+from service.api.submitting import (
+    IdempotencyKey,
+    accepted,
+    check_chargeable,
+    check_startable,
+    submit_once,
+)
+from service.store.discretion import shown_to
 from service.store.forecast import outstanding, predicted
 from service.store.holdings import holdings
 from service.store.submissions import Placing
@@ -30,9 +37,11 @@ def create_experiment(
 ) -> SubmitAnswer:
     """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run.
 
-    Higher priorities go first; a study is a label whose account is charged beside the user's.
+    Higher priorities go first; a study is a label whose account is charged beside the user's. The account of
+    a study that somebody else has begun is not.
     """
     check_startable(lab, body.spec)
+    check_chargeable(lab, study)
     planned = plan(body.spec)
     expected = _forecast(lab, planned)
     placing = Placing(study, priority)
@@ -43,9 +52,12 @@ def create_experiment(
 @router.post("/plan", openapi_extra=documented(Submission))
 def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
     """What would be done and what it would cost. Nothing is stored."""
-    planned = plan(body.spec)
+    planned, only = plan(body.spec), lab.principal.only_owner
     with lab.database.reading() as session:
-        held = holdings(session, lab.storage, planned)
+        held = [
+            stage.model_copy(update={"waits_for": sorted(shown_to(session, only, stage.waits_for))})
+            for stage in holdings(session, lab.storage, planned)
+        ]
     return PlanAnswer(**dict(planned), forecast=_forecast(lab, planned), holdings=held)
 
 

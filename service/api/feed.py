@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,29 +47,39 @@ class Channel:
         self.changed = asyncio.Event()
 
 
+class Listened(NamedTuple):
+    """A run, and whose runs its listeners see: of others it tells them nothing."""
+
+    run_id: str
+    owner: str | None
+
+
 class Feed:
     """The channels of one application, filled by one task while there are any."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[Listened, Channel] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def follow(self, run_id: str, after: int) -> AsyncIterator[str]:
-        """Events numbered above `after` as server-sent text, to the run's end."""
+    async def follow(self, run_id: str, after: int, owner: str | None = None) -> AsyncIterator[str]:
+        """Events numbered above `after` as server-sent text, to the run's end; for someone who sees this
+        owner's runs only, or all (None).
+        """
         yield "retry: 1000\n\n"
-        channel = await self._join(run_id)
+        listened = Listened(run_id, owner)
+        channel = await self._join(listened)
         try:
-            async for text in self._follow(channel, run_id, after):
+            async for text in self._follow(channel, listened, after):
                 yield text
         finally:
-            self._leave(run_id, channel)
+            self._leave(listened, channel)
 
-    async def _follow(self, channel: Channel, run_id: str, after: int) -> AsyncIterator[str]:
+    async def _follow(self, channel: Channel, listened: Listened, after: int) -> AsyncIterator[str]:
         while True:
             changed = channel.changed
             while after < channel.first:
-                events = await run_in_threadpool(self._page, run_id, after)
+                events = await self._earlier(listened, after)
                 if not events:
                     break
                 for event in events:
@@ -84,21 +95,31 @@ class Feed:
             if not news and not await _within(changed, KEEP_ALIVE_SECONDS):
                 yield ": still here\n\n"
 
-    async def _join(self, run_id: str) -> Channel:
-        if run_id not in self._channels:
+    async def _earlier(self, listened: Listened, after: int) -> list[RunEvent]:
+        """What a listener missed; while the database is away it waits, as it does for what is new."""
+        while True:
+            try:
+                return await run_in_threadpool(self._page, listened, after)
+            except SQLAlchemyError as error:
+                log.warning("events cannot be read: %s", type(error).__name__)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _join(self, listened: Listened) -> Channel:
+        if listened not in self._channels:
+            run_id = listened.run_id
             last, ended = (await run_in_threadpool(self._look, [run_id])).get(run_id, (0, True))
             # Another listener may have come first while we looked.
-            self._channels.setdefault(run_id, Channel(first=last, ended=ended))
-        channel = self._channels[run_id]
+            self._channels.setdefault(listened, Channel(first=last, ended=ended))
+        channel = self._channels[listened]
         channel.listeners += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._fill())
         return channel
 
-    def _leave(self, run_id: str, channel: Channel) -> None:
+    def _leave(self, listened: Listened, channel: Channel) -> None:
         channel.listeners -= 1
-        if not channel.listeners and self._channels.get(run_id) is channel:
-            del self._channels[run_id]
+        if not channel.listeners and self._channels.get(listened) is channel:
+            del self._channels[listened]
 
     async def _fill(self) -> None:
         while self._channels:
@@ -110,10 +131,11 @@ class Feed:
 
     async def _round(self) -> None:
         watched = dict(self._channels)
-        looked = await run_in_threadpool(self._look, list(watched))
-        for run_id, channel in watched.items():
-            last, ended = looked.get(run_id, (channel.last, True))
-            events = await run_in_threadpool(self._page, run_id, channel.last) if last > channel.last else []
+        looked = await run_in_threadpool(self._look, list({listened.run_id for listened in watched}))
+        for listened, channel in watched.items():
+            last, ended = looked.get(listened.run_id, (channel.last, True))
+            behind = last > channel.last
+            events = await run_in_threadpool(self._page, listened, channel.last) if behind else []
             now_ended = ended and channel.last + len(events) >= last
             if events or now_ended != channel.ended:
                 channel.add(events, now_ended)
@@ -123,9 +145,9 @@ class Feed:
         with self._database.reading() as session:
             return {run_id: (last, state in TERMINAL) for run_id, last, state in session.execute(query)}
 
-    def _page(self, run_id: str, after: int) -> list[RunEvent]:
+    def _page(self, listened: Listened, after: int) -> list[RunEvent]:
         with self._database.reading() as session:
-            return events_after(session, run_id, after, PAGE)
+            return events_after(session, listened.run_id, after, PAGE, listened.owner)
 
 
 def _text(event: RunEvent) -> str:

@@ -1,123 +1,127 @@
 """Nobody passes without a key: every address of the application, mounted ones too, is behind this gate."""
 
-import time
+import re
 from collections.abc import Mapping
-from hashlib import sha256
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl
+from ipaddress import IPv6Address
+from urllib.parse import unquote_plus
 
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.problems import ApiError, respond
+from service.api.addresses import SAFE_METHODS, is_of_the_lab, needed_role
+from service.api.callers import Callers
+from service.api.limits import check_envelope
+from service.api.problems import ApiError, respond, unavailable
+from service.api.rates import Rates
 from service.api.schemas import Role
+from service.api.watching import Watched
 from service.settings import Settings
 from service.store.engine import Database
-from service.store.keys import Principal, find_principal, note_use
-from service.store.models import now
-from service.tracking.endpoints import PREFIX, Refused, right_for
+from service.store.keys import Principal
 
 COOKIE = "graftlab_session"
 OPEN = ("/healthz", "/readyz", "/login", "/static/graftlab.css", "/static/icon.svg")
 """Answered without a key: whether the process lives, how to get in, and what that page looks like."""
-
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-VIEWER_POSTS = ("/api/v1/experiments/plan", "/api/v1/login-links")
-"""They store nothing of the lab's."""
-ADMIN_PATHS = ("/api/v1/keys", "/api/v1/admin", "/api/v1/scions:gc", "/api/v1/webhooks")
-REMEMBERED_SECONDS = 10.0
-"""How long a revoked key may still be taken for valid."""
-REMEMBERED = 10_000
-
-
-def needed_role(method: str, path: str) -> Role:
-    """What an address asks for. Unknown ones that change something ask for a runner."""
-    if any(path == part or path.startswith(f"{part}/") for part in ADMIN_PATHS):
-        return "admin"
-    if path.startswith(f"{PREFIX}/"):
-        return _needed_in_mlflow(method, path)
-    return "viewer" if method in SAFE_METHODS or path in VIEWER_POSTS else "runner"
-
-
-def _needed_in_mlflow(method: str, path: str) -> Role:
-    """MLflow's pages search with POST. What the lab does not serve of it is refused to everybody, later."""
-    try:
-        right = right_for(method, path.removeprefix(PREFIX))
-    except Refused:
-        return "viewer"
-    return "admin" if right == "lab" else right
+FULLER_WITH_KEY = "/readyz"
+KEY = re.compile(r"(?<![A-Za-z0-9])gl[ks]_[A-Za-z0-9_-]{3}")
+"""How the secrets of keys and sessions begin."""
 
 
 class Gate:
-    """ASGI middleware: puts the principal into the scope's state, or answers 400, 401 or 403."""
+    """ASGI middleware: puts the principal into the scope's state, or answers 400, 401, 403, 429 or 503."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
-        self._app, self._settings, self._database = app, settings, database
-        self._known: dict[str, tuple[Principal, float]] = {}
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database, rates: Rates) -> None:
+        self._app, self._settings, self._rates = app, settings, rates
+        self._callers = Callers(database)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        secret = _secret(Headers(scope=scope))
         try:
-            await self._admit(scope)
+            principal = await self._admit(scope, secret)
         except ApiError as error:
             return await respond(error, scope, receive, send)
-        return await self._app(scope, receive, send)
+        if principal is None or secret is None:
+            return await self._app(scope, receive, send)
+        scope.setdefault("state", {})["principal"] = principal
+        still_may = partial(self._still_may, scope, secret, principal)
+        return await Watched(send, still_may).run(lambda passed: self._app(scope, receive, passed))
 
-    async def _admit(self, scope: Scope) -> None:
+    async def _admit(self, scope: Scope, secret: str | None) -> Principal | None:
+        """Who asks; None where nobody has to say so. Raises ApiError."""
         headers = Headers(scope=scope)
+        # Before anything is looked up: what is not known to be valid counts for the address it comes from.
+        seen = self._callers.seen(secret) if secret else None
+        self._rates.take(f"key {seen.rights_from}" if seen else f"address {_network(scope)}")
+        check_envelope(scope)
         check_host(headers.get("host", ""), self._settings.allowed_hosts)
         _check_address(scope["path"], scope["query_string"])
         if scope["path"] in OPEN:
-            return
-        principal = await self._principal(headers)
+            return await self._told_more(scope, secret)
+        role = needed_role(scope["method"], scope["path"])
+        principal = await self._who(secret, fresh=role == "admin") if secret else None
         if principal is None:
             raise ApiError("unauthenticated", "this address asks for a valid key")
-        if principal.kind == "session" and scope["method"] not in SAFE_METHODS:
-            _check_origin(headers)
-        role = needed_role(scope["method"], scope["path"])
-        if not principal.may(role):
-            raise ApiError("forbidden", f"this takes a key of role {role}; yours has role {principal.role}")
-        scope.setdefault("state", {})["principal"] = principal
-
-    async def _principal(self, headers: Mapping[str, str]) -> Principal | None:
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and secret:
-            return await self._who(secret.strip())
-        session = _cookie(headers.get("cookie", ""))
-        return await self._who(session) if session else None
-
-    async def _who(self, secret: str) -> Principal | None:
-        name = sha256(secret.encode(errors="replace")).hexdigest()
-        principal, until = self._known.get(name, (None, 0.0))
-        if principal is None or until < time.monotonic():
-            self._known.pop(name, None)
-            principal = await run_in_threadpool(self._look_up, secret)
-            if principal is not None:
-                self._remember(name, principal)
-        expired = principal and principal.expires_at and principal.expires_at <= now()
-        return None if expired else principal
-
-    def _remember(self, name: str, principal: Principal) -> None:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        self._known[name] = (principal, time.monotonic() + REMEMBERED_SECONDS)
-
-    def _look_up(self, secret: str) -> Principal | None:
-        with self._database.reading() as session:
-            principal = find_principal(session, secret, ("key", "session"))
-        if principal is not None and principal.key_id is not None:
-            self._note_use(principal.key_id)
+        _check_rights(scope, headers, principal, role)
         return principal
 
-    def _note_use(self, key_id: int) -> None:
+    async def _told_more(self, scope: Scope, secret: str | None) -> Principal | None:
+        """Who asks at an open address that says more to those with a key, if anybody can tell."""
+        if secret is None or scope["path"] != FULLER_WITH_KEY:
+            return None
         try:
-            with self._database.writing() as session:
-                note_use(session, key_id)
+            return await self._who(secret)
+        except ApiError:
+            return None
+
+    async def _who(self, secret: str, *, fresh: bool = False) -> Principal | None:
+        try:
+            return await self._callers.who(secret, fresh=fresh)
+        except SQLAlchemyError as error:
+            raise unavailable(error) from error
+
+    async def _still_may(self, scope: Scope, secret: str, before: Principal) -> bool:
+        """Whether an answer that is under way may go on; it may while the database cannot say."""
+        try:
+            found = await self._callers.who(secret)
         except SQLAlchemyError:
-            return  # reading goes on where writing cannot, on a full disk for one
+            return True
+        same = found is not None and (found.owner, found.sees) == (before.owner, before.sees)
+        return same and found is not None and found.may(needed_role(scope["method"], scope["path"]))
+
+
+def _check_rights(scope: Scope, headers: Headers, principal: Principal, role: Role) -> None:
+    """Raises ApiError where this principal may not ask this."""
+    if principal.kind == "session" and scope["method"] not in SAFE_METHODS:
+        _check_origin(headers)
+    if not principal.may(role):
+        raise ApiError("forbidden", f"this takes a key of role {role}; yours has role {principal.role}")
+    if principal.only_owner is not None and is_of_the_lab(scope["path"]):
+        raise ApiError("forbidden", "this tells of everybody's runs; your key sees only your own")
+
+
+def _secret(headers: Mapping[str, str]) -> str | None:
+    """Of the key or session that came with a request."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return _cookie(headers.get("cookie", ""))
+
+
+def _network(scope: Scope) -> str:
+    """Where a request comes from; one subscriber of IPv6 has a whole /64."""
+    host: str = (scope.get("client") or ("?",))[0]
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or f"{int(address) >> 64:x}::/64")
 
 
 def check_host(host: str, allowed: list[str]) -> None:
@@ -129,15 +133,13 @@ def check_host(host: str, allowed: list[str]) -> None:
 
 def _check_address(path: str, query: bytes) -> None:
     """Keys in addresses end in logs and histories; login codes are made for it and work once."""
-    if "\0" in path:
+    text = f"{path}?{unquote_plus(query.decode('latin-1'))}"
+    if "\0" in text:
         raise ApiError("bad-text", "the address holds a NUL character")
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if "\0" in name + value:
-            raise ApiError("bad-text", "the address holds a NUL character")
-        if value.startswith("glk_"):
-            raise ApiError(
-                "key-in-url", "a key was sent in the address: revoke it, and send the new one as a header"
-            )
+    if KEY.search(text):
+        raise ApiError(
+            "key-in-url", "a key was sent in the address: revoke it, and send the new one as a header"
+        )
 
 
 def _check_origin(headers: Mapping[str, str]) -> None:

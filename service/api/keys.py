@@ -8,6 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.base import Frozen
+from grafting_core.spec.problems import Problem, SpecError
 from service.api.bodies import body_of, documented
 from service.api.deps import LabDep
 from service.api.etags import check, key_tag
@@ -45,6 +46,7 @@ KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
 @router.post("/keys", status_code=201, openapi_extra=documented(KeyRequest))
 def create_key(body: KeyBody, lab: LabDep) -> KeyMade:
     """A new key. Its secret is in this answer and nowhere else."""
+    _check_together(body.role, body.sees)
     with lab.database.writing() as session:
         row, secret = make_key(
             session, Principal(owner=body.owner, role=body.role, sees=body.sees), days=body.days
@@ -81,8 +83,16 @@ def change_key(
         row = _find(session, key_id)
         check(if_match, key_tag(row), required=True)
         change_rights(row, body.role, body.sees, body.days)
+        _check_together(row.role, row.sees)
         response.headers["ETag"] = key_tag(row)
         return _view(row)
+
+
+def _check_together(role: str, sees: str) -> None:
+    """Raises SpecError: who may change every key and run cannot be kept from seeing them."""
+    if role == "admin" and sees == "own":
+        message = "an admin's key sees the whole lab; give it another role, or sees: lab"
+        raise SpecError([Problem(pointer="/sees", code="conflict", message=message, given=sees)])
 
 
 def _find(session: Session, key_id: int) -> KeyRow:

@@ -91,7 +91,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "`errors` names every wrong field with a JSON pointer and what would be right.",
     ),
     "key-reused": ProblemType(
-        422, "An Idempotency-Key came back with another body", "Choose a new key for a new submission."
+        422, "An Idempotency-Key came back with another request", "Choose a new key for a new request."
     ),
     "not-runnable": ProblemType(
         422,

@@ -5,12 +5,13 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from grafting_core.spec.problems import MAX_PROBLEMS, Problem, SpecError, pointer, shown
 from service.api.problem_types import CATALOGUE
+from service.store.engine import is_away
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -85,7 +86,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(SQLAlchemyError, _database_error)
 
 
 def _api_error(request: Request, error: Exception) -> JSONResponse:
@@ -125,5 +126,13 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SQLAlchemyError)
+    return _api_error(request, unavailable(error))
+
+
+def unavailable(error: SQLAlchemyError) -> ApiError:
+    """What is answered while the database is away. Raises the error itself where that is not its cause."""
+    if not is_away(error):
+        raise error
     log.error("the database failed: %s", error)
-    return answer("unavailable", "the database cannot be used right now")
+    return ApiError("unavailable", "the database cannot be used right now")

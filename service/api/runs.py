@@ -79,7 +79,8 @@ def follow_run(
     _check_seen(lab, run_id)
     start = last_event_id if last_event_id is not None else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lab.feed.follow(run_id, start), media_type="text/event-stream", headers=headers)
+    stream = lab.feed.follow(run_id, start, lab.principal.only_owner)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/{run_id}/history")
@@ -92,7 +93,7 @@ def read_history(
     """Events numbered above `after`, a page at a time."""
     _check_seen(lab, run_id)
     with lab.database.reading() as session:
-        events = events_after(session, run_id, after, limit)
+        events = events_after(session, run_id, after, limit, lab.principal.only_owner)
     return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
 
 

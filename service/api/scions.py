@@ -14,6 +14,7 @@ from service.api.deps import LabDep
 from service.api.problems import ApiError
 from service.api.schemas import SubmitAnswer
 from service.api.submitting import IdempotencyKey, accepted, check_startable, submit_once
+from service.store.discretion import ANOTHERS, scions_to, shown_to
 from service.store.holdings import clear, scion_page
 
 router = APIRouter(tags=["bank"])
@@ -32,9 +33,11 @@ def list_scions(
 ) -> ScionPage:
     """Distilled operators in the order of their keys, a page at a time."""
     with lab.database.reading() as session:
-        return scion_page(
+        page = scion_page(
             session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
         )
+        shown = scions_to(session, lab.principal.only_owner, page.scions)
+    return page.model_copy(update={"scions": shown})
 
 
 @router.get("/scions/{key}")
@@ -43,7 +46,9 @@ def show_scion(key: str, lab: LabDep) -> ScionCard:
     card = Bank(lab.storage).card(key) if key.isalnum() else None
     if card is None:
         raise ApiError("not-found", f"there is no scion {key!r}")
-    return card
+    with lab.database.reading() as session:
+        seen = shown_to(session, lab.principal.only_owner, [card.made_by])
+    return card if seen else card.model_copy(update={"made_by": ANOTHERS})
 
 
 @router.post("/scions:verify")

@@ -1,6 +1,5 @@
 """Studies: creating, looking, pausing, stopping, extending, and their reports."""
 
-import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -10,6 +9,7 @@ from grafting_core.spec.plans import warmup_notes
 from grafting_core.spec.study import StudyDocument
 from service.api.bodies import body_of, documented, read_body
 from service.api.deps import Lab, LabDep
+from service.api.digests import request_digest
 from service.api.problems import ApiError
 from service.api.study_schemas import StudyAnswer, StudyDetail, StudyExtension, StudyPage
 from service.api.submitting import IdempotencyKey, again_where_beaten, check_startable
@@ -36,9 +36,9 @@ StudyIdPart = Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")]
 
 
 async def _submitted(request: Request) -> tuple[Any, str]:
-    """Dependency: the body as a document, and the digest of the very bytes it came as."""
+    """Dependency: the body as a document, and the digest of the request it came in."""
     document, raw = await read_body(request)
-    return document, hashlib.sha256(raw).hexdigest()
+    return document, request_digest(request, raw)
 
 
 @router.post("", status_code=202, openapi_extra=documented(StudyDocument))

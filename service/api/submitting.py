@@ -14,6 +14,7 @@ from service.api.deps import Lab
 from service.api.problems import ApiError
 from service.api.schemas import Forecast, SubmitAnswer
 from service.store.models import RunRow
+from service.store.study_models import StudyRow
 from service.store.submissions import ANYWHERE, KeyReused, Placing, QuotaReached, submit
 
 T = TypeVar("T")
@@ -67,6 +68,20 @@ def again_where_beaten(once: Callable[[], T]) -> T:
         return once()
     except IntegrityError:
         return once()
+
+
+def check_chargeable(lab: Lab, study: str | None) -> None:
+    """Refuse to charge another's study, admins too. Raises ApiError: not-found where unseen, or forbidden."""
+    if study is None:
+        return
+    with lab.database.reading() as session:
+        found = session.get(StudyRow, study)
+    who = lab.principal
+    if found is None or found.owner == who.owner:
+        return
+    if who.only_owner is not None:
+        raise ApiError("not-found", f"there is no study {study!r} of yours; give your run another label")
+    raise ApiError("forbidden", f"study {study} is {found.owner}'s; give your run another label")
 
 
 def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:

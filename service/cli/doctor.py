@@ -16,6 +16,7 @@ from service.api.schemas import TrackingState
 from service.cli.console import out, print_json, table
 from service.cli.lab import find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.credentials import key_header
 from service.settings import Settings
 from service.tracking.state import ask_server
 
@@ -94,7 +95,8 @@ def _disk(folder: Path) -> Finding:
 
 def _lab(url: str) -> list[Finding]:
     try:
-        ready = httpx.get(f"{url}/readyz", timeout=10, trust_env=False).json()["parts"]
+        answer = httpx.get(f"{url}/readyz", headers=key_header(url), timeout=10, trust_env=False)
+        ready = answer.json()["parts"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return [Finding("API", f"no lab answers at {url}", UP)]
     parts = [

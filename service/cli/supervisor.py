@@ -15,7 +15,7 @@ import psutil
 
 from service.cli.lab import LabAddress, write_address
 from service.cli.ports import free_port, listeners
-from service.credentials import forget_lab, mlflow_token, note_lab
+from service.credentials import first_key, forget_lab, mlflow_token, note_lab
 from service.direct import clear_mlflow, reach_directly
 from service.settings import Settings
 from service.tracking.endpoints import PREFIX
@@ -191,7 +191,10 @@ class Supervisor:
 
     def _missing(self) -> str:
         try:
-            ready = httpx.get(f"{self.address.url}/readyz", timeout=5, trust_env=False).json()
+            headers = {"Authorization": f"Bearer {first_key(self.folder)}"}
+            ready = httpx.get(
+                f"{self.address.url}/readyz", headers=headers, timeout=5, trust_env=False
+            ).json()
             wrong = [f"{name}: {state}" for name, state in ready["parts"].items() if state != "ok"]
         except (httpx.HTTPError, ValueError):
             return "the API does not answer yet"

@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DatabaseError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from grafting_core.failpoints import failpoint
@@ -63,6 +65,15 @@ class Database:
         else:
             query = "SELECT extract(epoch FROM clock_timestamp())"
         return float(session.execute(text(query)).scalar_one())
+
+
+def is_away(error: SQLAlchemyError) -> bool:
+    """Whether the database cannot be reached or read, or has no connection left: no fault of the query."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    # SQLite says so of a file that is damaged or none of its own.
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return lost or type(error) is DatabaseError
 
 
 def insert_if_absent(session: Session, table: type[DeclarativeBase], **values: Any) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -36,6 +36,8 @@ class Principal:
     key_id: int | None = None
     kind: Kind = "key"
     expires_at: datetime | None = None
+    rights_from: int | None = None
+    """The key whose rights these are: a session's own row has none."""
 
     @property
     def only_owner(self) -> str | None:
@@ -59,7 +61,10 @@ def make_key(
     days: int | None = None,
     secret: str | None = None,
 ) -> tuple[KeyRow, str]:
-    """A new key that acts as `principal`, and its secret, which is kept nowhere. 256 bits of chance."""
+    """A new key that acts as `principal`, and its secret, which is kept nowhere. 256 bits of chance.
+
+    Where the principal came by a key, its rights are looked up from there; those in the row are not read.
+    """
     secret = secret or f"gl{kind[0]}_{secrets.token_urlsafe(32)}"
     life = timedelta(days=days) if days else LIVES[kind]
     row = KeyRow(
@@ -82,34 +87,51 @@ def _digest(secret: str) -> str:
 
 
 def find_principal(session: Session, secret: str, kinds: tuple[Kind, ...]) -> Principal | None:
-    """Whom a secret stands for; None where it is unknown, expired or revoked, or its parent is."""
+    """Whom a secret stands for; None where it is unknown, expired or revoked, or what it came from is.
+
+    Login codes and sessions act with the rights that their key has now, until the first of them expires.
+    """
     query = select(KeyRow).where(KeyRow.prefix == secret[:PREFIX_LENGTH])
     # Compared in constant time, with something where there is nothing, so that all failures look alike.
     rows = session.scalars(query).all()
     found = [row for row in rows if hmac.compare_digest(row.digest, _digest(secret))]
     if not rows:
         hmac.compare_digest(_digest(""), _digest(secret))
-    row = found[0] if found else None
-    while row is not None and _is_valid(row):
-        if row.parent_id is None:
-            return principal_of(found[0]) if found[0].kind in kinds else None
-        row = session.get(KeyRow, row.parent_id)
-    return None
+    if not found or found[0].kind not in kinds:
+        return None
+    line = _line(session, found[0])
+    return _principal(line) if all(map(_is_valid, line)) else None
+
+
+def _line(session: Session, row: KeyRow) -> list[KeyRow]:
+    """A row, and from parent to parent up to the key that it acts for."""
+    line = [row]
+    while line[-1].parent_id is not None:
+        line.append(session.get_one(KeyRow, line[-1].parent_id))
+    return line
 
 
 def _is_valid(row: KeyRow) -> bool:
     return row.revoked_at is None and (row.expires_at is None or row.expires_at > now())
 
 
-def principal_of(row: KeyRow) -> Principal:
+def _principal(line: list[KeyRow]) -> Principal:
+    shown, key = line[0], line[-1]
     return Principal(
-        owner=row.owner,
-        role=row.role,  # type: ignore[arg-type]  # the column holds nothing else
-        sees=row.sees,  # type: ignore[arg-type]
-        key_id=row.id,
-        kind=row.kind,  # type: ignore[arg-type]
-        expires_at=row.expires_at,
+        owner=key.owner,
+        role=key.role,  # type: ignore[arg-type]  # the column holds nothing else
+        sees=key.sees,  # type: ignore[arg-type]
+        key_id=shown.id,
+        kind=shown.kind,  # type: ignore[arg-type]
+        expires_at=min((row.expires_at for row in line if row.expires_at), default=None),
+        rights_from=key.id,
     )
+
+
+def use_is_due(session: Session, key_id: int) -> bool:
+    """Whether the last use that is noted is a minute old."""
+    last = session.scalar(select(KeyRow.last_used_at).where(KeyRow.id == key_id))
+    return last is None or last < now() - LAST_USED_STEP
 
 
 def note_use(session: Session, key_id: int) -> None:
@@ -131,8 +153,7 @@ def use_login_code(session: Session, code: str) -> str | None:
     if not taken.rowcount:  # type: ignore[attr-defined]  # an update has one
         return None
     parent = session.get_one(KeyRow, principal.key_id).parent_id
-    owner = Principal(owner=principal.owner, role=principal.role, sees=principal.sees, key_id=parent)
-    return make_key(session, owner, kind="session")[1]
+    return make_key(session, replace(principal, key_id=parent), kind="session")[1]
 
 
 def revoke(session: Session, key_id: int) -> KeyRow | None:

@@ -14,6 +14,7 @@ from grafting_core.spec.experiment import ExperimentSpec
 from grafting_core.spec.work import WORK, Work, as_graft
 from service.api.schemas import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from service.store.bank import transfers
+from service.store.discretion import event_to, message_to, report_to
 from service.store.models import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.tracking.endpoints import link
 from workers.contract import STAGES, Event, PartProgress, StageReport
@@ -59,7 +60,7 @@ def find_runs(
     ids = _newest_ids(session, asked, states, limit + 1)
     whole = joinedload(RunRow.experiment, innerjoin=True).defer(ExperimentRow.spec)
     shown = select(RunRow).options(whole).where(RunRow.id.in_(ids[:limit])).order_by(RunRow.id.desc())
-    views = run_views(session, session.scalars(shown).all())
+    views = run_views(session, session.scalars(shown).all(), owner)
     return RunPage(runs=views, next_cursor=ids[limit - 1] if len(ids) > limit else None)
 
 
@@ -75,14 +76,15 @@ def _newest_ids(
     return sorted(found, reverse=True)[:count]
 
 
-def run_views(session: Session, rows: Sequence[RunRow]) -> list[RunView]:
-    """Views of many runs with three further queries, however many there are. Reports that hold no figures of
-    quality are not read.
+def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None) -> list[RunView]:
+    """Views of many runs with three further queries, however many there are, for someone who sees this
+    owner's runs only, or all (None). Reports that hold no figures of quality are not read.
     """
     ids = [row.id for row in rows]
     spends = spends_of(session, ids)
     reports = reports_of(session, ids, ("evaluate",))
-    return [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
+    views = [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
+    return [view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views]
 
 
 def visible_to(run: RunRow, owner: str | None) -> bool:
@@ -95,9 +97,11 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
     row = session.get(RunRow, run_id)
     if row is None or not visible_to(row, owner):
         return None
-    reports = reports_of(session, [run_id]).get(run_id, [])
+    found = reports_of(session, [run_id]).get(run_id, [])
+    reports = [report_to(session, owner, report) for report in found]
     view = _view(row, spends_of(session, [run_id]).get(run_id, Spend()), reports)
-    return RunDetail(**view.model_dump(), work=work_of(row), stages=reports, parts=_parts(session, row))
+    shown = view.model_dump() | {"message": message_to(session, owner, view.message)}
+    return RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
 
 
 def _parts(session: Session, row: RunRow) -> list[PartProgress]:
@@ -205,15 +209,18 @@ def _progress(row: RunRow) -> StageProgress | None:
     )
 
 
-def events_after(session: Session, run_id: str, after: int, limit: int = 500) -> list[RunEvent]:
-    """Events numbered above `after`, in order."""
+def events_after(
+    session: Session, run_id: str, after: int, limit: int = 500, owner: str | None = None
+) -> list[RunEvent]:
+    """Events numbered above `after`, in order, for someone who sees this owner's runs only, or all (None)."""
     query = (
         select(EventRow)
         .where(EventRow.run_id == run_id, EventRow.seq > after)
         .order_by(EventRow.seq)
         .limit(limit)
     )
-    return [event_view(row) for row in session.scalars(query)]
+    events = [event_view(row) for row in session.scalars(query)]
+    return events if owner is None else [event_to(session, owner, event) for event in events]
 
 
 def event_view(row: EventRow) -> RunEvent:

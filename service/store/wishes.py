@@ -11,6 +11,7 @@ from service.api.schemas import TERMINAL
 from service.store.accounts import budget_of
 from service.store.lifecycle import LIVE, IllegalMove, record, transition
 from service.store.models import EventRow, RunRow, now
+from service.store.submissions import KeyReused
 
 Action = Literal["pause", "resume", "cancel", "kill", "retry"]
 MAX_PRIORITY = 1000
@@ -80,9 +81,10 @@ def retry(session: Session, run: RunRow) -> None:
 def extend(session: Session, run: RunRow, device_seconds: float, key: str | None = None) -> bool:
     """Grant more device-seconds; a run that a spent budget stopped goes on. Once for the same key.
 
-    Raises IllegalMove where the run is done, or has no limit that could be extended.
+    Raises IllegalMove where the run is done, or has no limit that could be extended, and KeyReused where the
+    key came with another number of seconds before.
     """
-    if key is not None and _granted(session, run, key):
+    if key is not None and _granted(session, run, device_seconds, key):
         return False
     if run.state in ("SUCCEEDED", "CANCELLED"):
         raise IllegalMove(f"a run that {run.state} does not go on")
@@ -90,16 +92,19 @@ def extend(session: Session, run: RunRow, device_seconds: float, key: str | None
         raise IllegalMove("the run has no limit of device-seconds that could be extended")
     run.extra_device_seconds += device_seconds
     wish = f"extend by {device_seconds:g} device-seconds"
-    record(session, run, "wish", {"wish": wish, "key": key})
+    record(session, run, "wish", {"wish": wish, "key": key, "device_seconds": device_seconds})
     failpoint("wish/extend")
     if run.state == "STOPPED" and run.reason == "budget_exhausted":
         _requeue(session, run)
     return True
 
 
-def _granted(session: Session, run: RunRow, key: str) -> bool:
+def _granted(session: Session, run: RunRow, device_seconds: float, key: str) -> bool:
     query = select(EventRow.body).where(EventRow.run_id == run.id, EventRow.kind == "wish")
-    return any(body.get("key") == key for body in session.scalars(query))
+    earlier = next((body for body in session.scalars(query) if body.get("key") == key), None)
+    if earlier is not None and earlier.get("device_seconds", device_seconds) != device_seconds:
+        raise KeyReused(f"key {key!r} was used before: {earlier['wish']}")
+    return earlier is not None
 
 
 def prioritise(session: Session, run: RunRow, priority: int) -> bool:

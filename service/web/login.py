@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.api.deps import LabDep
 from service.api.gate import COOKIE
-from service.store.keys import LIVES, use_login_code
+from service.store.keys import LIVES, find_principal, use_login_code
 from service.web.rendering import templates
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -40,5 +40,9 @@ def login_page(
 
 
 def _session(lab: LabDep, code: str) -> str | None:
+    """The secret of a new session. A stranger's wrong code takes no lock on writing."""
+    with lab.database.reading() as session:
+        if find_principal(session, code, ("login",)) is None:
+            return None
     with lab.database.writing() as session:
         return use_login_code(session, code)

@@ -166,6 +166,11 @@ def test_the_queue_and_accounts_are_shown_and_limits_set(client: TestClient) -> 
     names = [(a["scope"], a["name"]) for a in client.get("/api/v1/accounts").json()]
     assert names == [("lab", "lab"), ("user", "lab"), ("study", "s1")]
     assert client.put("/api/v1/accounts/galaxy/x", json={}).status_code == 422
+    for name in ("other", "Lab", "LAB"):
+        refused = client.put(f"/api/v1/accounts/lab/{name}", json={})
+        assert (refused.status_code, "lab/lab" in refused.json()["detail"]) == (404, True)
+    assert client.put("/api/v1/accounts/lab/lab", json={}).status_code == 200
+    assert [(a["scope"], a["name"]) for a in client.get("/api/v1/accounts").json()] == names
     assert client.put("/api/v1/accounts/user/x", json={"budget": {"flops": -1}}).status_code == 422
 
 

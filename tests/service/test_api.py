@@ -49,6 +49,27 @@ def test_the_same_key_gives_the_same_run_and_another_body_is_refused(client: Tes
     assert stored(client) == 1
 
 
+def test_a_key_that_comes_back_with_anything_else_is_refused(client: TestClient) -> None:
+    key, body = {"Idempotency-Key": "k"}, document()
+    first = client.post(f"{SUBMIT}?priority=1&study=s", json=body, headers=key)
+    again = client.post(f"{SUBMIT}?study=s&priority=1", json=body, headers=key)
+    assert (again.status_code, again.json()) == (202, first.json())
+    for query in ("", "?priority=2&study=s", "?priority=1&study=t", "?priority=1"):
+        answer = client.post(f"{SUBMIT}{query}", json=body, headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (422, "key-reused"), query
+    analysis = {"backbone": "testbed/dit-fashion"}
+    assert client.post("/api/v1/analyses", json=analysis, headers=key).json()["code"] == "key-reused"
+    assert stored(client) == 1
+    limited = submit(client, budget={"device_seconds": 5.0})
+    extend = f"/api/v1/runs/{limited}/extend"
+    for seconds, status in ((5.0, 200), (5.0, 200), (6.0, 422)):
+        answer = client.post(extend, json={"device_seconds": seconds}, headers=key)
+        assert answer.status_code == status
+    more = {"action": "extend", "runs": [limited], "device_seconds": 7.0}
+    (result,) = client.post("/api/v1/actions", json=more, headers=key).json()
+    assert "was used before" in result["problem"]
+
+
 def test_a_plan_stores_nothing(client: TestClient) -> None:
     answer = client.post(f"{SUBMIT}/plan", json=document()).json()
     assert [stage["stage"] for stage in answer["stages"]] == ["distill", "finetune", "evaluate"]

@@ -66,6 +66,23 @@ def test_processes_that_start_together_know_one_key_and_count_together(
         assert answered(get(f"{url}/metrics", key).text) == REQUESTS + 1
 
 
+def test_a_client_gets_the_documented_rate_whatever_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFTLAB_REQUESTS_PER_SECOND", "0.001")
+    monkeypatch.setenv("GRAFTLAB_REQUESTS_BURST", "30")
+    first_key(tmp_path)
+    with serving(tmp_path, processes=3) as (url, _):
+        get(f"{url}/healthz")
+        headers = {"Authorization": f"Bearer {first_key(tmp_path)}"}
+        with httpx.Client(headers=headers, timeout=60, trust_env=False) as client:
+            one_line = [client.get(f"{url}/api/v1/whoami").status_code for _ in range(28)]
+        many = [get(f"{url}/api/v1/whoami", first_key(tmp_path)).status_code for _ in range(15)]
+    # A process that meets a key for the first time counts that one request for its address.
+    assert one_line == [200] * 28
+    assert many.count(429) >= 15 - 2 - 3
+
+
 def answered(metrics: str) -> float:
     """How many GETs were answered well, by Prometheus' text."""
     families = text_string_to_metric_families(metrics)

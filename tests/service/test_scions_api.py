@@ -23,7 +23,9 @@ def bank(settings: Settings) -> Bank:
     return Bank(Storage(settings.storage))
 
 
-def deposit(bank: Bank, scion: ScionSpec, made_at: float = 0.0, size: int = 1000) -> ScionCard:
+def deposit(
+    bank: Bank, scion: ScionSpec, made_at: float = 0.0, size: int = 1000, made_by: str = "r1"
+) -> ScionCard:
     payload = bytes(size)
     file, sha256 = payload_name(payload)
     card = ScionCard(
@@ -32,7 +34,7 @@ def deposit(bank: Bank, scion: ScionSpec, made_at: float = 0.0, size: int = 1000
         errors={"nmse": 0.25, "nmse/t0-249": 0.5},
         steps=6,
         spend=Spend(device_seconds=2.0),
-        made_by="r1",
+        made_by=made_by,
         made_at=made_at,
         hardware="h",
         file=file,

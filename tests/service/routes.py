@@ -1,0 +1,152 @@
+"""Every route of the application: how it is called, which role it takes, and what it tells a guest.
+
+A guest is somebody whose key sees only what is their own. A route that is not in the table fails the tests
+that go over all of them, until somebody has said what it is.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute, Mount
+
+from service.api.schemas import Role
+from tests.builders import document, study_document
+from tests.grafting_core.spec.test_filling import fill
+
+ToGuests = Literal["open", "shared", "own", "closed", "admin"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """`to_guests`: the same for everybody, what is their own alone, or nothing."""
+
+    to_guests: ToGuests
+    role: Role = "viewer"
+    body: dict[str, Any] | None = None
+    query: str = ""
+    reads_database: bool = True
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """What stands for the address's variables, ids excepted."""
+
+
+def viewers(to_guests: ToGuests = "own", **more: Any) -> Call:
+    return Call(to_guests, **more)
+
+
+def runners(body: dict[str, Any] | None = None, to_guests: ToGuests = "own", **more: Any) -> Call:
+    return Call(to_guests, "runner", body, **more)
+
+
+def admins(body: dict[str, Any] | None = None, **more: Any) -> Call:
+    return Call("admin", "admin", body, **more)
+
+
+def constant(**more: Any) -> Call:
+    return Call("shared", reads_database=False, **more)
+
+
+ROUTES: dict[str, Call] = {
+    "GET /healthz": Call("open", reads_database=False),
+    "GET /readyz": Call("open"),
+    "GET /login": Call("open", query="?code=gll_nosuch"),
+    "MOUNT /static": Call("open", reads_database=False, fields={"path": "graftlab.css"}),
+    "GET /openapi.json": constant(),
+    "HEAD /openapi.json": constant(),
+    "GET /problems": constant(),
+    "GET /problems/{code}": constant(fields={"code": "invalid"}),
+    "GET /operators": constant(),
+    "GET /api/v1/operators": constant(),
+    "GET /api/v1/backbones": constant(),
+    "GET /api/v1/whoami": viewers(reads_database=False),
+    "POST /api/v1/login-links": viewers(),
+    "GET /metrics": viewers("closed"),
+    "GET /": viewers(),
+    "GET /runs": viewers(),
+    "GET /runs/{run_id}": viewers(),
+    "GET /studies": viewers(),
+    "GET /studies/{study_id}": viewers(),
+    "GET /measured": viewers(),
+    "POST /api/v1/experiments": runners(document()),
+    "POST /api/v1/experiments/plan": viewers(body=document()),
+    "POST /api/v1/analyses": runners({"backbone": "testbed/dit-fashion"}),
+    "GET /api/v1/backbones/{name:path}/profile": viewers("shared", fields={"name": "testbed/dit-fashion"}),
+    "GET /api/v1/runs": viewers(),
+    "GET /api/v1/runs/{run_id}": viewers(),
+    "GET /api/v1/runs/{run_id}/events": viewers(),
+    "GET /api/v1/runs/{run_id}/history": viewers(),
+    "GET /api/v1/runs/{run_id}/log": viewers(),
+    "GET /api/v1/runs/{run_id}/artifacts/{stage}/{name}": viewers(
+        fields={"stage": "evaluate", "name": "report.json"}
+    ),
+    "POST /api/v1/runs/{run_id}/extend": runners({"device_seconds": 5.0}),
+    "PUT /api/v1/runs/{run_id}/priority": runners({"priority": 1}),
+    "POST /api/v1/runs/{run_id}/{action}": runners(fields={"action": "retry"}),
+    "POST /api/v1/actions": runners({"action": "pause", "runs": ["RUN_ID"]}),
+    "GET /api/v1/queue": viewers(),
+    "GET /api/v1/accounts": viewers(),
+    "PUT /api/v1/accounts/{scope}/{name}": Call("admin", "runner", {}, fields={"scope": "user", "name": "x"}),
+    "GET /api/v1/leaderboard": viewers(),
+    "GET /api/v1/measured": viewers(),
+    "GET /api/v1/scions": viewers(),
+    "GET /api/v1/scions/{key}": viewers(reads_database=False),
+    "POST /api/v1/scions:verify": runners(to_guests="closed", reads_database=False),
+    "POST /api/v1/scions:gc": admins({}),
+    "POST /api/v1/scions:fill": runners(fill()),
+    "POST /api/v1/studies": runners(study_document()),
+    "GET /api/v1/studies": viewers(),
+    "GET /api/v1/studies/{study_id}": viewers(),
+    "POST /api/v1/studies/{study_id}/extend": runners({"trials": 1, "version": 0}),
+    "POST /api/v1/studies/{study_id}/{action}": runners(fields={"action": "pause"}),
+    "GET /api/v1/studies/{study_id}/best": viewers(),
+    "GET /api/v1/studies/{study_id}/report/{name}": viewers(fields={"name": "report.md"}),
+    "POST /api/v1/keys": admins({"owner": "x"}),
+    "GET /api/v1/keys": admins(),
+    "GET /api/v1/keys/{key_id}": admins(),
+    "PATCH /api/v1/keys/{key_id}": admins({"role": "viewer"}),
+    "DELETE /api/v1/keys/{key_id}": admins(),
+    "POST /api/v1/webhooks": admins({"url": "https://example.org/"}, reads_database=False),
+    "GET /api/v1/webhooks": admins(),
+    "DELETE /api/v1/webhooks/{webhook_id}": admins(),
+    "POST /api/v1/webhooks/{webhook_id}/test": admins(reads_database=False),
+    "GET /api/v1/webhooks/{webhook_id}/deliveries": admins(),
+    "GET /api/v1/admin/verify": admins(),
+    "POST /api/v1/admin/gc": admins({}),
+    "POST /api/v1/admin/tracking/rebuild": admins(),
+}
+"""Webhooks are off in the labs of these tests."""
+
+
+def routes_of(app: FastAPI) -> list[str]:
+    """`METHOD /address` of all there is, those of included routers and mounts too."""
+    return list(_walk(app.routes))
+
+
+def _walk(routes: list[BaseRoute], prefix: str = "") -> Iterator[str]:
+    for route in routes:
+        included: APIRouter | None = getattr(route, "original_router", None)
+        if included is not None:
+            context = getattr(route, "include_context", None)
+            yield from _walk(included.routes, prefix + getattr(context, "prefix", ""))
+        elif isinstance(route, Mount):
+            yield f"MOUNT {prefix}{route.path}"
+        else:
+            for method in sorted(getattr(route, "methods", None) or {"GET"}):
+                path: str = route.path  # type: ignore[attr-defined]  # every route has one
+                yield f"{method} {prefix}{path}"
+
+
+def request_of(route: str, ids: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments for a client's `request`, with these ids in address and body."""
+    call, (method, path) = ROUTES[route], route.split()
+    if method == "MOUNT":
+        method, path = "GET", f"{path}/{{path}}"
+    known = {**ids, **call.fields}
+    address = re.sub(r"{(\w+)(:\w+)?}", lambda found: known.get(found[1], "1"), path)
+    request: dict[str, Any] = {"method": method, "url": address + call.query}
+    if call.body is not None:
+        runs = {"runs": [ids["run_id"]]} if "runs" in call.body else {}
+        request["json"] = call.body | runs
+    return request
