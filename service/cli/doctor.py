@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from service.cli.console import out, print_json, table
-from service.cli.lab import find_url, read_address
+from service.cli.lab import data_folder, find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 
 LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
@@ -42,7 +42,8 @@ class Finding(NamedTuple):
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
     """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
-    found = [_python(), *map(_package, LEAST), _disk(data), *_lab(find_url(url)), _mlflow(data)]
+    folder = data_folder(data)
+    found = [_python(), *map(_package, LEAST), _disk(folder), *_lab(find_url(url)), _mlflow(folder)]
     if json:
         print_json([finding._asdict() for finding in found])
     else:

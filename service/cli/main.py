@@ -29,6 +29,7 @@ from service.cli.studies import study_app
 from service.cli.supervisor import StartFailed
 from service.cli.webhooks import webhook_app
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.starting import CannotStart
 
 app = typer.Typer(
     help="Explore diffusion-transformer designs by grafting.",
@@ -201,7 +202,7 @@ def main() -> None:
     except LabBusy as error:
         err.print(str(error), markup=False)
         code = 2
-    except (LabUnreachable, NoFreePort, StartFailed) as error:
+    except (LabUnreachable, NoFreePort, StartFailed, CannotStart) as error:
         err.print(str(error), markup=False)
         code = 1
     except BrokenPipeError:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.storage import Storage
 from service import logs
-from service.settings import Settings
+from service.starting import settings_of_part
 from service.store.engine import Database
 from service.store.migrate import upgrade
 from service.tracking.forwarder import Forwarder
@@ -26,7 +26,7 @@ def main() -> None:
     # Our own waiting is the retry; MLflow's would block for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    settings = Settings()
+    settings = settings_of_part()
     database = Database(settings.database_url)
     upgrade(database)
     forwarder = Forwarder(settings, database, Storage(settings.storage))
