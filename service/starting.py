@@ -1,10 +1,8 @@
 """What has to be right before a part of the lab starts; what is not, is told in one sentence."""
 
 import logging
-import os
 import sqlite3
 import sys
-import tempfile
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,23 +169,3 @@ def _check_revision(found: str | None, database: str) -> None:
         raise CannotStart(
             f"{database} was written by a newer version of Graftlab ({newest}); install that one"
         )
-
-
-def home_of_parts(fallback: Path) -> str:
-    """The user's home folder if programs can write there, else the fallback: some parts insist on one."""
-    try:
-        home = Path.home()
-        with tempfile.TemporaryFile(dir=home):
-            return str(home)
-    except (OSError, RuntimeError):
-        return str(fallback)
-
-
-def absolute_pythonpath() -> dict[str, str]:
-    """PYTHONPATH for processes that start in another folder; empty entries would be that folder."""
-    given = os.environ.get("PYTHONPATH")
-    if given is None:
-        return {}
-    return {
-        "PYTHONPATH": os.pathsep.join(str(Path(each).absolute()) for each in given.split(os.pathsep) if each)
-    }

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from service.cli.environment import environment_of
 from service.cli.guardian import DONE
 from service.cli.lab import LabAddress, forget_address, read_address, write_address
 from service.cli.modes import close_to_others, write_secret
@@ -34,18 +35,13 @@ from service.cli.scratch import make_scratch, remove_scratch
 from service.credentials import first_key, forget_lab, note_lab
 from service.starting import (
     CannotStart,
-    absolute_pythonpath,
     check_database,
     check_packages,
     check_storage,
     checked_settings,
-    home_of_parts,
 )
 
 log = logging.getLogger("graftlab.supervisor")
-NOT_INHERITED = ("GRAFTLAB_KEY", "GRAFTLAB_URL", "PYTHONSTARTUP", "PYTHONHOME")
-FOREIGN = ("RAY_", "OMP_", "MKL_", "OPENBLAS_")
-"""Beginnings of what would tell our cluster to join another one, or our workers to use other CPUs."""
 STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
 AGENT_SECONDS = 120.0
 """How long Ray may take until its job agent listens, on a busy machine."""
@@ -55,7 +51,6 @@ STEADY_SECONDS = 60.0
 """A part that has run for so long has not been restarted in vain."""
 LOG_SECONDS = 10.0
 """Between two looks at how long the logs are."""
-RAY_LOG_BYTES = 20 * 2**20
 
 
 class StartFailed(Exception):
@@ -120,46 +115,23 @@ class Supervisor:
         ]
 
     def environment(self, part: str) -> dict[str, str]:
-        """What every process of the lab is told. What the user has set for other programs stays outside."""
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in NOT_INHERITED and not name.startswith(FOREIGN)
-        }
-        threads = {} if part == "ray" else {"OMP_NUM_THREADS": "1"}  # Ray tells its workers how many
-        return {**inherited, **absolute_pythonpath(), **threads, **self._told(part), **self._told_ray()}
-
-    def _told(self, part: str) -> dict[str, str]:
+        """What every process of the lab is told."""
+        address = self.address
         return {
+            **environment_of(part, self.folder),
             MARK: self.mark,
             PART: part,
-            INSTANCE: self.address.lab_id,
-            "HOME": home_of_parts(self.folder),
-            "GRAFTLAB_DATA_DIR": str(self.folder),
+            INSTANCE: address.lab_id,
             "GRAFTLAB_DATABASE_URL": self.settings.database_url,
             "GRAFTLAB_OPTUNA_URL": self.settings.optuna_url,
             "GRAFTLAB_STORAGE": self.settings.storage,
             "GRAFTLAB_HOST": self.settings.host,
-            "GRAFTLAB_PORT": _port(self.address.url),
-            "GRAFTLAB_RAY_DASHBOARD": self.address.ray_dashboard,
+            "GRAFTLAB_PORT": _port(address.url),
+            "GRAFTLAB_RAY_DASHBOARD": address.ray_dashboard,
             "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
-            "GRAFTLAB_MLFLOW_URL": self.address.mlflow_url,
+            "GRAFTLAB_MLFLOW_URL": address.mlflow_url,
             "GRAFTLAB_CPUS": str(self.cpus),
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here asks for
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONSAFEPATH": "1",
-        }
-
-    def _told_ray(self) -> dict[str, str]:
-        return {
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
-            "RAY_TRAIN_V2_ENABLED": "1",
-            # Ray takes loopback for a mistake and listens on all addresses, unless it may not be a cluster.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_ROTATION_MAX_BYTES": str(RAY_LOG_BYTES),
-            "RAY_ROTATION_BACKUP_COUNT": "2",
         }
 
     def _token_file(self) -> Path:
