@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ OPTIONAL = ("mlflow", "tracking")
 OPTIONAL_SECONDS = 60.0
 """Between two attempts to start one of those that keeps dying."""
 LOG_BYTES = 20 * 2**20
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 READ_BYTES = 64 * 1024
 LONGEST_WORDS = 400
 
@@ -87,7 +89,7 @@ def _plain(line: str) -> str:
         error = str(found.get("error") or "").strip().splitlines()
         return error[-1] if error else str(found["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return line
+        return COLOURS.sub("", line)
 
 
 def shorten(log: Path, most: int = LOG_BYTES) -> None:

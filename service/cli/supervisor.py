@@ -286,7 +286,7 @@ class Supervisor:
             with suppress(FileNotFoundError):
                 shorten(part.log(self.logs))
 
-    def wait_ready(self, seconds: float = 150.0) -> None:
+    def wait_ready(self, seconds: float = 300.0) -> None:
         """Until API, scheduler and Ray answer. Raises StartFailed naming what does not, or has ended."""
         end, waiting = time.monotonic() + seconds, "the API does not answer yet"
         while time.monotonic() < end:
