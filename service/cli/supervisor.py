@@ -84,19 +84,22 @@ class Supervisor:
         self._umask: int | None = None
 
     def _commands(self) -> dict[str, list[str]]:
-        python, data = sys.executable, self.folder
+        python = sys.executable
         return {
             "ray": self._ray_command(),
-            "mlflow": [
-                *(python, "-P", "-m", "mlflow", "server", "--workers", "1", "--host", self.host),
-                *("--port", _port(self.address.mlflow_url)),
-                *("--backend-store-uri", f"sqlite:///{data / 'mlflow.db'}"),
-                *("--artifacts-destination", str(data / "mlflow-artifacts")),
-            ],
+            "mlflow": self._mlflow_command(),
             "api": [python, "-P", "-m", "service.api"],
             "scheduler": [python, "-P", "-m", "service.scheduler"],
             "tracking": [python, "-P", "-m", "service.tracking"],
         }
+
+    def _mlflow_command(self) -> list[str]:
+        return [
+            *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1", "--host", self.host),
+            *("--port", _port(self.address.mlflow_url)),
+            *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
+            *("--artifacts-destination", str(self.folder / "mlflow-artifacts")),
+        ]
 
     def _ray_command(self) -> list[str]:
         """With ports chosen anew."""
@@ -252,11 +255,11 @@ class Supervisor:
         if part.name == "ray":
             port = self._claims.claim(int(_port(before.ray_dashboard)))
             self.address = replace(before, ray_dashboard=f"http://{self.host}:{port}")
+            part.command = self._ray_command()
         elif part.name == "mlflow":
             port = self._claims.claim(int(_port(before.mlflow_url)))
             self.address = replace(before, mlflow_url=f"http://{self.host}:{port}")
-        if part.name in ("ray", "mlflow"):
-            part.command = self._commands()[part.name]
+            part.command = self._mlflow_command()
         if self.address != before:
             self._write_down()
             askers = ("api", "scheduler") if part.name == "ray" else ("api", "tracking")

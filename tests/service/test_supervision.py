@@ -220,6 +220,18 @@ def test_a_lab_goes_on_without_mlflow_and_says_so(folder: Path) -> None:
         lab.stop()
 
 
+def test_a_restart_of_one_part_changes_nothing_of_the_others(folder: Path) -> None:
+    lab = waiting(folder)
+    try:
+        before = lab.agent_port
+        lab._renew_ports(part(lab, "mlflow"))
+        assert lab.agent_port == before
+        lab._renew_ports(part(lab, "ray"))
+        assert lab.agent_port != before
+    finally:
+        lab.stop()
+
+
 def test_an_optional_part_that_keeps_dying_is_tried_once_a_minute() -> None:
     tracking = Part("tracking", WAIT, restarts=len(BACK_OFF))
     tracking.put_off()
