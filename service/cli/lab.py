@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import stat
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pwd import getpwuid
 from service.cli.console import Refused
 from service.locking import FolderHeld, Held, hold, holder
 
+SHARED = tuple(map(Path, ("/", "/tmp", "/var/tmp", "/dev/shm", "/home", "/root", "/srv", "/opt", "/mnt")))  # noqa: S108
+"""Never made a lab's, which would close them to everybody else."""
 DEFAULT_FOLDERS = ("graftlab-data", "graftlab-demo")
 
 
@@ -96,7 +99,7 @@ def _check_owner(folder: Path) -> None:
         raise Refused(
             [f"--data {folder}: belongs to {user_name(found.st_uid)}; name a folder of this user's own"]
         )
-    if found.st_mode & stat.S_ISVTX or folder == Path("/"):
+    if found.st_mode & stat.S_ISVTX or folder in SHARED or folder == Path(tempfile.gettempdir()).resolve():
         raise Refused(
             [f"--data {folder}: is shared with every program here; name a folder for the lab alone"]
         )

@@ -33,7 +33,7 @@ def refusal(settings: Settings) -> str:
     ("words", "environment", "said"),
     [
         (["--data", "file"], {}, "file is a file; name a folder"),
-        (["--data", "/tmp"], {}, "is shared with every program here"),
+        (["--data", "shared"], {}, "is shared with every program here"),
         (["--data", "lab", "--port", "70000"], {}, "less than or equal to 65535"),
         (["--data", "lab", "--port", "web"], {}, "valid integer"),
         (["--data", "lab"], {"GRAFTLAB_PORT": "web"}, "GRAFTLAB_PORT=web: Input should be a valid integer"),
@@ -48,6 +48,8 @@ def test_what_is_wrong_is_one_line_and_nothing_runs(
     tmp_path: Path, words: list[str], environment: dict[str, str], said: str
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
     told = subprocess.run(
         [*GRAFT, "up", *words],
         capture_output=True,
