@@ -18,6 +18,7 @@ from pathlib import Path
 
 from service.cli.supervisor import Supervisor
 from service.client import GraftlabClient
+from service.credentials import first_key
 from workers.contract import StageStarted
 
 WARM_SECONDS, GOING_SECONDS = 15.0, 10.0
@@ -51,7 +52,7 @@ def main() -> int:
     given = parser.parse_args()
     rounds, workers = given.rounds, given.workers
     with tempfile.TemporaryDirectory() as folder, _lab(Path(folder)) as supervisor:
-        client = GraftlabClient(supervisor.address.url)
+        client = GraftlabClient(supervisor.address.url, key=first_key(supervisor.folder))
         jobs: dict[str, Callable[[int], float]] = {
             "bare TorchTrainer": lambda turn: _bare(supervisor, Path(folder), workers),
             "cold run": lambda turn: _cold(client, turn, workers),

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from grafting_core.failpoints import failpoint
@@ -26,7 +27,11 @@ class Storage:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._filesystem, root = fsspec.core.url_to_fs(uri)
+        # A plain path is taken as it is: to fsspec `::` in it would join two addresses.
+        plain = "://" not in uri
+        self._filesystem, root = (
+            (LocalFileSystem(), LocalFileSystem._strip_protocol(uri)) if plain else fsspec.core.url_to_fs(uri)
+        )
         self._root = str(root).rstrip("/")
         self.is_local = "file" in _protocols(self._filesystem)
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from service.locking import is_held
+
 KEY_FILE = "admin-key"
 MLFLOW_FILE = "mlflow-token"
 
@@ -34,7 +36,10 @@ def _secret(file: Path, prefix: str) -> str:
 
 
 def _notes() -> Path:
-    """Where this user's running labs are noted, so that an address alone leads to the data folder."""
+    """Where this user's running labs are noted, so that an address alone leads to the data folder.
+
+    Raises RuntimeError where the user has no home folder.
+    """
     return Path(os.environ.get("GRAFTLAB_HOME") or Path.home() / ".graftlab") / "labs"
 
 
@@ -44,24 +49,28 @@ def _note(url: str) -> Path:
 
 def note_lab(url: str, folder: Path) -> None:
     """Remember which data folder the lab at this address has. Without a home folder there is no note."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
         _notes().mkdir(parents=True, exist_ok=True, mode=0o700)
         _note(url).write_text(json.dumps({"url": url, "data": str(folder)}))
 
 
 def forget_lab(url: str) -> None:
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
         _note(url).unlink(missing_ok=True)
 
 
 def find_key(url: str, given: str | None = None) -> str | None:
-    """The key to show at an address: the given one, else GRAFTLAB_KEY, else that of this user's lab there."""
+    """The key to show at an address: the given one, else GRAFTLAB_KEY, else that of this user's lab there.
+
+    A lab that no longer runs has no address: who listens there now may be anybody, and is shown no key.
+    """
     if given or os.environ.get("GRAFTLAB_KEY"):
         return given or os.environ["GRAFTLAB_KEY"]
     try:
         note = json.loads(_note(url.replace("//localhost", "//127.0.0.1")).read_text())
-        return (Path(note["data"]) / KEY_FILE).read_text().strip()
-    except (OSError, ValueError, KeyError, TypeError):
+        folder = Path(note["data"])
+        return (folder / KEY_FILE).read_text().strip() if is_held(folder) else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -3,11 +3,16 @@
 import os
 import sys
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.credentials import MLFLOW_FILE
+
+POSTGRESQL = "postgresql+psycopg"
+SHORT_NAMES = ("postgres", "postgresql")
+"""As hosts of databases and other tools write it; the driver is always ours."""
 
 
 class Settings(BaseSettings):
@@ -27,7 +32,12 @@ class Settings(BaseSettings):
     mlflow_bind: str = "127.0.0.1"
     """The address that the lab's own MLflow server listens on, at the port of `mlflow_url`."""
     host: str = "127.0.0.1"
-    port: int = 8000
+    """Of the API. Ray and MLflow of the embedded lab listen on loopback whatever this says."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    listen_fd: int | None = None
+    """A socket that listens already, handed over by whoever started this process; then `port` is its port."""
+    lab_id: str = ""
+    """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
     api_processes: int = Field(default=0, ge=0)
     """Of the API; 0: one on SQLite, which has one writer, else one a core up to four."""
@@ -35,7 +45,7 @@ class Settings(BaseSettings):
     """That one key, or one address without a valid key, may send in the long run; all processes count."""
     requests_burst: int = Field(default=400, ge=1)
     worker_python: str = sys.executable
-    cpus: int = Field(default_factory=lambda: os.cpu_count() or 1)
+    cpus: int = Field(default_factory=lambda: cores())
     """CPUs that running attempts may ask for together."""
     gpus: int = 0
 
@@ -77,17 +87,23 @@ class Settings(BaseSettings):
     max_attempts: int = 5
 
     def model_post_init(self, context: object) -> None:
-        self.data_dir = self.data_dir.absolute()
-        self.database_url = self.database_url or f"sqlite:///{self.data_dir / 'graftlab.db'}"
-        self.optuna_url = self.optuna_url or f"sqlite:///{self.data_dir / 'optuna.db'}"
+        self.data_dir = self.data_dir.expanduser().absolute()
+        self.database_url = _spelt_out(self.database_url) or sqlite_url(self.data_dir / "graftlab.db")
+        self.optuna_url = _spelt_out(self.optuna_url) or sqlite_url(self.data_dir / "optuna.db")
         self.storage = self.storage or str(self.data_dir / "storage")
+        if "://" not in self.storage:
+            self.storage = str(Path(self.storage).expanduser().absolute())
+        self.host = "127.0.0.1" if self.host == "localhost" else self.host
+        own = f"[{self.host}]" if ":" in self.host else self.host
+        if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - told apart, not bound
+            self.allowed_hosts = [*self.allowed_hosts, own]
 
     @property
     def servers(self) -> int:
         """How many processes answer requests."""
         if self.api_processes:
             return self.api_processes
-        return 1 if self.database_url.startswith("sqlite") else min(4, os.cpu_count() or 1)
+        return 1 if self.database_url.startswith("sqlite") else min(4, cores())
 
     def mlflow_token(self) -> str | None:
         """What MLflow's server asks for: the data folder's secret, or MLflow's own variable."""
@@ -101,3 +117,39 @@ class Settings(BaseSettings):
         if self.ray_token_file and self.ray_token_file.exists():
             return self.ray_token_file.read_text().strip()
         return os.environ.get("RAY_AUTH_TOKEN")
+
+
+def cores() -> int:
+    """How many this process may use: less than the machine has, in a container or a job of a cluster."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        granted = -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no limit, which is written "max", or no such file
+        return allowed
+    return max(1, min(allowed, granted))
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a database file. A question mark in its path would begin the URL's parameters."""
+    if "?" in str(file):
+        return f"sqlite:///file:{quote(str(file))}?uri=true"
+    return f"sqlite:///{file}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for one in memory."""
+    path, _, parameters = url.partition("://")[2].removeprefix("/").partition("?")
+    if path.startswith("file:"):
+        path = unquote(path.removeprefix("file:"))
+    return None if path in ("", ":memory:") or "mode=memory" in parameters else Path(path)
+
+
+def _spelt_out(url: str) -> str:
+    """With our driver, and a path that is the same from every folder."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in SHORT_NAMES:
+        return f"{POSTGRESQL}://{rest}"
+    if scheme.startswith("sqlite") and "?" not in rest and (file := sqlite_file(url)):
+        return sqlite_url(file.expanduser().absolute())
+    return url

@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import socket
+import sys
+from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
 
 from service import logs
 from service.api.protocol import GuardedProtocol
 from service.app import RATES, create_app
 from service.settings import Settings
+from service.starting import settings_of_part
 
 
 def serving() -> FastAPI:
@@ -21,11 +26,11 @@ def serving() -> FastAPI:
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Our own log has a line a request, uvicorn's is off."""
     logs.setup()
-    settings = Settings()
+    settings = settings_of_part()
     if settings.servers > 1:
         _share_metrics(settings)
         (settings.data_dir / RATES).unlink(missing_ok=True)
-    uvicorn.run(
+    config = uvicorn.Config(
         "service.api.__main__:serving",
         factory=True,
         workers=settings.servers,
@@ -39,6 +44,20 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
+    given = settings.listen_fd
+    _serve(config, config.bind_socket() if given is None else socket.socket(fileno=given))
+
+
+def _serve(config: uvicorn.Config, listening: socket.socket) -> None:
+    """As `uvicorn.run` does, which knows no socket that listens already."""
+    if config.workers > 1:
+        return Multiprocess(config, sockets=[listening]).run()
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(3)
+    return None
 
 
 def _share_metrics(settings: Settings) -> None:

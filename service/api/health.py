@@ -24,9 +24,10 @@ FRESH_SECONDS = 2.0
 
 
 @router.get("/healthz", openapi_extra=OPEN)
-def healthz() -> dict[str, str]:
-    """The process answers; nothing else is asked."""
-    return {"status": "ok"}
+def healthz(lab: LabDep) -> dict[str, str]:
+    """The process answers, and says which start of which lab it belongs to; nothing else is asked."""
+    known = lab.settings.lab_id
+    return {"status": "ok", **({"lab": known} if known else {})}
 
 
 @router.get("/readyz", openapi_extra=OPEN, responses={503: {"description": "Something is missing"}})

@@ -27,7 +27,7 @@ def check_operator_command(kind: Kind, json: AsJson = False) -> None:
 
 
 def _findings(kind: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "grafting_core.health", kind]
+    command = [sys.executable, "-P", "-m", "grafting_core.health", kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from service.api.schemas import TrackingState
 from service.cli.console import out, print_json, table
-from service.cli.lab import find_url, read_address
+from service.cli.lab import data_folder, find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.credentials import key_header
 from service.settings import Settings
@@ -51,9 +51,10 @@ class Finding(NamedTuple):
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
     """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
+    folder = data_folder(data)
     lab = _lab(find_url(url))
-    mlflow = _mlflow(find_url(url), data, answers=len(lab) > 1)
-    found = [_python(), *map(_package, LEAST), _disk(data), *lab, mlflow]
+    mlflow = _mlflow(find_url(url), folder, answers=len(lab) > 1)
+    found = [_python(), *map(_package, LEAST), _disk(folder), *lab, mlflow]
     if json:
         print_json([finding._asdict() for finding in found])
     else:

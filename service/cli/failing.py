@@ -15,6 +15,7 @@ from service.cli.lab import LabBusy
 from service.cli.ports import NoFreePort
 from service.cli.supervisor import StartFailed
 from service.client import ApiProblem, CannotBeSent, LabUnreachable
+from service.starting import CannotStart
 
 
 def guarded(command: Callable[[], int | None]) -> int:
@@ -59,7 +60,7 @@ def _told(error: Exception) -> int:
         case LabBusy() | CannotBeSent():
             say([str(error)])
             return 2
-        case LabUnreachable() | NoFreePort() | StartFailed():
+        case LabUnreachable() | NoFreePort() | StartFailed() | CannotStart():
             say([str(error)])
             return 1
         case OSError():

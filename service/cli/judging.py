@@ -107,7 +107,7 @@ def _source(weights: Path | None, sha256: str | None) -> FeatureSource | None:
 
 
 def _answer(request: BaseModel, model: type[M]) -> M:
-    command = [sys.executable, "-m", "grafting_core.judging", request.model_dump_json()]
+    command = [sys.executable, "-P", "-m", "grafting_core.judging", request.model_dump_json()]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         raise typer.Exit(1)

@@ -1,23 +1,35 @@
 """Where a lab keeps its things on this machine, and where a running one is found."""
 
-import fcntl
 import json
 import os
+import shlex
+import stat
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from pwd import getpwuid
 
+from service.cli.console import Refused
+from service.locking import FolderHeld, Held, hold, holder
+
+SHARED = tuple(map(Path, ("/", "/tmp", "/var/tmp", "/dev/shm", "/home", "/root", "/srv", "/opt", "/mnt")))  # noqa: S108
+"""Never made a lab's, which would close them to everybody else."""
 DEFAULT_FOLDERS = ("graftlab-data", "graftlab-demo")
 
 
 @dataclass(frozen=True)
 class LabAddress:
-    """What `lab.json` says of a running lab."""
+    """What `lab.json` says of a lab. A hint: whether it still runs, its folder's lock alone knows."""
 
     url: str
     mlflow_url: str
     ray_dashboard: str
     pid: int
+    lab_id: str = ""
+    """Chosen anew at each start; the lab's API tells it, and its processes carry it."""
+    scratch: str = ""
+    """Ray's sockets and session logs."""
 
 
 class LabBusy(Exception):
@@ -36,6 +48,14 @@ def read_address(folder: Path) -> LabAddress | None:
         return None
 
 
+def forget_address(folder: Path, lab_id: str | None = None) -> None:
+    """Remove the note, if it is of this start of the lab."""
+    address = read_address(folder)
+    if lab_id is None or (address is not None and address.lab_id == lab_id):
+        with suppress(OSError):
+            (folder / "lab.json").unlink(missing_ok=True)
+
+
 def find_url(given: str | None) -> str:
     """The option, else GRAFTLAB_URL, else the lab whose data folder is here, else the default address."""
     if given or os.environ.get("GRAFTLAB_URL"):
@@ -48,15 +68,51 @@ def find_url(given: str | None) -> str:
     return "http://127.0.0.1:8000"
 
 
-def lock(folder: Path) -> IO[str]:
-    """Hold the folder for as long as the returned file is open. Raises LabBusy."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = (folder / "lab.lock").open("w")
+def data_folder(given: Path) -> Path:
+    """The folder that is meant, without links, `..` and `~`. Raises Refused."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise LabBusy(
-            f"a lab is already running on {folder}; `graft down --data {folder}` stops it"
-        ) from error
-    return file
+        return given.expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise Refused([f"--data {given}: {error}; name a folder that this user can reach"]) from error
+
+
+def lock(folder: Path) -> Held:
+    """Hold the folder, made where it is missing, until the answer is closed. Raises LabBusy or Refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner(folder)
+        return hold(folder)
+    except FolderHeld as error:
+        down = f"`graft down --data {shlex.quote(str(folder))}` stops it"
+        raise LabBusy(f"a lab is already running on {folder}{_whose(folder)}; {down}") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Refused([f"--data {folder}: {error.filename} is a file; name a folder"]) from error
+    except OSError as error:
+        why = f"{error.strerror} ({error.filename})"
+        raise Refused([f"--data {folder}: {why}; name a folder that this user can write to"]) from error
+
+
+def _check_owner(folder: Path) -> None:
+    """A folder of somebody else's, or open to everybody, is not made a lab: its owner could change it."""
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise Refused(
+            [f"--data {folder}: belongs to {user_name(found.st_uid)}; name a folder of this user's own"]
+        )
+    if found.st_mode & stat.S_ISVTX or folder in SHARED or folder == Path(tempfile.gettempdir()).resolve():
+        raise Refused(
+            [f"--data {folder}: is shared with every program here; name a folder for the lab alone"]
+        )
+
+
+def _whose(folder: Path) -> str:
+    found = holder(folder)
+    return f" (process {found.pid})" if found else ""
+
+
+def user_name(uid: int) -> str:
+    """As the machine calls the user, or the number where it has no name for it."""
+    try:
+        return getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -12,7 +12,7 @@ from service.scheduler.news import News
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.scheduler import Scheduler
 from service.search.thread import drive_studies
-from service.settings import Settings
+from service.starting import settings_of_part
 from service.store.engine import Database
 from service.store.migrate import upgrade
 from service.webhooks.postman import LAST_SECONDS, send_webhooks
@@ -23,7 +23,7 @@ log = logging.getLogger("graftlab.scheduler")
 def main() -> None:
     """Round after round until SIGTERM or SIGINT; attempts under way go on without us."""
     logs.setup()
-    settings = Settings()
+    settings = settings_of_part()
     database = Database(settings.database_url)
     upgrade(database)
     scheduler = Scheduler(settings, database, Storage(settings.storage), RayJobs(settings))

@@ -153,7 +153,7 @@ class Tender:
             )
 
     def _entrypoint(self, run_id: str, number: int) -> str:
-        words = [self._lab.settings.worker_python, "-m", "workers.attempt"]
+        words = [self._lab.settings.worker_python, "-P", "-m", "workers.attempt"]
         words += ["--storage", self._lab.settings.storage, "--run", run_id, "--attempt", str(number)]
         return shlex.join(words)
 

@@ -4,7 +4,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url, text
@@ -14,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 from grafting_core.failpoints import failpoint
+from service.settings import sqlite_file
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another on SQLite."""
@@ -24,6 +24,8 @@ SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys=ON",
 )
 
+CONNECT_SECONDS = 10
+"""How long PostgreSQL may take to answer a caller; without it a host that is away is waited for minutes."""
 POSTGRESQL_LIMITS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "20s"}
 """A frozen process must not hold its locks for ever."""
 
@@ -84,7 +86,8 @@ def insert_if_absent(session: Session, table: type[DeclarativeBase], **values: A
 
 def _engine(url: str, connections: int) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
-        arguments = {"options": " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_LIMITS.items())}
+        options = " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_LIMITS.items())
+        arguments = {"options": options, "connect_timeout": CONNECT_SECONDS}
         return create_engine(
             url,
             pool_pre_ping=True,
@@ -92,9 +95,9 @@ def _engine(url: str, connections: int) -> Engine:
             max_overflow=connections,
             connect_args=arguments,
         )
-    path = make_url(url).database
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path = sqlite_file(url)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

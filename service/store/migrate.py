@@ -74,7 +74,8 @@ def check(database: Database) -> None:
 
 def _config(connection: object) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    folder = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # it is read as a template
     config.attributes["connection"] = connection
     return config
 

@@ -8,7 +8,7 @@ import threading
 
 from grafting_core.storage import Storage
 from service import logs
-from service.settings import Settings
+from service.starting import settings_of_part
 from service.store.engine import Database
 from service.store.migrate import upgrade
 from service.tracking.forwarder import Forwarder
@@ -25,7 +25,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    settings = Settings()
+    settings = settings_of_part()
     database = Database(settings.database_url)
     upgrade(database)
     rounds = Rounds(Forwarder(settings, database, Storage(settings.storage)), settings.round_seconds)

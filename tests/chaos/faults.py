@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from service.cli.supervisor import MARK, PART
+from service.cli.processes import GUARDIAN, MARK, PART, mark_of
 
 
 @dataclass
@@ -25,9 +25,11 @@ class Target:
 
     def processes(self) -> Iterator[psutil.Process]:
         """Those that carry this lab's mark."""
+        mark = mark_of(self.folder)
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == str(self.folder):
+                found = process.environ()
+                if found.get(MARK) == mark and found.get(PART) != GUARDIAN:
                     yield process
             except (psutil.Error, OSError):
                 continue

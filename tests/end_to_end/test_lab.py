@@ -23,7 +23,7 @@ from grafting_core.spec.submission import parse_submission
 from grafting_core.storage import Storage
 from service.api.schemas import RunDetail
 from service.cli.lab import LabAddress, lock, read_address
-from service.cli.supervisor import MARK, PART
+from service.cli.processes import MARK, PART, mark_of
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.credentials import first_key
 from tests.builders import document
@@ -99,7 +99,7 @@ def kill(lab: Lab, wanted: Callable[[psutil.Process], bool]) -> None:
     """SIGKILL to the lab's processes that are meant."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(lab.folder) and wanted(process):
+            if process.environ().get(MARK) == mark_of(lab.folder) and wanted(process):
                 os.kill(process.pid, signal.SIGKILL)
         except (psutil.Error, OSError):
             continue
@@ -303,7 +303,7 @@ def test_interrupting_the_lab_leaves_no_process_behind(lab: Lab) -> None:
     left = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(lab.folder):
+            if process.environ().get(MARK) == mark_of(lab.folder):
                 left.append(process.name())
         except (psutil.Error, OSError):
             continue

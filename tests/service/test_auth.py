@@ -11,6 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 from service.api.addresses import needed_role
 from service.api.gate import OPEN
 from service.credentials import find_key, first_key, forget_lab, note_lab
+from service.locking import hold
 from service.settings import Settings
 from service.store.keys import Principal, make_key
 from service.store.models import KeyRow, now
@@ -238,6 +239,7 @@ def test_the_labs_own_machine_finds_the_key_by_the_address_alone(
     monkeypatch.delenv("GRAFTLAB_KEY", raising=False)
     key = first_key(settings.data_dir)
     assert (settings.data_dir / "admin-key").stat().st_mode & 0o777 == 0o600
+    held = hold(settings.data_dir)  # as a running lab does
     note_lab("http://127.0.0.1:1234", settings.data_dir)
     assert (
         find_key("http://localhost:1234")
@@ -247,5 +249,6 @@ def test_the_labs_own_machine_finds_the_key_by_the_address_alone(
     )
     assert find_key("http://127.0.0.1:1235") is None
     assert find_key("http://127.0.0.1:1234", "given") == "given"
+    held.close()
     forget_lab("http://127.0.0.1:1234")
     assert find_key("http://127.0.0.1:1234") is None

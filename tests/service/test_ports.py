@@ -2,44 +2,72 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.cli import supervisor as supervising
-from service.cli.ports import NoFreePort, free_port, listeners
+from service.cli.ports import Claims, NoFreePort, is_address, listen, listeners
 from service.cli.supervisor import Supervisor
 from service.scheduler.ray_jobs import RayJobs, RayUnavailable
 from service.settings import Settings
 
 
 @pytest.fixture
-def taken() -> Iterator[int]:
+def claims() -> Iterator[Claims]:
+    made = Claims()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def taken(claims: Claims) -> Iterator[int]:
     """A port on which this process listens."""
-    with socket.create_server(("", free_port())) as server:
+    with socket.create_server(("", claims.claim())) as server:
         yield server.getsockname()[1]
 
 
-def test_a_port_that_is_taken_is_not_given(taken: int) -> None:
-    assert free_port(taken) != taken
-    free = free_port()
-    assert free_port(free) == free
+def test_a_port_that_is_taken_is_not_given(taken: int, claims: Claims) -> None:
+    assert claims.claim(taken) != taken
+    free = claims.claim()
+    assert claims.claim(free) == free
 
 
-def test_chosen_ports_are_below_those_that_the_system_gives_away() -> None:
+def test_a_port_that_one_lab_has_chosen_is_no_other_s(claims: Claims) -> None:
+    other, port = Claims(), claims.claim()
+    assert other.claim(port) != port
+    claims.let_go(port)
+    assert other.claim(port) == port
+    other.close()
+
+
+def test_chosen_ports_are_below_those_that_the_system_gives_away(claims: Claims) -> None:
     with socket.create_server(("", 0)) as server:
-        assert max(free_port() for _ in range(20)) < server.getsockname()[1]
+        assert max(claims.claim() for _ in range(20)) < server.getsockname()[1]
 
 
-def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_free_port_is_told(monkeypatch: pytest.MonkeyPatch, claims: Claims) -> None:
     def refuse(*_: object) -> None:
         raise OSError("in use")
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     with pytest.raises(NoFreePort, match="none of"):
-        free_port()
+        claims.claim()
+
+
+def test_a_socket_that_listens_is_nobody_else_s(taken: int, claims: Claims) -> None:
+    with listen("127.0.0.1", taken, claims) as elsewhere:
+        port = elsewhere.getsockname()[1]
+        assert port != taken
+        with listen("127.0.0.1", port, Claims()) as another:
+            assert another.getsockname()[1] != port
+
+
+@pytest.mark.parametrize(("host", "right"), [("127.0.0.1", True), ("0.0.0.0", True), ("203.0.113.9", False)])
+def test_addresses_of_other_machines_are_told_apart(host: str, right: bool) -> None:
+    assert is_address(host) == right
 
 
 def test_who_listens_is_found(taken: int) -> None:
@@ -47,20 +75,18 @@ def test_who_listens_is_found(taken: int) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_cluster_whose_job_agent_lost_its_port_is_started_anew(
-    tmp_path: Path, taken: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervising, "AGENT_SECONDS", 25.0)
+def test_a_cluster_whose_job_agent_lost_its_port_is_started_anew(tmp_path: Path, taken: int) -> None:
     lab = Supervisor(tmp_path / "lab", 0, 1)
-    ray = next(part for part in lab.parts if part.name == "ray")
-    ray.command = [word.replace(str(lab.agent_port), str(taken)) for word in ray.command]
-    lab.agent_port = taken
     try:
+        lab.prepare()
+        ray = next(part for part in lab.parts if part.name == "ray")
+        ray.command = [word.replace(str(lab.agent_port), str(taken)) for word in ray.command]
+        lab.agent_port = taken
         lab.start()
         lab.wait_ready(200)
         assert lab.agent_port != taken
         assert ray.restarts >= 1
-        RayJobs(Settings(**_told(lab))).submit("probe", "true")
+        RayJobs(Settings(**_told(lab))).submit("probe", f"{sys.executable} -c 0")
     finally:
         lab.stop()
 

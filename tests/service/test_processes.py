@@ -1,5 +1,6 @@
 """The API as processes: several look like one from outside, and one bears what is done to a process."""
 
+import json
 import os
 import signal
 import socket
@@ -9,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, run
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.cli.ports import Claims, listen
 from service.credentials import first_key
 from tests.builders import document
 
@@ -127,3 +129,27 @@ def test_many_who_look_for_the_first_key_find_the_same(tmp_path: Path) -> None:
     assert len(found) == 1
     assert found.pop().startswith("glk_")
     assert [file.name for file in tmp_path.iterdir()] == ["admin-key"]
+
+
+def test_a_socket_that_is_handed_over_outlives_the_process_that_serves_it(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0, Claims()) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        given = {"DATA_DIR": str(tmp_path), "LISTEN_FD": str(listening.fileno()), "LAB_ID": "this-start"}
+        environment = os.environ | {f"GRAFTLAB_{name}": value for name, value in given.items()}
+        for _ in range(2):
+            command = [sys.executable, "-P", "-m", "service.api"]
+            with Popen(command, env=environment, pass_fds=[listening.fileno()]) as process:
+                # Nobody serves yet: the caller waits, and is not turned away.
+                assert httpx.get(f"{url}/healthz", timeout=60, trust_env=False).json()["lab"] == "this-start"
+                process.kill()
+
+
+@pytest.mark.parametrize("part", ["service.api", "service.scheduler", "service.tracking"])
+def test_a_part_that_cannot_start_says_why_in_one_line(tmp_path: Path, part: str) -> None:
+    (tmp_path / "graftlab.db").write_bytes(b"no database at all " * 100)
+    environment = os.environ | {"GRAFTLAB_DATA_DIR": str(tmp_path)}
+    told = run([sys.executable, "-m", part], env=environment, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 1
+    (line,) = told.stderr.strip().splitlines()
+    assert "cannot start: the database" in json.loads(line)["message"]
+    assert "is damaged (file is not a database)" in line

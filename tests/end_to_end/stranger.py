@@ -1,0 +1,131 @@
+"""What another user of the machine can do to a lab: `python stranger.py PROBES`, as root, prints what leaked.
+
+Imports everything first and becomes `nobody` then: the interpreter itself may be out of that user's reach.
+"""
+
+import http.client
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+NOBODY = 65534
+PATHS = (
+    *("/", "/metrics", "/readyz", "/events", "/nodes?view=summary", "/openapi.json", "/runs"),
+    *("/api/v1/runs", "/api/v1/leaderboard", "/api/v1/keys", "/api/v1/queue"),
+    *("/api/jobs/", "/api/v0/tasks", "/api/v0/actors", "/api/v0/workers", "/api/v0/logs", "/api/v0/nodes"),
+    *("/api/cluster_status", "/api/actors", "/api/component_activities", "/api/job_agent/jobs/"),
+    *("/logical/actors", "/api/prometheus/sd", "/api/v0/logs/file?filename=raylet.out&node_ip=127.0.0.1"),
+    *("/mlflow/", "/mlflow/ajax-api/2.0/mlflow/experiments/search?max_results=100", "/get-artifact"),
+    *("/api/2.0/mlflow/experiments/search?max_results=100", "/ajax-api/2.0/mlflow/experiments/search"),
+)
+MADE = ("/api/2.0/mlflow/experiments/create", "/mlflow/api/2.0/mlflow/experiments/create")
+METHODS = (
+    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
+    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
+    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "/ray.rpc.TaskInfoGcsService/GetTaskEvents",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.NodeManagerService/GetResourceLoad",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.ReporterService/GetTraceback",
+    "/ray.rpc.LogService/ListLogs",
+    "/ray.rpc.RayletDriver/ClusterInfo",
+    "/ray.rpc.RayletDriver/Schedule",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+)
+
+
+def main() -> None:
+    """Read what to try, become nobody, and print everything that succeeded as JSON."""
+    probes: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    list(_over_http(0, "GET", "/", None, []))  # loads what is loaded at first use
+    _over_grpc(1, METHODS[0])
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    leaks = [*_files(probes), *_processes(probes), *_sockets(probes)]
+    for port in probes["ports"]:
+        for path in PATHS:
+            leaks += _over_http(port, "GET", path, None, probes["secrets"])
+        leaks += _over_http(port, "POST", "/api/jobs/", {"entrypoint": probes["theft"]}, probes["secrets"])
+        location = {"name": "theft", "artifact_location": probes["folders"][0]}
+        for path in MADE:
+            leaks += _over_http(port, "POST", path, location, probes["secrets"])
+        leaks += [leak for method in METHODS for leak in _over_grpc(port, method)]
+    print(json.dumps(leaks))
+
+
+def _files(probes: dict[str, Any]) -> Iterator[str]:
+    for folder in probes["folders"]:
+        try:
+            yield f"lists {folder}: {[each.name for each in Path(folder).iterdir()]}"
+        except PermissionError:
+            continue
+    for file in probes["files"]:
+        try:
+            with Path(file).open("rb"):
+                yield f"reads {file}"
+        except PermissionError:
+            continue
+
+
+def _processes(probes: dict[str, Any]) -> Iterator[str]:
+    for pid in probes["pids"]:
+        try:
+            yield f"reads the environment of {pid}: {len(Path(f'/proc/{pid}/environ').read_bytes())}"
+        except OSError:
+            continue
+        finally:
+            said = Path(f"/proc/{pid}/cmdline").read_text() if Path(f"/proc/{pid}").exists() else ""
+            if any(secret in said for secret in probes["credentials"]):
+                yield f"the command line of {pid} has a secret"
+
+
+def _sockets(probes: dict[str, Any]) -> Iterator[str]:
+    for path in probes["sockets"]:
+        with socket.socket(socket.AF_UNIX) as asked:
+            try:
+                asked.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+                yield f"reaches {path}"
+            except OSError:
+                continue
+
+
+def _over_http(port: int, method: str, path: str, body: object, secrets: list[str]) -> Iterator[str]:
+    """An answer that has a secret in it, or that says that something was made."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        text = json.dumps(body) if body else None
+        connection.request(method, path, text, {"Content-Type": "application/json"} if body else {})
+        answer = connection.getresponse()
+        said = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return
+    finally:
+        connection.close()
+    if method == "POST" and answer.status < 400:
+        yield f"{method} {path} at {port}: {answer.status} {said[:300]}"
+    for secret in secrets:
+        if secret in said:
+            yield f"{method} {path} at {port} tells {secret!r}"
+
+
+def _over_grpc(port: int, method: str) -> list[str]:
+    """An empty request that is answered; one that is refused, unknown or cannot be read is not."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(method, lambda sent: sent, lambda received: received)
+        try:
+            answer = call(b"", timeout=3)
+        except grpc.RpcError:
+            return []
+    return [f"{method} at {port} answers {answer[:200]!r}"]
+
+
+if __name__ == "__main__":
+    main()

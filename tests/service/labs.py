@@ -1,0 +1,74 @@
+"""A supervisor as a process of its own, over parts that only wait: what is asked is how they are kept."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from service.cli.lab import LabAddress, read_address
+from service.cli.parts import Part
+from service.cli.processes import MARK, mark_of
+from service.cli.supervisor import Supervisor
+
+NAMES = ("ray", "mlflow", "api", "scheduler", "tracking")
+WAIT = [sys.executable, "-c", "import time; time.sleep(600)"]
+PROGRAM = """
+import signal, sys, time
+from pathlib import Path
+from service.cli.lab import lock
+from tests.service.labs import waiting
+if "deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+held = lock(Path(sys.argv[1]))
+lab = waiting(Path(sys.argv[1]))
+lab.start()
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def waiting(folder: Path, port: int = 0) -> Supervisor:
+    """A lab that is prepared, with parts that wait; `start` starts them."""
+    lab = Supervisor(folder, port, 1)
+    lab.prepare()
+    lab.parts = [Part(name, WAIT) for name in NAMES]
+    return lab
+
+
+@contextmanager
+def supervised(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], LabAddress]]:
+    """Such a lab, kept by another process that holds its folder."""
+    command = [sys.executable, "-c", PROGRAM, str(folder), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            address = read_address(folder)
+            assert address is not None
+            yield process, address
+        finally:
+            process.kill()
+
+
+def left(folder: Path) -> list[str]:
+    """The command lines of what carries the folder's mark."""
+    mark, found = mark_of(folder), []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not come to that in time"
+        time.sleep(0.1)
