@@ -18,10 +18,12 @@ from grafting_core.features.catalog import load_network
 from grafting_core.features.fashion import FashionNetwork
 from grafting_core.images import ArrayImages
 from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.metrics.intervals import label_interval
 from grafting_core.metrics.moments import finite_rows
 from grafting_core.metrics.reference import Labels, Reference, make_reference
 from grafting_core.metrics.suite import by_class, measure
 from grafting_core.sampling import sample_images, sample_labels
+from grafting_core.spec.features import FEATURE_KINDS
 from grafting_core.spec.ladder import LOSS_DRAWS
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.results import EvaluationReport, ProtocolFingerprint
@@ -48,6 +50,12 @@ def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwo
     if protocol.feature_network == FashionNetwork.name:
         return FashionNetwork(backbone.features)
     return load_network(protocol.feature_network, backbone.device)
+
+
+def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
+    """Whether the network's logits are the backbone's classes in their order."""
+    card = backbone.card
+    return network.name == card.feature_network and FEATURE_KINDS[network.name].names_classes
 
 
 def own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
@@ -102,13 +110,13 @@ def finish(
     chunks: Iterable[EvaluatedChunk],
     reference: Reference,
     fingerprint: ProtocolFingerprint,
-    classes_known: bool = True,
+    recognises: bool = True,
 ) -> EvaluationReport:
     """All figures of a whole set of samples; the same bits whoever made which chunk.
 
-    Where `classes_known`, the network's classes are the backbone's, and samples are checked against what was
-    asked for. Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and naming
-    samples whose features are not finite.
+    Where the network `recognises` the backbone's classes, samples are checked against what was asked for.
+    Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and naming samples
+    whose features are not finite.
     """
     protocol = fingerprint.protocol
     ordered = sorted(chunks, key=lambda chunk: chunk.first)
@@ -116,10 +124,15 @@ def finish(
     features = joined(chunk.features for chunk in ordered)
     finite_rows(features.pool)
     asked = np.concatenate([chunk.asked for chunk in ordered])
-    recognised = features.logits.argmax(1) if classes_known and features.logits is not None else None
+    recognised = features.logits.argmax(1) if recognises and features.logits is not None else None
     figures = measure(reference, features, protocol)
     if recognised is not None:
-        figures.add(f"label_accuracy/{protocol.feature_network}", float((asked == recognised).mean()))
+        right = asked == recognised
+        figures.add(f"label_accuracy/{protocol.feature_network}", float(right.mean()), label_interval(right))
+    elif features.logits is not None:
+        figures.warnings.append(
+            f"no label_accuracy: the classes of {protocol.feature_network} are not those that were asked for"
+        )
     return EvaluationReport(
         fingerprint=fingerprint,
         values=figures.values,

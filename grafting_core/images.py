@@ -1,21 +1,16 @@
 """Sets of images to be judged: sample files in ADM's format and folders of pictures, streamed and bounded."""
 
 import hashlib
-import warnings
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from grafting_core.features.base import Images
 from grafting_core.npz import BadFile, NpzFile
-
-MAX_IMAGES = 1_000_000
-MAX_SIDE = 2_048
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+from grafting_core.pictures import REPORTED_EVERY, ImageFolder, check_extent
 
 
 class ImageSet(Protocol):
@@ -27,6 +22,10 @@ class ImageSet(Protocol):
 
     def batches(self, rows: int) -> Iterator[Images]:
         """[n, H, W, 3] in order. Raises BadFile where one cannot be read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to be wary of, once the images have been read."""
 
 
 class SampleFile:
@@ -41,37 +40,18 @@ class SampleFile:
             shape = " x ".join(str(side) for side in member.shape)
             raise BadFile(f"{path} holds {member.dtype} {shape} at 'arr_0'; uint8 N x H x W x 3 is needed")
         self.count, self.size = member.shape[0], member.shape[1:3]
-        _check_extent(path, self.count, self.size)
+        check_extent(path, self.count, self.size)
 
     def batches(self, rows: int) -> Iterator[Images]:
         with NpzFile(self.path) as arrays:
             yield from arrays.batches("arr_0", rows)
 
-
-class ImageFolder:
-    """Pictures of a folder and its subfolders in the order of their paths; links out of it are left alone."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self.path = path.name, path
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS)
-        self.files = [file for file in found if _stays_inside(file, path)]
-        if not self.files:
-            raise BadFile(f"{path} holds no pictures; {', '.join(FORMATS)} are read")
-        self.count = len(self.files)
-        with _opened(self.files[0]) as first:
-            self.size = (first.height, first.width)
-        _check_extent(path, self.count, self.size)
-
-    def batches(self, rows: int) -> Iterator[Images]:
-        for start in range(0, self.count, rows):
-            yield np.stack([self._read(file) for file in self.files[start : start + rows]])
-
-    def _read(self, file: Path) -> Images:
-        with _opened(file) as picture:
-            if (picture.height, picture.width) != self.size:
-                had = f"{picture.width} x {picture.height}"
-                raise BadFile(f"{file} is {had}, {self.files[0].name} is {self.size[1]} x {self.size[0]}")
-            return np.asarray(picture.convert("RGB"))
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """ADM's evaluator looks at no images where a file brings its own statistics."""
+        if "mu" not in self.extra:
+            return ()
+        return (f"{self.name} carries 'mu', by which ADM's evaluator would score it; its images were judged",)
 
 
 class ArrayImages:
@@ -86,6 +66,20 @@ class ArrayImages:
             part = self.images[start : start + rows]
             yield part if part.ndim == 4 else np.repeat(part[..., None], 3, axis=3)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+
+def reported(images: ImageSet, rows: int) -> Iterator[Images]:
+    """The batches of a set, with a line on stderr for every 5,000 images that have passed."""
+    done = 0
+    for batch in images.batches(rows):
+        yield batch
+        before, done = done, done + len(batch)
+        if done // REPORTED_EVERY > before // REPORTED_EVERY:
+            print(f"looked at {done} of {images.count} images of {images.name}", file=sys.stderr)
+
 
 def open_images(path: Path) -> ImageSet:
     """A sample file or a folder of pictures. Raises BadFile for anything else."""
@@ -94,38 +88,6 @@ def open_images(path: Path) -> ImageSet:
     if path.suffix != ".npz":
         raise BadFile(f"{path} is neither an .npz file nor a folder of pictures")
     return SampleFile(path)
-
-
-def _stays_inside(file: Path, folder: Path) -> bool:
-    return file.is_file() and file.resolve().is_relative_to(folder.resolve())
-
-
-def _check_extent(path: Path, count: int, size: tuple[int, int]) -> None:
-    if count < 2 or count > MAX_IMAGES:
-        raise BadFile(f"{path} holds {count} images; 2 to {MAX_IMAGES} can be judged")
-    if not all(1 <= side <= MAX_SIDE for side in size):
-        raise BadFile(f"{path} holds images of {size[1]} x {size[0]}; sides up to {MAX_SIDE} are read")
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    """Only the header is read until size and format are known to be what the name says."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=[FORMATS[file.suffix.lower()]]) as picture:
-                if max(picture.size) > MAX_SIDE:
-                    sides = f"{picture.width} x {picture.height}"
-                    raise BadFile(f"{file} is {sides}; sides up to {MAX_SIDE} are read")
-                yield ImageOps.exif_transpose(picture)
-    except UnidentifiedImageError as error:
-        raise BadFile(f"{file} is no {FORMATS[file.suffix.lower()]} picture") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadFile(f"{file} is too large a picture ({error})") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadFile):
-            raise
-        raise BadFile(f"{file} cannot be read as a picture ({error})") from error
 
 
 class PixelDigest:

@@ -4,7 +4,6 @@ The request is a document of `spec.judging`. Exit code 2, and `{"refused": ...}`
 """
 
 import copy
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +26,13 @@ from grafting_core.evaluation import (
     hashes_of,
     network_of,
     own_reference,
+    recognises,
     versions,
 )
 from grafting_core.features.base import FeatureNetwork, extract, joined
 from grafting_core.features.catalog import load_network
-from grafting_core.images import ImageSet, open_images
-from grafting_core.metrics.reference import Reference, load_reference, make_reference, read_card
+from grafting_core.images import ImageSet, open_images, reported
+from grafting_core.metrics.reference import Reference, load_reference, make_reference, read_own
 from grafting_core.metrics.suite import measure
 from grafting_core.npz import NpzFile
 from grafting_core.published import CARD, DAMAGES, DamagedArtifact, read_published
@@ -93,14 +93,36 @@ def _published(folder: Path) -> Model:
 def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
     looker = _looker(request, backbone)
-    reference = _reference(request, looker, backbone)
+    dims = _check_size(looker, _image_size(backbone))
+    reference = _fitting(_reference(request, looker, backbone), dims)
     fingerprint = own_fingerprint(backbone.card.digest, protocol)
     if request.reference is not None or request.source is not None:
         fingerprint = fingerprint.model_copy(
             update={"feature_network": looker.digest, "reference": reference.digest}
         )
     chunks = [*_chunks(request, backbone, network, looker)]
-    return finish(chunks, reference, fingerprint, looker.name == backbone.card.feature_network)
+    return finish(chunks, reference, fingerprint, recognises(backbone, looker))
+
+
+def _image_size(backbone: Backbone) -> tuple[int, int]:
+    """Height and width of what the decoder makes; each of its stages but the last doubles the side."""
+    card, factor = backbone.card, 2 ** (len(backbone.autoencoder.config.block_out_channels) - 1)
+    height, width = (side * card.patch_size * factor for side in card.dims.grid)
+    return height, width
+
+
+def _check_size(looker: FeatureNetwork, size: tuple[int, int]) -> int:
+    """How many features the network gives of such images. Raises ValueError where it takes others alone."""
+    features = extract(looker, np.zeros((1, *size, 3), np.uint8), 1)
+    return int(features.pool.shape[1])
+
+
+def _fitting(reference: Reference, dims: int) -> Reference:
+    """Raises ValueError, before anything is sampled, for a reference of another network."""
+    if reference.pool.dims != dims:
+        name = reference.card.feature_network
+        raise ValueError(f"{reference.card.name} is of {reference.pool.dims} features; {name} gives {dims}")
+    return reference
 
 
 def _looker(request: JudgeRequest, backbone: Backbone) -> FeatureNetwork:
@@ -137,9 +159,10 @@ def _judge_images(request: JudgeRequest, images: ImageSet) -> EvaluationReport:
     """Every image of the set, under the name of its count; how they were sampled, nobody can tell."""
     protocol = request.protocol.model_copy(update={"samples": images.count})
     looker = load_network(protocol.feature_network, _device(), request.source)
-    reference = _reference(request, looker, None)
+    dims = _check_size(looker, images.size)
+    reference = _fitting(_reference(request, looker, None), dims)
     parts, hashes = [], []
-    for batch in images.batches(protocol.micro_batch):
+    for batch in reported(images, protocol.micro_batch):
         parts.append(extract(looker, batch, protocol.micro_batch))
         hashes.append(hashes_of(batch))
     figures = measure(reference, joined(parts), protocol)
@@ -153,19 +176,10 @@ def _judge_images(request: JudgeRequest, images: ImageSet) -> EvaluationReport:
         ),
         values=figures.values,
         intervals=figures.intervals,
-        warnings=(*figures.warnings, *_doubts(images)),
+        warnings=(*figures.warnings, *images.notes),
         samples_digest=digest_of_hashes(np.concatenate(hashes)),
         made_with=versions(),
     )
-
-
-def _doubts(images: ImageSet) -> list[str]:
-    extra = getattr(images, "extra", ())
-    if "mu" in extra:
-        return [
-            f"{images.name} carries 'mu', by which ADM's evaluator would score it; its images were judged"
-        ]
-    return []
 
 
 def make(request: ReferenceRequest) -> ReferenceView:
@@ -174,23 +188,23 @@ def make(request: ReferenceRequest) -> ReferenceView:
     made = make_reference(open_images(Path(request.images)), looker)
     output = Path(request.output)
     Storage(str(output.resolve().parent)).write_bytes(output.name, made.packed())
-    return show(ShowRequest(file=request.output))
+    return show(ShowRequest(file=request.output)).model_copy(update={"notes": made.notes})
 
 
 def show(request: ShowRequest) -> ReferenceView:
-    """Sizes and origin, from headers and card alone."""
+    """Sizes and origin; of a file of ours the digest that fingerprints hold, which takes its arrays."""
     path = Path(request.file)
     with NpzFile(path) as arrays:
         sizes = {name: arrays.member(name).shape for name in arrays.names}
-        card = read_card(arrays) if "card" in sizes else None
+        own = read_own(arrays) if "card" in sizes else None
     if "mu" not in sizes:
         raise ValueError(f"{path} holds no statistics ('mu'); `graft reference make` makes some of images")
     kept = sizes.get("features") or sizes.get("arr_0")
     return ReferenceView(
-        name=card.name if card else path.name,
-        feature_network=card.feature_network if card else None,
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
-        statistics_of=card.images if card else None,
+        name=own.card.name if own else path.name,
+        feature_network=own.card.feature_network if own else None,
+        digest=own.digest if own else None,
+        statistics_of=own.card.images if own else None,
         dims=sizes["mu"][0],
         spatial_dims=sizes["mu_s"][0] if "mu_s" in sizes else None,
         features_kept=kept[0] if kept else None,
@@ -206,7 +220,8 @@ def main() -> int:
     try:
         answer = ANSWERS[request.kind](request)
     except (ValueError, OSError) as error:
-        print(json.dumps({"refused": " ".join(str(error).split())}))
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        print(json.dumps({"refused": "\n".join(lines)}))
         return 2
     print(answer.model_dump_json())
     return 0

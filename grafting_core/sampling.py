@@ -48,6 +48,7 @@ def sample_latents(
     forward, found = forward_of(transformer), dict[int, Tensor]()
     for batch in _aligned(indices, protocol.micro_batch):
         latents = _MicroBatch(backbone, transformer, forward, protocol, batch).sample()
+        check_finite(latents, "latents", batch)
         found |= {index: latents[index % protocol.micro_batch] for index in batch}
     return torch.stack([found[index] for index in indices])
 
@@ -72,16 +73,28 @@ def sample_images(
 ) -> Tensor:
     """uint8 images [n, H, W] of these sample indices, on the CPU."""
     latents = sample_latents(backbone, transformer, protocol, indices)
-    return decode(backbone, latents, protocol.micro_batch)
+    return decode(backbone, latents, protocol.micro_batch, indices)
+
+
+def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
+    """Raise ValueError naming the samples [n, ...] that hold NaN or infinities: clipping would hide them."""
+    good = torch.isfinite(values).flatten(1).all(dim=1).tolist()
+    bad = sorted({index for index, fine in zip(indices, good, strict=True) if not fine})
+    if bad:
+        raise ValueError(f"{what} of samples {bad[:10]} are not finite ({len(bad)} of this batch in all)")
 
 
 @torch.no_grad()
-def decode(backbone: Backbone, latents: Tensor, micro_batch: int) -> Tensor:
-    """uint8 images [n, H, W] of scaled latents, rounded half up and clipped."""
+def decode(backbone: Backbone, latents: Tensor, micro_batch: int, indices: Sequence[int]) -> Tensor:
+    """uint8 images [n, H, W] of scaled latents, rounded half up and clipped.
+
+    Raises ValueError naming the `indices` of samples that are not finite.
+    """
     parts = []
-    for chunk in latents.split(micro_batch):
+    for first, chunk in zip(range(0, len(latents), micro_batch), latents.split(micro_batch), strict=True):
         padded = torch.cat([chunk, chunk[-1:].expand(micro_batch - len(chunk), *chunk.shape[1:])])
         pixels = backbone.autoencoder.decode(padded / backbone.scaling_factor).sample[: len(chunk)]
+        check_finite(pixels, "pixels", indices[first : first + len(chunk)])
         parts.append(pixels.squeeze(1).mul(127.5).add(128).clamp(0, 255).to(torch.uint8).cpu())
     return torch.cat(parts)
 

@@ -82,6 +82,53 @@ def frechet_of_rows(reference: Gaussian, features_ND: npt.NDArray[np.floating]) 
     return _assembled(reference, mean, float(np.square(scaled).sum()), roots)
 
 
+@dataclass(frozen=True)
+class Influence:
+    """By how much each row moves a distance to first order, times N: [N], summing to zero; and the root
+    eigenvalues [r] of the product of the covariances.
+    """
+
+    rows: Floats
+    roots: Floats
+
+    @property
+    def pair_variance(self) -> float:
+        """What is quadratic in the samples has this variance over N^2; exact for two equal Gaussians."""
+        total = self.roots[:, None] + self.roots
+        share = np.divide(np.outer(self.roots, self.roots), total, out=np.zeros_like(total), where=total > 0)
+        return float(2.25 * np.square(self.roots).sum() + np.square(share).sum())
+
+
+def frechet_influence(reference: Gaussian, features_ND: npt.NDArray[np.floating]) -> Influence:
+    """From the derivatives of the distance by mean and covariance, I - A (A' C2 A)^(-1/2) A' being the
+    latter.
+    """
+    rows = finite_rows(features_ND)
+    _check_dims(reference, rows.shape[1])
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    if len(rows) > rows.shape[1]:
+        inner = reference.factor.T @ (centred.T @ centred / (len(rows) - 1)) @ reference.factor
+        roots, turned = _turned((inner + inner.T) / 2, centred @ reference.factor)
+    else:
+        left, roots, _ = np.linalg.svd(
+            centred @ reference.factor / np.sqrt(len(rows) - 1), full_matrices=False
+        )
+        turned = left * np.sqrt((len(rows) - 1) * roots)
+    # The covariance is unbiased: it divides by one row less.
+    spread = np.square(centred).sum(axis=1) - np.square(turned).sum(axis=1)
+    influence = 2 * centred @ (mean - reference.mean) + spread * len(rows) / (len(rows) - 1)
+    return Influence(np.asarray(influence - influence.mean(), dtype=np.float64), roots)
+
+
+def _turned(inner: Floats, scaled_ND: Floats) -> tuple[Floats, Floats]:
+    """Root eigenvalues of `inner`, and rows times its power of -1/4; directions of no width are left out."""
+    values, vectors = np.linalg.eigh(inner)
+    kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
+    values, vectors = values[kept], vectors[:, kept]
+    return np.sqrt(values), scaled_ND @ vectors / values**0.25
+
+
 def _singular_values(matrix: Floats) -> Floats:
     return np.asarray(np.linalg.svd(matrix, compute_uv=False), dtype=np.float64)
 

@@ -15,7 +15,14 @@ ADM_BLOCK = 5_000
 def inception_score(
     logits_NK: npt.NDArray[np.floating], splits: int = SPLITS, shuffle_seed: int | None = SHUFFLE_SEED
 ) -> float:
-    """Mean over `splits` equal parts, float64, between 1 and the number of classes.
+    """Mean over `splits` equal parts, float64, between 1 and the number of classes."""
+    return float(np.mean(split_scores(logits_NK, splits, shuffle_seed)))
+
+
+def split_scores(
+    logits_NK: npt.NDArray[np.floating], splits: int = SPLITS, shuffle_seed: int | None = SHUFFLE_SEED
+) -> list[float]:
+    """Of each of `splits` equal parts.
 
     Rows are shuffled first: samples that come sorted by class would score far too low.
     """
@@ -26,7 +33,7 @@ def inception_score(
         rows = rows[np.random.RandomState(shuffle_seed).permutation(len(rows))]
     edges = [part * len(rows) // splits for part in range(splits + 1)]
     parts = [rows[low:high] for low, high in pairwise(edges)]
-    return float(np.mean([_score(part) for part in parts]))
+    return [_score(part) for part in parts]
 
 
 def _score(logits_NK: Floats) -> float:

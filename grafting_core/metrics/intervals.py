@@ -1,7 +1,8 @@
-"""How far a figure could be off: delete-a-block jackknife and bootstrap over the features that are kept.
+"""How far a figure could be off, from the features that are kept.
 
-Resampling images for FID would inflate it, since duplicates lower the effective count; its replicates leave a
-block out instead. Means of verdicts (precision, accuracy) are bootstrapped.
+Resampling images would inflate a distance, since duplicates lower the effective count: variances come from
+each row's influence, or from draws that are smaller. Every interval is tested by draws of known
+distributions (`benchmarks/coverage.py`).
 """
 
 from collections.abc import Sequence
@@ -10,70 +11,60 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
-from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_of_rows
-from grafting_core.metrics.inception_score import inception_score
-from grafting_core.metrics.moments import Floats, Moments, finite_rows
+from grafting_core.metrics.frechet import Gaussian, frechet_influence
+from grafting_core.metrics.inception_score import split_scores
+from grafting_core.metrics.moments import Floats
 
 Interval = tuple[float, float]
-BLOCKS = 20
-T_19 = 2.093
-"""97.5 % quantile of Student's t with 19 degrees of freedom."""
-RESAMPLES = 1_000
+Z, T_9, T_19 = 1.96, 2.262, 2.093
+"""97.5 % quantiles: the normal distribution's, and Student's with 9 and 19 degrees of freedom."""
 
 
 def frechet_interval(reference: Gaussian, features_ND: npt.NDArray[np.floating], value: float) -> Interval:
-    """95 % for a Frechet distance, around `value`; each of the 20 replicates costs one eigenvalue problem."""
-    parts = blocks_of(finite_rows(features_ND))
-    if len(features_ND) - len(parts[0]) <= reference.dims:
-        left = [np.concatenate(parts[:block] + parts[block + 1 :]) for block in range(len(parts))]
-        return jackknife_interval(value, [frechet_of_rows(reference, rows) for rows in left])
-    merged = _all_but_one([Moments.of(part) for part in parts])
-    return jackknife_interval(value, [frechet_distance(reference, Gaussian.of(part)) for part in merged])
+    """95 % for what other draws of as many samples give against this reference, around `value`.
 
-
-def blocks_of(rows: Floats) -> list[Floats]:
-    """20 parts of one fixed shuffle: rows in index order may go round the classes."""
-    shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
-    return np.array_split(shuffled, min(BLOCKS, len(rows)))
-
-
-def _all_but_one(blocks: Sequence[Moments]) -> list[Moments]:
-    """Merged from what lies before and after each block, so that nothing is ever subtracted."""
-    before: list[Moments | None] = [None]
-    after: list[Moments | None] = [None]
-    for ahead, behind in zip(blocks[:-1], reversed(blocks[1:]), strict=True):
-        before.append(_merged(before[-1], ahead))
-        after.append(_merged(after[-1], behind))
-    return [_merged(one, other) for one, other in zip(before, reversed(after), strict=True)]
-
-
-def _merged(one: Moments | None, other: Moments | None) -> Moments:
-    if one is None or other is None:
-        kept = one or other
-        assert kept is not None
-        return kept
-    return one.merge(other)
-
-
-def jackknife_interval(value: float, replicates: Sequence[float]) -> Interval:
-    """95 % from the figures with each block left out."""
-    values = np.asarray(replicates)
-    spread = (len(values) - 1) / len(values) * np.square(values - values.mean()).sum()
-    half = T_19 * sqrt(float(spread))
+    Not for the distance of the distributions: at N samples a Frechet distance is too large by about 1/N.
+    """
+    influence, count = frechet_influence(reference, features_ND), len(features_ND)
+    half = Z * sqrt(sampling_variance(influence.rows / count, influence.pair_variance / count**2))
     return value - half, value + half
 
 
-def bootstrap_interval(verdicts_N: npt.NDArray[np.floating], seed: int = 0) -> Interval:
-    """95 % of the mean of per-sample verdicts over 1,000 resamples."""
-    values = np.asarray(verdicts_N, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def sampling_variance(influences_N: Floats, pairs: float) -> float:
+    """Infinitesimal jackknife; the part that is quadratic in the samples, which it counts twice, is counted
+    once.
+    """
+    return max(float(np.square(influences_N).sum()) - pairs, pairs)
+
+
+def jackknife_variance(replicates: Sequence[float]) -> float:
+    """From the figures with each block left out."""
+    values = np.asarray(replicates, dtype=np.float64)
+    return float((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())
+
+
+def label_interval(verdicts_N: npt.NDArray[np.bool_]) -> Interval:
+    """95 % for the share of independent verdicts that are true."""
+    return share_interval(float(np.mean(verdicts_N)), len(verdicts_N))
+
+
+def part_of(rows: Floats, most: int) -> Floats:
+    """At most so many rows of one fixed shuffle."""
+    return rows if len(rows) <= most else rows[np.random.default_rng(0).permutation(len(rows))[:most]]
+
+
+def share_interval(share: float, verdicts: float, z: float = Z) -> Interval:
+    """95 % for a share that is as uncertain as one of so many independent verdicts (Wilson 1927)."""
+    ratio = z**2 / verdicts
+    middle = (share + ratio / 2) / (1 + ratio)
+    half = z / (1 + ratio) * sqrt(share * (1 - share) / verdicts + ratio / 4 / verdicts)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def score_interval(logits_NK: npt.NDArray[np.floating], value: float) -> Interval:
-    """95 % for an inception score, around `value`; the replicates are of one split."""
-    parts = blocks_of(finite_rows(logits_NK))
-    left = [np.concatenate(parts[:block] + parts[block + 1 :]) for block in range(len(parts))]
-    return jackknife_interval(value, [inception_score(rows, 1, None) for rows in left])
+    """95 % for what other draws of as many samples give: the splits that an inception score is the mean of
+    are draws of their own.
+    """
+    scores = split_scores(logits_NK)
+    half = T_9 * float(np.std(scores, ddof=1)) / sqrt(len(scores))
+    return value - half, value + half

@@ -1,18 +1,20 @@
 """Kernel distance KID (Binkowski et al. 2018): unbiased at any number of samples, so fit for small trials."""
 
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t
 
-from grafting_core.metrics.intervals import T_19, Interval, blocks_of
+from grafting_core.metrics.intervals import Interval, part_of
 from grafting_core.metrics.moments import Floats, finite_rows
 
 SUBSETS = 100
 SUBSET_SIZE = 1_000
 SEED = 2020
-MOST = 20_000
-"""Rows that an interval looks at: its blocks stay small enough for a kernel matrix."""
+MOST = 2_000
+"""Rows of either set from which an interval's variances are estimated; they are scaled to the whole sets."""
 
 
 def kernel_distance(
@@ -41,18 +43,59 @@ def kernel_distance(
 
 
 def kernel_interval(
-    samples_ND: npt.NDArray[np.floating], reference_MD: npt.NDArray[np.floating], value: float
+    samples_ND: npt.NDArray[np.floating],
+    reference_MD: npt.NDArray[np.floating],
+    value: float,
+    subsets: int = SUBSETS,
+    size: int = SUBSET_SIZE,
 ) -> Interval | None:
-    """95 % around `value` from disjoint blocks of both sets; None where they are too small.
-
-    Each block's estimate is unbiased and varies rather more than its share of the whole: a careful interval.
-    """
-    ones, others = (blocks_of(finite_rows(rows)[:MOST]) for rows in (samples_ND, reference_MD))
-    found = [squared_mmd(a, b) for a, b in zip(ones, others, strict=False) if min(len(a), len(b)) >= 2]
-    if len(found) < 2:
+    """95 % around a `kernel_distance` of so many subsets, both sets being draws; None below four rows."""
+    counts = len(samples_ND), len(reference_MD)
+    if min(counts) < 4:
         return None
-    half = T_19 * float(np.std(found, ddof=1)) / sqrt(len(found))
+    variances = _Variances.of(*(part_of(finite_rows(rows), MOST) for rows in (samples_ND, reference_MD)))
+    size, whole = min(size, *counts), variances.at(*counts)
+    # Subsets drawn of the two sets scatter around the distance of all their rows.
+    drawn = 0.0 if size == max(counts) else max(0.0, variances.at(size, size) - whole) / subsets
+    half = float(t.ppf(0.975, min(counts) - 1)) * sqrt(whole + drawn)
     return value - half, value + half
+
+
+@dataclass(frozen=True)
+class _Variances:
+    """Parts of the variance of the squared MMD, by Hoeffding's decomposition: of a row, of a pair of rows."""
+
+    one: float
+    other: float
+    ones: float
+    others: float
+    between: float
+
+    @classmethod
+    def of(cls, ones: Floats, others: Floats) -> "_Variances":
+        """Unbiased but for being cut off at zero: a row's mean holds a share of the pairs' variance."""
+        within, beyond, across = _kernel(ones, ones), _kernel(others, others), _kernel(ones, others)
+        np.fill_diagonal(within, (within.sum(axis=1) - np.diag(within)) / (len(ones) - 1))
+        np.fill_diagonal(beyond, (beyond.sum(axis=1) - np.diag(beyond)) / (len(others) - 1))
+        one = float((within.mean(axis=1) - across.mean(axis=1)).var(ddof=1))
+        other = float((beyond.mean(axis=1) - across.mean(axis=0)).var(ddof=1))
+        pairs = [_centred_square(kernel) for kernel in (within, beyond, across)]
+        one -= pairs[0] / len(ones) + pairs[2] / len(others)
+        other -= pairs[1] / len(others) + pairs[2] / len(ones)
+        return cls(max(0.0, one), max(0.0, other), *pairs)
+
+    def at(self, count: int, other_count: int) -> float:
+        """The variance of the distance of so many rows."""
+        rows = 4 * self.one / count + 4 * self.other / other_count
+        pairs = 2 * self.ones / count**2 + 2 * self.others / other_count**2
+        return rows + pairs + 4 * self.between / (count * other_count)
+
+
+def _centred_square(kernel_NM: Floats) -> float:
+    """Mean square of what rows and columns do not explain."""
+    centred = kernel_NM - kernel_NM.mean(axis=1, keepdims=True) - kernel_NM.mean(axis=0) + kernel_NM.mean()
+    rows, columns = kernel_NM.shape
+    return float(np.square(centred).sum() / ((rows - 1) * (columns - 1)))
 
 
 def squared_mmd(ones_ND: Floats, others_MD: Floats) -> float:

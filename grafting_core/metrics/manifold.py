@@ -75,19 +75,33 @@ def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -
 def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Tensor:
     """Float64 distances of the candidates; rows whose candidates may not be the right ones are met anew."""
     nearest = torch.empty(len(rows), DENSITY_NEIGHBOURS, dtype=rows.dtype, device=rows.device)
-    norms = rows.square().sum(dim=1)
     for one in _spans(len(rows), max(1, block // 8)):
         near = where[one]
-        exact = norms[one, None] + norms[near] - 2 * torch.bmm(rows[near], rows[one, :, None]).squeeze(2)
+        exact = _candidate_distances(rows, torch.arange(one.start, one.stop, device=rows.device), near)
         exact.masked_fill_(found[one].isinf(), torch.inf)
-        nearest[one] = exact.clamp_(min=0).topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+        nearest[one] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
     # A row that was not kept is at least as far as the last that was, but for rounding.
     doubtful = found[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
     for part in doubtful.nonzero().flatten().split(max(1, block // 8)):
         exact = squared_distances(rows[part], rows)
         exact[torch.arange(len(part)), part] = torch.inf
-        nearest[part] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+        near = exact.topk(min(len(rows) - 1, DENSITY_NEIGHBOURS + SPARE), dim=1, largest=False).indices
+        distances = _candidate_distances(rows, part, near)
+        nearest[part] = distances.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
     return nearest
+
+
+def _candidate_distances(rows: Tensor, places: Tensor, near: Tensor) -> Tensor:
+    """Float64 distances [n, k] of the rows at `places` [n] to those at `near` [n, k]."""
+    ones = places[:, None].expand_as(near).flatten()
+    return exact_distances(rows[ones], rows[near.flatten()]).view_as(near)
+
+
+def exact_distances(ones: Tensor, others: Tensor) -> Tensor:
+    """Squared distances [P] of rows taken pair by pair. Radii and verdicts are both made of these: two
+    formulas would round differently, and a row at a ball's very edge would be inside or outside by chance.
+    """
+    return (ones - others).square().sum(dim=1)
 
 
 def rounding(ones: Tensor, others: Tensor) -> float:
@@ -167,6 +181,6 @@ class _Pair:
         row, column = (inside ^ perhaps).nonzero(as_tuple=True)
         for part in _spans(len(row), BLOCK):
             one, other = row[part], column[part]
-            exact = (self.ones[one] - self.others[other]).square().sum(dim=1)
+            exact = exact_distances(self.ones[one], self.others[other])
             inside[one, other] = exact <= radii.expand_as(self.distances)[one, other]
         return inside

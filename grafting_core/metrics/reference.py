@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from grafting_core.features.base import FeatureNetwork, Features, Rows, extract, joined
-from grafting_core.images import ImageSet, PixelDigest, SampleFile
+from grafting_core.images import ImageSet, PixelDigest, SampleFile, reported
 from grafting_core.metrics.frechet import Gaussian
 from grafting_core.metrics.manifold import Manifold
 from grafting_core.metrics.moments import Floats, Moments, finite_rows
@@ -29,6 +29,8 @@ KEPT = 10_000
 """Rows whose features are kept for precision, coverage and KID: as many as ADM's references have images."""
 MICRO_BATCH = 50
 FEWEST = 6
+NEAREST = "neighbour_distances"
+"""Files of older versions hold `nearest`, rounded otherwise than verdicts are: it is made anew for them."""
 Labels = npt.NDArray[np.int64]
 
 
@@ -55,6 +57,8 @@ class Reference:
 
     nearest: Floats | None = None
     """Neighbour distances of the kept rows, where the file has them."""
+    notes: tuple[str, ...] = ()
+    """What to be wary of in the images that it was made of; kept in no file, part of no digest."""
 
     @cached_property
     def manifold(self) -> Manifold | None:
@@ -92,7 +96,7 @@ class Reference:
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {"card": card, **self._arrays()}
         if self.manifold is not None:
-            arrays["nearest"] = self.manifold.nearest.cpu().numpy()
+            arrays[NEAREST] = self.manifold.nearest.cpu().numpy()
         np.savez(buffer, **arrays)
         return buffer.getvalue()
 
@@ -102,7 +106,7 @@ def make_reference(
 ) -> Reference:
     """Look at every image once. Raises BadFile, or ValueError naming images whose features are not finite."""
     digest, parts = PixelDigest(), []
-    for batch in images.batches(MICRO_BATCH):
+    for batch in reported(images, MICRO_BATCH):
         digest.take(batch)
         parts.append(extract(network, batch, MICRO_BATCH))
     features = joined(parts)
@@ -120,41 +124,54 @@ def make_reference(
         None if features.spatial is None else Gaussian.of(Moments.of(features.spatial)),
         features.pool[chosen],
         None if labels is None else labels[chosen],
+        notes=tuple(f"reference: {note}" for note in images.notes),
     )
 
 
 def unpacked(raw: bytes, network: FeatureNetwork, name: str = "reference") -> Reference:
     """What `packed` made. Raises BadFile, also where it was made with another network."""
     with NpzFile(Path(name), io.BytesIO(raw)) as arrays:
-        return _own(arrays.path, arrays, network)
+        return _own(arrays, network)
 
 
 def load_reference(path: Path, network: FeatureNetwork) -> Reference:
-    """A file of ours, made with this very network, or one in ADM's format. Raises BadFile."""
+    """A file of ours, made with this very network, or one in ADM's format; `mu` and `sigma` are enough.
+
+    Raises BadFile.
+    """
     with NpzFile(path) as arrays:
         if "card" in arrays.names:
-            return _own(path, arrays, network)
+            return _own(arrays, network)
         if "mu" not in arrays.names:
             return make_reference(SampleFile(path), network)
-        pool, spatial = _gaussian(arrays, "", path), _gaussian(arrays, "_s", path)
+        has_images, has_spatial = "arr_0" in arrays.names, bool({"mu_s", "sigma_s"} & set(arrays.names))
+        pool = _gaussian(arrays, "", path)
+        spatial = _gaussian(arrays, "_s", path) if has_spatial else None
     card = ReferenceCard(name=path.name, feature_network=network.name, feature_digest=network.digest)
-    rows = _features_of_images(path, network).pool
-    _check_dims(path, pool, rows)
+    rows = _features_of_images(path, network).pool if has_images else None
+    if rows is not None:
+        _check_dims(path, pool, rows)
     return Reference(card, pool, spatial, rows)
 
 
-def _own(path: Path, arrays: NpzFile, network: FeatureNetwork) -> Reference:
+def _own(arrays: NpzFile, network: FeatureNetwork) -> Reference:
     card = read_card(arrays)
     if card.feature_digest != network.digest:
         made = f"{card.feature_network} {card.feature_digest[:12]}"
-        raise BadFile(f"{path} was made with {made}, not with {network.name} {network.digest[:12]}")
+        raise BadFile(f"{arrays.path} was made with {made}, not with {network.name} {network.digest[:12]}")
+    return read_own(arrays)
+
+
+def read_own(arrays: NpzFile) -> Reference:
+    """What `packed` made, whatever network it was made with. Raises BadFile."""
+    card, path = read_card(arrays), arrays.path
     spatial = _gaussian(arrays, "_s", path, card.images) if "mu_s" in arrays.names else None
     pool = _gaussian(arrays, "", path, card.images)
     rows = arrays.read("features").astype(np.float32) if "features" in arrays.names else None
     labels = arrays.read("labels").astype(np.int64) if "labels" in arrays.names else None
     if rows is not None:
         _check_dims(path, pool, rows)
-    nearest = _finite(arrays, "nearest", path) if "nearest" in arrays.names else None
+    nearest = _finite(arrays, NEAREST, path) if NEAREST in arrays.names else None
     return Reference(card, pool, spatial, rows, labels, nearest)
 
 
@@ -170,7 +187,9 @@ def _gaussian(arrays: NpzFile, suffix: str, path: Path, count: int | None = None
     names = [f"mu{suffix}", f"sigma{suffix}"]
     missing = [name for name in names if name not in arrays.names]
     if missing:
-        raise BadFile(f"{path} has 'mu' but no {missing[0]!r}; mu, sigma, mu_s and sigma_s belong together")
+        raise BadFile(
+            f"{path} has no {missing[0]!r}; mu and sigma belong together, and so do mu_s and sigma_s"
+        )
     mean, covariance = (_finite(arrays, name, path) for name in names)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise BadFile(

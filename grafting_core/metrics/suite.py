@@ -8,12 +8,13 @@ import numpy.typing as npt
 
 from grafting_core.features.base import Features, Rows
 from grafting_core.metrics.adm import adm_gaussian, adm_precision_recall
-from grafting_core.metrics.extrapolation import POINTS, fid_infinity
+from grafting_core.metrics.extrapolation import POINTS, Extrapolation, fid_infinity
 from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_of_rows
 from grafting_core.metrics.inception_score import SPLITS, adm_inception_score, inception_score
-from grafting_core.metrics.intervals import Interval, bootstrap_interval, frechet_interval, score_interval
+from grafting_core.metrics.intervals import Interval, frechet_interval, score_interval
 from grafting_core.metrics.kernel import kernel_distance, kernel_interval
 from grafting_core.metrics.manifold import FIELDS, Manifold, overlap
+from grafting_core.metrics.overlap_intervals import overlap_intervals
 from grafting_core.metrics.reference import Labels, Reference
 from grafting_core.spec.ladder import FidRung, ladder_of
 from grafting_core.spec.plans import EvaluationProtocol, counted
@@ -60,12 +61,20 @@ def _frechet(reference: Reference, samples: Features, protocol: EvaluationProtoc
     )
     if len(samples) >= 2 * POINTS:
         line = fid_infinity(reference.pool, samples.pool)
-        half = 1.96 * line.standard_error
-        figures.add(_name("fid_infinity", protocol), line.value, (line.value - half, line.value + half))
+        _add_line(_name("fid_infinity", protocol), line, reference.pool.dims, figures)
     if reference.spatial and samples.spatial is not None:
         value = frechet_of_rows(reference.spatial, samples.spatial)
         interval = frechet_interval(reference.spatial, samples.spatial, value)
         figures.add(_name("sfid", protocol), value, interval)
+
+
+def _add_line(name: str, line: Extrapolation, dims: int, figures: Figures) -> None:
+    figures.add(name, line.value, line.interval)
+    if line.interval is None:
+        figures.warnings.append(
+            f"{name} has no interval: below {4 * dims} samples of {dims} features the line through FIDs is "
+            "off by more than its sampling error"
+        )
 
 
 def _score(samples: Features, protocol: EvaluationProtocol, figures: Figures) -> None:
@@ -80,11 +89,13 @@ def _neighbours(
     if reference.rows is None or reference.manifold is None or len(samples) < FEWEST:
         return
     distance = kernel_distance(samples.pool, reference.rows, KID_SUBSETS)
-    figures.add(_name("kid", protocol), distance, kernel_interval(samples.pool, reference.rows, distance))
+    interval = kernel_interval(samples.pool, reference.rows, distance, KID_SUBSETS)
+    figures.add(_name("kid", protocol), distance, interval)
     found = overlap(reference.manifold, Manifold.of(samples.pool, reference.manifold.rows.device))
-    for metric in FIELDS:
-        verdicts = getattr(found, metric)
-        figures.add(_name(metric, protocol), float(verdicts.mean()), bootstrap_interval(verdicts))
+    means = {metric: float(getattr(found, metric).mean()) for metric in FIELDS}
+    intervals = overlap_intervals(reference.rows, samples.pool, means)
+    for metric, mean in means.items():
+        figures.add(_name(metric, protocol), mean, intervals.get(metric))
 
 
 def _measure_adm(
@@ -122,6 +133,7 @@ def _doubt(reference: Reference, samples: Features, figures: Figures) -> None:
                 f"{len(rows)} samples are no more than the {gaussian.dims} {what}: their covariance has not "
                 "full rank, so the distance says more about the number of samples than about them"
             )
+    figures.warnings += [*reference.notes, *_lacks(reference, samples)]
     broken = sorted(name for name, value in figures.values.items() if not np.isfinite(value))
     for name in broken:
         figures.warnings.append(
@@ -130,6 +142,25 @@ def _doubt(reference: Reference, samples: Features, figures: Figures) -> None:
         del figures.values[name]
     negative = [name for name, value in figures.values.items() if "fid" in name and value < -1e-3]
     figures.warnings += [f"{name} is negative beyond rounding" for name in negative if "infinity" not in name]
+
+
+def _lacks(reference: Reference, samples: Features) -> list[str]:
+    """What a reference is too small for, or does not hold."""
+    notes, images, dims = [], reference.card.images, reference.pool.dims
+    if images is not None and images <= dims:
+        notes.append(
+            f"the reference has {images} images, no more than the {dims} features: distances from it say "
+            "more about which images these are than about the samples"
+        )
+    if reference.rows is None:
+        notes.append("the reference has statistics alone: no KID, precision, recall, density and coverage")
+    elif len(reference.rows) < FEWEST:
+        notes.append(
+            f"the reference has {len(reference.rows)} images: {FEWEST} are needed for neighbours and KID"
+        )
+    if reference.spatial is None and samples.spatial is not None:
+        notes.append("the reference has no spatial statistics (mu_s, sigma_s): no sFID")
+    return notes
 
 
 def by_class(

@@ -33,10 +33,22 @@ class FeatureKind(Frozen):
     spatial: bool
     """Whether it gives the spatial features that sFID needs."""
     summary: str
+    names_classes: bool = False
+    """Whether its logits are the classes of the data it belongs to, in that order; Inception's 1008 are not
+    ImageNet's thousand.
+    """
+    side: int | None = None
+    """Of the only images that it looks at; None where it resizes."""
 
 
 FEATURE_KINDS: Mapping[str, FeatureKind] = {
-    "fashion-cnn": FeatureKind(weights="shipped", spatial=True, summary="small CNN for 28 x 28 gray images"),
+    "fashion-cnn": FeatureKind(
+        weights="shipped",
+        spatial=True,
+        summary="small CNN for 28 x 28 gray images",
+        names_classes=True,
+        side=28,
+    ),
     "inception": FeatureKind(
         weights="file", spatial=True, summary="Inception of 2015-12-05, the network of published FIDs"
     ),

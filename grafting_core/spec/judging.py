@@ -42,7 +42,10 @@ REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 
 class ReferenceView(Frozen):
-    """What a reference is of; `digest` is None where the file has no card, and so names no network."""
+    """What a reference is of.
+
+    `digest` is the one that fingerprints hold; None where the file has no card, and so names no network.
+    """
 
     name: str
     feature_network: str | None
@@ -51,3 +54,5 @@ class ReferenceView(Frozen):
     dims: int
     spatial_dims: int | None
     features_kept: int | None
+    notes: tuple[str, ...] = ()
+    """What to be wary of in the images that it was made of."""

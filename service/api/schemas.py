@@ -142,11 +142,16 @@ class LeaderboardRow(View):
     """One finished run; changes are relative to the teacher under the same protocol (0.1 is +10 %)."""
 
     rank: int
+    rank_from: int
+    rank_to: int
+    """First and last rank, in this answer, of those whose figures cannot be told apart from this one's."""
     run_id: str
     name: str
     is_teacher: bool
     metric: str
     value: float
+    interval: tuple[float, float] | None = None
+    """95 % of what other draws of as many samples give."""
     value_change: float | None
     num_params: int
     params_change: float | None
@@ -154,6 +159,15 @@ class LeaderboardRow(View):
     flops_change: float | None
     spend: Spend
     share_of_pretraining: float
+
+    @property
+    def tied(self) -> bool:
+        return self.rank_from != self.rank_to
+
+    @property
+    def ranks(self) -> str:
+        """`3`, or `3-4` where two rows are tied."""
+        return f"{self.rank_from}-{self.rank_to}" if self.tied else str(self.rank)
 
 
 class LeaderboardGroup(View):

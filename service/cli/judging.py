@@ -20,6 +20,10 @@ from service.cli.reading import read_design
 
 M = TypeVar("M", bound=BaseModel)
 reference_app = typer.Typer(help="What samples are compared with.", no_args_is_help=True)
+INTERVALS = (
+    "intervals: those of fid_infinity, kid and label_accuracy are for the true value; the other figures are "
+    "biased at N samples, and theirs are for what other draws of N samples give"
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Weights = Annotated[Path | None, typer.Option(help="Weight file or folder of the feature network.")]
 Sha256 = Annotated[str | None, typer.Option(help="Its SHA-256; a file that has another is not opened.")]
@@ -118,12 +122,14 @@ def _answer(request: BaseModel, model: type[M]) -> M:
 
 
 def show_report(report: EvaluationReport) -> None:
-    """Figures with intervals, then what to be wary of, then what they depend on."""
+    """Figures with intervals and what these hold, then what to be wary of, then what they depend on."""
     rows = table("metric", "value", "95 %", right=("value",))
     for name, value in report.values.items():
         interval = report.intervals.get(name)
         rows.add_row(name, f"{value:,.5g}", f"{interval[0]:,.5g} to {interval[1]:,.5g}" if interval else "")
     out.print(rows)
+    if report.intervals:
+        out.print(INTERVALS)
     for warning in report.warnings:
         out.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
     fingerprint = report.fingerprint
@@ -135,5 +141,7 @@ def show_report(report: EvaluationReport) -> None:
 
 def show_reference(view: ReferenceView) -> None:
     """One line a fact."""
-    for name, value in view.model_dump().items():
+    for name, value in view.model_dump(exclude={"notes"}).items():
         out.print(f"{name.replace('_', ' ')}: {'not known' if value is None else value}")
+    for note in view.notes:
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)

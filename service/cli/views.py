@@ -193,7 +193,7 @@ def show_leaderboard(board: Leaderboard) -> None:
         rows = table("#", "design", *columns, right=columns)
         for row in group.rows:
             rows.add_row(
-                str(row.rank),
+                row.ranks,
                 escape(row.name) + (" (teacher)" if row.is_teacher else ""),
                 f"{row.value:.3f}",
                 percent(row.value_change),
@@ -205,6 +205,8 @@ def show_leaderboard(board: Leaderboard) -> None:
                 f"{row.share_of_pretraining:.2%}",
             )
         out.print(rows)
+        if any(row.tied for row in group.rows):
+            out.print("a range of ranks: these figures cannot be told apart (intervals of 95 %)")
     _show_cut_short(board.cut_short)
 
 

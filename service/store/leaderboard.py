@@ -13,6 +13,7 @@ from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
 from service.store.cut_short import cut_short
 from service.store.models import ExperimentRow, RunRow, StandingRow
 from service.store.queries import parsed, spends_of
+from service.store.ties import with_ties
 
 PAGE = 100
 GROUPS = 10
@@ -83,10 +84,13 @@ def _group(
         fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
         total=total,
-        rows=[
-            _row(start + index, row, spends.get(row.run_id, Spend()), teacher)
-            for index, row in enumerate(shown, 1)
-        ],
+        rows=with_ties(
+            session,
+            [
+                _row(start + index, row, spends.get(row.run_id, Spend()), teacher)
+                for index, row in enumerate(shown, 1)
+            ],
+        ),
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
 
@@ -123,6 +127,8 @@ def _row(rank: int, row: StandingRow, spend: Spend, teacher: StandingRow | None)
     card = backbone_cards().get(row.backbone)
     return LeaderboardRow(
         rank=rank,
+        rank_from=rank,
+        rank_to=rank,
         run_id=row.run_id,
         name=row.name,
         is_teacher=row.is_teacher,

@@ -17,7 +17,9 @@ from grafting_core.features.catalog import load_network
 from grafting_core.images import ArrayImages, ImageFolder, SampleFile, open_images
 from grafting_core.metrics.frechet import frechet_of_rows
 from grafting_core.metrics.reference import load_reference, make_reference
+from grafting_core.metrics.suite import measure
 from grafting_core.npz import BadFile, NpzFile
+from grafting_core.spec.plans import EvaluationProtocol
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
@@ -157,7 +159,7 @@ def test_pictures_that_are_not_what_they_seem_are_refused(tmp_path: Path) -> Non
 def test_pictures_of_another_size_and_truncated_ones_are_named(tmp_path: Path) -> None:
     Image.fromarray(PICTURES[0]).save(tmp_path / "a.png")
     Image.fromarray(PICTURES[0][:20]).save(tmp_path / "b.png")
-    with pytest.raises(BadFile, match=r"b\.png is 28 x 20, a\.png is 28 x 28"):
+    with pytest.raises(BadFile, match=r"b\.png is 28 x 20, not 28 x 28"):
         collected(open_images(tmp_path))
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-400])
     with pytest.raises(BadFile, match=r"b\.png cannot be read"):
@@ -226,3 +228,149 @@ def test_features_that_are_not_finite_name_their_samples() -> None:
     with pytest.raises(ValueError, match=r"features of samples \[11\] are not finite \(1 in all\)"):
         make_reference(ArrayImages("x", PICTURES), Broken(), kept=4)
     assert len(joined([extract(Broken(), PICTURES, 5)])) == 12
+
+
+def folder_of(tmp_path: Path, **pictures: Image.Image) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, picture in pictures.items():
+        picture.save(folder / name.replace("_", "."))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_gray_of_16_bits_is_scaled_to_8_and_said(tmp_path: Path, mode: str) -> None:
+    wide = np.array([[0, 128, 129, 257], [32_768, 65_407, 65_406, 65_535]], np.uint16)
+    picture = Image.frombytes(mode, (4, 2), wide.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    images = open_images(folder_of(tmp_path, a_png=picture, b_png=picture))
+    expected = np.floor(wide / 65_535 * 255 + 0.5)
+    assert (collected(images)[0] == expected[..., None]).all()
+    assert any("2 of 2 pictures of 16 bits were scaled to 8" in note for note in images.notes)
+
+
+def test_colours_of_16_bits_are_refused_by_name(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    parts = (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(13)), b"IEND")
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(BadFile, match=r"a\.png has 16 bits a colour.*b\.png has 16 bits"):
+        open_images(tmp_path)
+
+
+def with_transparent(mode: str) -> tuple[Image.Image, np.ndarray, dict]:
+    """A picture that is transparent in places, its colours, and what else it is saved with."""
+    gray, colour = Image.new("L", (4, 4), 77), Image.new("RGB", (4, 4), (200, 10, 30))
+    alpha = Image.new("L", (4, 4), 255)
+    alpha.putpixel((0, 0), 0)
+    if mode == "LA":
+        return Image.merge("LA", (gray, alpha)), np.full((4, 4, 3), 77), {}
+    if mode == "RGBA":
+        return Image.merge("RGBA", (*colour.split(), alpha)), np.array(colour), {}
+    if mode == "P with tRNS":
+        palette = colour.quantize(2)
+        return palette, np.array(palette.convert("RGB")), {"transparency": palette.getpixel((0, 0))}
+    if mode == "L with tRNS":
+        return gray, np.full((4, 4, 3), 77), {"transparency": 77}
+    return colour, np.array(colour), {"transparency": (200, 10, 30)}
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P with tRNS", "L with tRNS", "RGB with tRNS"])
+def test_alpha_is_dropped_and_said(tmp_path: Path, mode: str) -> None:
+    picture, expected, saving = with_transparent(mode)
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name, **saving)
+    images = open_images(tmp_path)
+    assert (collected(images)[0] == expected).all()
+    assert any("2 of 2 pictures are transparent in places" in note for note in images.notes)
+
+
+def test_webp_with_alpha_keeps_its_colours_and_says_so(tmp_path: Path) -> None:
+    picture = with_transparent("RGBA")[0]
+    for name in ("a.webp", "b.webp"):
+        picture.save(tmp_path / name, lossless=True, exact=True)
+    images = open_images(tmp_path)
+    assert (collected(images)[0] == np.array(picture)[..., :3]).all()
+    assert any("their alpha was dropped" in note for note in images.notes)
+
+
+def test_opaque_alpha_and_plain_pictures_need_no_note(tmp_path: Path) -> None:
+    opaque = Image.new("RGBA", (4, 4), (1, 2, 3, 255))
+    images = open_images(folder_of(tmp_path, a_png=opaque, b_png=opaque.convert("RGB")))
+    collected(images)
+    assert images.notes == ()
+
+
+def test_cmyk_and_animations_are_refused(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 4)).save(tmp_path / "a.jpg")
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadFile, match=r"2 of 2 pictures.*a\.jpg is CMYK.*b\.webp is an animation of 2"):
+        open_images(tmp_path)
+
+
+def test_what_is_passed_over_is_counted_with_its_reason(tmp_path: Path) -> None:
+    plain = Image.fromarray(PICTURES[0])
+    folder = folder_of(tmp_path, a_png=plain, b_png=plain, c_bmp=plain, d_tif=plain)
+    for inner in (".ipynb_checkpoints", "more"):
+        (folder / inner).mkdir()
+        plain.save(folder / inner / "x.png")
+    (folder / ".hidden.png").write_bytes((folder / "a.png").read_bytes())
+    (folder / "e.png").symlink_to(folder / "a.png")
+    images = open_images(folder)
+    assert [file.name for file in images.files] == ["a.png", "b.png", "x.png"]
+    [note] = images.notes
+    for part in ("1 .bmp", "1 .tif", "1 in hidden folders", "1 hidden files", "1 links"):
+        assert part in note
+    for name in ("a.png", "b.png"):
+        (folder / name).unlink()
+    (folder / "more" / "x.png").unlink()
+    with pytest.raises(BadFile, match=r"holds no pictures.*passed over: .*1 links"):
+        open_images(folder)
+
+
+def test_all_bad_pictures_are_named_at_once_from_their_headers(tmp_path: Path) -> None:
+    for index in range(30):
+        Image.fromarray(PICTURES[0]).save(tmp_path / f"{index:02d}.png")
+    for index in range(15):
+        (tmp_path / f"{index:02d}.png").write_bytes(b"nonsense")
+    with pytest.raises(BadFile, match=r"15 of 30 pictures: .*00\.png is no PNG.*09\.png.*; and 5 more$"):
+        open_images(tmp_path)
+
+
+def test_a_turned_picture_is_said(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in "ab":
+        Image.fromarray(PICTURES[0]).save(tmp_path / f"{name}.png", exif=exif)
+    images = open_images(tmp_path)
+    assert np.array_equal(collected(images)[0], PICTURES[0][::-1, ::-1])
+    assert any("turned upright by their EXIF" in note for note in images.notes)
+
+
+def test_statistics_alone_give_fid_and_say_what_they_cannot_give(tmp_path: Path) -> None:
+    network = load_network("fashion-cnn")
+    found = extract(network, PICTURES, 6)
+    pool = found.pool
+    file = saved(tmp_path / "x.npz", mu=pool.mean(axis=0), sigma=np.cov(pool, rowvar=False))
+    protocol = EvaluationProtocol(samples=12, feature_network="fashion-cnn", micro_batch=6)
+    figures = measure(load_reference(file, network), found, protocol)
+    assert figures.values["fid12/fashion-cnn"] == pytest.approx(0, abs=1e-4)
+    assert not {"kid12/fashion-cnn", "sfid12/fashion-cnn"} & figures.values.keys()
+    notes = " ".join(figures.warnings)
+    assert "no KID, precision, recall, density and coverage" in notes
+    assert "no sFID" in notes
+    with pytest.raises(BadFile, match="no 'sigma'"):
+        load_reference(saved(file, mu=pool.mean(axis=0)), network)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_reference_of_a_few_images_gets_a_note(count: int) -> None:
+    network = load_network("fashion-cnn")
+    reference = make_reference(ArrayImages("few", PICTURES[:count]), network)
+    protocol = EvaluationProtocol(samples=12, feature_network="fashion-cnn", micro_batch=6)
+    warnings = measure(reference, extract(network, PICTURES, 6), protocol).warnings
+    assert any(
+        f"the reference has {count} images, no more than the 128 features" in note for note in warnings
+    )
+    assert any("6 are needed for neighbours" in note for note in warnings)

@@ -1,6 +1,7 @@
 """Models and samples are judged without a lab, by the same numbers as in one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.evaluation import fid_at, network_of, own_reference
+from grafting_core.evaluation import fid_at, network_of, own_reference, recognises
 from grafting_core.features.base import extract
+from grafting_core.features.inception import Inception
+from grafting_core.features.inception_weights import InceptionNetwork
 from grafting_core.judging import judge, make, show
 from grafting_core.metrics.frechet import frechet_of_rows
 from grafting_core.npz import BadFile
@@ -83,6 +86,8 @@ def test_a_reference_is_made_shown_and_used(tmp_path: Path, backbone: Backbone) 
     np.savez(samples, colours)
     made = make(ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference)))
     assert show(ShowRequest(file=str(reference))) == made
+    request = JudgeRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference))
+    assert judge(request).fingerprint.reference == made.digest
     assert (made.statistics_of, made.dims, made.spatial_dims, made.features_kept) == (60, 128, 343, 60)
     report = judge(JudgeRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
     assert report.values["fid60/fashion-cnn"] == pytest.approx(0, abs=1e-6)
@@ -91,6 +96,28 @@ def test_a_reference_is_made_shown_and_used(tmp_path: Path, backbone: Backbone) 
         show(ShowRequest(file=str(samples)))
     with pytest.raises(BadFile, match="does not exist"):
         show(ShowRequest(file=str(tmp_path / "none.npz")))
+
+
+def test_accuracy_is_given_only_by_a_network_of_the_datas_own_classes(backbone: Backbone) -> None:
+    report = judge(JudgeRequest(subject=OWN, protocol=PROTOCOL))
+    low, high = report.intervals["label_accuracy/fashion-cnn"]
+    assert low < report.values["label_accuracy/fashion-cnn"] < high
+    imagenet = replace(backbone, card=backbone.card.model_copy(update={"feature_network": "inception"}))
+    inception = InceptionNetwork(Inception(), "0" * 64)
+    assert recognises(backbone, network_of(backbone, PROTOCOL))
+    assert not recognises(imagenet, inception)
+    report = judge(JudgeRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    assert "label_accuracy/fashion-cnn" not in report.values
+    assert any("no label_accuracy" in warning for warning in report.warnings)
+
+
+def test_statistics_of_another_network_are_refused_before_anything_is_sampled(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "x.npz", mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(ValueError, match="is of 5 features; fashion-cnn gives 128"):
+        judge(JudgeRequest(subject=OWN, protocol=PROTOCOL, reference=str(tmp_path / "x.npz")))
+    assert "sampled" not in capfd.readouterr().err
 
 
 def test_protocols_come_from_presets_and_files_and_bad_ones_are_refused(tmp_path: Path) -> None:

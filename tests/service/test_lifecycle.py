@@ -1,10 +1,15 @@
 """The life of a run: allowed moves, numbered events, fenced attempts."""
 
+import json
+
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
-from service.api.schemas import TERMINAL
+from service.api.schemas import TERMINAL, Leaderboard
+from service.cli.console import out
+from service.cli.views import show_leaderboard
 from service.scheduler.intake import apply_event
 from service.settings import Settings
 from service.store.engine import Database
@@ -172,6 +177,39 @@ def test_spend_of_all_attempts_is_counted_and_never_shrinks(database: Database, 
         detail = run_detail(session, run.id)
         assert detail is not None
         assert detail.spend.device_seconds == 9.0
+
+
+def test_designs_that_cannot_be_told_apart_share_their_ranks(client: TestClient) -> None:
+    """Half-widths of 0.3 and 0.4 make 0.5 of the difference."""
+    name, halves = "fid40/fashion-cnn", {1.0: 0.3, 2.0: 0.4, 2.45: 0.3, 3.1: 0.4, 9.0: None}
+    lab = client.app.state.lab
+    with lab.database.writing() as session:
+        for layer, (value, half) in enumerate(halves.items()):
+            run = started_run(session, layers=[layer])
+            intervals = {} if half is None else {name: (value - half, value + half)}
+            report = StageReport(
+                stage="evaluate", key="k", metrics={**FIGURES, name: value}, intervals=intervals
+            )
+            apply_event(session, lab.settings, event(run, 1, STARTED))
+            apply_event(session, lab.settings, event(run, 2, StageDone(report=report)))
+            apply_event(session, lab.settings, event(run, 3, AttemptSucceeded(spend=Spend())))
+    [group] = client.get("/api/v1/leaderboard").json()["groups"]
+    assert [(row["rank_from"], row["rank_to"]) for row in group["rows"]] == [
+        (1, 1),
+        (2, 3),
+        (2, 3),
+        (4, 4),
+        (5, 5),
+    ]
+    assert group["rows"][1]["interval"] == pytest.approx([1.6, 2.4])
+    assert group["rows"][4]["interval"] is None
+    page = client.get("/", headers={"Accept": "text/html"}).text
+    assert "<td>2-3</td>" in page
+    assert "cannot be told apart" in page
+    with out.capture() as shown:
+        show_leaderboard(Leaderboard.model_validate_json(json.dumps({"groups": [group], "cut_short": []})))
+    assert "2-3" in shown.get()
+    assert "cannot be told apart" in shown.get()
 
 
 def test_the_leaderboard_ranks_within_a_protocol_and_against_the_teacher(

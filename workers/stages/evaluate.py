@@ -6,7 +6,14 @@ from safetensors.torch import load
 from torch import nn
 
 from grafting_core.cost import hardware_of, measure_cost
-from grafting_core.evaluation import denoising_loss_of, evaluate_chunk, finish, network_of, own_reference
+from grafting_core.evaluation import (
+    denoising_loss_of,
+    evaluate_chunk,
+    finish,
+    network_of,
+    own_reference,
+    recognises,
+)
 from grafting_core.features.base import FeatureNetwork
 from grafting_core.metrics.reference import Reference, unpacked
 from grafting_core.observing import StopRequested
@@ -110,7 +117,7 @@ def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> N
 
 def _report(context: Context, key: str) -> EvaluationReport:
     network = network_of(context.backbone, context.spec.evaluate)
-    known = network.name == context.backbone.card.feature_network
+    known = recognises(context.backbone, network)
     chunks = Chunks(context.storage, key).all()
     return finish(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
 

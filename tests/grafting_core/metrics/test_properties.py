@@ -5,10 +5,10 @@ import pytest
 
 from grafting_core.metrics.adm import adm_precision_recall, half_distances
 from grafting_core.metrics.extrapolation import fid_infinity
-from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_influence, frechet_of_rows
 from grafting_core.metrics.inception_score import adm_inception_score, inception_score
-from grafting_core.metrics.intervals import bootstrap_interval, frechet_interval
-from grafting_core.metrics.kernel import kernel_distance
+from grafting_core.metrics.intervals import frechet_interval, label_interval
+from grafting_core.metrics.kernel import kernel_distance, kernel_interval
 from grafting_core.metrics.manifold import Manifold, overlap
 from grafting_core.metrics.moments import Moments
 from tests.grafting_core.conftest import features
@@ -100,8 +100,8 @@ def test_an_interval_below_full_rank_is_one_too() -> None:
     assert low < frechet_of_rows(reference, rows) < high
 
 
-def test_bootstrap_of_verdicts_is_the_binomial_interval() -> None:
-    low, high = bootstrap_interval(np.arange(1_000) < 800)
+def test_the_interval_of_verdicts_is_the_binomial_one() -> None:
+    low, high = label_interval(np.arange(1_000) < 800)
     assert (low, high) == pytest.approx((0.775, 0.825), abs=0.004)
 
 
@@ -138,3 +138,40 @@ def test_verdicts_are_those_of_float64_however_close_the_distances(spread: float
     assert (found.recall == (across <= samples.radii(3)[:, None]).any(dim=0).numpy()).all()
     assert (found.density == (across <= reference.radii(5)).sum(dim=1).numpy() / 5).all()
     assert (found.coverage == (across <= reference.radii(5)).any(dim=0).numpy()).all()
+
+
+def test_density_of_a_set_against_itself_is_exact() -> None:
+    """Every row lies in its own ball, and in those of the five rows a neighbour on: six of five."""
+    for name in ("even", "uneven"):
+        rows = features(500, 64) if name == "even" else np.abs(RNG.normal(size=(500, 64))).astype(np.float32)
+        manifold = Manifold.of(rows, block=64)
+        assert overlap(manifold, manifold, block=96).density.mean() == pytest.approx(1.2, abs=1e-12)
+
+
+def test_the_influence_of_a_row_is_the_derivative_of_the_distance() -> None:
+    for count in (60, 20):
+        reference, rows = Gaussian.of(Moments.of(features(400, 24))), features(count, 24, seed=3)
+        influence = frechet_influence(reference, rows).rows
+        weights, step = np.random.default_rng(4).normal(size=count), 1e-4
+        centred = weights - weights.mean()
+
+        def weighted(by: float, reference=reference, rows=rows, centred=centred, count=count) -> float:
+            """The distance of rows of unequal weights, by the textbook formula."""
+            shares = (1 + by * centred) / count
+            mean = shares @ rows
+            around = rows - mean
+            covariance = (around * shares[:, None]).T @ around * count / (count - 1)
+            return frechet_distance(reference, Gaussian(mean, covariance))
+
+        slope = (weighted(step) - weighted(-step)) / (2 * step)
+        assert slope == pytest.approx(influence @ centred / count, rel=1e-3)
+
+
+def test_kid_has_the_variance_that_its_interval_is_made_of() -> None:
+    rng, found, halves = np.random.default_rng(0), [], []
+    for _ in range(150):
+        ones, others = rng.normal(size=(80, 6)), rng.normal(size=(50, 6)) * 1.1
+        found.append(kernel_distance(ones, others, 25))
+        low, high = kernel_interval(ones, others, found[-1], 25)
+        halves.append((high - low) / 2 / 2.01)
+    assert np.sqrt(np.mean(np.square(halves))) == pytest.approx(np.std(found), rel=0.35)

@@ -1,0 +1,48 @@
+"""Intervals hold the truth about as often as they say, in a small run of the table in docs/evaluation.md."""
+
+import pytest
+
+from benchmarks.coverage import DRAWING, Case, coverage, exact_kid, main
+from grafting_core.metrics.kernel import squared_mmd
+
+CASES = (Case(8, 60), Case(8, 60, shift=0.5, scale=1.2), Case(24, 200), Case(24, 200, shift=0.5, scale=1.2))
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_ninety_five_per_cent_are_about_that(name: str) -> None:
+    """Sixty draws of a share of 95 % are below 85 % once in a thousand."""
+    for case in CASES:
+        for figure, share in coverage(name, case, 60).items():
+            assert share is not None, figure
+            assert share >= 0.85, (figure, case)
+
+
+@pytest.mark.parametrize("name", ["fid", "fid_infinity", "kid"])
+def test_they_are_no_wider_than_that(name: str) -> None:
+    """Half of each interval holds the truth in about two draws of three, not always."""
+    for case in CASES:
+        for figure, share in coverage(name, case, 60, shrink=0.5).items():
+            assert share is not None
+            assert 0.4 <= share <= 0.9, (figure, case)
+
+
+def test_there_is_no_interval_where_bias_would_be_larger() -> None:
+    assert coverage("fid_infinity", Case(64, 50), 3) == {"fid_infinity": None}
+
+
+def test_the_truth_of_kid_is_its_expectation() -> None:
+    import numpy as np
+
+    case, rng = Case(8, 40, shift=0.5, scale=1.2), np.random.default_rng(0)
+    found = [squared_mmd(case.samples(rng), case.reference(rng)) for _ in range(2_000)]
+    assert exact_kid(case) == pytest.approx(np.mean(found), abs=4 * np.std(found) / len(found) ** 0.5)
+
+
+def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["coverage", "--dims", "8", "--counts", "50", "60", "--draws", "8", "--only", "is"]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    header, line, row = capsys.readouterr().out.splitlines()
+    assert header == "| figure | D | N = 50 | N = 60 |"
+    assert line.count("---") == 4
+    assert row.startswith("| `is` | 8 | ")
