@@ -7,14 +7,20 @@ assets at every checkpoint.
 
 import argparse
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from grafting_core.testbed.emoji.assets import ASSETS
 from grafting_core.testbed.emoji.recipe.run import Recipe
-from grafting_core.testbed.emoji.recipe.settings import CPU_BATCHES, CPU_STEPS, GPU_BATCHES, GPU_STEPS, PHASES, Settings
+from grafting_core.testbed.emoji.recipe.settings import (
+    CPU_BATCHES,
+    CPU_STEPS,
+    GPU_BATCHES,
+    GPU_STEPS,
+    PHASES,
+    Settings,
+)
 from grafting_core.testbed.emoji.recipe.tiles import draw_atlas
 from grafting_core.testbed.emoji.recipe.trainer import Budget
 
@@ -25,17 +31,21 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     torch.set_float32_matmul_precision("high")
-    atlas = given.assets / "atlas.png"
-    if not atlas.exists():
-        if (ASSETS / "atlas.png").exists():
-            atlas.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ASSETS / "atlas.png", atlas)
-        else:
-            draw_atlas(atlas)
+    provide_atlas(given.assets / "atlas.png")
     recipe = Recipe(settings_of(given), given.work, given.assets)
     recipe.train(given.phases)
     if given.per_task:
         recipe.score(given.per_task)
+
+
+def provide_atlas(file: Path) -> None:
+    """Put the shipped atlas into another folder of assets, or draw it from the font where none ships."""
+    shipped = ASSETS / file.name
+    if not file.exists() and shipped.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped, file)
+    elif not file.exists():
+        draw_atlas(file)
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
@@ -48,8 +58,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         steps, seconds = getattr(given, f"{phase}_steps"), getattr(given, f"{phase}_seconds")
         budgets[phase] = Budget(steps, seconds) if steps or seconds else Budget(usual[phase])
         batches[phase] = getattr(given, f"{phase}_batch") or batches[phase]
-    return replace(
-        Settings(),
+    return Settings(
         seed=given.seed,
         device=given.device,
         batches=batches,
