@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from grafting_core.testbed.emoji.autoencoder import LATENT_NOISE, PatchAutoencoder
-from grafting_core.testbed.emoji.recipe.settings import Settings, autocast
+from grafting_core.testbed.emoji.recipe.settings import Settings, autocast, scaled_rate
 from grafting_core.testbed.emoji.recipe.source import Source
 from grafting_core.testbed.emoji.recipe.trainer import Rate, Trainer
 from grafting_core.testbed.emoji.transformer import BASE_RESOLUTION, RESOLUTIONS
 
-PEAK_RATE = 2e-3
+PEAK_RATE = 1e-3
 CALIBRATION_BATCHES = 8
 CALIBRATION_IMAGES = 72
 """A batch's at 64 pixels; at larger ones as many pixels."""
@@ -32,7 +32,7 @@ def autoencoder_trainer(settings: Settings, source: Source, work: Path) -> Train
     return Trainer(
         "autoencoder",
         model,
-        Rate(PEAK_RATE),
+        Rate(scaled_rate(PEAK_RATE, "autoencoder", batch)),
         settings.budgets["autoencoder"],
         loss,
         work,

@@ -8,13 +8,13 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, cr
 
 from grafting_core.testbed.emoji.autoencoder import PatchAutoencoder
 from grafting_core.testbed.emoji.detector import GRID, Detector
-from grafting_core.testbed.emoji.recipe.settings import Settings, autocast
+from grafting_core.testbed.emoji.recipe.settings import Settings, autocast, scaled_rate
 from grafting_core.testbed.emoji.recipe.source import Source
 from grafting_core.testbed.emoji.recipe.trainer import Rate, Trainer
 from grafting_core.testbed.emoji.scenes import Layout
 from grafting_core.testbed.emoji.transformer import BASE_RESOLUTION, RESOLUTIONS
 
-PEAK_RATE = 2e-3
+PEAK_RATE = 1e-3
 BOX_WEIGHT = 2.0
 COLOUR_WEIGHT = 0.5
 
@@ -40,7 +40,14 @@ def detector_trainer(
         return detection_loss(output, scenes.layout)
 
     return Trainer(
-        "detector", model, Rate(PEAK_RATE), settings.budgets["detector"], loss, work, batch, ema_decay=0.998
+        "detector",
+        model,
+        Rate(scaled_rate(PEAK_RATE, "detector", batch)),
+        settings.budgets["detector"],
+        loss,
+        work,
+        batch,
+        ema_decay=0.998,
     )
 
 

@@ -30,6 +30,11 @@ class Settings:
     compiled: bool = False
 
 
+def scaled_rate(rate: float, phase: str, batch: int) -> float:
+    """A learning rate meant for the CPU's batch, for another: with the fourth root of the batch's size."""
+    return float(rate * (batch / CPU_BATCHES[phase]) ** 0.25)
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 on a GPU; weights, losses and averages stay in float32, and so does all of it on a CPU.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
 from grafting_core.testbed.emoji.autoencoder import PatchAutoencoder
-from grafting_core.testbed.emoji.recipe.settings import Settings, autocast
+from grafting_core.testbed.emoji.recipe.settings import Settings, autocast, scaled_rate
 from grafting_core.testbed.emoji.recipe.source import Source
 from grafting_core.testbed.emoji.recipe.trainer import Rate, Trainer
 from grafting_core.testbed.emoji.text_encoder import TextEncoder, token_table, tokenise
@@ -22,8 +22,8 @@ from grafting_core.testbed.emoji.transformer import (
     set_resolution,
 )
 
-BASE_RATE = 2e-3
-HIGH_RATE = 1e-3
+BASE_RATE = 1e-3
+HIGH_RATE = 5e-4
 CAPTION_DROPOUT = 0.1
 SNR_LIMIT = 5.0
 """Min-SNR weight (Hang et al. 2023): easy, nearly clean latents count less."""
@@ -53,11 +53,10 @@ def base_trainer(
     model = Denoiser(depth=depth).to(source.device)
     if settings.compiled:
         model.compile_blocks()
-    loss = _denoising_loss(
-        model, source, autoencoder, settings.batches["base"], lambda step, progress: BASE_RESOLUTION
-    )
-    budget = settings.budgets["base"]
-    return Trainer("base", model, Rate(BASE_RATE, 500), budget, loss, work, settings.batches["base"])
+    batch = settings.batches["base"]
+    rate = Rate(scaled_rate(BASE_RATE, "base", batch), warmup=500)
+    loss = _denoising_loss(model, source, autoencoder, batch, lambda step, progress: BASE_RESOLUTION)
+    return Trainer("base", model, rate, settings.budgets["base"], loss, work, batch, ema_decay=0.9995)
 
 
 def high_trainer(
@@ -76,7 +75,8 @@ def high_trainer(
         model.compile_blocks()
     batch = settings.batches["high"]
     loss = _denoising_loss(model, source, autoencoder, batch, high_resolution)
-    return Trainer("high", model, Rate(HIGH_RATE, 100), settings.budgets["high"], loss, work, batch)
+    rate = Rate(scaled_rate(HIGH_RATE, "high", batch), warmup=100)
+    return Trainer("high", model, rate, settings.budgets["high"], loss, work, batch)
 
 
 def high_resolution(step: int, progress: float) -> int:
