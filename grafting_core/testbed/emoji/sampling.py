@@ -63,7 +63,8 @@ class Painter:
 def ddim_step(latents: Tensor, noise: Tensor, signal: float, following: float) -> Tensor:
     """Latents at the next visit, given the noise in them and both visits' cumulative alphas."""
     clean = (latents - (1 - signal) ** 0.5 * noise) / signal**0.5
-    return following**0.5 * clean + (1 - following) ** 0.5 * noise
+    after: Tensor = following**0.5 * clean + (1 - following) ** 0.5 * noise
+    return after
 
 
 def visits(steps: int) -> Iterator[tuple[int, float, float]]:
