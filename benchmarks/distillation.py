@@ -169,7 +169,8 @@ def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, lis
     """T and 3 f of every candidate, a sample."""
     card = backbone.card
     kinds = [candidate.name.rsplit(" ", 1)[-1] for candidate in candidates]
-    return card.forward_flops(), [TRAINING * KINDS[kind](kind=kind).flops(card.dims).total for kind in kinds]
+    trained = [TRAINING * KINDS[kind](kind=kind).computed_flops(card.dims) for kind in kinds]
+    return card.forward_flops(), trained
 
 
 class Stopwatch(Silent):

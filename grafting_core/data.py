@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.diffusion import NUM_TIMESTEPS
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 
 ENCODE_BATCH = 100
 """Fixed, because the batch size of a forward changes its low bits."""

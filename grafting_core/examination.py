@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from grafting_core.activations import Region, watched
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
-from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
+from grafting_core.diffusion import add_noise, linear_schedule
 from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 
 TIMESTEP_BINS = 4
 HELD_OUT_BATCH = 64

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.dims import SLOTS, BlockDims, OperatorFlops, Slot
+from grafting_core.spec.dims import SLOTS, BlockDims, Slot
 from grafting_core.spec.operators import OperatorBase
 from grafting_core.spec.operators.attention import MultiHeadAttention
 from grafting_core.spec.operators.mlp import Mlp
@@ -85,8 +85,8 @@ class BackboneCard(Frozen):
 
     def block_flops(self) -> int:
         """FLOPs of one unedited block on one sample: its operators and adaLN."""
-        costs: list[OperatorFlops] = [self.original(s).flops(self.dims) for s in SLOTS]
-        return 12 * self.dims.width**2 + sum(cost.total for cost in costs)
+        operators = (self.original(slot).computed_flops(self.dims) for slot in SLOTS)
+        return 12 * self.dims.width**2 + sum(operators)
 
     def forward_flops(self) -> int:
         """FLOPs of one forward of one sample through the unedited backbone."""
