@@ -107,7 +107,7 @@ def _filing(
                 steps=result.steps,
                 ending="plateau" if result.ending == "plateau" else "completed",
                 reason=result.reason,
-                spend=_share(context.backbone, scion, result, len(own)),
+                spend=_share(context, scion, result, len(own)),
                 made_by=context.ticket.run_id,
                 made_at=time.time(),
                 hardware=f"{platform.machine()} {context.backbone.device.type}, torch {torch.__version__}",
@@ -121,11 +121,12 @@ def _filing(
     return done
 
 
-def _share(backbone: Backbone, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
+def _share(context: Context, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
     """An equal share of the teacher, and its own training."""
-    images = result.steps * scion.plan.batch_size
-    flops = backbone.card.forward_flops() / sharers + part_flops(backbone.card, scion.part)
-    return Spend(device_seconds=result.seconds, flops=images * flops, training_images=images // sharers)
+    card, images = context.backbone.card, result.steps * scion.plan.batch_size
+    flops = card.forward_flops() / sharers + part_flops(card, scion.part)
+    seconds = result.seconds * context.ticket.work.resources.devices_per_worker
+    return Spend(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
 
 
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:

@@ -25,6 +25,16 @@ class Resources(Frozen):
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
 
+    @property
+    def devices_per_worker(self) -> int:
+        """What device-seconds count: the worker's GPUs, or the worker itself where it has none."""
+        return max(1, self.gpus_per_worker)
+
+    @property
+    def devices(self) -> int:
+        """Of all workers: 8 GPUs for 100 s are 800 device-seconds, on one worker or on eight."""
+        return self.workers * self.devices_per_worker
+
 
 class ExperimentSpec(Frozen):
     """Design, the three stages' settings and limits. What follows the stages does not enter the digest."""
