@@ -134,7 +134,7 @@ def wait(device: torch.device) -> None:
 
 
 def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency:
-    """In pairs after a warm-up; the ratio is the median over the pairs, its interval a bootstrap over them."""
+    """In pairs after a warm-up; the ratio is the median over pairs, its interval a bootstrap over them."""
     ours, theirs = np.array(_pairs(job, teacher, device)).T
     pairs, ratios = len(ours), np.log(ours / theirs)
     draws = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))

@@ -1,4 +1,4 @@
-"""A data folder that an earlier version left opens with everything in it, and its bank serves today's designs."""
+"""A data folder that an earlier version left opens with everything, and its bank serves today's designs."""
 
 import tarfile
 from collections.abc import Iterator
