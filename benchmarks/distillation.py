@@ -201,7 +201,7 @@ def timed(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents,
     counted: list[int] = []
     handle = backbone.transformer.register_forward_hook(lambda *_: counted.append(1))
     with suppress(StopRequested):
-        distill(backbone, candidates, latents, observer=watch, checkpoints=NoCheckpoints())
+        distill(backbone, candidates, latents, latents, observer=watch, checkpoints=NoCheckpoints())
     handle.remove()
     seconds = statistics.median(end - begin for begin, end in zip(watch.at[1:-1], watch.at[2:], strict=True))
     return Timing(seconds, len(counted) / (len(watch.at) - 1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from grafting_core.backbones.fast_forward import Forward, forward_of
 from grafting_core.backbones.loader import Backbone
+from grafting_core.optimisation import autocast
 from grafting_core.samplers import sampler_of
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.sampling_steps import guides
@@ -124,9 +125,13 @@ class _MicroBatch:
         """Output [n, 2C, h, w] with the noise of both halves combined; variance is the conditional's."""
         protocol = self.protocol
         if not guides(protocol, timestep):
-            return self.forward(latents, timestep, labels[: len(latents)])
-        output = self.forward(torch.cat([latents, latents]), timestep, labels)
+            return self._output(latents, timestep, labels[: len(latents)])
+        output = self._output(torch.cat([latents, latents]), timestep, labels)
         conditional, unconditional = output.chunk(2)
         channels = 3 if protocol.guidance_channels == "first_3" else latents.shape[1]
         noise = unconditional[:, :channels].lerp(conditional[:, :channels], protocol.guidance)
         return torch.cat([noise, conditional[:, channels:]], dim=1)
+
+    def _output(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
+        with autocast(latents.device, self.protocol.precision):
+            return self.forward(latents, timestep, labels).to(latents)

@@ -34,6 +34,13 @@ class BackboneRef(Frozen):
     digest: str
 
 
+class HeldOutImages(Frozen):
+    """How many images are kept apart from all training, and the SHA-256 of the file that holds them."""
+
+    images: Annotated[int, Field(ge=1)]
+    digest: str
+
+
 class BackboneCard(Frozen):
     """A DiT: `depth` equal blocks over `grid` tokens, adaLN-zero conditioned on timestep and label.
 
@@ -57,6 +64,8 @@ class BackboneCard(Frozen):
     """What its samples are judged with where a design does not say."""
     num_images: Count
     """Training images at hand for stages 1 and 2; 0 where none are."""
+    held_out: HeldOutImages | None = None
+    """Images at hand that no training has seen, for errors and losses; None where there are none."""
     weights: str | None
     """Folder of the weights relative to the card, or None."""
     figures: dict[str, float] = {}

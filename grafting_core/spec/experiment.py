@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.backbone import BackboneRef, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest, remembered
@@ -100,18 +100,23 @@ def protocol_digest(spec: ExperimentSpec) -> str:
 
 def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
     """Everything that the quality figures depend on, besides the network that is judged."""
-    return own_fingerprint(spec.backbone.digest, spec.evaluate)
+    card = backbone_cards().get(spec.backbone.name)
+    held_out = card.held_out.digest if card and card.held_out else None
+    return own_fingerprint(spec.backbone.digest, spec.evaluate, held_out)
 
 
-def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
+def own_fingerprint(
+    subject: str, protocol: EvaluationProtocol, held_out: str | None = None
+) -> ProtocolFingerprint:
     """Of a comparison with the images of the backbone with this digest."""
-    network = feature_digest(protocol.feature_network)
+    network = protocol.feature_digest or feature_digest(protocol.feature_network)
     return ProtocolFingerprint(
         recipe=RECIPE_VERSIONS["evaluate"],
         subject=subject,
         protocol=protocol,
         feature_network=network,
         reference=digest({"own images of": subject, "seen by": network}),
+        held_out=held_out,
     )
 
 
