@@ -169,7 +169,8 @@ def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, lis
     """T and 3 f of every candidate, a sample."""
     card = backbone.card
     kinds = [candidate.name.rsplit(" ", 1)[-1] for candidate in candidates]
-    return card.forward_flops(), [TRAINING * KINDS[kind](kind=kind).flops(card.dims).total for kind in kinds]
+    trained = [TRAINING * KINDS[kind](kind=kind).computed_flops(card.dims) for kind in kinds]
+    return card.forward_flops(), trained
 
 
 class Stopwatch(Silent):
@@ -200,7 +201,7 @@ def timed(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents,
     counted: list[int] = []
     handle = backbone.transformer.register_forward_hook(lambda *_: counted.append(1))
     with suppress(StopRequested):
-        distill(backbone, candidates, latents, observer=watch, checkpoints=NoCheckpoints())
+        distill(backbone, candidates, latents, latents, observer=watch, checkpoints=NoCheckpoints())
     handle.remove()
     seconds = statistics.median(end - begin for begin, end in zip(watch.at[1:-1], watch.at[2:], strict=True))
     return Timing(seconds, len(counted) / (len(watch.at) - 1))

@@ -97,7 +97,7 @@ def dims_of(width: int, tokens: int) -> BlockDims:
 
 
 def total_flops(kind: str, width: int, tokens: int) -> int:
-    return KINDS[kind](kind=kind).flops(dims_of(width, tokens)).total
+    return KINDS[kind](kind=kind).computed_flops(dims_of(width, tokens))
 
 
 def operator(kind: str, width: int, tokens: int) -> nn.Module:

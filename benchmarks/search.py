@@ -27,7 +27,7 @@ from torch import nn
 from benchmarks.search_milp import milp_figures
 from benchmarks.search_report import interval, show
 from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents, encode_latents
+from grafting_core.data import Latents, encode_held_out, encode_latents
 from grafting_core.distillation import distill, replacement_candidate
 from grafting_core.evaluation import fid_at
 from grafting_core.finetuning import finetune
@@ -141,11 +141,18 @@ def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dic
     began = time.process_time()
     edits = {str(at): part for at, part in enumerate(parts) if isinstance(part, ReplaceOperator)}
     candidates = [replacement_candidate(edit, spec.distill, key) for key, edit in edits.items()]
-    results = distill(backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    results = distill(
+        backbone,
+        candidates,
+        latents,
+        encode_held_out(backbone),
+        observer=Silent(),
+        checkpoints=NoCheckpoints(),
+    )
     states = {edits[key]: result.state for key, result in results.items()}
     hand = Hand(spec, backbone, latents, states)
     places = {key: _placing(hand, edit) for key, edit in edits.items()}
-    scores = replace_one(backbone, places, latents)
+    scores = replace_one(backbone, places, encode_held_out(backbone))
     named = {edits[key]: each["replace_one/noise"] for key, each in scores.items()}
     return states, named, time.process_time() - began
 

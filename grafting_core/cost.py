@@ -60,7 +60,7 @@ def measure_cost(
         cold_start_seconds=cold,
         images_per_second=rates[0],
         teacher_images_per_second=rates[1],
-        peak_bytes=peak_bytes(ours[-1]),
+        peak_bytes=peak_bytes(ours[-1], backbone.device),
     )
 
 
@@ -134,17 +134,11 @@ def wait(device: torch.device) -> None:
 
 
 def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency:
-    """Turn and turn about after a warm-up; the ratio's interval is a bootstrap over the pairs."""
-    for _ in range(WARM_UPS):
-        job()
-        teacher()
-    times, end = list[tuple[float, float]](), time.perf_counter() + SECONDS
-    while len(times) < FEWEST_PAIRS or (len(times) < PAIRS and time.perf_counter() < end):
-        times.append((seconds_of(job, device), seconds_of(teacher, device)))
-    pairs, (ours, theirs) = len(times), np.array(times).T
+    """In pairs after a warm-up; the ratio is the median over pairs, its interval a bootstrap over them."""
+    ours, theirs = np.array(_pairs(job, teacher, device)).T
+    pairs, ratios = len(ours), np.log(ours / theirs)
     draws = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
-    ratios = np.median(ours[draws], axis=1) / np.median(theirs[draws], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    low, high = np.exp(np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975]))
     fast, slow = np.quantile(ours, [0.2, 0.8])
     return Latency(
         batch=batch,
@@ -153,10 +147,25 @@ def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency
         low=float(fast),
         high=float(slow),
         teacher_median=float(np.median(theirs)),
-        ratio=float(np.median(ours) / np.median(theirs)),
+        ratio=float(np.exp(np.median(ratios))),
         ratio_low=float(low),
         ratio_high=float(high),
     )
+
+
+def _pairs(job: Job, teacher: Job, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of both, each first in every second pair: what runs second finds other caches."""
+    for _ in range(WARM_UPS):
+        job()
+        teacher()
+    times, end = list[tuple[float, float]](), time.perf_counter() + SECONDS
+    while len(times) < FEWEST_PAIRS or (len(times) < PAIRS and time.perf_counter() < end):
+        if len(times) % 2:
+            other, own = seconds_of(teacher, device), seconds_of(job, device)
+        else:
+            own, other = seconds_of(job, device), seconds_of(teacher, device)
+        times.append((own, other))
+    return times
 
 
 def sampling_rates(
@@ -176,13 +185,13 @@ def _sampling(backbone: Backbone, network: nn.Module, protocol: EvaluationProtoc
     return lambda: sample_images(backbone, network, protocol, range(protocol.micro_batch))
 
 
-def peak_bytes(job: Job) -> int:
+def peak_bytes(job: Job, device: torch.device) -> int:
     """Most that one call holds allocated at a time, beyond what it began with."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         job()
-        return int(torch.cuda.max_memory_allocated() - before)
+        return int(torch.cuda.max_memory_allocated(device) - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         job()
     steps = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]

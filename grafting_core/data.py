@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.diffusion import NUM_TIMESTEPS
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 
 ENCODE_BATCH = 100
 """Fixed, because the batch size of a forward changes its low bits."""
@@ -78,14 +78,26 @@ def first_of_each_class(labels: Tensor, count: int) -> Tensor:
     return torch.argsort(ranks, stable=True)[:count].sort().values
 
 
-@torch.no_grad()
 def encode_latents(backbone: Backbone, images: int) -> Latents:
     """Posterior moments of `images` of the backbone's training images, scaled to unit variance."""
-    chosen = first_of_each_class(backbone.labels, images)
-    pixels = backbone.images[chosen].float().div(127.5).sub(1).unsqueeze(1)
+    return _latents_of(backbone, backbone.images, backbone.labels, images)
+
+
+def encode_held_out(backbone: Backbone) -> Latents:
+    """The same of all its images that no training has seen. Raises ValueError where it has none."""
+    images, labels = backbone.held_out
+    if not len(labels):
+        raise ValueError(f"backbone {backbone.card.name!r} has no images that are held out from training")
+    return _latents_of(backbone, images, labels, len(labels))
+
+
+@torch.no_grad()
+def _latents_of(backbone: Backbone, images: Tensor, labels: Tensor, count: int) -> Latents:
+    chosen = first_of_each_class(labels, count)
+    pixels = images[chosen].float().div(127.5).sub(1).unsqueeze(1)
     parts = [_encode(backbone, chunk) for chunk in pixels.split(ENCODE_BATCH)]
     mean, std = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Latents(mean, std, backbone.labels[chosen])
+    return Latents(mean, std, labels[chosen])
 
 
 def _encode(backbone: Backbone, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NUM_TIMESTEPS = 1000
+from grafting_core.spec.sampling_steps import FIRST_BETA, LAST_BETA, NUM_TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
 
 def linear_schedule(num_timesteps: int = NUM_TIMESTEPS) -> NoiseSchedule:
     """Betas from 1e-4 to 0.02, as DiT's."""
-    return schedule_from_betas(torch.linspace(1e-4, 0.02, num_timesteps, dtype=torch.float64))
+    return schedule_from_betas(torch.linspace(FIRST_BETA, LAST_BETA, num_timesteps, dtype=torch.float64))
 
 
 def at(values_T: Tensor, timesteps_B: Tensor, like: Tensor) -> Tensor:

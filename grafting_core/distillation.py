@@ -28,7 +28,7 @@ READ_EVERY = 8
 
 @dataclass(frozen=True)
 class ScionResult:
-    """A candidate's end: its weights (none where it diverged) and normalised squared error on held-out draws.
+    """A candidate's end: weights (none where it diverged) and normalised squared error on held-out images.
 
     `errors` as `held_out_errors` has them. `curve` is (step, loss) pairs. `seconds` is its share of the pass.
     """
@@ -53,6 +53,7 @@ def distill(
     backbone: Backbone,
     candidates: Sequence[Candidate],
     latents: Latents,
+    held_out: Latents,
     *,
     observer: PassObserver,
     checkpoints: Checkpoints,
@@ -60,6 +61,8 @@ def distill(
     micro_batches: int = 1,
 ) -> dict[str, ScionResult]:
     """Distil every candidate in one pass of the teacher; `done` hears of each as soon as it has ended.
+
+    Operators learn from `latents`; their errors are measured on `held_out`, images that training never sees.
 
     Candidates may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
     or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
@@ -76,7 +79,7 @@ def distill(
     observer.progress(_step(apprentices, total), total, {})
     lessons = None
     while True:
-        _graduate(backbone, apprentices, latents, results, done)
+        _graduate(backbone, apprentices, held_out, results, done)
         learning = [each for each in apprentices if each.learning]
         if not learning:
             return results
@@ -161,7 +164,7 @@ def _resume(apprentices: Pupils, checkpoints: Checkpoints) -> None:
 def _graduate(
     backbone: Backbone,
     apprentices: Pupils,
-    latents: Latents,
+    held_out: Latents,
     results: dict[str, ScionResult],
     done: Done,
 ) -> None:
@@ -172,7 +175,7 @@ def _graduate(
         for each in ended
         if each.record.ending != "diverged"
     }
-    errors = held_out_errors(backbone, sound, ended[0].plan, latents) if sound else {}
+    errors = held_out_errors(backbone, sound, ended[0].plan, held_out) if sound else {}
     for each in ended:
         _judge(each, errors.get(each.candidate.key, {}))
         results[each.candidate.key] = _result(each, errors.get(each.candidate.key, {}))

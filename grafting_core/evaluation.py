@@ -49,7 +49,12 @@ def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwo
     """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
     if protocol.feature_network == FashionNetwork.name:
         return FashionNetwork(backbone.features)
-    return load_network(protocol.feature_network, backbone.device)
+    network = load_network(protocol.feature_network, backbone.device)
+    if protocol.feature_digest not in (None, network.digest):
+        raise ValueError(
+            f"{network.name} here has digest {network.digest}; the protocol names {protocol.feature_digest}"
+        )
+    return network
 
 
 def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:

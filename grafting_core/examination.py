@@ -1,4 +1,4 @@
-"""How well distilled modules imitate the teacher on samples that training never drew."""
+"""How well distilled modules imitate the teacher on images that training never saw."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from grafting_core.activations import Region, watched
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
-from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
+from grafting_core.diffusion import add_noise, linear_schedule
 from grafting_core.spec.plans import DistillPlan
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 
 TIMESTEP_BINS = 4
 HELD_OUT_BATCH = 64
@@ -29,16 +30,16 @@ def bin_names(name: str) -> list[str]:
 
 @torch.no_grad()
 def held_out_errors(
-    backbone: Backbone, modules: Mapping[str, tuple[Region, nn.Module]], plan: DistillPlan, latents: Latents
+    backbone: Backbone, modules: Mapping[str, tuple[Region, nn.Module]], plan: DistillPlan, held_out: Latents
 ) -> dict[str, dict[str, float]]:
-    """Normalised squared error of every module, by its key, on `plan.held_out` draws.
+    """Normalised squared error of every module, by its key, on `plan.held_out` draws of held-out images.
 
     `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 is as good as predicting zero.
     """
     sums = {key: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64) for key in modules}
     for index in range(0, plan.held_out, HELD_OUT_BATCH):
         size = min(HELD_OUT_BATCH, plan.held_out - index)
-        batch = latents.batch("held-out", plan.seed, index, size)
+        batch = held_out.batch("held-out", plan.seed, index, size)
         panels: dict[Region, _Panel] = {}
         for key, (region, module) in modules.items():
             panel = panels.setdefault(region, _Panel(timestep_bins(batch.timesteps), []))

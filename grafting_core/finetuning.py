@@ -137,7 +137,7 @@ class _Training:
     def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
         schedule = linear_schedule()
         noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
-        with autocast(self.device):
+        with autocast(self.device, self.plan.precision):
             output = network(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
         return denoising_loss(schedule, output.float(), batch.clean, batch.noise, batch.timesteps).mean()
 

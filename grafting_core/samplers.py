@@ -5,7 +5,6 @@ and the network's output there into the latents at the next.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,6 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from grafting_core.diffusion import (
-    NUM_TIMESTEPS,
     NoiseSchedule,
     learned_log_variance,
     linear_schedule,
@@ -22,6 +20,7 @@ from grafting_core.diffusion import (
     schedule_from_betas,
 )
 from grafting_core.spec.plans import SamplerName, Spacing
+from grafting_core.spec.sampling_steps import FIRST_BETA, LAST_BETA, NUM_TIMESTEPS, timesteps_of
 
 Draw = Callable[[], Tensor]
 """Fresh noise of the latents' shape."""
@@ -38,35 +37,11 @@ class Sampler(Protocol):
         ...
 
 
-def timesteps_of(steps: int, spacing: Spacing = "linspace") -> list[int]:
-    """Ascending timesteps, distinct for any 1 to 1000 of them (spacings as in Lin et al. 2024, Table 2).
-
-    `linspace` goes from 0 to 999 and rounds as ADM's respacing does, to the last tie. `leading` starts at 0
-    in equal strides, `trailing` ends at 999.
-    """
-    if spacing == "leading":
-        return [index * (NUM_TIMESTEPS // steps) for index in range(steps)]
-    if spacing == "trailing":
-        return [round(NUM_TIMESTEPS - k * (NUM_TIMESTEPS / steps)) - 1 for k in reversed(range(steps))]
-    if steps == 1:
-        return [NUM_TIMESTEPS - 1]
-    # Summed up, not multiplied: where a place falls halfway between two timesteps, that decides.
-    strides = [(NUM_TIMESTEPS - 1) / (steps - 1)] * (steps - 1)
-    return [round(place) for place in accumulate(strides, initial=0.0)]
-
-
 def respaced(timesteps: Sequence[int]) -> NoiseSchedule:
     """The schedule that visits only these timesteps of the full one."""
     kept = linear_schedule().alphas_cumprod[list(timesteps)]
     previous = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
     return schedule_from_betas(1 - kept / previous)
-
-
-def noise_level(timestep: int) -> float:
-    """sigma = sqrt((1 - abar) / abar), the noise's size beside the clean signal's."""
-    cumulative = linear_schedule().alphas_cumprod[timestep].item()
-    level: float = ((1 - cumulative) / cumulative) ** 0.5
-    return level
 
 
 class _Respaced:
@@ -111,8 +86,8 @@ class Multistep:
         self.timesteps: Sequence[int] = list(reversed(timesteps))
         self.scheduler: Any = DPMSolverMultistepScheduler(
             num_train_timesteps=NUM_TIMESTEPS,
-            beta_start=1e-4,
-            beta_end=0.02,
+            beta_start=FIRST_BETA,
+            beta_end=LAST_BETA,
             beta_schedule="linear",
             algorithm_type="dpmsolver++",
             solver_order=2,

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from grafting_core.backbones.fast_forward import Forward, forward_of
 from grafting_core.backbones.loader import Backbone
-from grafting_core.samplers import noise_level, sampler_of
+from grafting_core.optimisation import autocast
+from grafting_core.samplers import sampler_of
 from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.sampling_steps import guides
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
@@ -135,17 +137,14 @@ class _MicroBatch:
     def _guided(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
         """Output [n, 2C, h, w] with the noise of both halves combined; variance is the conditional's."""
         protocol = self.protocol
-        if not _guides(protocol, timestep):
-            return self.forward(latents, timestep, labels[: len(latents)])
-        output = self.forward(torch.cat([latents, latents]), timestep, labels)
+        if not guides(protocol, timestep):
+            return self._output(latents, timestep, labels[: len(latents)])
+        output = self._output(torch.cat([latents, latents]), timestep, labels)
         conditional, unconditional = output.chunk(2)
         channels = 3 if protocol.guidance_channels == "first_3" else latents.shape[1]
         noise = unconditional[:, :channels].lerp(conditional[:, :channels], protocol.guidance)
         return torch.cat([noise, conditional[:, channels:]], dim=1)
 
-
-def _guides(protocol: EvaluationProtocol, timestep: int) -> bool:
-    if protocol.guidance_interval is None or protocol.guidance == 1:
-        return protocol.guidance > 1
-    low, high = protocol.guidance_interval
-    return low < noise_level(timestep) <= high
+    def _output(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
+        with autocast(latents.device, self.protocol.precision):
+            return self.forward(latents, timestep, labels).to(latents)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
-from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, linear_schedule
+from grafting_core.diffusion import add_noise, linear_schedule
 from grafting_core.examination import TIMESTEP_BINS, bin_names, timestep_bins
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 
 SCORE_DRAWS = 64
 SCORE_BATCH = 64

@@ -8,15 +8,13 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents, encode_latents
+from grafting_core.data import Latents, encode_held_out
 from grafting_core.evaluation import denoising_loss_of, fid_at
 from grafting_core.spec.design import GraftDesign, Part
 from grafting_core.spec.ladder import LossGapRung, Rung
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.spec.screening import Screened
 from grafting_core.surgery import Undo, operate
-
-LOSS_IMAGES = 1_000
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Screener:
     @property
     def latents(self) -> Latents:
         if self._latents is None:
-            self._latents = encode_latents(self.backbone, LOSS_IMAGES)
+            self._latents = encode_held_out(self.backbone)
         return self._latents
 
     def _teacher_loss(self, draws: int) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents, encode_latents
+from grafting_core.data import Latents, encode_held_out, encode_latents
 
 torch.set_num_threads(1)
 
@@ -19,3 +19,9 @@ def backbone() -> Backbone:
 def latents(backbone: Backbone) -> Latents:
     """Latents of two hundred of its images."""
     return encode_latents(backbone, 200)
+
+
+@pytest.fixture(scope="session")
+def held_out(backbone: Backbone) -> Latents:
+    """Latents of its images that no training has seen."""
+    return encode_held_out(backbone)

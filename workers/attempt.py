@@ -88,7 +88,7 @@ def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
     try:
         _fit(first, time.time())
         if first.work.kind in SELF_DRIVEN:
-            spend = Spend(device_seconds=(time.monotonic() - began) * first.work.resources.workers)
+            spend = Spend(device_seconds=(time.monotonic() - began) * first.work.resources.devices)
             EventLog(storage, first).write(AttemptSucceeded(spend=spend))
     except Exception as error:
         if host.ticket is None:
@@ -100,7 +100,7 @@ def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
 def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception) -> EventBody:
     """Spend is time alone; FLOPs and images are in the last progress event."""
     reason, message = classify(error)
-    spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.workers)
+    spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.devices)
     if reason in ("user_request", "budget_exhausted", "preempted"):
         return AttemptStopped(reason=reason, spend=spend)
     text = "".join(traceback.format_exception(error))

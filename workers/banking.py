@@ -79,6 +79,7 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
         context.backbone,
         candidates_of(context.backbone, list(own.values()), latents),
         latents,
+        context.held_out(),
         observer=context.pass_observer("distill", stage_key),
         checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
         done=_filing(context, bank, own),
@@ -92,7 +93,7 @@ def _filing(
     """Publishes each scion the moment it is done, so that whatever ends the attempt cannot take it away."""
 
     def done(candidate: Candidate, result: ScionResult) -> None:
-        scion = own[candidate.key]
+        scion, card = own[candidate.key], context.backbone.card
         if result.diverged:
             bank.note_divergence(candidate.key, result.reason)
             return
@@ -103,11 +104,12 @@ def _filing(
                 key=candidate.key,
                 scion=scion,
                 errors=result.errors,
+                held_out=card.held_out.digest if card.held_out else None,
                 curve=tuple(result.curve),
                 steps=result.steps,
                 ending="plateau" if result.ending == "plateau" else "completed",
                 reason=result.reason,
-                spend=_share(context.backbone, scion, result, len(own)),
+                spend=_share(context, scion, result, len(own)),
                 made_by=context.ticket.run_id,
                 made_at=time.time(),
                 hardware=f"{platform.machine()} {context.backbone.device.type}, torch {torch.__version__}",
@@ -121,11 +123,12 @@ def _filing(
     return done
 
 
-def _share(backbone: Backbone, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
+def _share(context: Context, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
     """An equal share of the teacher, and its own training."""
-    images = result.steps * scion.plan.batch_size
-    flops = backbone.card.forward_flops() / sharers + part_flops(backbone.card, scion.part)
-    return Spend(device_seconds=result.seconds, flops=images * flops, training_images=images // sharers)
+    card, images = context.backbone.card, result.steps * scion.plan.batch_size
+    flops = card.forward_flops() / sharers + part_flops(card, scion.part)
+    seconds = result.seconds * context.ticket.work.resources.devices_per_worker
+    return Spend(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
 
 
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
@@ -136,8 +139,7 @@ def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
     if not own:
         return
     places = {key: placing(context.backbone, bank, unscored[key].scion) for key in own}
-    latents = context.latents(scions[0].plan.images)
-    for key, scores in replace_one(context.backbone, places, latents).items():
+    for key, scores in replace_one(context.backbone, places, context.held_out()).items():
         bank.amend(unscored[key].model_copy(update={"scores": scores}))
 
 
@@ -152,8 +154,8 @@ def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
     def place_all_but(left_out: Sequence[str]) -> Undoable:
         return _operate(backbone, [(s, modules[s.key]) for s in scions if s.key not in left_out])
 
-    latents = context.latents(context.spec.distill.images)
-    for key, scores in restore_one(backbone, dict.fromkeys(modules, place_all_but), latents).items():
+    places = dict.fromkeys(modules, place_all_but)
+    for key, scores in restore_one(backbone, places, context.held_out()).items():
         card = cards[key]
         if card is not None:
             bank.amend(card.model_copy(update={"restored": {**card.restored, name: scores}}))

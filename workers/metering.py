@@ -84,7 +84,7 @@ class Meter:
     def __init__(self, work: Work, started: float) -> None:
         # The wall clock says once how long ago that was; from here on it may jump as it likes.
         self._began = time.monotonic() - max(0.0, time.time() - started)
-        self._devices = work.resources.workers
+        self._devices = work.resources.devices
         self._costs = dict(COSTS[work.kind](work))
         self._steps: dict[StageName, int] = {}
 

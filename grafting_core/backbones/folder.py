@@ -54,6 +54,7 @@ def load_folder(folder: Path, device: torch.device | str = "cpu") -> Backbone:
         images=torch.empty(0, 1, 1, dtype=torch.uint8),
         labels=torch.empty(0, dtype=torch.long),
         reference=Moments.of(torch.zeros(2, 1).numpy()),
+        held_out=(torch.empty(0, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.long)),
     )
 
 

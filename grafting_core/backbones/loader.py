@@ -16,8 +16,8 @@ from grafting_core.testbed.networks import FashionClassifier
 class Backbone:
     """A pretrained latent DiT with what surrounds it. All modules frozen and in evaluation mode.
 
-    `images` uint8 [N, H, W] and `labels` [N] are its training images at hand; `reference` holds the
-    feature moments of the whole training set.
+    `images` uint8 [N, H, W] and `labels` [N] are its training images at hand, `held_out` the same of images
+    that no training has seen; `reference` holds the feature moments of the whole training set.
     """
 
     card: BackboneCard
@@ -28,6 +28,7 @@ class Backbone:
     images: Tensor
     labels: Tensor
     reference: Moments
+    held_out: tuple[Tensor, Tensor]
 
     @property
     def device(self) -> torch.device:
@@ -51,4 +52,5 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
         images=images,
         labels=labels,
         reference=assets.load_reference(),
+        held_out=assets.load_held_out_images(),
     )

@@ -11,6 +11,7 @@ from grafting_core.spec.operators.attention import (
     WindowAttention,
     WindowAttention2d,
 )
+from grafting_core.spec.operators.windows import band_block, grid_block
 
 
 class SoftmaxAttention(nn.Module):
@@ -37,18 +38,25 @@ class SoftmaxAttention(nn.Module):
 
 
 class BandAttention(SoftmaxAttention):
-    """Token n attends to n-w..n+w. Memory grows with tokens times window, never with tokens squared."""
+    """Token n attends to n-w..n+w. For long sequences memory and work grow with tokens times window."""
 
     def __init__(self, width: int, num_heads: int, half_width: int) -> None:
         super().__init__(width, num_heads)
         self.half_width = half_width
 
     def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """One attention call over blocks of queries, each against the keys its band can reach."""
+        """One attention call, over blocks of queries and the keys they can reach, or over all tokens."""
         tokens = q_BHTE.shape[2]
         if self.half_width >= tokens - 1:
             return super().mix(q_BHTE, k_BHTE, v_BHTE)
-        block = min(tokens, max(64, 2 * self.half_width))
+        block = band_block(self.half_width, tokens)
+        if block is None:
+            band_TT = near(tokens, self.half_width, q_BHTE.device)
+            return scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=band_TT)
+        return self._in_blocks(q_BHTE, k_BHTE, v_BHTE, block)
+
+    def _in_blocks(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, block: int) -> Tensor:
+        tokens = q_BHTE.shape[2]
         q_XHCE = to_blocks(q_BHTE, block).flatten(0, 1)
         k_XHKE, v_XHKE = (self._around(to_blocks(values, block)) for values in (k_BHTE, v_BHTE))
         mask_XCK = self._mask(tokens, block, q_BHTE.device).repeat(len(q_BHTE), 1, 1)
@@ -79,6 +87,12 @@ class BandAttention(SoftmaxAttention):
         return band & real | (starts + rows >= tokens)
 
 
+def near(size: int, steps: int, device: torch.device) -> Tensor:
+    """[size, size]: whether two places in a line are at most so many steps apart."""
+    places = torch.arange(size, device=device)
+    return (places[:, None] - places).abs() <= steps
+
+
 def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
     """[batch, blocks, heads, block, E], without a copy unless zeros must fill the last block."""
     short = -values_BHTE.shape[2] % block
@@ -88,22 +102,32 @@ def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
 
 
 class GridWindowAttention(SoftmaxAttention):
-    """A token attends to tokens at most w rows and columns away on the grid it was built for.
-
-    One attention call over all rows: a row's queries against the 2w+1 rows of keys around it.
-    """
+    """A token attends to tokens at most w rows and columns away on the grid it was built for."""
 
     def __init__(self, width: int, num_heads: int, half_width: int, grid: tuple[int, int]) -> None:
         super().__init__(width, num_heads)
         self.half_width, self.grid = half_width, grid
 
     def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """Raises ValueError at another token count than the grid's."""
-        q_BHRCE = to_grid(q_BHTE, self.grid)
-        k_BHRKE, v_BHRKE = self._around(k_BHTE), self._around(v_BHTE)
-        mask_RCK = self._mask(q_BHTE.device)
-        mixed_BHRCE = scaled_dot_product_attention(q_BHRCE, k_BHRKE, v_BHRKE, attn_mask=mask_RCK)
-        mixed_BHTE: Tensor = mixed_BHRCE.flatten(2, 3)
+        """Over blocks of rows, each against the rows it can reach, or over all tokens under a mask.
+
+        Raises ValueError at another token count than the grid's.
+        """
+        on_grid = [to_grid(values, self.grid) for values in (q_BHTE, k_BHTE, v_BHTE)]
+        rows = grid_block(self.half_width, self.grid)
+        if rows is None:
+            mask_TT = self._mask(self.grid[0], q_BHTE.device)[0]
+            return scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask_TT)
+        # Blocks stand where a batch does, batch and heads where heads do: fused kernels take four dimensions
+        # and one mask serves all images.
+        q_NXCE, k_NXKE, v_NXKE = (
+            self._blocks(values.flatten(0, 1), rows, reach)
+            for values, reach in zip(on_grid, (0, self._reach, self._reach), strict=True)
+        )
+        mask_NCK = self._mask(rows, q_BHTE.device)
+        mixed_NXCE = scaled_dot_product_attention(q_NXCE, k_NXKE, v_NXKE, attn_mask=mask_NCK[:, None])
+        mixed_XTE = mixed_NXCE.transpose(0, 1).flatten(1, 2)[:, : q_BHTE.shape[2]]
+        mixed_BHTE: Tensor = mixed_XTE.unflatten(0, q_BHTE.shape[:2])
         return mixed_BHTE
 
     @property
@@ -111,18 +135,29 @@ class GridWindowAttention(SoftmaxAttention):
         """Rows to either side; more than the grid has add nothing."""
         return min(self.half_width, self.grid[0] - 1)
 
-    def _around(self, values_BHTE: Tensor) -> Tensor:
-        reach = self._reach
-        padded = nn.functional.pad(to_grid(values_BHTE, self.grid), (0, 0, 0, 0, reach, reach))
-        rows = padded.unfold(2, 2 * reach + 1, 1)  # [B, H, R, C, E, 2w+1]
-        return rows.permute(0, 1, 2, 5, 3, 4).flatten(3, 4)
+    def _blocks(self, values_XRCE: Tensor, rows: int, reach: int) -> Tensor:
+        """[blocks, X, tokens, E]: `rows` rows each and `reach` more to either side; zeros beyond the grid."""
+        short = -self.grid[0] % rows
+        padded = nn.functional.pad(values_XRCE, (0, 0, 0, 0, reach, reach + short))
+        blocks: Tensor = padded.unfold(1, rows + 2 * reach, rows).permute(1, 0, 4, 2, 3).flatten(2, 3)
+        return blocks
 
-    def _mask(self, device: torch.device) -> Tensor:
-        rows, columns = (torch.arange(size, device=device) for size in self.grid)
-        seen = rows[:, None] + torch.arange(-self._reach, self._reach + 1, device=device)
-        row_ok_RW = (seen >= 0) & (seen < self.grid[0])
-        column_ok_CC = (columns[:, None] - columns).abs() <= self.half_width
-        return (row_ok_RW[:, None, :, None] & column_ok_CC[None, :, None, :]).flatten(2)
+    def _mask(self, rows: int, device: torch.device) -> Tensor:
+        """[blocks, queries, keys] of blocks of `rows` rows; of one block that has all rows, all tokens.
+
+        Queries that only fill the last block see whatever is there: none is a NaN.
+        """
+        reach = self._reach if rows < self.grid[0] else 0
+        starts_N = torch.arange(0, self.grid[0], rows, device=device)
+        queries_NR = starts_N[:, None] + torch.arange(rows, device=device)
+        keys_NK = starts_N[:, None] + torch.arange(-reach, rows + reach, device=device)
+        real_NRK = ((keys_NK >= 0) & (keys_NK < self.grid[0]))[:, None]
+        near_NRK = (queries_NR[:, :, None] - keys_NK[:, None]).abs() <= self.half_width
+        filling_NR1 = (queries_NR >= self.grid[0])[:, :, None]
+        rows_NRK = near_NRK & real_NRK | filling_NR1
+        columns_CC = near(self.grid[1], self.half_width, device)
+        mask_NRCKC = rows_NRK[:, :, None, :, None] & columns_CC[:, None, :]
+        return mask_NRCKC.flatten(3, 4).flatten(1, 2)
 
 
 def to_grid(values_BHTE: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -9,14 +9,13 @@ from torch.amp import is_autocast_available
 
 from grafting_core.operators.hyena import DepthwiseConv
 from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.mamba import Mamba2
+from grafting_core.spec.operators.mamba import CHUNK, Mamba2
 
 try:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as fused_scan
 except ImportError:
     fused_scan = None
 
-CHUNK = 32
 A_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 1e-1)
 """What decay rates and step sizes are drawn from, uniformly and log-uniformly, as Mamba-2 does."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.dims import SLOTS, BlockDims, OperatorFlops, Slot
+from grafting_core.spec.dims import SLOTS, BlockDims, Slot
 from grafting_core.spec.operators import OperatorBase
 from grafting_core.spec.operators.attention import MultiHeadAttention
 from grafting_core.spec.operators.mlp import Mlp
@@ -31,6 +31,13 @@ class BackboneRef(Frozen):
     """A pretrained model by name and the digest of its weights."""
 
     name: str
+    digest: str
+
+
+class HeldOutImages(Frozen):
+    """How many images are kept apart from all training, and the SHA-256 of the file that holds them."""
+
+    images: Annotated[int, Field(ge=1)]
     digest: str
 
 
@@ -57,6 +64,8 @@ class BackboneCard(Frozen):
     """What its samples are judged with where a design does not say."""
     num_images: Count
     """Training images at hand for stages 1 and 2; 0 where none are."""
+    held_out: HeldOutImages | None = None
+    """Images at hand that no training has seen, for errors and losses; None where there are none."""
     weights: str | None
     """Folder of the weights relative to the card, or None."""
     figures: dict[str, float] = {}
@@ -85,8 +94,8 @@ class BackboneCard(Frozen):
 
     def block_flops(self) -> int:
         """FLOPs of one unedited block on one sample: its operators and adaLN."""
-        costs: list[OperatorFlops] = [self.original(s).flops(self.dims) for s in SLOTS]
-        return 12 * self.dims.width**2 + sum(cost.total for cost in costs)
+        operators = (self.original(slot).computed_flops(self.dims) for slot in SLOTS)
+        return 12 * self.dims.width**2 + sum(operators)
 
     def forward_flops(self) -> int:
         """FLOPs of one forward of one sample through the unedited backbone."""

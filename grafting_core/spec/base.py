@@ -1,9 +1,14 @@
 """The ground every spec stands on: frozen, strict, finite, closed to unknown fields."""
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
     """A value: immutable, equal by content, refusing unknown fields, coercions and non-finite numbers."""
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that released versions did not have: they enter no digest while they have their default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 def _plain(value: Any) -> Any:
     """Reduce to JSON types; integral floats become integers so that 1 and 1.0 name the same thing."""
     if isinstance(value, BaseModel):
-        return _plain(value.model_dump(mode="json"))
+        return fields_of(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -26,6 +26,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value
+
+
+def fields_of(model: BaseModel, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """What of a model enters a digest, as JSON types.
+
+    All fields but those excluded, and those that were added later (`Frozen.added`) and have their default.
+    """
+    added: frozenset[str] = getattr(type(model), "added", frozenset())
+    entering = {
+        name: getattr(model, name)
+        for name, field in type(model).model_fields.items()
+        if name not in exclude
+        and not (name in added and getattr(model, name) == field.get_default(call_default_factory=True))
+    }
+    return {name: _plain(value) for name, value in entering.items()}
 
 
 def canonical_json(value: Any) -> str:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
-from grafting_core.spec.dims import BlockDims, OperatorFlops
+from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import OperatorSpec
 from grafting_core.spec.site import GraftSite
 
@@ -40,9 +40,9 @@ class ParallelPair(Frozen):
         """Parameters that the merge adds."""
         return 2 * dims.width**2 + dims.width
 
-    def flops(self, dims: BlockDims) -> OperatorFlops:
+    def flops(self, dims: BlockDims) -> int:
         """FLOPs that the merge adds, on one sample."""
-        return OperatorFlops(operator=0, features=4 * dims.num_tokens * dims.width**2)
+        return 4 * dims.num_tokens * dims.width**2
 
 
 Part = ReplaceOperator | ParallelPair

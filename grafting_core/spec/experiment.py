@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.backbone import BackboneRef, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
 from grafting_core.spec.canonical import digest, remembered
@@ -27,6 +27,16 @@ class Resources(Frozen):
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=16)] = 0
+
+    @property
+    def devices_per_worker(self) -> int:
+        """What device-seconds count: the worker's GPUs, or the worker itself where it has none."""
+        return max(1, self.gpus_per_worker)
+
+    @property
+    def devices(self) -> int:
+        """Of all workers: 8 GPUs for 100 s are 800 device-seconds, on one worker or on eight."""
+        return self.workers * self.devices_per_worker
 
 
 class ExperimentSpec(Frozen):
@@ -93,18 +103,23 @@ def protocol_digest(spec: ExperimentSpec) -> str:
 
 def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
     """Everything that the quality figures depend on, besides the network that is judged."""
-    return own_fingerprint(spec.backbone.digest, spec.evaluate)
+    card = backbone_cards().get(spec.backbone.name)
+    held_out = card.held_out.digest if card and card.held_out else None
+    return own_fingerprint(spec.backbone.digest, spec.evaluate, held_out)
 
 
-def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
+def own_fingerprint(
+    subject: str, protocol: EvaluationProtocol, held_out: str | None = None
+) -> ProtocolFingerprint:
     """Of a comparison with the images of the backbone with this digest."""
-    network = feature_digest(protocol.feature_network)
+    network = protocol.feature_digest or feature_digest(protocol.feature_network)
     return ProtocolFingerprint(
         recipe=RECIPE_VERSIONS["evaluate"],
         subject=subject,
         protocol=protocol,
         feature_network=network,
         reference=digest({"own images of": subject, "seen by": network}),
+        held_out=held_out,
     )
 
 

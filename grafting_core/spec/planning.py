@@ -16,6 +16,7 @@ from grafting_core.spec.experiment import (
     scion_keys,
 )
 from grafting_core.spec.plans import warmup_notes
+from grafting_core.spec.sampling_steps import forwards_per_image
 
 
 class StagePlan(Frozen):
@@ -85,10 +86,10 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
     for edit in spec.design.edits:
         old = card.original(edit.site.slot)
         params += edit.operator.num_params(card.dims) - old.num_params(card.dims)
-        forward += edit.operator.flops(card.dims).total - old.flops(card.dims).total
+        forward += edit.operator.computed_flops(card.dims) - old.computed_flops(card.dims)
     for pair in spec.design.pairs:
         params += pair.num_params(card.dims)
-        forward += pair.flops(card.dims).total
+        forward += pair.flops(card.dims)
     return DesignCost(
         depth=card.depth - len(spec.design.pairs),
         teacher_depth=card.depth,
@@ -110,8 +111,7 @@ def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
 
 def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:
     """FLOPs of sampling and decoding one image under the experiment's protocol."""
-    halves = 2 if spec.evaluate.guidance > 1 else 1
-    return spec.evaluate.sampling_steps * halves * forward + card.decoder_flops
+    return forwards_per_image(spec.evaluate) * forward + card.decoder_flops
 
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
@@ -130,8 +130,8 @@ def part_flops(card: BackboneCard, part: Part) -> int:
     A merge takes one more forward of its pair's second block, on the pair's own input.
     """
     if isinstance(part, ParallelPair):
-        return 3 * part.flops(card.dims).total + card.block_flops()
-    return 3 * part.operator.flops(card.dims).total
+        return 3 * part.flops(card.dims) + card.block_flops()
+    return 3 * part.operator.computed_flops(card.dims)
 
 
 def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:

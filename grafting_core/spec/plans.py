@@ -1,6 +1,6 @@
 """Settings of the three stages: the paper's as defaults, the testbed's beside them in `presets`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -79,9 +79,11 @@ class FinetunePlan(Frozen):
     """Stage 2: the whole grafted network under the denoising objective (paper section 3.1, Eq. 1).
 
     `steps` 0 skips the stage. EMA weights are what is evaluated; the decay warms up as
-    min(ema_decay, (1 + step) / (10 + step)).
+    min(ema_decay, (1 + step) / (10 + step)). `precision` is that of forward and backward; weights, optimiser
+    and EMA stay in float32.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"precision"})
     steps: Steps = 50_000
     batch_size: BatchSize = 256
     learning_rate: LearningRate = 1e-4
@@ -91,6 +93,7 @@ class FinetunePlan(Frozen):
     clip_norm: Annotated[float, Field(gt=0)] = 10.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    precision: Precision = "float32"
     images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
     seed: Seed = 0
 
@@ -113,6 +116,7 @@ class EvaluationProtocol(Frozen):
     are visited; "linspace" is ADM's. Noise and label of sample i depend on (seed, i) alone.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest"})
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
     sampler: SamplerName = "ddpm"
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
@@ -128,6 +132,13 @@ class EvaluationProtocol(Frozen):
     """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
     micro_batch: MicroBatch = 50
     """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
+    precision: Precision = "float32"
+    """Of the network's forwards; samplers, decoder and feature network stay in float32."""
+    feature_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the feature network's weights where they do not come with the package.
+
+    Filled in when a design is submitted: weights that are exchanged later make another protocol.
+    """
     seed: Seed = 0
 
     @property

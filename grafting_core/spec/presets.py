@@ -19,9 +19,11 @@ class Preset(Frozen):
 
 PRESETS: dict[str, Preset] = {
     # The paper's protocol (sections 2, 3.3 and 4.1); hours of a GPU node.
-    # Its released code trains stage 1 in bfloat16.
+    # Its released code trains both stages in bfloat16.
     "paper": Preset(
-        distill=DistillPlan(precision="bfloat16"), finetune=FinetunePlan(), evaluate=EvaluationProtocol()
+        distill=DistillPlan(precision="bfloat16"),
+        finetune=FinetunePlan(precision="bfloat16"),
+        evaluate=EvaluationProtocol(),
     ),
     # Minutes of one CPU core on the testbed, large enough that rankings mean something.
     "demo": Preset(

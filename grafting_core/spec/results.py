@@ -1,6 +1,6 @@
 """What an evaluation yields: figures with intervals, by class too, and everything that they depend on."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.canonical import digest
@@ -19,6 +19,10 @@ class ProtocolFingerprint(Frozen):
     """SHA-256 of its weights; None where they are not at hand."""
     reference: str
     """Digest of what the samples are compared with."""
+    held_out: str | None = None
+    """Digest of the held-out images on which losses are measured; None where none are."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"held_out"})
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Spend
-from grafting_core.spec.canonical import digest, remembered
+from grafting_core.spec.canonical import digest, fields_of, remembered
 from grafting_core.spec.design import ParallelPair, Part
 from grafting_core.spec.plans import DistillPlan, Loss
 
@@ -65,7 +65,7 @@ class ScionSpec(Frozen):
 
     def determining(self) -> dict[str, Any]:
         """What of the plan enters the key."""
-        plan = self.plan.model_dump(exclude={"attention_loss", "mlp_loss", "init_seed"})
+        plan = fields_of(self.plan, exclude={"attention_loss", "mlp_loss", "init_seed"})
         return {**plan, "loss": self.loss, "first_weights_seed": self.plan.first_weights_seed}
 
 
@@ -93,7 +93,9 @@ class ScionCard(Frozen):
     key: str
     scion: ScionSpec
     errors: dict[str, float]
-    """Normalised squared error on held-out draws: `nmse` and by quarter of the timesteps."""
+    """Normalised squared error on held-out images: `nmse` and by quarter of the timesteps."""
+    held_out: str | None = None
+    """Digest of those images; None: the training images under other noise, as earlier versions measured."""
     scores: dict[str, float] = {}
     """`replace_one/...`: what it does to the teacher's prediction, alone in its place."""
     restored: dict[str, dict[str, float]] = {}

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.spec.backbone import BackboneRef
+from grafting_core.spec.backbone import BackboneRef, backbone_cards
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
-from grafting_core.spec.canonical import digest
+from grafting_core.spec.canonical import digest, fields_of
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.experiment import ExperimentSpec, Resources, scion_keys
 from grafting_core.spec.ladder import LossGapRung, Rung
@@ -40,7 +40,7 @@ class ScreeningSpec(Frozen):
     @property
     def digest(self) -> str:
         """Names what is judged and how."""
-        return digest({"screening": self.model_dump(mode="json", exclude={"name", "budget", "resources"})})
+        return digest({"screening": fields_of(self, exclude={"name", "budget", "resources"})})
 
     def survivors_of(self, count: int) -> int:
         """How many of `count` climb on."""
@@ -58,8 +58,16 @@ class ScreeningSpec(Frozen):
                 "scions": scion_keys(self.graft(design)),
                 "rung": rung,
                 "protocol": protocol,
+                **self._images_of(rung),
             }
         )
+
+    def _images_of(self, rung: Rung) -> dict[str, str]:
+        """Digest of the held-out images on which a loss is measured; samples are not measured on any."""
+        card = backbone_cards().get(self.backbone.name)
+        if not isinstance(rung, LossGapRung) or card is None or card.held_out is None:
+            return {}
+        return {"held out": card.held_out.digest}
 
     def graft(self, design: GraftDesign) -> ExperimentSpec:
         """The design as an experiment, of which only the scions matter here."""

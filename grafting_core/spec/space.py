@@ -168,7 +168,7 @@ def _item(card: BackboneCard, variable: str, sites: tuple[GraftSite, ...], choic
         return Item(variable=variable, label=KEEP, sites=sites)
     old = card.original(sites[0].slot)
     params = choice.num_params(card.dims) - old.num_params(card.dims)
-    flops = choice.flops(card.dims).total - old.flops(card.dims).total
+    flops = choice.computed_flops(card.dims) - old.computed_flops(card.dims)
     return Item(
         variable=variable,
         label=label_of(choice),
@@ -189,5 +189,5 @@ def pair_of(card: BackboneCard, first: int) -> Item:
         sites=sites,
         pair=pair,
         params=pair.num_params(card.dims),
-        flops=pair.flops(card.dims).total,
+        flops=pair.flops(card.dims),
     )

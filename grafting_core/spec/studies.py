@@ -320,7 +320,7 @@ def cheapest_plan(spec: StudySpec) -> Spend:
     """The bank filled once and one design finetuned and evaluated: less than that is no study."""
     card = backbone_cards()[spec.backbone.name]
     operators = [edit.operator for item in spec.space.items for edit in item.edits]
-    trained = sum(operator.flops(card.dims).total for operator in operators)
+    trained = sum(operator.computed_flops(card.dims) for operator in operators)
     images = spec.distill.steps * spec.distill.batch_size
     fill = Spend(flops=float(images * (card.forward_flops() + 3 * trained)), training_images=images)
     smallest = min(spec.space.flops(spec.space.chosen(one)) for one in _extremes(spec.space))

@@ -10,7 +10,7 @@ from pydantic import Field
 from grafting_core.spec.backbone import BackboneRef
 from grafting_core.spec.base import Frozen
 from grafting_core.spec.budget import Budget
-from grafting_core.spec.canonical import digest
+from grafting_core.spec.canonical import digest, fields_of
 from grafting_core.spec.design import GraftDesign
 from grafting_core.spec.experiment import ExperimentSpec, Resources
 from grafting_core.spec.ladder import FidRung, LossGapRung, Rung
@@ -147,7 +147,7 @@ class StudySpec(Frozen):
     @property
     def digest(self) -> str:
         """Names what is searched and how; budget, name and resources do not enter."""
-        return digest({"study": self.model_dump(mode="json", exclude={"name", "budget", "resources"})})
+        return digest({"study": fields_of(self, exclude={"name", "budget", "resources"})})
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
     if "feature_network" not in submission.evaluate.model_fields_set:
         evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
     _check_feature_network(evaluate, card)
+    evaluate = _with_weights_named(evaluate)
     _check_guidance(evaluate)
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
@@ -135,6 +136,19 @@ def _check_guidance(protocol: EvaluationProtocol) -> None:
         message = "guidance 1 guides nowhere; leave the interval out, or set evaluate.guidance above 1"
         path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
         raise SpecError([problem(path, "without-effect", message, given)])
+
+
+def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
+    """With the digest of weights from outside the package. Raises SpecError where others are asked for."""
+    source = feature_sources().get(protocol.feature_network)
+    here = source.sha256 if source else None
+    if protocol.feature_digest not in (None, here):
+        message = (
+            f"the lab's {protocol.feature_network} has the digest {here or 'of the package'}; leave it out"
+        )
+        path = ("evaluate", "feature_digest")
+        raise SpecError([problem(path, "other-weights", message, protocol.feature_digest)])
+    return protocol.model_copy(update={"feature_digest": here})
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:

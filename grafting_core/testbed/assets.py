@@ -38,7 +38,16 @@ def load_transformer(folder: Path = ASSETS) -> DiTTransformer2DModel:
 
 def load_images(folder: Path = ASSETS) -> tuple[Tensor, Tensor]:
     """A stratified tenth of the training images: uint8 [6000, 28, 28] and labels [6000]."""
-    with np.load(folder / "images.npz", allow_pickle=False) as arrays:
+    return _images(folder / "images.npz")
+
+
+def load_held_out_images(folder: Path = ASSETS) -> tuple[Tensor, Tensor]:
+    """A stratified tenth of the test images, which no training has seen: uint8 [1000, 28, 28] and labels."""
+    return _images(folder / "held_out.npz")
+
+
+def _images(file: Path) -> tuple[Tensor, Tensor]:
+    with np.load(file, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
 
 

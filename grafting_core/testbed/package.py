@@ -13,15 +13,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.metrics.moments import Moments
-from grafting_core.spec.backbone import BackboneCard, Pretraining
+from grafting_core.spec.backbone import BackboneCard, HeldOutImages, Pretraining
 from grafting_core.spec.dims import BlockDims
+from grafting_core.spec.features import digest_of_path
 from grafting_core.testbed.assets import ASSETS
 from grafting_core.testbed.data import read_split, stratified, to_pixels
 from grafting_core.testbed.networks import FashionClassifier, build_autoencoder
 from grafting_core.testbed.transformer import BATCH
 
 SHARE = 0.1
-"""Of the training images that ship: the paper's stage-2 share."""
+"""Of the training images that ship, the paper's stage-2 share, and of the test images, to be held out."""
+HELD_OUT = "held_out.npz"
 NAME = "testbed/dit-fashion"
 
 
@@ -55,9 +57,10 @@ def write_card(card: BackboneCard, folder: Path = ASSETS) -> BackboneCard:
 
 
 def _write_images(folder: Path) -> None:
-    images, labels = read_split("train")
-    chosen = stratified(labels, SHARE, seed=0)
-    np.savez_compressed(folder / "images.npz", images=images[chosen], labels=labels[chosen])
+    for file, split in (("images.npz", "train"), (HELD_OUT, "t10k")):
+        images, labels = read_split(split)
+        chosen = stratified(labels, SHARE, seed=0)
+        np.savez_compressed(folder / file, images=images[chosen], labels=labels[chosen])
 
 
 @torch.no_grad()
@@ -99,6 +102,7 @@ def _card(
         pretraining=pretraining,
         feature_network="fashion-cnn",
         num_images=6_000,
+        held_out=HeldOutImages(images=1_000, digest=digest_of_path(folder / HELD_OUT)),
         weights=".",
         figures=figures,
     )
@@ -117,7 +121,7 @@ def decoder_flops(autoencoder: AutoencoderKL) -> int:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over everything that a figure of this backbone depends on, in fixed order."""
+    """SHA-256 over everything that training and sampling depend on, in fixed order."""
     hashed = hashlib.sha256()
     files = [
         "transformer/diffusion_pytorch_model.safetensors",

@@ -6,7 +6,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
-from grafting_core.diffusion import NUM_TIMESTEPS, add_noise, denoising_loss, linear_schedule
+from grafting_core.diffusion import add_noise, denoising_loss, linear_schedule
+from grafting_core.spec.sampling_steps import NUM_TIMESTEPS
 from grafting_core.testbed.networks import NULL_LABEL, build_transformer
 from grafting_core.testbed.training import Schedule, Trainer, batch_indices, own_rows, step_generator
 

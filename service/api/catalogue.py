@@ -62,7 +62,7 @@ def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
         num_params=spec.num_params(DIT_XL_2_256.dims),
         operator_flops=cost.operator,
         feature_flops=cost.features,
-        total_flops=cost.total,
+        total_flops=spec.computed_flops(DIT_XL_2_256.dims),
     )
 
 

@@ -45,11 +45,33 @@ def test_twice_the_work_is_slower_and_the_same_work_claims_nothing(monkeypatch: 
     assert compare(job(0.01), job(0.04), CPU, batch=1).verdict == "faster"
 
 
+def test_running_second_in_a_pair_favours_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs first takes half as long again."""
+    now, calls = 0.0, 0
+
+    def job() -> None:
+        nonlocal now, calls
+        calls += 1
+        now += 0.03 if calls % 2 else 0.02
+
+    monkeypatch.setattr("grafting_core.cost.time.perf_counter", lambda: now)
+    found = compare(job, job, CPU, batch=1)
+    assert found.ratio == pytest.approx(1)
+    assert found.verdict == "no difference"
+
+
+def test_memory_of_work_on_the_cpu_is_the_cpus_where_a_gpu_is_at_hand_too(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert peak_bytes(forward_job(backbone, backbone.transformer, 1), CPU) > 0
+
+
 def test_peak_memory_grows_with_the_batch(backbone: Backbone) -> None:
     small, large = (forward_job(backbone, backbone.transformer, batch) for batch in (1, 8))
     small()
     large()
-    assert 0 < peak_bytes(small) < peak_bytes(large)
+    assert 0 < peak_bytes(small, CPU) < peak_bytes(large, CPU)
 
 
 def test_other_hardware_has_another_fingerprint() -> None:

@@ -14,7 +14,8 @@ from grafting_core.diffusion import (
     posterior_mean,
     predict_clean,
 )
-from grafting_core.samplers import respaced, timesteps_of
+from grafting_core.samplers import respaced
+from grafting_core.spec.sampling_steps import timesteps_of
 
 BETAS = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)
 CUMULATIVE = np.cumprod(1 - BETAS)

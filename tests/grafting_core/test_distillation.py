@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
+from grafting_core.data import Latents, encode_latents
 from grafting_core.distillation import Candidate, ScionResult, distill, replacement_candidate
 from grafting_core.observing import NoCheckpoints, Part, Silent, StopRequested
 from grafting_core.spec.design import ReplaceOperator
@@ -30,7 +30,7 @@ CANDIDATES = [candidate(edit) for edit in EDITS]
 def distilled(
     backbone: Backbone, latents: Latents, candidates: Sequence[Candidate] = CANDIDATES[:3]
 ) -> dict[str, ScionResult]:
-    return distill(backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    return distill(backbone, candidates, latents, latents, observer=Silent(), checkpoints=NoCheckpoints())
 
 
 def equal(one: ScionResult, two: ScionResult) -> bool:
@@ -110,9 +110,9 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(backbone: Backbone, la
     whole = distilled(backbone, latents, asked)
     kept = MemoryCheckpoints()
     with pytest.raises(StopRequested):
-        distill(backbone, asked[:-1], latents, observer=StopAfter(2), checkpoints=kept)
+        distill(backbone, asked[:-1], latents, latents, observer=StopAfter(2), checkpoints=kept)
     assert list(kept.kept) == [2]
-    resumed = distill(backbone, asked, latents, observer=Silent(), checkpoints=kept)
+    resumed = distill(backbone, asked, latents, latents, observer=Silent(), checkpoints=kept)
     for each in asked:
         assert equal(whole[each.key], resumed[each.key])
         assert whole[each.key].reason == resumed[each.key].reason
@@ -133,6 +133,7 @@ def test_one_that_diverges_stops_alone_and_says_why(backbone: Backbone, latents:
     results = distill(
         backbone,
         [wild, *CANDIDATES[:2]],
+        latents,
         latents,
         observer=Witness(),
         checkpoints=NoCheckpoints(),
@@ -168,3 +169,23 @@ def test_an_operator_with_nothing_to_train_is_only_examined(backbone: Backbone, 
     results = distilled(backbone, latents, own)
     assert results[own[0].key].state == {}
     assert results[own[0].key].errors["nmse"] > results[own[1].key].errors["nmse"] > 0
+
+
+def test_an_operator_that_learnt_few_images_by_heart_shows_it_on_held_out_ones(
+    backbone: Backbone, held_out: Latents
+) -> None:
+    """Eight images are imitated far better than images that were not among them; thousands are not."""
+
+    def errors(images: int) -> tuple[float, float]:
+        latents = encode_latents(backbone, images)
+        plan = DistillPlan(steps=150, batch_size=8, learning_rate=3e-3, held_out=64, images=images)
+        asked = [replacement_candidate(replacement("mlp", 7, ratio=4.0), plan, "k")]
+        observed = {"observer": Silent(), "checkpoints": NoCheckpoints()}
+        on = [distill(backbone, asked, latents, judge, **observed)["k"] for judge in (latents, held_out)]
+        assert same(on[0].state, on[1].state)
+        return on[0].errors["nmse"], on[1].errors["nmse"]
+
+    few, many = errors(8), errors(2_000)
+    assert few[1] > 1.15 * few[0]
+    assert many[1] == pytest.approx(many[0], rel=0.1)
+    assert many[1] < few[1]

@@ -7,6 +7,8 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.backbones import fast_forward
 from grafting_core.backbones.fast_forward import FastForward, PlainForward, forward_of
@@ -133,3 +135,18 @@ def test_a_self_graft_with_the_old_weights_draws_the_teachers_images(
         sample_images(backbone, each, protocol, range(10)) for each in (backbone.transformer, network.eval())
     ]
     assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("kind", [None, "hyena_x", "window_attention", "mamba2", "linear_attention"])
+def test_the_flops_of_a_whole_forward_are_those_that_are_counted(
+    backbone: Backbone, network: nn.Module, kind: str | None
+) -> None:
+    edits = [] if kind is None else [replacement(kind, block=block) for block in range(4)]
+    operate(network, edits, backbone.card.dims)
+    # The counter does not know the fused attention of CPUs.
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        PlainForward(network.eval())(latents(1), 417, LABELS[:1])
+    card = backbone.card
+    new = sum(edit.operator.computed_flops(card.dims) for edit in edits)
+    old = sum(card.original(edit.site.slot).computed_flops(card.dims) for edit in edits)
+    assert card.forward_flops() + new - old == pytest.approx(counter.get_total_flops(), rel=0.01)

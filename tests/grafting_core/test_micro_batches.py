@@ -43,7 +43,13 @@ def test_distilling_in_parts_is_the_whole_to_rounding(
     candidates = [replacement_candidate(replacement("hyena_x"), plan, "k")]
     whole, parts = (
         distill(
-            backbone, candidates, latents, observer=Silent(), checkpoints=NoCheckpoints(), micro_batches=count
+            backbone,
+            candidates,
+            latents,
+            latents,
+            observer=Silent(),
+            checkpoints=NoCheckpoints(),
+            micro_batches=count,
         )
         for count in (1, 5)
     )

@@ -78,31 +78,35 @@ def test_checkpointed_gradients_are_the_same(kind: str) -> None:
     assert torch.equal(plain.grad, saved.grad)
 
 
-HYENAS = [kind for kind in KINDS if kind.startswith("hyena_")]
-
-
-def uncounted(kind: str) -> int:
-    """FLOPs that the counter cannot see: softmax, gates, normalisation.
-
-    A causal convolution computes K - 1 rows in vain (see `DepthwiseConv`), which the counter does see.
-    """
-    tokens, width, heads = DIMS.num_tokens, DIMS.width, DIMS.num_heads
-    if kind in HYENAS:
-        spec: Any = KINDS[kind](kind=kind)
-        filtered = 3 * spec.featuriser + spec.inner
-        in_vain = 0 if spec.bidirectional else 2 * spec.taps * (spec.taps - 1) * filtered * width
-        return 2 * tokens * width - in_vain
-    return {"mha": 2 * tokens**2 * heads, "linear_attention": tokens * width}.get(kind, 0)
-
-
-@pytest.mark.parametrize("kind", ["mha", "linear_attention", "mlp", "conv_mlp", "identity", *HYENAS])
-def test_the_flop_formula_agrees_with_the_counter_where_it_can_count(kind: str) -> None:
-    spec = KINDS[kind](kind=kind)
+def counted_flops(spec: Any, dims: BlockDims) -> int:
     with torch.device("meta"):
-        module, hidden = build(spec, DIMS), torch.empty(1, DIMS.num_tokens, DIMS.width)
+        module, hidden = build(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
     with FlopCounterMode(display=False) as counter:
         module(hidden)
-    assert counter.get_total_flops() == spec.flops(DIMS).total - uncounted(kind)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (16, 16), (32, 32), (5, 27)])
+@pytest.mark.parametrize("width", [96, 1152])
+@pytest.mark.parametrize("kind", KINDS)
+def test_flops_in_totals_are_those_that_the_counter_sees(
+    kind: str, width: int, grid: tuple[int, int]
+) -> None:
+    dims = BlockDims(width=width, num_heads=6, mlp_ratio=4.0, grid=grid)
+    spec = KINDS[kind](kind=kind)
+    assert spec.computed_flops(dims) == counted_flops(spec, dims)
+
+
+@settings(max_examples=20, deadline=None)
+@given(half_width=st.integers(0, 40), rows=st.integers(1, 40), columns=st.integers(1, 40))
+@pytest.mark.parametrize("kind", ["window_attention", "window_attention_2d"])
+def test_flops_of_windows_of_any_size_are_counted(
+    kind: str, half_width: int, rows: int, columns: int
+) -> None:
+    dims = BlockDims(width=24, num_heads=2, mlp_ratio=4.0, grid=(rows, columns))
+    spec = KINDS[kind](kind=kind, half_width=half_width)
+    assert spec.computed_flops(dims) == counted_flops(spec, dims)
+    assert spec.computed_flops(dims) <= KINDS["mha"](kind="mha").computed_flops(dims)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -180,7 +180,9 @@ def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
     plan = DistillPlan(steps=20, batch_size=16, learning_rate=1e-3, held_out=32)
     fitted, key = fit_merges(backbone, ALL, latents, seed=0), "pair 2+3"
     candidate = merge_candidate(PAIR, plan, key, fitted[PAIR])
-    trained = distill(backbone, [candidate], latents, observer=Silent(), checkpoints=NoCheckpoints())[key]
+    trained = distill(
+        backbone, [candidate], latents, latents, observer=Silent(), checkpoints=NoCheckpoints()
+    )[key]
     starts = {"mean": mean_merge(96), "fitted": fitted[PAIR]}
     modules = {name: (PairRegion(PAIR), merge) for name, merge in starts.items()}
     errors = held_out_errors(backbone, modules, plan, latents)

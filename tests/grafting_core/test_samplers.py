@@ -11,9 +11,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.samplers import noise_level, sampler_of, timesteps_of
+from grafting_core.samplers import sampler_of
 from grafting_core.sampling import sample_generators, sample_labels, sample_latents
 from grafting_core.spec.plans import EvaluationProtocol, SamplerName, Spacing
+from grafting_core.spec.sampling_steps import noise_levels, timesteps_of
 from grafting_core.testbed.networks import build_transformer
 
 LINEAR: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -148,7 +149,7 @@ def test_every_sampler_finds_a_point_from_its_exact_noise(name: SamplerName, spa
         sampler = sampler_of(name, steps, spacing)
         latents = torch.ones_like(clean)
         for position, timestep in enumerate(sampler.timesteps):
-            sigma = noise_level(timestep)
+            sigma = noise_levels()[timestep]
             scale = 1 / math.sqrt(1 + sigma**2)
             noise = (latents - scale * clean) / (scale * sigma)
             output = torch.cat([noise, torch.full_like(noise, -1.0)], dim=1)

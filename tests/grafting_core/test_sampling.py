@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from grafting_core.backbones.loader import Backbone
+from grafting_core.diffusion import linear_schedule
 from grafting_core.evaluation import (
     EvaluatedChunk,
     evaluate_chunk,
@@ -16,7 +17,8 @@ from grafting_core.evaluation import (
 )
 from grafting_core.sampling import sample_generators, sample_images, sample_labels, sample_latents
 from grafting_core.spec.experiment import own_fingerprint
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.spec.plans import EvaluationProtocol, Spacing
+from grafting_core.spec.sampling_steps import forwards_per_image, noise_levels
 
 PROTOCOL = EvaluationProtocol(
     samples=30,
@@ -77,6 +79,22 @@ def test_guidance_is_paid_for_where_it_is_asked_for(backbone: Backbone) -> None:
     assert forwards(backbone, guidance=1.0) == [10, 10, 10]
     assert forwards(backbone, guidance_interval=(0.1, 10.0)) == [10, 20, 10]
     assert forwards(backbone, guidance_interval=(10.0, 1000.0)) == [20, 10, 10]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("interval", [None, (0.1, 10.0), (10.0, 1000.0)])
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_forwards_are_counted_as_they_are_done(
+    backbone: Backbone, spacing: Spacing, interval: tuple[float, float] | None, guidance: float
+) -> None:
+    changes = {"spacing": spacing, "guidance_interval": interval, "guidance": guidance, "sampling_steps": 5}
+    protocol = PROTOCOL.model_copy(update=changes)
+    assert sum(forwards(backbone, **changes)) == 10 * forwards_per_image(protocol)
+
+
+def test_noise_levels_are_those_of_the_schedule() -> None:
+    kept = linear_schedule().alphas_cumprod
+    assert list(noise_levels()) == pytest.approx(((1 - kept) / kept).sqrt().tolist(), rel=1e-9)
 
 
 def test_an_interval_over_all_noise_levels_is_none_at_all(backbone: Backbone) -> None:

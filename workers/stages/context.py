@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents, encode_latents
+from grafting_core.data import Latents, encode_held_out, encode_latents
 from grafting_core.finetuning import Share
 from grafting_core.observing import Observer, PassObserver, Silent
 from grafting_core.published import is_published, read_card
@@ -48,6 +48,7 @@ class Context:
     brake: Brake
     events: EventLog | None
     _latents: dict[int, Latents] = field(default_factory=dict)
+    _held_out: Latents | None = None
 
     @property
     def work(self) -> Work:
@@ -73,6 +74,12 @@ class Context:
         if images not in self._latents:
             self._latents[images] = encode_latents(self.backbone, images)
         return self._latents[images]
+
+    def held_out(self) -> Latents:
+        """Latents of images that no training has seen, encoded once per attempt."""
+        if self._held_out is None:
+            self._held_out = encode_held_out(self.backbone)
+        return self._held_out
 
     def observer(self, stage: StageName, key: str) -> Observer:
         return self.pass_observer(stage, key)

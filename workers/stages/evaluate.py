@@ -30,7 +30,6 @@ from workers.kept_samples import KeptSamples
 from workers.stages.context import Context
 
 MICRO_BATCHES_A_CHUNK = 2
-LOSS_IMAGES = 1_000
 
 
 def run(context: Context) -> StageReport:
@@ -132,7 +131,7 @@ def reference_of(context: Context, network: FeatureNetwork) -> Reference:
 
 
 def _losses(context: Context, graft: nn.Module) -> dict[str, float]:
-    latents, teacher = context.latents(LOSS_IMAGES), context.backbone.transformer
+    latents, teacher = context.held_out(), context.backbone.transformer
     loss, teacher_loss = (denoising_loss_of(each, latents) for each in (graft, teacher))
     return {"denoising_loss": loss, "loss_gap": loss - teacher_loss}
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
 from grafting_core.spec.operators.base import OperatorBase
+from grafting_core.spec.operators.windows import band_block, band_products, grid_block, grid_products
 
 
 class _Attention(OperatorBase):
@@ -34,6 +35,10 @@ class _Attention(OperatorBase):
         scores = 4 * num_tokens**2 * dims.width + 2 * num_tokens**2 * self.heads(dims)
         return OperatorFlops(operator=scores, features=8 * num_tokens * dims.width**2)
 
+    def _products(self, dims: BlockDims, num_tokens: int, pairs: int) -> int:
+        """FLOPs of the projections and of this many query-key pairs, each a score and a weighted value."""
+        return 8 * num_tokens * dims.width**2 + 4 * pairs * dims.width
+
 
 class MultiHeadAttention(_Attention):
     """The DiT's own softmax attention: qkv and output projections with bias, no mask."""
@@ -43,6 +48,10 @@ class MultiHeadAttention(_Attention):
 
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
         return self._full_flops(dims, num_tokens or dims.num_tokens)
+
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        tokens = num_tokens or dims.num_tokens
+        return self._products(dims, tokens, tokens**2)
 
 
 class WindowAttention(_Attention):
@@ -63,6 +72,12 @@ class WindowAttention(_Attention):
         # Borders ignored, as the paper counts.
         return OperatorFlops(operator=full.operator * keys // tokens, features=full.features)
 
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        tokens = num_tokens or dims.num_tokens
+        block = band_block(self.half_width, tokens)
+        pairs = tokens**2 if block is None else band_products(tokens, self.half_width, block)
+        return self._products(dims, tokens, pairs)
+
 
 class WindowAttention2d(_Attention):
     """Softmax attention where a token sees at most `half_width` rows and columns away on the token grid."""
@@ -81,6 +96,11 @@ class WindowAttention2d(_Attention):
         operator = full.operator * rows * columns // dims.num_tokens
         return OperatorFlops(operator=operator, features=full.features)
 
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        rows = grid_block(self.half_width, dims.grid)
+        pairs = dims.num_tokens**2 if rows is None else grid_products(dims.grid, self.half_width, rows)
+        return self._products(dims, dims.num_tokens, pairs)
+
 
 class LinearAttention(_Attention):
     """Attention over all tokens with elu + 1 in place of the softmax's exponential: Q(K^T V), normalised."""
@@ -92,3 +112,7 @@ class LinearAttention(_Attention):
         cells = (num_tokens or dims.num_tokens) * dims.width
         operator = 4 * cells * (dims.width // self.heads(dims)) + 3 * cells
         return OperatorFlops(operator=operator, features=8 * cells * dims.width)
+
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        cells = (num_tokens or dims.num_tokens) * dims.width
+        return 8 * cells * dims.width + 4 * cells * (dims.width // self.heads(dims)) + 2 * cells

@@ -27,7 +27,15 @@ class OperatorBase(Frozen):
 
     @abstractmethod
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
-        """FLOPs on one sample of `num_tokens` tokens (default: the dims' own)."""
+        """FLOPs as the paper counts them, on one sample of `num_tokens` tokens (default: the dims' own)."""
+
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        """FLOPs that the built module really computes, on one sample: what totals and limits go by.
+
+        Matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them; element-wise
+        work is left out. An operator that does not say is taken at the paper's count.
+        """
+        return self.flops(dims, num_tokens).total
 
     def reach(self, dims: BlockDims) -> tuple[int, int] | None:
         """How many tokens back and ahead, in raster order, a token can see; None where nothing is promised.

@@ -43,6 +43,13 @@ class _Hyena(OperatorBase):
             features=8 * cells * dims.width + 6 * self.taps * self.featuriser * cells,
         )
 
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        tokens = num_tokens or dims.num_tokens
+        # Padded to both sides alike, a causal filter computes rows behind the last token, which are cut off.
+        rows = tokens if self.bidirectional else tokens + self.kernel_size - 1
+        filtered = (3 * self.featuriser + self.inner) * dims.width
+        return 8 * tokens * dims.width**2 + 2 * self.taps * rows * filtered
+
 
 class HyenaX(_Hyena):
     """y = W_out(q * k * v), [q, k, v] = split(C_K(W_in u)): featuriser convolution, no inner one."""

@@ -8,6 +8,9 @@ from pydantic import Field
 from grafting_core.spec.dims import BlockDims, OperatorFlops, Slot
 from grafting_core.spec.operators.base import OperatorBase
 
+CHUNK = 32
+"""Tokens that the scan takes at a time."""
+
 
 class Mamba2(OperatorBase):
     """The Mamba-2 block: projections, short convolution, selective scan with one decay a head, gated norm.
@@ -48,6 +51,16 @@ class Mamba2(OperatorBase):
         scan = 2 * self.expand * self.state_size
         features = self.expand * (6 * dims.width + 4 * self.state_size + 2 * self.kernel_size + 2)
         return OperatorFlops(operator=self.directions * scan * cells, features=features * cells)
+
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        """Of the scan by chunks as it is written here; a fused kernel may choose other chunks."""
+        tokens, inner, states = num_tokens or dims.num_tokens, self.inner(dims), self.state_size
+        projections = 2 * tokens * dims.width * (3 * inner + 2 * states + inner // self.head_dim)
+        # Filters padded to both sides compute K - 1 rows behind the last token, which are cut off.
+        filters = 2 * self.kernel_size * (tokens + self.kernel_size - 1) * (inner + 2 * states)
+        squares = tokens // CHUNK * CHUNK**2 + (tokens % CHUNK) ** 2
+        scan = 4 * tokens * states * inner + 2 * squares * (states + inner)
+        return projections + self.directions * (filters + scan)
 
 
 class BidirectionalMamba2(Mamba2):

@@ -90,3 +90,7 @@ class MlpHyenaX(_FeedForward):
         return OperatorFlops(
             operator=2 * cells, features=8 * cells * dims.width, unlisted=6 * self.kernel_size * cells
         )
+
+    def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
+        # The convolution is computed as shifted multiply-adds, element by element.
+        return self.flops(dims, num_tokens).features

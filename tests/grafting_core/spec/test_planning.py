@@ -16,6 +16,15 @@ def test_dit_xl_2_has_the_published_size_and_cost() -> None:
     assert DIT_XL_2_256.forward_flops() / 2 == pytest.approx(118.6e9, rel=1e-3)
 
 
+def test_steps_outside_the_guidance_interval_cost_one_forward() -> None:
+    def flops(**evaluate: object) -> int:
+        return plan(parse_submission(experiment(evaluate=evaluate))).cost.flops_per_image
+
+    everywhere, nowhere = flops(), flops(guidance=1.0)
+    assert everywhere == 2 * nowhere
+    assert nowhere < flops(guidance_interval=[0.2, 2.0]) < everywhere
+
+
 def test_the_teacher_is_only_evaluated() -> None:
     result = plan(parse_submission(experiment()))
     assert [stage.stage for stage in result.stages] == ["evaluate"]

@@ -1,0 +1,64 @@
+"""FLOPs of every operator: what totals go by, what `torch.utils.flop_counter` sees, and the paper's count.
+
+`python -m benchmarks.flops [--width 1152]` prints a line a kind and token count; the first two columns of
+figures are equal, or the script ends with 1.
+"""
+
+import argparse
+import sys
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.operators import dims_of
+from grafting_core.operators.catalog import build
+from grafting_core.spec.dims import BlockDims
+from grafting_core.spec.operators import KINDS
+from grafting_core.spec.operators.base import OperatorBase
+
+HEAD = (
+    "| tokens | kind | computed, MFLOP | counted, MFLOP | paper's, MFLOP | computed, of the original |\n"
+    f"{'|---' * 6}|"
+)
+TOKENS = (49, 256, 1024)
+
+
+def main() -> int:
+    """Print the table; 1 where a formula is more than 1 % off what is counted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=1152)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    given = parser.parse_args()
+    print(HEAD)
+    wrong = [kind for tokens in given.tokens for kind in KINDS if not _line(kind, _dims(given.width, tokens))]
+    return 1 if wrong else 0
+
+
+def _dims(width: int, tokens: int) -> BlockDims:
+    """49 tokens are the testbed's grid of 7 x 7."""
+    if tokens == 49:
+        return dims_of(width, tokens).model_copy(update={"grid": (7, 7)})
+    return dims_of(width, tokens)
+
+
+def _line(kind: str, dims: BlockDims) -> bool:
+    spec = KINDS[kind](kind=kind)
+    original = KINDS["mha" if "attention" in spec.slots else "mlp"]
+    whole = original(kind=original.model_fields["kind"].default).computed_flops(dims)
+    computed, seen, paper = spec.computed_flops(dims), counted(spec, dims), spec.flops(dims).total
+    figures = " | ".join(f"{flops / 1e6:.2f}" for flops in (computed, seen, paper))
+    print(f"| {dims.num_tokens} | {kind} | {figures} | {computed / whole:.3f} |")
+    return abs(computed - seen) <= 0.01 * seen
+
+
+def counted(spec: OperatorBase, dims: BlockDims) -> int:
+    """What the counter sees in one forward of the built module, on one sample."""
+    with torch.device("meta"):
+        module, hidden = build(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
+    with FlopCounterMode(display=False) as counter:
+        module(hidden)
+    return int(counter.get_total_flops())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
