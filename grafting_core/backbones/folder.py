@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from grafting_core.backbones.loader import Backbone
 from grafting_core.metrics.moments import Moments
 from grafting_core.spec.backbone import BackboneCard, Pretraining
+from grafting_core.spec.canonical import digest
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.features import digest_of_path
 from grafting_core.testbed.assets import load_classifier
@@ -149,7 +150,9 @@ def _card(folder: Path, transformer: Any, decoder: Path) -> BackboneCard:
     width = config.num_attention_heads * config.attention_head_dim
     return BackboneCard(
         name=folder.resolve().name,
-        digest=digest_of_path(folder / "transformer"),
+        digest=digest(
+            {"transformer": digest_of_path(folder / "transformer"), "decoder": digest_of_path(decoder)}
+        ),
         depth=config.num_layers,
         dims=BlockDims(width=width, num_heads=config.num_attention_heads, mlp_ratio=4.0, grid=(side, side)),
         patch_size=config.patch_size,

@@ -103,23 +103,20 @@ def protocol_digest(spec: ExperimentSpec) -> str:
 
 def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
     """Everything that the quality figures depend on, besides the network that is judged."""
-    card = backbone_cards().get(spec.backbone.name)
-    held_out = card.held_out.digest if card and card.held_out else None
-    return own_fingerprint(spec.backbone.digest, spec.evaluate, held_out)
+    return own_fingerprint(spec.backbone.digest, spec.evaluate)
 
 
-def own_fingerprint(
-    subject: str, protocol: EvaluationProtocol, held_out: str | None = None
-) -> ProtocolFingerprint:
+def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
     """Of a comparison with the images of the backbone with this digest."""
     network = protocol.feature_digest or feature_digest(protocol.feature_network)
+    known = [card for card in backbone_cards().values() if card.digest == subject]
     return ProtocolFingerprint(
         recipe=RECIPE_VERSIONS["evaluate"],
         subject=subject,
         protocol=protocol,
         feature_network=network,
         reference=digest({"own images of": subject, "seen by": network}),
-        held_out=held_out,
+        held_out=next((card.held_out.digest for card in known if card.held_out is not None), None),
     )
 
 

@@ -12,9 +12,8 @@ from service.once import AWAY, Once, brief
 from service.settings import Settings
 from service.store.accounts import budget_of
 from service.store.admitting import Verdict, Walk, set_aside_text
-from service.store.bank import is_there
+from service.store.bank import WAITS, is_there
 from service.store.lifecycle import transition
-from service.store.making import WAITS
 from service.store.models import AttemptRow, RunRow
 from service.store.queries import spend_of
 from service.store.queueing import COLUMNS, Room, Waiting, room

@@ -13,6 +13,9 @@ from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
 from service.store.models import NeedRow, RunRow
+
+WAITS = "waits for run "
+"""Begins the message of a queued run that waits for another, before that one's id."""
 from workers.contract import StageReport
 
 Need = tuple[str, str]

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.api.bank_schemas import ScionView
 from service.api.schemas import QueueView, RunEvent
-from service.store.making import WAITS
+from service.store.bank import WAITS
 from service.store.models import RunRow
 from workers.contract import StageDone, StageReport
 

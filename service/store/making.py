@@ -6,10 +6,10 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
+from service.store.bank import WAITS
 from service.store.lifecycle import LIVE
 from service.store.models import NeedRow, RunRow
 
-WAITS = "waits for run "
 Published = Callable[[str, str], bool]
 """Folder and key -> whether something is published there."""
 
