@@ -13,11 +13,10 @@ from grafting_core.spec.work import Work
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
 from service.store.models import NeedRow, RunRow
+from workers.contract import StageReport
 
 WAITS = "waits for run "
 """Begins the message of a queued run that waits for another, before that one's id."""
-from workers.contract import StageReport
-
 Need = tuple[str, str]
 """Folder under the storage root, and key."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from service.cli.ports import free_port
+from service.cli.ports import Claims
 from service.credentials import mlflow_token
 from service.settings import Settings
 
@@ -20,7 +20,7 @@ START_SECONDS = 120
 @contextmanager
 def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
     """The server of a data folder; the address it answers at."""
-    url = f"http://127.0.0.1:{port or free_port()}/mlflow"
+    url = f"http://127.0.0.1:{port or Claims().claim()}/mlflow"
     environment = {**os.environ, "GRAFTLAB_DATA_DIR": str(folder), "GRAFTLAB_MLFLOW_URL": url}
     with (folder / "mlflow.log").open("ab") as log:
         process = subprocess.Popen(

@@ -15,8 +15,9 @@ from grafting_core.spec.experiment import scions_of
 from grafting_core.storage import Storage
 from service.scheduler.intake import apply_event
 from service.settings import Settings
-from service.store.bank import hold
+from service.store.bank import is_there
 from service.store.discretion import ANOTHERS
+from service.store.making import Making
 from service.store.models import RunRow
 from service.store.submissions import Placing, submit
 from tests.builders import document, experiment, study_document
@@ -57,7 +58,10 @@ def stage(client: TestClient, settings: Settings) -> Stage:
         _finish(session, settings, mine, {"block 0 attention": done.id})
         waiting = _queued(session, "guest", "my waiting", layers=[1])
         session.flush()
-        assert making.id in str(hold(session, bank.storage, waiting))
+        look = Making(session, lambda *place: is_there(bank.storage, *place))
+        look.prepare([waiting.id])
+        waiting.message = look.wait_of(waiting.id)
+        assert making.id in str(waiting.message)
         card = deposit(bank, scions_of(experiment(layers=[2]))[0], made_by=done.id)
     return Stage(
         guest=guest,
