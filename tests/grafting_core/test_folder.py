@@ -15,6 +15,7 @@ from grafting_core.backbones.folder import load_folder
 from grafting_core.backbones.loader import Backbone
 from grafting_core.judging import judge
 from grafting_core.sampling import sample_images
+from grafting_core.spec.experiment import own_fingerprint
 from grafting_core.spec.judging import JudgeRequest
 from grafting_core.spec.plans import EvaluationProtocol
 from grafting_core.testbed.assets import ASSETS
@@ -149,3 +150,10 @@ def test_a_network_for_other_images_is_refused_before_anything_is_sampled(
     with pytest.raises(ValueError, match="fashion-cnn looks at images of 28 x 28, not 64 x 64"):
         judge(JudgeRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
     assert "sampled" not in capfd.readouterr().err
+
+
+def test_folders_that_differ_in_their_decoder_alone_are_two_subjects(folder: Path) -> None:
+    before = load_folder(folder).card.digest
+    change(folder, lambda state: {name: tensor * 1.5 for name, tensor in state.items()}, "autoencoder")
+    after = load_folder(folder).card.digest
+    assert own_fingerprint(before, PROTOCOL).digest != own_fingerprint(after, PROTOCOL).digest
