@@ -22,6 +22,7 @@ from grafting_core.operators.mlp import ChannelConv
 from grafting_core.spec.dims import BlockDims
 from grafting_core.spec.operators import KINDS
 from grafting_core.spec.operators.mamba import Mamba2
+from grafting_core.spec.operators.windows import band_block, grid_block
 
 TIED = {"window_attention_2d", "conv_mlp", "mlp_hyena_x"}
 DIMS = BlockDims(width=24, num_heads=4, mlp_ratio=4.0, grid=(5, 7))
@@ -123,7 +124,7 @@ def test_every_kind_compiles_to_one_graph_with_its_backward(kind: str) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(tokens=st.integers(1, 200), half_width=st.integers(0, 90))
+@given(tokens=st.integers(1, 700), half_width=st.integers(0, 90))
 def test_window_attention_is_attention_under_a_band_mask(tokens: int, half_width: int) -> None:
     torch.manual_seed(tokens)
     q, k, v = torch.randn(3, 1, 2, tokens, 4, dtype=torch.float64)
@@ -131,6 +132,14 @@ def test_window_attention_is_attention_under_a_band_mask(tokens: int, half_width
     band = (rows[:, None] - rows).abs() <= half_width
     expected = scaled_dot_product_attention(q, k, v, attn_mask=band)
     torch.testing.assert_close(BandAttention(8, 2, half_width).mix(q, k, v), expected, rtol=0, atol=1e-12)
+
+
+def test_both_ways_of_windows_are_taken() -> None:
+    """Or the tests of windows would look at one of them only."""
+    assert grid_block(2, (7, 7)) is None
+    assert grid_block(2, (40, 30)) == 3
+    assert band_block(4, 49) is None
+    assert band_block(4, 700) == 64
 
 
 def changed_rows(module: nn.Module, tokens: int, touched: int) -> list[int]:
@@ -171,8 +180,8 @@ def test_a_grid_window_reaches_its_rows_and_columns() -> None:
     assert changed_rows(module, 35, 2 * 7 + 3) == near
 
 
-@settings(max_examples=20, deadline=None)
-@given(rows=st.integers(1, 8), columns=st.integers(1, 8), half_width=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 45), columns=st.integers(1, 30), half_width=st.integers(0, 12))
 def test_grid_window_attention_is_attention_under_its_mask(rows: int, columns: int, half_width: int) -> None:
     torch.manual_seed(rows)
     q, k, v = torch.randn(3, 2, 2, rows * columns, 4, dtype=torch.float64)
