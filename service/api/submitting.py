@@ -47,19 +47,18 @@ def check_startable(lab: Lab, work: Work) -> None:
 
 def beyond_devices(asked: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
     """What of the resources the lab does not have, with what it has."""
-    for kind, each, there in (("CPUs", asked.cpus_per_worker, cpus), ("GPUs", asked.gpus_per_worker, gpus)):
-        wanted = asked.workers * each
-        if wanted > there:
-            message = f"{asked.workers} workers of {each} {kind} are {wanted}; the lab has {there}"
-            field = f"{kind[:-1].lower()}s_per_worker"
-            given, fits = shown(each), str(there // asked.workers)
-            message += f": at most {fits} a worker" if there >= asked.workers else ""
-            yield Problem(
-                pointer=f"/resources/{field}" if each > 1 or kind == "GPUs" else "/resources/workers",
-                code="out-of-range",
-                message=message,
-                given=given if each > 1 or kind == "GPUs" else shown(asked.workers),
-            )
+    kinds = (("CPUs", "cpus_per_worker", cpus), ("GPUs", "gpus_per_worker", gpus))
+    for kind, field, there in kinds:
+        each = getattr(asked, field)
+        if asked.workers * each <= there:
+            continue
+        message = f"{asked.workers} workers of {each} {kind} are {asked.workers * each}; the lab has {there}"
+        if there >= asked.workers:
+            message += f": at most {there // asked.workers} a worker"
+        # Where each has a single CPU, it is the workers that are too many.
+        wrong = "workers" if (field, each) == ("cpus_per_worker", 1) else field
+        given = shown(getattr(asked, wrong))
+        yield Problem(pointer=f"/resources/{wrong}", code="out-of-range", message=message, given=given)
 
 
 def again_where_beaten(once: Callable[[], T]) -> T:

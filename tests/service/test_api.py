@@ -86,7 +86,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("site twice", {"edits": [{"replace": "mlp", "layers": [1], "with": {"kind": "mlp"}}] * 2}, "/edits/1/layers"),
     ("wrong type", {"distill": {"steps": "many"}}, "/distill/steps"),
     ("unknown field", {"distil": {}}, "/distil"),
-    ("too many workers", {"resources": {"workers": 3}}, "/resources"),
+    ("too many workers", {"resources": {"workers": 3}}, "/resources/workers"),
 ]  # fmt: skip
 
 
