@@ -63,6 +63,9 @@ ROUTES: dict[str, Call] = {
     "GET /api/v1/whoami": viewers(reads_database=False),
     "POST /api/v1/login-links": viewers(),
     "GET /metrics": viewers("closed"),
+    "GET /mlflow": viewers("closed", reads_database=False),
+    # Beside these tests there is no MLflow, which is told as a database that is away is.
+    "MOUNT /mlflow": viewers("closed", fields={"path": ""}),
     "GET /": viewers(),
     "GET /runs": viewers(),
     "GET /runs/{run_id}": viewers(),
@@ -88,6 +91,9 @@ ROUTES: dict[str, Call] = {
     "GET /api/v1/queue": viewers(),
     "GET /api/v1/accounts": viewers(),
     "PUT /api/v1/accounts/{scope}/{name}": Call("admin", "runner", {}, fields={"scope": "user", "name": "x"}),
+    "PATCH /api/v1/accounts/{scope}/{name}": Call(
+        "admin", "runner", {}, fields={"scope": "user", "name": "x"}
+    ),
     "GET /api/v1/leaderboard": viewers(),
     "GET /api/v1/measured": viewers(),
     "GET /api/v1/scions": viewers(),
@@ -112,7 +118,10 @@ ROUTES: dict[str, Call] = {
     "DELETE /api/v1/webhooks/{webhook_id}": admins(),
     "POST /api/v1/webhooks/{webhook_id}/test": admins(reads_database=False),
     "GET /api/v1/webhooks/{webhook_id}/deliveries": admins(),
+    "POST /api/v1/admin/verify": admins({"quick": True}),
     "GET /api/v1/admin/verify": admins(),
+    "GET /api/v1/admin/verify/{check_id}": admins(),
+    "GET /api/v1/admin/tracking": admins(),
     "POST /api/v1/admin/gc": admins({}),
     "POST /api/v1/admin/tracking/rebuild": admins(),
 }
