@@ -35,6 +35,8 @@ WINDOWS = {
     "service.store.holdings.LOOKED_AT": 30,
     "service.store.curves.POINTS": 100,
     "service.store.queue_view.FOLLOWED": 30,
+    "service.store.admitting.PAGE": 10,
+    "service.store.admitting.HELD_AT_MOST": 10,
     "benchmarks.grown_lab.OWNER": "'user' || CAST(n.i % 5 AS TEXT)",
     "benchmarks.grown_lab.PROTOCOL": "'protocol 0'",
     "benchmarks.grown_lab.PROTOCOLS": 1,
@@ -43,7 +45,7 @@ WINDOWS = {
 """Made smaller, so that small labs fill them."""
 SHOW_ALL = ("/api/v1/keys", "/api/v1/accounts", "/api/v1/webhooks")
 """These list everything there is."""
-COUNT = ("leaderboard", "/metrics", "/api/v1/queue", "/api/v1/webhooks")
+COUNT = ("leaderboard", "/metrics", "/api/v1/queue", "/api/v1/webhooks", "/api/v1/admin/tracking")
 """These say how many there are of something, and may walk an index to do so."""
 KEY_LOOKED_UP = 5
 """Statements: what is remembered of a key is looked up anew every few seconds, whichever route is asked."""
