@@ -98,7 +98,7 @@ class Supervisor:
     def _ray_command(self) -> list[str]:
         """With ports chosen anew."""
         self.agent_port = self._claims.claim()
-        others = ("port", "ray-client-server-port", "metrics-export-port")
+        others = ("port", "ray-client-server-port")
         return [
             *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             f"--num-cpus={self.cpus}",

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -132,6 +133,8 @@ def test_another_user_reaches_nothing(lab: LabAddress, done: str, odd_folder: Pa
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == []
     assert not stolen.exists()
+    search = f"{lab.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(search, trust_env=False).status_code == 401
 
 
 def test_tools_work_beside_modules_that_shadow_python_s(odd_folder: Path) -> None:
