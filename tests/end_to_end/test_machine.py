@@ -137,6 +137,13 @@ def test_another_user_reaches_nothing(lab: LabAddress, done: str, odd_folder: Pa
     assert httpx.get(search, trust_env=False).status_code == 401
 
 
+def test_everything_lies_in_the_folder_however_it_is_called(
+    lab: LabAddress, done: str, odd_folder: Path
+) -> None:
+    assert {each.name for each in odd_folder.parent.iterdir()} == {*SHADOWS, odd_folder.name, "printed"}
+    assert {"graftlab.db", "mlflow.db", "storage", "logs"} <= {each.name for each in odd_folder.iterdir()}
+
+
 def test_tools_work_beside_modules_that_shadow_python_s(odd_folder: Path) -> None:
     words = ("check-operator", "mamba2")
     told = subprocess.run([*GRAFT, *words], capture_output=True, text=True, cwd=odd_folder.parent)
