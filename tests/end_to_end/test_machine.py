@@ -21,6 +21,8 @@ from tests.builders import document
 from tests.service.labs import left, until
 
 GRAFT = (str(Path(sys.executable).parent / "graft"),)
+HEEDING = ("env", "--default-signal=HUP")
+"""Whoever runs these tests may have ignored it, as `nohup` does; a lab would do so, too."""
 STRANGER = Path(__file__).with_name("stranger.py")
 SHADOWS = ("random.py", "queue.py", "inspect.py", "secrets.py", "select.py", "profile.py")
 pytestmark = pytest.mark.timeout(600)
@@ -51,7 +53,7 @@ def lab(odd_folder: Path) -> Iterator[LabAddress]:
     printed = odd_folder.parent / "printed"
     with printed.open("wb") as file:
         process = subprocess.Popen(
-            [*GRAFT, *words], stdout=file, stderr=file, cwd=odd_folder.parent, env=environment
+            [*HEEDING, *GRAFT, *words], stdout=file, stderr=file, cwd=odd_folder.parent, env=environment
         )
     try:
         until(lambda: "Ctrl-C" in printed.read_text() or process.poll() is not None, 320)
@@ -61,7 +63,10 @@ def lab(odd_folder: Path) -> Iterator[LabAddress]:
     finally:
         began = process.poll() is None
         process.send_signal(signal.SIGHUP)
-        assert not began or process.wait(120) == 130
+        try:
+            assert not began or process.wait(120) == 130
+        finally:
+            process.kill()  # its guardian ends the rest
         assert left(odd_folder) == []
         assert address is None or not Path(address.scratch).exists()
 
