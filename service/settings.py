@@ -135,6 +135,11 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{quote(str(file))}"
 
 
+def mlflow_database(folder: Path) -> str:
+    """The URL of MLflow's database. Without its driver MLflow makes a folder of the quoted path."""
+    return f"sqlite+pysqlite{sqlite_url(folder / 'mlflow.db').removeprefix('sqlite')}"
+
+
 def sqlite_file(url: str) -> Path | None:
     """The file of an SQLite database; None for one in memory."""
     path, _, parameters = url.partition("://")[2].removeprefix("/").partition("?")

@@ -35,7 +35,7 @@ from service.cli.processes import (
 )
 from service.cli.scratch import make_scratch, remove_scratch
 from service.credentials import first_key, forget_lab, mlflow_token, note_lab
-from service.settings import sqlite_url
+from service.settings import mlflow_database
 from service.starting import (
     CannotStart,
     check_database,
@@ -325,7 +325,7 @@ class Supervisor:
 
     def without(self) -> list[str]:
         """What the lab does without at the moment, and what to do about it."""
-        data = shlex.quote(sqlite_url(self.folder / "mlflow.db"))
+        data = shlex.quote(mlflow_database(self.folder))
         remedy = f"`mlflow db upgrade {data}` brings an older database to this version; move another"
         remedy += " one away, start the lab again, and `graft tracking rebuild` fills a new one"
         return [

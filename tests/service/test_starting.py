@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
 from sqlalchemy import text
 
 import migrations
@@ -17,7 +18,7 @@ from service.cli.environment import environment_of
 from service.cli.lab import data_folder, lock
 from service.cli.supervisor import Supervisor
 from service.locking import LOCK_FILE
-from service.settings import Settings, cores, sqlite_file, sqlite_url
+from service.settings import Settings, cores, mlflow_database, sqlite_file, sqlite_url
 from service.starting import CannotStart, check_database, check_packages, check_storage, checked_settings
 from service.store import migrate
 from service.store.engine import Database
@@ -215,8 +216,9 @@ def test_databases_and_storage_are_in_the_folder_however_it_is_called(tmp_path: 
     database.engine.dispose()
     check_database(settings)
     Storage(settings.storage).write_bytes("a/b", b"c")
+    create_sqlalchemy_engine_with_retry(mlflow_database(settings.data_dir)).dispose()
     assert [each.name for each in tmp_path.iterdir()] == [ODD]
-    assert {"graftlab.db", "storage"} <= {each.name for each in (tmp_path / ODD).iterdir()}
+    assert {"graftlab.db", "mlflow.db", "storage"} <= {each.name for each in (tmp_path / ODD).iterdir()}
     assert sqlite_file(sqlite_url(tmp_path / ODD)) == tmp_path / ODD
 
 
