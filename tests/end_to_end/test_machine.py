@@ -147,6 +147,8 @@ def test_everything_lies_in_the_folder_however_it_is_called(
 ) -> None:
     assert {each.name for each in odd_folder.parent.iterdir()} == {*SHADOWS, odd_folder.name, "printed"}
     assert {"graftlab.db", "mlflow.db", "storage", "logs"} <= {each.name for each in odd_folder.iterdir()}
+    client = GraftlabClient(lab.url, key=first_key(odd_folder))
+    until(lambda: client.run(done).mlflow_url is not None)
 
 
 def test_tools_work_beside_modules_that_shadow_python_s(odd_folder: Path) -> None:
