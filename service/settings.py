@@ -131,17 +131,21 @@ def cores() -> int:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a database file. A question mark in its path would begin the URL's parameters."""
-    if "?" in str(file):
-        return f"sqlite:///file:{quote(str(file))}?uri=true"
-    return f"sqlite:///{file}"
+    """The URL of a database file, whatever characters are in its path."""
+    return f"sqlite:///{quote(str(file))}"
+
+
+def mlflow_database(folder: Path) -> str:
+    """The URL of MLflow's database. Without its driver MLflow makes a folder of the quoted path."""
+    return f"sqlite+pysqlite{sqlite_url(folder / 'mlflow.db').removeprefix('sqlite')}"
 
 
 def sqlite_file(url: str) -> Path | None:
     """The file of an SQLite database; None for one in memory."""
     path, _, parameters = url.partition("://")[2].removeprefix("/").partition("?")
+    path = unquote(path)
     if path.startswith("file:"):
-        path = unquote(path.removeprefix("file:"))
+        path = unquote(path.removeprefix("file:"))  # SQLite reads these as an address once more
     return None if path in ("", ":memory:") or "mode=memory" in parameters else Path(path)
 
 

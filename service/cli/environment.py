@@ -44,6 +44,10 @@ FOR_RAY = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray takes loopback for a mistake and listens on all addresses, unless it may not be a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray tells its figures, with ids of runs in them, to whoever asks. Those of its dashboard cannot be
+    # turned off, but no port can be opened under this number.
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": "65536",
     "RAY_ROTATION_MAX_BYTES": str(RAY_LOG_BYTES),
     "RAY_ROTATION_BACKUP_COUNT": "2",
 }

@@ -13,8 +13,9 @@ from pwd import getpwuid
 from service.cli.console import Refused
 from service.locking import FolderHeld, Held, hold, holder
 
-SHARED = tuple(map(Path, ("/", "/tmp", "/var/tmp", "/dev/shm", "/home", "/root", "/srv", "/opt", "/mnt")))  # noqa: S108
-"""Never made a lab's, which would close them to everybody else."""
+SYSTEM = "bin boot dev etc home lib media mnt opt proc root run sbin srv sys tmp usr var"
+SHARED = (*map(Path, ("/", "/dev/shm", "/usr/local", "/var/lib", "/var/log", "/var/tmp")),)  # noqa: S108
+"""With those of the system in the root: never made a lab's, which would close them to everybody else."""
 DEFAULT_FOLDERS = ("graftlab-data", "graftlab-demo")
 
 
@@ -99,10 +100,17 @@ def _check_owner(folder: Path) -> None:
         raise Refused(
             [f"--data {folder}: belongs to {user_name(found.st_uid)}; name a folder of this user's own"]
         )
-    if found.st_mode & stat.S_ISVTX or folder in SHARED or folder == Path(tempfile.gettempdir()).resolve():
+    if found.st_mode & stat.S_ISVTX or _is_shared(folder):
         raise Refused(
             [f"--data {folder}: is shared with every program here; name a folder for the lab alone"]
         )
+
+
+def _is_shared(folder: Path) -> bool:
+    places = {Path(tempfile.gettempdir()).resolve(), *SHARED, *(Path("/", name) for name in SYSTEM.split())}
+    with suppress(RuntimeError):  # a user without a home
+        places.add(Path.home().resolve())
+    return folder in places
 
 
 def _whose(folder: Path) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from service.cli.processes import (
 )
 from service.cli.scratch import make_scratch, remove_scratch
 from service.credentials import first_key, forget_lab, mlflow_token, note_lab
+from service.settings import mlflow_database
 from service.starting import (
     CannotStart,
     check_database,
@@ -98,7 +100,7 @@ class Supervisor:
     def _ray_command(self) -> list[str]:
         """With ports chosen anew."""
         self.agent_port = self._claims.claim()
-        others = ("port", "ray-client-server-port", "metrics-export-port")
+        others = ("port", "ray-client-server-port")
         return [
             *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             f"--num-cpus={self.cpus}",
@@ -323,10 +325,8 @@ class Supervisor:
 
     def without(self) -> list[str]:
         """What the lab does without at the moment, and what to do about it."""
-        data = self.folder / "mlflow.db"
-        remedy = (
-            f"`mlflow db upgrade sqlite:///{data}` brings an older database to this version; move another"
-        )
+        data = shlex.quote(mlflow_database(self.folder))
+        remedy = f"`mlflow db upgrade {data}` brings an older database to this version; move another"
         remedy += " one away, start the lab again, and `graft tracking rebuild` fills a new one"
         return [
             f"{part.name} does not run: {part.last_words(self.logs)}; runs go on without it. {remedy}"

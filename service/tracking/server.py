@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
-from sqlalchemy import URL
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -25,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.credentials import mlflow_token
 from service.direct import clear_mlflow, reach_directly
-from service.settings import Settings
+from service.settings import Settings, mlflow_database
 from service.tracking.endpoints import PREFIX, Refused, check_body, right_for
 
 log = logging.getLogger("graftlab.mlflow")
@@ -156,7 +155,7 @@ def remedy_for(folder: Path, url: str) -> str:
 
 def prepare(settings: Settings) -> tuple[str, Path]:
     """Set what MLflow reads from its environment when it is imported; its database and artifact folder."""
-    url = URL.create("sqlite", database=str(settings.data_dir / "mlflow.db")).render_as_string()
+    url = mlflow_database(settings.data_dir)
     artifacts = settings.data_dir / "mlflow-artifacts"
     artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
     artifacts.chmod(0o700)

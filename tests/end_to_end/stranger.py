@@ -4,6 +4,7 @@ Imports everything first and becomes `nobody` then: the interpreter itself may b
 """
 
 import http.client
+import importlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import ray.core.generated
 
 NOBODY = 65534
 PATHS = (
@@ -25,27 +27,21 @@ PATHS = (
     *("/api/2.0/mlflow/experiments/search?max_results=100", "/ajax-api/2.0/mlflow/experiments/search"),
 )
 MADE = ("/api/2.0/mlflow/experiments/create", "/mlflow/api/2.0/mlflow/experiments/create")
-METHODS = (
-    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
-    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.TaskInfoGcsService/GetTaskEvents",
-    "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.NodeManagerService/GetResourceLoad",
-    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
-    "/ray.rpc.ReporterService/GetTraceback",
-    "/ray.rpc.LogService/ListLogs",
-    "/ray.rpc.RayletDriver/ClusterInfo",
-    "/ray.rpc.RayletDriver/Schedule",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-)
+UNLISTED = ("/ray.rpc.ObjectManagerService/Push", "/ray.rpc.ObjectManagerService/Pull")
+"""Ray has no Python for these; Ray's other methods are read from what is installed.
+
+Not asked: `grpc.health`, which says whether a service serves, and `grpc.reflection`, which names services.
+Ray answers both to anybody; what they say is the same on every machine.
+"""
+REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
 
 def main() -> None:
     """Read what to try, become nobody, and print everything that succeeded as JSON."""
     probes: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     list(_over_http(0, "GET", "/", None, []))  # loads what is loaded at first use
-    _over_grpc(1, METHODS[0])
+    methods = [*UNLISTED, *_methods()]
+    list(_over_grpc(1, methods))
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -57,7 +53,7 @@ def main() -> None:
         location = {"name": "theft", "artifact_location": probes["folders"][0]}
         for path in MADE:
             leaks += _over_http(port, "POST", path, location, probes["secrets"])
-        leaks += [leak for method in METHODS for leak in _over_grpc(port, method)]
+        leaks += _over_grpc(port, methods)
     print(json.dumps(leaks))
 
 
@@ -116,15 +112,39 @@ def _over_http(port: int, method: str, path: str, body: object, secrets: list[st
             yield f"{method} {path} at {port} tells {secret!r}"
 
 
-def _over_grpc(port: int, method: str) -> list[str]:
-    """An empty request that is answered; one that is refused, unknown or cannot be read is not."""
+def _methods() -> list[str]:
+    """Every method of every service of the installed Ray."""
+    folder, found = Path(ray.core.generated.__path__[0]), []
+    for file in sorted(folder.rglob("*_pb2.py")):
+        words = file.relative_to(folder).with_suffix("").parts
+        services = importlib.import_module(".".join((ray.core.generated.__name__, *words))).DESCRIPTOR
+        for service in services.services_by_name.values():
+            found += [f"/{service.full_name}/{method.name}" for method in service.methods]
+    return found
+
+
+def _over_grpc(port: int, methods: list[str]) -> Iterator[str]:
+    """Every empty request that is not refused for want of a token, whatever else comes of it."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(method, lambda sent: sent, lambda received: received)
-        try:
-            answer = call(b"", timeout=3)
-        except grpc.RpcError:
-            return []
-    return [f"{method} at {port} answers {answer[:200]!r}"]
+        if not _speaks_grpc(channel):
+            return
+        for method in methods:
+            code, answer = _ask(channel, method)
+            if code not in REFUSED:
+                yield f"{method} at {port}: {code.name} {answer[:200]!r}"
+
+
+def _speaks_grpc(channel: grpc.Channel) -> bool:
+    """Whether there is a server that knows, or knows that it does not know, a method."""
+    return _ask(channel, "/grpc.health.v1.Health/Check")[0] in (*REFUSED, grpc.StatusCode.OK)
+
+
+def _ask(channel: grpc.Channel, method: str) -> tuple[grpc.StatusCode, bytes]:
+    call = channel.unary_unary(method, lambda sent: sent, lambda received: received)
+    try:
+        return grpc.StatusCode.OK, call(b"", timeout=3)
+    except grpc.RpcError as error:
+        return error.code(), str(error.details()).encode()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -20,6 +21,8 @@ from tests.builders import document
 from tests.service.labs import left, until
 
 GRAFT = (str(Path(sys.executable).parent / "graft"),)
+HEEDING = ("env", "--default-signal=HUP")
+"""Whoever runs these tests may have ignored it, as `nohup` does; a lab would do so, too."""
 STRANGER = Path(__file__).with_name("stranger.py")
 SHADOWS = ("random.py", "queue.py", "inspect.py", "secrets.py", "select.py", "profile.py")
 pytestmark = pytest.mark.timeout(600)
@@ -50,7 +53,7 @@ def lab(odd_folder: Path) -> Iterator[LabAddress]:
     printed = odd_folder.parent / "printed"
     with printed.open("wb") as file:
         process = subprocess.Popen(
-            [*GRAFT, *words], stdout=file, stderr=file, cwd=odd_folder.parent, env=environment
+            [*HEEDING, *GRAFT, *words], stdout=file, stderr=file, cwd=odd_folder.parent, env=environment
         )
     try:
         until(lambda: "Ctrl-C" in printed.read_text() or process.poll() is not None, 320)
@@ -60,7 +63,10 @@ def lab(odd_folder: Path) -> Iterator[LabAddress]:
     finally:
         began = process.poll() is None
         process.send_signal(signal.SIGHUP)
-        assert not began or process.wait(120) == 130
+        try:
+            assert not began or process.wait(120) == 130
+        finally:
+            process.kill()  # its guardian ends the rest
         assert left(odd_folder) == []
         assert address is None or not Path(address.scratch).exists()
 
@@ -132,6 +138,17 @@ def test_another_user_reaches_nothing(lab: LabAddress, done: str, odd_folder: Pa
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == []
     assert not stolen.exists()
+    search = f"{lab.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(search, trust_env=False).status_code == 401
+
+
+def test_everything_lies_in_the_folder_however_it_is_called(
+    lab: LabAddress, done: str, odd_folder: Path
+) -> None:
+    assert {each.name for each in odd_folder.parent.iterdir()} == {*SHADOWS, odd_folder.name, "printed"}
+    assert {"graftlab.db", "mlflow.db", "storage", "logs"} <= {each.name for each in odd_folder.iterdir()}
+    client = GraftlabClient(lab.url, key=first_key(odd_folder))
+    until(lambda: client.run(done).mlflow_url is not None)
 
 
 def test_tools_work_beside_modules_that_shadow_python_s(odd_folder: Path) -> None:

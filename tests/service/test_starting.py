@@ -8,13 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
 from sqlalchemy import text
 
 import migrations
 from grafting_core.storage import Storage
+from service.cli.console import Refused
 from service.cli.environment import environment_of
+from service.cli.lab import data_folder, lock
 from service.cli.supervisor import Supervisor
-from service.settings import Settings, cores, sqlite_file, sqlite_url
+from service.locking import LOCK_FILE
+from service.settings import Settings, cores, mlflow_database, sqlite_file, sqlite_url
 from service.starting import CannotStart, check_database, check_packages, check_storage, checked_settings
 from service.store import migrate
 from service.store.engine import Database
@@ -34,6 +38,7 @@ def refusal(settings: Settings) -> str:
     [
         (["--data", "file"], {}, "file is a file; name a folder"),
         (["--data", "shared"], {}, "is shared with every program here"),
+        (["--data", "home"], {"HOME": "home"}, "is shared with every program here"),
         (["--data", "lab", "--port", "70000"], {}, "less than or equal to 65535"),
         (["--data", "lab", "--port", "web"], {}, "valid integer"),
         (["--data", "lab"], {"GRAFTLAB_PORT": "web"}, "GRAFTLAB_PORT=web: Input should be a valid integer"),
@@ -50,6 +55,7 @@ def test_what_is_wrong_is_one_line_and_nothing_runs(
     (tmp_path / "file").touch()
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o1777)
+    (tmp_path / "home").mkdir()
     told = subprocess.run(
         [*GRAFT, "up", *words],
         capture_output=True,
@@ -63,6 +69,17 @@ def test_what_is_wrong_is_one_line_and_nothing_runs(
     assert said in told.stderr
     assert "secret" not in told.stderr
     assert not (tmp_path / "lab" / "logs").exists()
+
+
+@pytest.mark.parametrize("named", ["/", "/tmp", "/var/tmp", "/etc", "/var/lib/.", "link"])
+def test_a_folder_of_the_system_is_refused_and_stays_as_it_is(tmp_path: Path, named: str) -> None:
+    (tmp_path / "link").symlink_to("/tmp")
+    place = tmp_path / named
+    before = place.stat()
+    with pytest.raises(Refused, match="is shared with every program here"):
+        lock(data_folder(place))
+    assert (place.stat().st_mode, place.stat().st_uid) == (before.st_mode, before.st_uid)
+    assert not (place / LOCK_FILE).exists()
 
 
 ALL_READ = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
@@ -199,8 +216,9 @@ def test_databases_and_storage_are_in_the_folder_however_it_is_called(tmp_path: 
     database.engine.dispose()
     check_database(settings)
     Storage(settings.storage).write_bytes("a/b", b"c")
+    create_sqlalchemy_engine_with_retry(mlflow_database(settings.data_dir)).dispose()
     assert [each.name for each in tmp_path.iterdir()] == [ODD]
-    assert {"graftlab.db", "storage"} <= {each.name for each in (tmp_path / ODD).iterdir()}
+    assert {"graftlab.db", "mlflow.db", "storage"} <= {each.name for each in (tmp_path / ODD).iterdir()}
     assert sqlite_file(sqlite_url(tmp_path / ODD)) == tmp_path / ODD
 
 

@@ -1,5 +1,6 @@
 """One folder, one lab: who holds the lock is the lab, and nothing but its own processes is ended."""
 
+import json
 import os
 import signal
 import socket
@@ -146,6 +147,38 @@ def test_labs_that_start_together_share_no_port(tmp_path: Path) -> None:
     finally:
         for lab in labs:
             lab.stop()
+
+
+RACE = """
+import json, sys
+from pathlib import Path
+from tests.service.labs import waiting
+print("imported", flush=True)
+sys.stdin.readline()
+lab = waiting(Path(sys.argv[1]), int(sys.argv[2]))
+print(json.dumps([lab.address.url, *lab._claims._held]), flush=True)
+sys.stdin.readline()
+lab.stop()
+"""
+
+
+def test_processes_that_choose_at_the_same_moment_share_no_port(tmp_path: Path) -> None:
+    port = Claims().claim()
+    command, pipe = [sys.executable, "-c", RACE], subprocess.PIPE
+    racers = [
+        subprocess.Popen([*command, str(tmp_path / name), str(port)], stdin=pipe, stdout=pipe, text=True)
+        for name in "abcd"
+    ]
+    for _ in range(2):  # the first lines say that all has been imported
+        told = [racer.stdout.readline() for racer in racers if racer.stdout]
+        for racer in racers:
+            print("go", file=racer.stdin, flush=True)
+    assert [racer.wait(30) for racer in racers] == [0] * 4
+    chosen = [json.loads(line) for line in told]
+    ports = [each for _, *held in chosen for each in held]
+    assert len(ports) == len(set(ports)) >= 4 * 5
+    assert len({url for url, *_ in chosen}) == 4
+    assert f"http://127.0.0.1:{port}" in {url for url, *_ in chosen}
 
 
 def test_the_loss_of_a_port_is_told_to_all_who_ask_there(folder: Path) -> None:
