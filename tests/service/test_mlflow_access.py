@@ -187,7 +187,7 @@ def test_bodies_are_objects_with_each_key_once() -> None:
 
 def test_each_role_reaches_its_part_of_mlflow(lab: Lab) -> None:
     viewer, runner = key(lab, "eve", role="viewer"), key(lab, "rob", role="runner")
-    own, other = key(lab, "own", role="admin", sees="own"), key(lab, "una", role="runner")
+    own, other = key(lab, "own", role="runner", sees="own"), key(lab, "una", role="runner")
     search, create = f"/mlflow{AJAX}/runs/search", f"/mlflow{API}/experiments/create"
     assert lab.app.get("/mlflow/", headers={"Authorization": ""}).status_code == 401
     for headers, method, path, body, status in (
