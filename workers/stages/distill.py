@@ -46,6 +46,7 @@ def stage_report(context: Context, key: str, cards: list[ScionCard], done: Depos
         stop_cause="completed" if done.missing else "reused",
         made=done.made,
         made_by={_name(card, cards): card.made_by for card in cards if card.key not in done.made},
+        found={card.key: card.spend for card in cards if card.key not in done.made},
         notes=done.notes,
     )
 
