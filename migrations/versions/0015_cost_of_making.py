@@ -22,8 +22,8 @@ def upgrade() -> None:
         ("first_run_id", sa.String(32)),
         ("first_owner", sa.String(64)),
         ("first_at", sa.DateTime(timezone=True)),
-        ("made_device_seconds", sa.Float()),
-        ("made_flops", sa.Float()),
+        ("made_device_seconds", sa.Double()),
+        ("made_flops", sa.Double()),
         ("made_training_images", sa.BigInteger()),
     ):
         op.add_column("standings", sa.Column(name, kind))
