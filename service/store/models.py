@@ -136,6 +136,11 @@ class RunRow(Base):
     """What MLflow could not be told of this run."""
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 
+    @property
+    def devices(self) -> int:
+        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        return max(self.workers, self.gpus)
+
 
 OPEN = text("ended_at IS NULL")
 
