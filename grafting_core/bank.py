@@ -63,12 +63,26 @@ class Bank:
 
     def sound(self, key: str) -> bool:
         """Whether the scion is there and intact. A damaged one is reported and set aside, to be made anew."""
-        if not self.has(key):
-            return False
-        wrong = self.verify(key)
+        return self.has(key) and self.take_in(key) is None
+
+    def take_in(self, key: str, into: dict[str, bytes] | None = None) -> str | None:
+        """Verify a scion, reading it once: its weights go `into`, where that is given, so that nobody has to
+        read them again. Gives what was wrong with one that had to be set aside.
+        """
+        wrong = self.verify(key) if into is None else self._read_into(key, into)
         if wrong is not None:
             self.set_aside(key, wrong)
-        return wrong is None
+        return wrong
+
+    def _read_into(self, key: str, into: dict[str, bytes]) -> str | None:
+        try:
+            payload = self.read(key)
+        except (DamagedArtifact, *DAMAGES) as error:
+            return str(error) or type(error).__name__
+        if self.card(key) is None:
+            return "its card cannot be read"
+        into[key] = payload
+        return None
 
     def verify(self, key: str) -> str | None:
         """What is wrong with the weights or the card of a scion; None where all is well."""

@@ -1,21 +1,42 @@
 """The forward process, its posterior, and the loss that DiT trains with (linear betas, T = 1000)."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grafting_core.spec.sampling_steps import FIRST_BETA, LAST_BETA, NUM_TIMESTEPS
 
+Constant = Literal[
+    "signal",
+    "noise",
+    "clean_from_noisy",
+    "clean_from_noise",
+    "mean_from_clean",
+    "mean_from_noisy",
+    "low_log_variance",
+    "high_log_variance",
+    "is_first",
+]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Per-timestep constants in float64, shape [T]; names follow Ho et al. 2020."""
+    """Per-timestep constants in float64, shape [T]; names follow Ho et al. 2020.
+
+    None of them may be changed in place: a schedule is shared by all who ask for it.
+    """
 
     betas: Tensor
     alphas_cumprod: Tensor
     alphas_cumprod_prev: Tensor
+    _tables: dict[tuple[Constant, torch.device, torch.dtype], Tensor] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def posterior_variance(self) -> Tensor:
@@ -35,6 +56,30 @@ class NoiseSchedule:
     def xt_coefficient(self) -> Tensor:
         return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
 
+    def at(self, name: Constant, timesteps_B: Tensor, like: Tensor) -> Tensor:
+        """A constant at each sample's timestep, shaped to broadcast over `like` in its dtype and device.
+
+        Computed in float64 on the CPU, and kept for each device and dtype that asked for it.
+        """
+        where = (name, like.device, like.dtype)
+        if where not in self._tables:
+            self._tables[where] = CONSTANTS[name](self).to(like.device, like.dtype)
+        return self._tables[where][timesteps_B].view(-1, *[1] * (like.dim() - 1))
+
+
+CONSTANTS: Mapping[Constant, Callable[[NoiseSchedule], Tensor]] = {
+    "signal": lambda schedule: schedule.alphas_cumprod.sqrt(),
+    "noise": lambda schedule: (1 - schedule.alphas_cumprod).sqrt(),
+    "clean_from_noisy": lambda schedule: (1 / schedule.alphas_cumprod).sqrt(),
+    "clean_from_noise": lambda schedule: (1 / schedule.alphas_cumprod - 1).sqrt(),
+    "mean_from_clean": lambda schedule: schedule.x0_coefficient,
+    "mean_from_noisy": lambda schedule: schedule.xt_coefficient,
+    "low_log_variance": lambda schedule: schedule.posterior_log_variance,
+    "high_log_variance": lambda schedule: schedule.betas.log(),
+    "is_first": lambda schedule: torch.arange(len(schedule.betas)) == 0,
+}
+"""What the forward process, its inverse, the posterior and the learned variance take from a schedule."""
+
 
 def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
     """Schedule of any float64 betas [T]."""
@@ -43,41 +88,35 @@ def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
     return NoiseSchedule(betas, cumulative, previous)
 
 
+@lru_cache
 def linear_schedule(num_timesteps: int = NUM_TIMESTEPS) -> NoiseSchedule:
     """Betas from 1e-4 to 0.02, as DiT's."""
     return schedule_from_betas(torch.linspace(FIRST_BETA, LAST_BETA, num_timesteps, dtype=torch.float64))
 
 
-def at(values_T: Tensor, timesteps_B: Tensor, like: Tensor) -> Tensor:
-    """Constants of each sample's timestep, shaped to broadcast over `like` in its dtype and device."""
-    picked = values_T.to(like.device)[timesteps_B].to(like.dtype)
-    return picked.view(-1, *[1] * (like.dim() - 1))
-
-
 def add_noise(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """Sample of q(z_t | z) for given noise: sqrt(abar) z + sqrt(1 - abar) noise."""
-    signal = at(schedule.alphas_cumprod.sqrt(), timesteps_B, clean)
-    sigma = at((1 - schedule.alphas_cumprod).sqrt(), timesteps_B, clean)
+    signal = schedule.at("signal", timesteps_B, clean)
+    sigma = schedule.at("noise", timesteps_B, clean)
     return signal * clean + sigma * noise
 
 
 def predict_clean(schedule: NoiseSchedule, noisy: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
     """Invert `add_noise` for a predicted noise."""
-    cumulative = schedule.alphas_cumprod
-    scaled = at((1 / cumulative).sqrt(), timesteps_B, noisy) * noisy
-    return scaled - at((1 / cumulative - 1).sqrt(), timesteps_B, noisy) * noise
+    scaled = schedule.at("clean_from_noisy", timesteps_B, noisy) * noisy
+    return scaled - schedule.at("clean_from_noise", timesteps_B, noisy) * noise
 
 
 def posterior_mean(schedule: NoiseSchedule, clean: Tensor, noisy: Tensor, timesteps_B: Tensor) -> Tensor:
     """Mean of q(z_{t-1} | z_t, z)."""
-    from_clean = at(schedule.x0_coefficient, timesteps_B, noisy) * clean
-    return from_clean + at(schedule.xt_coefficient, timesteps_B, noisy) * noisy
+    from_clean = schedule.at("mean_from_clean", timesteps_B, noisy) * clean
+    return from_clean + schedule.at("mean_from_noisy", timesteps_B, noisy) * noisy
 
 
 def learned_log_variance(schedule: NoiseSchedule, fraction: Tensor, timesteps_B: Tensor) -> Tensor:
     """Nichol & Dhariwal 2021: `fraction` in [-1, 1] interpolates between posterior and beta log variance."""
-    low = at(schedule.posterior_log_variance, timesteps_B, fraction)
-    high = at(schedule.betas.log(), timesteps_B, fraction)
+    low = schedule.at("low_log_variance", timesteps_B, fraction)
+    high = schedule.at("high_log_variance", timesteps_B, fraction)
     share = (fraction + 1) / 2
     return share * high + (1 - share) * low
 
@@ -107,16 +146,15 @@ def variational_bound(
 ) -> Tensor:
     """Bits per dimension [B] of one step: KL to the true posterior, at t = 0 the discretised likelihood."""
     true_mean = posterior_mean(schedule, clean, noisy, timesteps_B)
-    true_log_variance = at(schedule.posterior_log_variance, timesteps_B, noisy)
+    true_log_variance = schedule.at("low_log_variance", timesteps_B, noisy)
     mean = posterior_mean(
         schedule, predict_clean(schedule, noisy, predicted, timesteps_B), noisy, timesteps_B
     )
     log_variance = learned_log_variance(schedule, fraction, timesteps_B)
     divergence = _gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     likelihood = -_discretised_log_likelihood(clean, mean, 0.5 * log_variance)
-    bits = torch.where(
-        at(torch.arange(len(schedule.betas)) == 0, timesteps_B, mean).bool(), likelihood, divergence
-    )
+    is_first = schedule.at("is_first", timesteps_B, mean).bool()
+    bits = torch.where(is_first, likelihood, divergence)
     return bits.flatten(1).mean(1) / math.log(2)
 
 

@@ -111,18 +111,20 @@ class _Training:
             learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps),
         )
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._accumulate(network, step)
-        if not math.isfinite(loss):
-            raise Diverged(f"finetuning gave a loss of {loss} at step {step}")
+        mean = self._accumulate(network, step)
         nn.utils.clip_grad_norm_(self.transformer.parameters(), plan.clip_norm)
         self.optimiser.step()
         self._average(step + 1)
+        # Read once all is on its way: a device is waited for once a step, and nothing that diverged is kept.
+        loss = float(mean.item())
+        if not math.isfinite(loss):
+            raise Diverged(f"finetuning gave a loss of {loss} at step {step}")
         return loss
 
-    def _accumulate(self, network: nn.Module, step: int) -> float:
+    def _accumulate(self, network: nn.Module, step: int) -> Tensor:
         """Gradients of the mean loss over this process's rows, part by part; returns that mean."""
         batch = self._batch(step)
-        rows, total = len(batch.labels), 0.0
+        rows, total = len(batch.labels), torch.zeros((), dtype=torch.float64, device=self.device)
         size = math.ceil(rows / self.micro_batches)
         for first in range(0, rows, size):
             part = batch.rows(slice(first, first + size))
@@ -131,7 +133,7 @@ class _Training:
             with _unsynchronised(network) if first + size < rows else nullcontext():
                 loss = self._loss(network, part.to(self.device)) * weight
                 loss.backward()
-            total += loss.item()
+            total += loss.detach()
         return total
 
     def _loss(self, network: nn.Module, batch: Batch) -> Tensor:

@@ -1,7 +1,8 @@
 """Depth to width: two blocks in a row become two side by side, their outputs merged (paper section 6)."""
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +101,7 @@ class PairRegion:
     def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
         """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
         first, second = (transformer.get_submodule(f"transformer_blocks.{b}") for b in self.pair.blocks)
-        watch = _PairWatch(unhooked(second), visitor)
+        watch = _PairWatch(second, visitor)
         return [
             first.register_forward_pre_hook(watch.enter, with_kwargs=True),
             second.register_forward_hook(watch.leave, with_kwargs=True),
@@ -120,16 +121,20 @@ class _PairWatch:
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """`args[0]` is the first block's output: one side. The other takes one more forward of the second."""
-        beside_BTD = self.second(self.entered, *args[1:], **kwargs)
+        with unhooked(self.second):
+            beside_BTD = self.second(self.entered, *args[1:], **kwargs)
         self.entered = None
         self.visitor(torch.cat([args[0], beside_BTD], dim=-1), output)
 
 
-def unhooked(module: nn.Module) -> nn.Module:
-    """A twin that shares all weights and calls no one's hooks."""
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    twin = copy.deepcopy(module, shared)
-    for part in twin.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
-    return twin
+@contextmanager
+def unhooked(module: nn.Module) -> Iterator[None]:
+    """Within, the module and its parts call no forward hooks; afterwards they have the very same ones."""
+    parts = [(part, part._forward_hooks, part._forward_pre_hooks) for part in module.modules()]
+    for part, _, _ in parts:
+        part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for part, hooks, pre_hooks in parts:
+            part._forward_hooks, part._forward_pre_hooks = hooks, pre_hooks

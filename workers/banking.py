@@ -40,12 +40,23 @@ class Deposit:
     """Label of the scion -> reason."""
 
 
-def deposit(context: Context, scions: Sequence[ScionSpec], stage_key: str) -> Deposit:
-    """Bring all of them into the bank, each rank its share of what is missing; all of one stream."""
+def deposit(
+    context: Context,
+    scions: Sequence[ScionSpec],
+    stage_key: str,
+    read: dict[str, bytes] | None = None,
+) -> Deposit:
+    """Bring all of them into the bank, each rank its share of what is missing; all of one stream.
+
+    The verified weights of those that are there already are put into `read`, for whoever builds with them.
+    """
     bank = Bank(context.storage)
     wanted = {scion.key: scion for scion in scions}
-    notes = [f"{scion.label}: {wrong}; made anew" for scion, wrong in _damaged(bank, wanted)]
-    missing = [scion for key, scion in wanted.items() if not bank.sound(key) and not bank.divergence(key)]
+    there = [key for key in wanted if bank.has(key)]
+    damaged = {key: wrong for key in there if (wrong := bank.take_in(key, read)) is not None}
+    notes = [f"{wanted[key].label}: {wrong}; made anew" for key, wrong in damaged.items()]
+    lacking = [key for key in wanted if key in damaged or key not in there]
+    missing = [wanted[key] for key in lacking if not bank.divergence(key)]
     # Everybody looks before anybody publishes: else shares would be cut from different lists.
     context.group.barrier()
     if missing:
@@ -58,11 +69,6 @@ def deposit(context: Context, scions: Sequence[ScionSpec], stage_key: str) -> De
     failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
     diverged = {label: reason or "it vanished" for label, reason in failed.items()}
     return Deposit(len(missing), made, tuple(notes), diverged)
-
-
-def _damaged(bank: Bank, wanted: Mapping[str, ScionSpec]) -> list[tuple[ScionSpec, str]]:
-    found = [(scion, bank.verify(key)) for key, scion in wanted.items() if bank.has(key)]
-    return [(scion, wrong) for scion, wrong in found if wrong is not None]
 
 
 def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_key: str) -> None:
@@ -193,9 +199,12 @@ def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Late
     ]
 
 
-def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec) -> nn.Module:
-    """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact."""
+def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec, payload: bytes | None = None) -> nn.Module:
+    """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact.
+
+    `payload` are the weights, where somebody has read and verified them already.
+    """
     part, dims = scion.part, backbone.card.dims
     module = mean_merge(dims.width) if isinstance(part, ParallelPair) else build(part.operator, dims)
-    module.load_state_dict(load(bank.read(scion.key)))
+    module.load_state_dict(load(bank.read(scion.key) if payload is None else payload))
     return module.to(backbone.device).eval()

@@ -91,6 +91,8 @@ class StageReport(Frozen):
     """Key -> use, of what this run has added to what others can use."""
     made_by: dict[str, str] = {}
     """Artifact -> run that made it, of what was found and reused."""
+    found: dict[str, Spend] = {}
+    """Key -> its full price, of scions that were found and reused."""
     notes: tuple[str, ...] = ()
     """What people should know, such as damage that was found and repaired."""
 

@@ -41,7 +41,7 @@ def _graft_costs(spec: ExperimentSpec) -> StepCosts:
     return {
         "distill": StepCost(distill * distill_flops_per_image(spec, card), distill),
         "finetune": StepCost(finetune * finetune_flops_per_image(spec, card), finetune),
-        "evaluate": StepCost(image_flops(spec, card, forward)),
+        "evaluate": StepCost(image_flops(spec.evaluate, card, forward)),
     }
 
 
@@ -63,7 +63,7 @@ def _screening_costs(spec: ScreeningSpec) -> StepCosts:
     counts, total, standing = 0, 0.0, len(spec.designs)
     for rung in spec.rungs:
         teacher = card.forward_flops()
-        total += standing * rung_cost(rung, teacher, image_flops(spec.graft(spec.designs[0]), card, teacher))
+        total += standing * rung_cost(rung, teacher, image_flops(spec.evaluate, card, teacher))
         counts += standing
         standing = spec.survivors_of(standing)
     return {"screen": StepCost(total / counts)}

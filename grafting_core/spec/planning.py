@@ -15,7 +15,7 @@ from grafting_core.spec.experiment import (
     protocol_digest,
     scion_keys,
 )
-from grafting_core.spec.plans import warmup_notes
+from grafting_core.spec.plans import EvaluationProtocol, warmup_notes
 from grafting_core.spec.sampling_steps import forwards_per_image
 
 
@@ -97,8 +97,8 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
         teacher_params=card.num_params,
         flops_per_forward=forward,
         teacher_flops_per_forward=card.forward_flops(),
-        flops_per_image=image_flops(spec, card, forward),
-        teacher_flops_per_image=image_flops(spec, card, card.forward_flops()),
+        flops_per_image=image_flops(spec.evaluate, card, forward),
+        teacher_flops_per_image=image_flops(spec.evaluate, card, card.forward_flops()),
         changes=slot_changes(spec.design, card),
     )
 
@@ -109,9 +109,9 @@ def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
     return operators + sum(pair.num_params(card.dims) for pair in design.pairs)
 
 
-def image_flops(spec: ExperimentSpec, card: BackboneCard, forward: int) -> int:
-    """FLOPs of sampling and decoding one image under the experiment's protocol."""
-    return forwards_per_image(spec.evaluate) * forward + card.decoder_flops
+def image_flops(protocol: EvaluationProtocol, card: BackboneCard, forward: int) -> int:
+    """FLOPs of sampling and decoding one image under a protocol."""
+    return forwards_per_image(protocol) * forward + card.decoder_flops
 
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:

@@ -64,4 +64,4 @@ def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
 def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:
     with lab.database.reading() as session:
         past = lab.memory.past(session, planned.experiment.backbone.name)
-    return predicted(past, outstanding(planned, lab.storage))
+    return predicted(past, outstanding(planned, lab.storage), planned.experiment.resources.devices)

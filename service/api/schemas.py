@@ -138,8 +138,20 @@ class SubmitAnswer(View):
     """What is allowed, but seldom meant."""
 
 
+class FirstMade(View):
+    """Who made a design first; `another's` where the reader does not see that run."""
+
+    run_id: str
+    owner: str
+    at: datetime | None = None
+    visible: bool = True
+    """Whether the reader sees that run."""
+
+
 class LeaderboardRow(View):
-    """One finished run; changes are relative to the teacher under the same protocol (0.1 is +10 %)."""
+    """One finished run; changes are relative to the teacher (0.1 is +10 %), of quality to its figure under
+    the same protocol.
+    """
 
     rank: int
     rank_from: int
@@ -157,8 +169,18 @@ class LeaderboardRow(View):
     params_change: float | None
     flops_per_image: int
     flops_change: float | None
+    made: Spend | None = None
+    """What it cost to make the design, what was found made at its full price; None where that is not known.
+
+    It is the first run's: asking for a finished design again does not change it.
+    """
     spend: Spend
-    share_of_pretraining: float
+    """What this run paid."""
+    saved: Spend | None = None
+    """What was not paid because it was there already: `made` less `spend`."""
+    first: FirstMade | None = None
+    share_of_pretraining: float | None
+    """Of `made`."""
 
     @property
     def tied(self) -> bool:

@@ -69,6 +69,10 @@ class StudyRun(View):
     flops: float | None = None
     """Of one forward, or for fewer steps the same share of it."""
     params: float | None = None
+    sampling_steps: int | None = None
+    seconds_per_image: float | None = None
+    """Sampled and decoded, by the clock of `hardware`."""
+    hardware: str | None = None
     device_seconds: float
 
 

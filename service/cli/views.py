@@ -187,10 +187,12 @@ def show_leaderboard(board: Leaderboard) -> None:
             "change ",
             "FLOPs/image",
             "change  ",
-            "device-s",
+            "made for, device-s",
             "of pretraining",
+            "paid",
+            "saved",
         )
-        rows = table("#", "design", *columns, right=columns)
+        rows = table("#", "design", *columns, "first by", right=columns)
         for row in group.rows:
             rows.add_row(
                 row.ranks,
@@ -201,8 +203,11 @@ def show_leaderboard(board: Leaderboard) -> None:
                 percent(row.params_change),
                 engineering(row.flops_per_image),
                 percent(row.flops_change),
+                f"{row.made.device_seconds:.0f}" if row.made else "-",
+                "-" if row.share_of_pretraining is None else f"{row.share_of_pretraining:.2%}",
                 f"{row.spend.device_seconds:.0f}",
-                f"{row.share_of_pretraining:.2%}",
+                f"{row.saved.device_seconds:.0f}" if row.saved else "-",
+                escape(row.first.owner) if row.first else "-",
             )
         out.print(rows)
         if any(row.tied for row in group.rows):

@@ -16,6 +16,7 @@ from optuna.visualization import matplotlib as still
 
 from grafting_core.spec.space import KEEP, MERGED
 from service.api.study_schemas import StudyDetail, StudyTrial
+from service.search.finals import costs_shown, finals, front_figure, front_picture
 from service.search.optuna_book import quiet
 from service.search.publishing_paths import FIGURES
 
@@ -27,7 +28,7 @@ def in_memory(detail: StudyDetail) -> optuna.Study:
     """The study as our tables have it, for plotting: first rung against cost."""
     quiet()
     metric, parameters = detail.spec.rungs[0].metric, detail.spec.space.parameters
-    cost = cost_shown(detail)
+    cost = costs_shown(detail)[0]
     study = optuna.create_study(directions=["minimize", "minimize"])
     study.set_metric_names([metric, cost])
     for trial in detail.trial_rows:
@@ -44,9 +45,8 @@ def in_memory(detail: StudyDetail) -> optuna.Study:
     return study
 
 
-def cost_shown(detail: StudyDetail) -> str:
-    """What quality is plotted against: the first further objective, or FLOPs."""
-    return detail.spec.costs[0] if detail.spec.costs else "flops"
+def _screened(detail: StudyDetail) -> list[str]:
+    return [f"{detail.spec.rungs[0].metric} in screening", costs_shown(detail)[0]]
 
 
 def interactive(detail: StudyDetail) -> dict[str, Any]:
@@ -56,7 +56,8 @@ def interactive(detail: StudyDetail) -> dict[str, Any]:
         "history": lambda: visualization.plot_optimization_history(
             study, target=_quality, target_name=metric
         ),
-        "pareto": lambda: visualization.plot_pareto_front(study, target_names=[metric, cost_shown(detail)]),
+        "pareto": lambda: front_figure(detail),
+        "screening": lambda: visualization.plot_pareto_front(study, target_names=_screened(detail)),
         "parallel": lambda: visualization.plot_parallel_coordinate(
             study, target=_quality, target_name=metric
         ),
@@ -73,7 +74,8 @@ def pictures(detail: StudyDetail) -> dict[str, bytes]:
     study, metric = in_memory(detail), detail.spec.rungs[0].metric
     plots: Mapping[str, Callable[[], Any]] = {
         "history": lambda: still.plot_optimization_history(study, target=_quality, target_name=metric),
-        "pareto": lambda: still.plot_pareto_front(study, target_names=[metric, cost_shown(detail)]),
+        "pareto": lambda: front_picture(detail),
+        "screening": lambda: still.plot_pareto_front(study, target_names=_screened(detail)),
         "parallel": lambda: still.plot_parallel_coordinate(study, target=_quality, target_name=metric),
         "importances": lambda: still.plot_param_importances(study, target=_quality, target_name=metric),
         "map": lambda: _map_picture(detail),
@@ -116,12 +118,28 @@ def best_trials(detail: StudyDetail) -> list[StudyTrial]:
     return [*done, *rest]
 
 
+def best_designs(detail: StudyDetail) -> list[tuple[str, Mapping[str, str]]]:
+    """Name and what stands where: finished runs by final quality, baselines that change nothing among them,
+    then trials by the first rung.
+    """
+    trials = {trial.number: trial for trial in detail.trial_rows}
+    untouched = {variable.name: KEEP for variable in detail.spec.space.variables}
+    done = finals(detail)
+    found = [
+        (each.name, untouched if each.run.trial is None else trials[each.run.trial].assignment)
+        for each in done
+    ]
+    finished = {each.run.trial for each in done}
+    rest = [trial for trial in best_trials(detail) if trial.number not in finished]
+    return [*found, *((f"trial {trial.number}", trial.assignment) for trial in rest)]
+
+
 def _map(detail: StudyDetail) -> tuple[list[str], list[str], list[list[str]]]:
     """(columns, rows, labels): what stands where in the best designs."""
     names = [variable.name for variable in detail.spec.space.variables]
-    shown = best_trials(detail)[:BEST_SHOWN]
-    cells = [[trial.assignment.get(name, MERGED) for name in names] for trial in shown]
-    return names, [f"trial {trial.number}" for trial in shown], cells
+    shown = best_designs(detail)[:BEST_SHOWN]
+    cells = [[assignment.get(name, MERGED) for name in names] for _, assignment in shown]
+    return names, [name for name, _ in shown], cells
 
 
 def _codes(cells: list[list[str]]) -> tuple[list[str], list[list[int]]]:

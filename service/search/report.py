@@ -5,19 +5,24 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from grafting_core.spec.backbone import backbone_cards
 from grafting_core.spec.halving import fronts
 from service.api.study_schemas import StudyDetail, StudyRun
-from service.search.figures import best_trials, interactive, pictures
+from service.search.figures import best_designs, interactive, pictures
+from service.search.finals import finals, name_of, step_rows
 from service.search.publishing_paths import FIGURES
 
 TITLES = {
-    "history": "History",
     "pareto": "Quality against cost: the Pareto front",
-    "parallel": "Parallel coordinates",
-    "importances": "Which layers matter",
+    "screening": "Screening: the first rung against cost, before any finetuning",
+    "history": "History of screening",
+    "parallel": "Parallel coordinates of screening",
+    "importances": "Which layers matter in screening",
     "map": "Operators by layer in the best designs",
 }
 BEST_LISTED = 20
+FEW_TOKENS = 600
+"""Below it attention is too small a part of a block for its replacement to pay."""
 STYLE = (
     "body{font:15px system-ui;max-width:72rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
 td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}"
@@ -38,9 +43,30 @@ def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
     return [
         ("The study", _facts(detail)),
         ("Best promoted design against the baselines, at the same limits", _baselines(detail)),
-        ("Finished designs", _finished(detail)),
+        ("Finished designs and baselines", _finished(detail)),
+        ("Fewer operations or fewer steps", step_rows(detail)),
         ("Designs", _designs(detail)),
     ]
+
+
+def remarks(detail: StudyDetail) -> list[str]:
+    """What readers should know before they believe the figures."""
+    told = [
+        "Screening judges designs before finetuning: a baseline is in its plots only where a trial has the "
+        "same design. Final quality decides, and every finished run is in that plot.",
+        f"Of quality over sampling steps this study has {len(step_rows(detail)) - 1} points, those in the "
+        "table: at most the backbone's at the protocol's steps and at as many as the limit on FLOPs pays "
+        "for, and the best promoted design's at the protocol's. That design at fewer steps was not measured. "
+        "Times of different hardware cannot be compared.",
+    ]
+    card = backbone_cards().get(detail.backbone)
+    if card is not None and card.dims.num_tokens < FEW_TOKENS:
+        told.append(
+            f"With {card.dims.num_tokens} tokens attention is a small part of a block: replacing it saves "
+            "little, and fewer sampling steps save more. Which layers and which loss are best here need not "
+            f"be best on backbones of {FEW_TOKENS} tokens and more."
+        )
+    return told
 
 
 def verdict(detail: StudyDetail) -> str:
@@ -119,42 +145,37 @@ def _costs(detail: StudyDetail, run: StudyRun) -> list[str]:
 
 
 def _finished(detail: StudyDetail) -> list[list[str]]:
-    head = [
-        "trial",
-        "as",
-        "source",
-        detail.spec.rungs[0].metric,
-        "predicted",
-        detail.quality,
-        "FLOPs",
-        "params",
-    ]
+    screened = detail.spec.rungs[0].metric
+    head = ["design", "as", "source", f"{screened} in screening", "predicted", detail.quality]
     trials = {trial.number: trial for trial in detail.trial_rows}
+    front = {each.run.run_id for each in finals(detail) if each.on_front}
     rows = []
-    for run in sorted(detail.runs, key=lambda run: run.quality if run.quality is not None else float("inf")):
-        if run.trial is None:
-            continue
-        trial = trials[run.trial]
-        first = trial.screened.get(detail.spec.rungs[0].metric)
+    shown = [run for run in detail.runs if run.trial is not None or run.role == "baseline"]
+    for run in sorted(shown, key=lambda run: run.quality if run.quality is not None else float("inf")):
+        trial = None if run.trial is None else trials[run.trial]
+        first = trial.screened.get(screened) if trial else None
+        predicted = trial.predicted if trial else None
         rows.append(
             [
-                str(trial.number),
+                name_of(run),
                 run.role,
-                trial.source,
+                trial.source if trial else "-",
                 "-" if first is None else f"{first:.4g}",
-                "-" if trial.predicted is None else f"{trial.predicted:.4g}",
+                "-" if predicted is None else f"{predicted:.4g}",
                 _number(run.quality, run.state),
                 *_costs(detail, run),
+                "-" if run.seconds_per_image is None else f"{run.seconds_per_image:.4g}",
+                "yes" if run.run_id in front else "",
             ]
         )
-    return [head, *rows]
+    return [[*head, "FLOPs", "params", "seconds an image", "on the front"], *rows]
 
 
 def _designs(detail: StudyDetail) -> list[list[str]]:
     names = [variable.name for variable in detail.spec.space.variables if len(variable.items) > 1]
-    shown = best_trials(detail)[:BEST_LISTED]
-    rows = [[str(trial.number), *(trial.assignment.get(n, "merged") for n in names)] for trial in shown]
-    return [["trial", *names], *rows]
+    shown = best_designs(detail)[:BEST_LISTED]
+    rows = [[name, *(assignment.get(n, "merged") for n in names)] for name, assignment in shown]
+    return [["design", *names], *rows]
 
 
 def markdown(detail: StudyDetail, plots: list[str]) -> str:
@@ -162,6 +183,7 @@ def markdown(detail: StudyDetail, plots: list[str]) -> str:
     parts = [f"# {detail.name}", verdict(detail)]
     for heading, table in sections(detail):
         parts += [f"## {heading}", _markdown_table(table)]
+    parts += ["## What the figures say, and what not", *remarks(detail)]
     parts += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)" for name in FIGURES if name in plots]
     return "\n\n".join(parts) + "\n"
 
@@ -177,6 +199,8 @@ def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
     parts = [f"<h1>{escape(detail.name)}</h1><p>{escape(verdict(detail))}</p>"]
     for heading, table in sections(detail):
         parts.append(f"<h2>{escape(heading)}</h2>{_html_table(table)}")
+    parts.append("<h2>What the figures say, and what not</h2>")
+    parts += [f"<p>{escape(remark)}</p>" for remark in remarks(detail)]
     for name, figure in figures.items():
         parts.append(f"<h2>{TITLES[name]}</h2>{figure.to_html(full_html=False, include_plotlyjs=False)}")
     head = f"<meta charset='utf-8'><title>{escape(detail.name)}</title><style>{STYLE}</style>"

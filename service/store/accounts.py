@@ -107,7 +107,7 @@ def settle(session: Session, run: RunRow, attempt: AttemptRow, reason: str | Non
     if attempt.ended_at is not None:
         return
     attempt.ended_at, attempt.reason = now(), reason
-    used = usage(run.experiment.backbone, spend_of_attempt(attempt))
+    used = usage(run.experiment.backbone, attempt.spend)
     open_accounts(session, keys_of(run.owner, run.study))
     for scope, name in sorted(keys_of(run.owner, run.study)):
         _charge(session.get_one(AccountRow, (scope, name), with_for_update=True), used)
@@ -128,12 +128,6 @@ def recent_seconds(account: AccountRow | None) -> float:
         return 0.0
     age = max(0.0, time.time() - account.recent_at)
     return float(account.recent_seconds * 0.5 ** (age / HALF_LIFE_SECONDS))
-
-
-def spend_of_attempt(attempt: AttemptRow) -> Spend:
-    return Spend(
-        device_seconds=attempt.device_seconds, flops=attempt.flops, training_images=attempt.training_images
-    )
 
 
 def budget_of(run: RunRow) -> Budget:
@@ -173,7 +167,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveUse:
         training_images=run.reserved_images,
     )
     backbone = run.experiment.backbone
-    spent = usage(backbone, spend_of_attempt(attempt))
+    spent = usage(backbone, attempt.spend)
     return LiveUse(run.id, keys_of(run.owner, run.study), spent, usage(backbone, reserved))
 
 

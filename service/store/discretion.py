@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.api.bank_schemas import ScionView
-from service.api.schemas import QueueView, RunEvent
+from service.api.schemas import FirstMade, QueueView, RunEvent
 from service.store.bank import WAITS
 from service.store.models import RunRow
 from workers.contract import StageDone, StageReport
@@ -66,6 +66,13 @@ def scions_to(session: Session, owner: str | None, views: list[ScionView]) -> li
         )
         for view in views
     ]
+
+
+def first_to(owner: str | None, first: FirstMade) -> FirstMade:
+    """Who made a design first, for someone who sees this owner's runs only, or all (None)."""
+    if owner is None or first.owner == owner:
+        return first
+    return first.model_copy(update={"run_id": ANOTHERS, "owner": ANOTHERS, "visible": False})
 
 
 def queue_to(session: Session, owner: str | None, view: QueueView) -> QueueView:

@@ -1,8 +1,8 @@
 """How long will it take? Device-seconds of new work, predicted from what this lab's own runs took.
 
-A stage's seconds are its FLOPs times the lab's median seconds a FLOP for that stage; starting an attempt
-costs what it has cost in the middle. The interval comes from the same runs: how far each was from what this
-rule says of it.
+A stage's device-seconds are its FLOPs times the lab's median of them a FLOP for that stage; starting an
+attempt takes each of its devices the time that it has taken in the middle. The interval comes from the same
+runs: how far each was from what this rule says of it.
 """
 
 import logging
@@ -37,6 +37,7 @@ class Past:
     flops: Mapping[str, float]
     seconds: Mapping[str, float]
     starting: float
+    devices: int = 1
 
     @property
     def total(self) -> float:
@@ -45,30 +46,32 @@ class Past:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a FLOP by stage, over all stages, and seconds to start."""
+    """Device-seconds a FLOP by stage, over all stages, and seconds to start."""
 
     by_stage: Mapping[str, float]
     overall: float
     starting: float
 
-    def predict(self, flops: Mapping[str, float]) -> float:
-        return self.starting + sum(
+    def predict(self, flops: Mapping[str, float], devices: int) -> float:
+        return self.starting * devices + sum(
             amount * self.by_stage.get(stage, self.overall) for stage, amount in flops.items()
         )
 
 
-def forecast(session: Session, backbone: str, flops: Mapping[str, float]) -> Forecast | None:
+def forecast(
+    session: Session, backbone: str, flops: Mapping[str, float], devices: int = 1
+) -> Forecast | None:
     """Device-seconds of work of so many FLOPs a stage, or None where the lab has finished nothing like it."""
-    return predicted(history(session, backbone), flops)
+    return predicted(history(session, backbone), flops, devices)
 
 
-def predicted(past: Sequence[Past], flops: Mapping[str, float]) -> Forecast | None:
-    """The forecast that follows from what the lab has done."""
+def predicted(past: Sequence[Past], flops: Mapping[str, float], devices: int) -> Forecast | None:
+    """The forecast for so many devices that follows from what the lab has done."""
     if not past:
         return None
     rates = _rates(past)
-    expected = rates.predict(flops)
-    low, high = _spread([run.total / rates.predict(run.flops) for run in past])
+    expected = rates.predict(flops, devices)
+    low, high = _spread([run.total / rates.predict(run.flops, run.devices) for run in past])
     return Forecast(device_seconds=expected, low=low * expected, high=high * expected, runs=len(past))
 
 
@@ -90,7 +93,7 @@ class Foresight:
         if backbone not in self._past:
             self._past[backbone] = history(self._session, backbone)
         flops = {stage: float(spend["flops"]) for stage, spend in run.planned.items()}
-        made = predicted(self._past[backbone], flops)
+        made = predicted(self._past[backbone], flops, run.devices)
         return made.model_dump() if made else None
 
 
@@ -110,25 +113,26 @@ def _missing(keys: Sequence[str], folder: str, storage: Storage) -> float:
 def history(session: Session, backbone: str) -> list[Past]:
     """The lab's latest finished grafts of a backbone."""
     runs = (
-        select(RunRow.id)
+        select(RunRow.id, RunRow.workers, RunRow.gpus)
         .join(RunRow.experiment)
         .where(RunRow.state == "SUCCEEDED", ExperimentRow.kind == "graft", ExperimentRow.backbone == backbone)
         .order_by(RunRow.id.desc())
         .limit(RUNS_READ)
     )
-    ids = list(session.scalars(runs))
+    devices = {row.id: max(row.workers, row.gpus) for row in session.execute(runs)}
+    ids = list(devices)
     used = _attempt_seconds(session, ids)
     done: dict[str, list[StageRow]] = {run_id: [] for run_id in ids}
     for row in session.scalars(select(StageRow).where(StageRow.run_id.in_(ids))):
         done[row.run_id].append(row)
-    past = [_read_past(done[run_id], used.get(run_id, 0.0)) for run_id in ids]
+    past = [_read_past(done[run_id], used.get(run_id, 0.0), devices[run_id]) for run_id in ids]
     return [run for run in past if run is not None and run.flops]
 
 
-def _read_past(stages: Sequence[StageRow], used: float) -> Past | None:
+def _read_past(stages: Sequence[StageRow], used: float, devices: int) -> Past | None:
     """None for a run whose reports cannot be read: it is named once, and the others tell enough."""
     try:
-        return _past(stages, used)
+        return _past(stages, used, devices)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         say(
             ("reports", stages[0].run_id),
@@ -144,13 +148,13 @@ def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:
     return {row.run_id: row.device_seconds for row in rows if row.run_id not in repeated}
 
 
-def _past(stages: Sequence[StageRow], used: float) -> Past:
+def _past(stages: Sequence[StageRow], used: float, devices: int) -> Past:
     spends = {
         row.stage: row.report["spend"] for row in stages if row.report["stop_cause"] == "completed" and used
     }
     flops = {stage: float(spend["flops"]) for stage, spend in spends.items() if spend["flops"]}
     seconds = {stage: float(spends[stage]["device_seconds"]) for stage in flops}
-    return Past(flops, seconds, max(0.0, used - sum(seconds.values())))
+    return Past(flops, seconds, max(0.0, used - sum(seconds.values())), devices)
 
 
 def _rates(past: Sequence[Past]) -> Rates:
@@ -160,7 +164,7 @@ def _rates(past: Sequence[Past]) -> Rates:
         for stage in stages
     }
     overall = median(sum(run.seconds.values()) / sum(run.flops.values()) for run in past)
-    return Rates(by_stage, overall, median(run.starting for run in past))
+    return Rates(by_stage, overall, median(run.starting / run.devices for run in past))
 
 
 def _spread(ratios: Sequence[float]) -> tuple[float, float]:

@@ -1,18 +1,23 @@
 """Finished runs, ranked among those measured in the very same way."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.backbone import backbone_cards
+from grafting_core.spec.backbone import BackboneCard, backbone_cards
 from grafting_core.spec.budget import Spend
 from grafting_core.spec.experiment import own_fingerprint
+from grafting_core.spec.planning import image_flops
 from grafting_core.spec.plans import EvaluationProtocol
-from service.api.schemas import Leaderboard, LeaderboardGroup, LeaderboardRow
+from service.api.schemas import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
 from service.store.cut_short import cut_short
+from service.store.design_cost import without
+from service.store.discretion import first_to
 from service.store.models import ExperimentRow, RunRow, StandingRow
 from service.store.queries import parsed, spends_of
+from service.store.standings import cost_known
 from service.store.ties import with_ties
 
 PAGE = 100
@@ -44,7 +49,7 @@ def leaderboard(
     shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
     return Leaderboard(
         groups=[
-            _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit)
+            _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit, owner)
             for digest, count in shown
         ],
         other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
@@ -63,19 +68,28 @@ def _counts(session: Session, ranked: Sequence[ColumnElement[bool]]) -> list[tup
 
 
 def _group(
-    session: Session, ranked: Sequence[ColumnElement[bool]], total: int, after: str | None, limit: int
+    session: Session,
+    ranked: Sequence[ColumnElement[bool]],
+    total: int,
+    after: str | None,
+    limit: int,
+    owner: str | None,
 ) -> LeaderboardGroup:
     query = select(StandingRow).where(*ranked).order_by(StandingRow.value, StandingRow.run_id)
     start = 0 if after is None else _place(session, ranked, after)
     if after is not None:
         query = query.where(_behind(session.get_one(StandingRow, after)))
     rows = session.scalars(query.limit(limit + 1)).all()
-    shown, teacher = rows[:limit], _teacher(session, ranked)
+    shown = rows[:limit]
     # Not kept beside the value: what a run pays changes when another shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
     first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
     subject, protocol = judged_by(session, first.run_id)
     fingerprint = own_fingerprint(subject, protocol)
+    card = backbone_cards().get(first.backbone)
+    teacher = Teacher.of(
+        _teacher(session, ranked), card if card and card.digest == subject else None, protocol
+    )
     return LeaderboardGroup(
         backbone=first.backbone,
         protocol_digest=first.protocol_digest,
@@ -87,7 +101,7 @@ def _group(
         rows=with_ties(
             session,
             [
-                _row(start + index, row, spends.get(row.run_id, Spend()), teacher)
+                _row(start + index, row, spends.get(row.run_id, Spend()), teacher, owner)
                 for index, row in enumerate(shown, 1)
             ],
         ),
@@ -123,8 +137,28 @@ def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> Standin
     return session.scalars(query.order_by(StandingRow.value).limit(1)).first()
 
 
-def _row(rank: int, row: StandingRow, spend: Spend, teacher: StandingRow | None) -> LeaderboardRow:
-    card = backbone_cards().get(row.backbone)
+@dataclass(frozen=True)
+class Teacher:
+    """What rows are compared with: quality must have been measured, size and FLOPs are arithmetic."""
+
+    value: float | None
+    num_params: int | None
+    flops_per_image: int | None
+
+    @classmethod
+    def of(
+        cls, row: StandingRow | None, card: BackboneCard | None, protocol: EvaluationProtocol
+    ) -> "Teacher":
+        """The measured teacher, else what its card says; None for each that neither tells."""
+        if row is not None:
+            return cls(row.value, row.num_params, row.flops_per_image)
+        if card is None:
+            return cls(None, None, None)
+        return cls(None, card.num_params, image_flops(protocol, card, card.forward_flops()))
+
+
+def _row(rank: int, row: StandingRow, paid: Spend, teacher: Teacher, owner: str | None) -> LeaderboardRow:
+    card, made = backbone_cards().get(row.backbone), cost_known(row)
     return LeaderboardRow(
         rank=rank,
         rank_from=rank,
@@ -134,14 +168,23 @@ def _row(rank: int, row: StandingRow, spend: Spend, teacher: StandingRow | None)
         is_teacher=row.is_teacher,
         metric=row.metric,
         value=row.value,
-        value_change=_change(row.value, teacher.value if teacher else None),
+        value_change=_change(row.value, teacher.value),
         num_params=row.num_params,
-        params_change=_change(row.num_params, teacher.num_params if teacher else None),
+        params_change=_change(row.num_params, teacher.num_params),
         flops_per_image=row.flops_per_image,
-        flops_change=_change(row.flops_per_image, teacher.flops_per_image if teacher else None),
-        spend=spend,
-        share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
+        flops_change=_change(row.flops_per_image, teacher.flops_per_image),
+        made=made,
+        spend=paid,
+        saved=without(made, paid) if made else None,
+        first=_first(row, owner),
+        share_of_pretraining=made.flops / card.pretraining.flops if made and card else None,
     )
+
+
+def _first(row: StandingRow, owner: str | None) -> FirstMade | None:
+    if row.first_run_id is None or row.first_owner is None:
+        return None
+    return first_to(owner, FirstMade(run_id=row.first_run_id, owner=row.first_owner, at=row.first_at))
 
 
 def _change(value: float, teachers: float | None) -> float | None:

@@ -18,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from grafting_core.spec.budget import Spend
+
 
 class UtcTime(TypeDecorator[datetime]):
     """Aware UTC in Python on both databases; SQLite itself keeps no zone."""
@@ -134,6 +136,11 @@ class RunRow(Base):
     """What MLflow could not be told of this run."""
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 
+    @property
+    def devices(self) -> int:
+        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        return max(self.workers, self.gpus)
+
 
 OPEN = text("ended_at IS NULL")
 
@@ -161,6 +168,12 @@ class AttemptRow(Base):
     """The Ray job that carries it out: its own, or one that an earlier attempt left waiting."""
     turn: Mapped[int] = mapped_column(server_default="1", default=1)
     """Which ticket of that job it is."""
+
+    @property
+    def spend(self) -> Spend:
+        return Spend(
+            device_seconds=self.device_seconds, flops=self.flops, training_images=self.training_images
+        )
 
 
 class StageRow(Base):
@@ -287,3 +300,11 @@ class StandingRow(Base):
     value: Mapped[float]
     num_params: Mapped[int] = mapped_column(BigInteger)
     flops_per_image: Mapped[int] = mapped_column(BigInteger)
+    first_run_id: Mapped[str | None] = mapped_column(String(32))
+    """The first run that succeeded with this design, its owner, and when."""
+    first_owner: Mapped[str | None] = mapped_column(String(64))
+    first_at: Mapped[datetime | None]
+    made_device_seconds: Mapped[float | None]
+    """What that run used, and the full price of what it found made. None: not known."""
+    made_flops: Mapped[float | None]
+    made_training_images: Mapped[int | None] = mapped_column(BigInteger)

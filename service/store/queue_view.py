@@ -160,4 +160,4 @@ def _live(session: Session) -> list[Waiting]:
 def _left(run: Waiting, spent: Spend) -> float | None:
     if run.seconds is None:
         return None
-    return max(0.0, run.seconds - spent.device_seconds / run.workers)
+    return max(0.0, run.seconds - spent.device_seconds / run.devices)

@@ -86,7 +86,12 @@ class Waiting:
     def seconds(self) -> float | None:
         """Wall-clock that it is expected to take, or None where nobody knows."""
         seconds = self.forecast.get("device_seconds") if isinstance(self.forecast, dict) else None
-        return seconds / self.workers if isinstance(seconds, int | float) else None
+        return seconds / self.devices if isinstance(seconds, int | float) else None
+
+    @property
+    def devices(self) -> int:
+        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        return max(self.workers, self.gpus)
 
     @property
     def keys(self) -> tuple[Key, ...]:

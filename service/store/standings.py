@@ -2,9 +2,11 @@
 
 import json
 
-from sqlalchemy import update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from grafting_core.spec.budget import Spend
+from service.store.design_cost import cost_of_making
 from service.store.models import RunRow, StageRow, StandingRow
 from service.store.queries import spec_of
 from workers.contract import StageReport
@@ -21,16 +23,45 @@ def stand(session: Session, run: RunRow) -> None:
     metric = spec.evaluate.fid_name
     if not {metric, "num_params", "flops_per_image"} <= metrics.keys():
         return
-    _give_up(session, experiment.digest)
+    earlier = _give_up(session, experiment.digest)
     row = session.get(StandingRow, run.id) or StandingRow(run_id=run.id)
     row.protocol_digest, row.digest = experiment.protocol_digest, experiment.digest
     row.backbone, row.owner, row.name = experiment.backbone, experiment.owner, experiment.name
     row.metric, row.value = metric, metrics[metric]
     row.num_params, row.flops_per_image = int(metrics["num_params"]), int(metrics["flops_per_image"])
     row.is_teacher, row.is_current = spec.design.is_teacher, True
+    _credit(session, row, run, earlier)
     session.add(row)
 
 
-def _give_up(session: Session, digest: str) -> None:
-    query = update(StandingRow).where(StandingRow.digest == digest, StandingRow.is_current.is_(True))
-    session.execute(query.values(is_current=False))
+def _give_up(session: Session, digest: str) -> StandingRow | None:
+    """Take the current place of an experiment from the run that has it."""
+    query = select(StandingRow).where(StandingRow.digest == digest, StandingRow.is_current.is_(True))
+    row = session.scalars(query).first()
+    if row is not None:
+        row.is_current = False
+    return row
+
+
+def _credit(session: Session, row: StandingRow, run: RunRow, earlier: StandingRow | None) -> None:
+    """Note who made the design first and what that cost: a later run does not change it."""
+    if earlier is None:
+        row.first_run_id, row.first_owner, row.first_at = run.id, run.owner, run.ended_at
+    else:
+        row.first_run_id, row.first_owner = earlier.first_run_id, earlier.first_owner
+        row.first_at = earlier.first_at
+    made = cost_known(earlier) or cost_of_making(session, run)
+    if made is not None:
+        row.made_device_seconds, row.made_flops = made.device_seconds, made.flops
+        row.made_training_images = made.training_images
+
+
+def cost_known(row: StandingRow | None) -> Spend | None:
+    """What making a design has cost, where its row says so."""
+    if row is None or row.made_device_seconds is None or row.made_flops is None:
+        return None
+    return Spend(
+        device_seconds=row.made_device_seconds,
+        flops=row.made_flops,
+        training_images=row.made_training_images or 0,
+    )

@@ -1,6 +1,7 @@
 """Everything the pages, the API and the reports read of studies."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import String, case, cast, func, select
 from sqlalchemy.orm import Session
@@ -178,7 +179,7 @@ def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[Tri
     rows = runs_of(session, study_id)
     ids = [run.id for _, run in rows]
     reports = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
-    figures = {report.run_id: report.report["metrics"] for report in reports}
+    figures = {report.run_id: report.report for report in reports}
     spends = spends_of(session, ids)
     costs = {trial.number: (trial.flops, float(trial.params)) for trial in trials}
     return [
@@ -190,11 +191,12 @@ def _run(
     spec: StudySpec,
     row: StudyRunRow,
     run: RunRow,
-    figures: Mapping[str, float],
+    figures: Mapping[str, Any],
     costs: Mapping[int, tuple[float, float]],
     spend: Spend,
 ) -> StudyRun:
-    metrics = figures if run.state == "SUCCEEDED" else {}
+    metrics = figures.get("metrics", {}) if run.state == "SUCCEEDED" else {}
+    cost = figures.get("cost") or {}
     whole = (float(spec.space.base_flops), float(spec.space.base_params))
     flops, params = costs.get(-1 if row.trial is None else row.trial, whole)
     share = _step_share(spec, run) if row.label == "fewer_steps" else 1.0
@@ -207,6 +209,9 @@ def _run(
         quality=metrics.get(spec.quality),
         flops=flops * share if row.role in ("promote", "calibrate", "baseline") else None,
         params=params if row.role in ("promote", "calibrate", "baseline") else None,
+        sampling_steps=run.experiment.spec.get("evaluate", {}).get("sampling_steps"),
+        seconds_per_image=1 / cost["images_per_second"] if cost.get("images_per_second") else None,
+        hardware=cost.get("hardware", {}).get("processor"),
         device_seconds=spend.device_seconds,
     )
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage import Storage
 from service.api.schemas import TERMINAL
-from service.store.accounts import Key, Usage, keys_of, settled, spend_of_attempt, title, usage
+from service.store.accounts import Key, Usage, keys_of, settled, title, usage
 from service.store.lifecycle import LIVE, MOVES
 from service.store.models import (
     AccountRow,
@@ -160,7 +160,7 @@ def _charged_once(session: Session) -> Wrong:
         .execution_options(yield_per=BATCH)
     )
     for attempt, owner, study, backbone in session.execute(query):
-        used = usage(backbone, spend_of_attempt(attempt))
+        used = usage(backbone, attempt.spend)
         for key in keys_of(owner, study):
             totals[key] = totals.get(key, Usage()) + used
     for account in session.scalars(select(AccountRow)):

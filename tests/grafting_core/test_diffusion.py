@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from grafting_core.diffusion import (
+    CONSTANTS,
+    NoiseSchedule,
     add_noise,
     denoising_loss,
     learned_log_variance,
     linear_schedule,
     posterior_mean,
     predict_clean,
+    schedule_from_betas,
 )
 from grafting_core.samplers import respaced
 from grafting_core.spec.sampling_steps import timesteps_of
@@ -79,3 +82,25 @@ def test_the_variance_teaches_itself_and_the_noise_ignores_the_bound() -> None:
     assert output.grad is not None
     torch.testing.assert_close(output.grad[:, :4], expected)
     assert output.grad[:, 4:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_constants_are_computed_once_for_each_device_and_dtype(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And they are those of the formulas, to the bit."""
+    asked: list[NoiseSchedule] = []
+
+    def computed(schedule: NoiseSchedule) -> torch.Tensor:
+        asked.append(schedule)
+        return signal(schedule)
+
+    signal = CONSTANTS["signal"]
+    monkeypatch.setitem(CONSTANTS, "signal", computed)  # type: ignore[arg-type]  # a dictionary after all
+    schedule, where = schedule_from_betas(torch.from_numpy(BETAS)), torch.tensor([0, 400, 999])
+    for _ in range(3):
+        found = schedule.at("signal", where, torch.zeros(3, 4, 7, 7, dtype=dtype))
+    expected = schedule.alphas_cumprod.sqrt()[where].to(dtype)
+    assert asked == [schedule]
+    assert torch.equal(found, expected.view(3, 1, 1, 1))
+    assert linear_schedule() is linear_schedule()

@@ -1,9 +1,11 @@
 """Stage 2 resumes to the bit, keeps averaged weights, and shares batches evenly."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grafting_core.backbones.loader import Backbone
 from grafting_core.data import Latents
@@ -66,3 +68,24 @@ def test_batches_depend_on_seed_and_step_alone(latents: Latents) -> None:
 def test_an_epoch_visits_every_image_once(latents: Latents) -> None:
     rows = torch.cat([latents.rows("finetune", 0, step, 40) for step in range(5)])
     assert sorted(rows.tolist()) == list(range(200))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often Python asks for a figure that is on the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_loss_is_read_once_a_step_however_many_parts_it_has(backbone: Backbone, latents: Latents) -> None:
+    def reads(micro_batches: int) -> int:
+        network = copy.deepcopy(backbone.transformer)
+        given = {"observer": Silent(), "checkpoints": NoCheckpoints(), "micro_batches": micro_batches}
+        with Reads() as counted:
+            finetune(network, PLAN.model_copy(update={"steps": 2}), latents, 10, **given)
+        return counted.count
+
+    assert reads(4) == reads(1) > 0

@@ -1,6 +1,7 @@
 """Depth to width: identities of pairs and merges (methods section 5, rows 13 to 15), and undo to the bit."""
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -208,3 +209,17 @@ def test_blocks_may_be_paired_in_the_middle_alone(backbone: Backbone) -> None:
     kinds = [isinstance(block, ParallelBlocks) for block in network.get_submodule("transformer_blocks")]
     assert kinds == [False, False, False, True, False, False, False]
     assert output(backbone, network).shape == (2, 8, 7, 7)
+
+
+def test_watching_a_pair_copies_no_block(backbone: Backbone) -> None:
+    """A block that cannot be copied can be watched, and keeps its hooks."""
+    network, seen = copy.deepcopy(backbone.transformer), []
+    second = network.get_submodule(f"transformer_blocks.{PAIR.blocks[1]}")
+    second.uncopyable = threading.Lock()
+    called_inside: list[int] = []
+    second.get_submodule("norm1").register_forward_hook(lambda *_: called_inside.append(1))
+    for _ in range(2):
+        with watched(network, {PairRegion(PAIR): lambda *both: seen.append(both)}):
+            output(backbone, network)
+    output(backbone, network)
+    assert (len(seen), len(called_inside)) == (2, 3)

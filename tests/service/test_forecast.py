@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grafting_core.spec.budget import Spend
@@ -66,6 +67,22 @@ def test_the_interval_holds_four_of_five_runs_and_few_runs_make_it_wide(database
     assert few.high / few.device_seconds == 2
     actual = [STARTING + value * RATE * sum(FLOPS.values()) for value in slowness]
     assert sum(many.low * 0.999 <= seconds <= many.high * 1.001 for seconds in actual) == 8
+
+
+def test_every_device_of_a_run_waits_while_it_starts(database: Database) -> None:
+    with database.writing() as session:
+        for _ in range(6):
+            finished(session)
+        eight = forecast(session, BACKBONE, FLOPS, devices=8)
+        for run in session.scalars(select(RunRow)):
+            run.gpus = 4
+        session.flush()
+        two = forecast(session, BACKBONE, FLOPS, devices=2)
+    work = RATE * sum(FLOPS.values())
+    assert eight is not None
+    assert two is not None
+    assert eight.device_seconds == pytest.approx(work + 8 * STARTING)
+    assert two.device_seconds == pytest.approx(work + 2 * STARTING / 4)
 
 
 def test_runs_that_were_interrupted_do_not_count_as_slow(database: Database) -> None:

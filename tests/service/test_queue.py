@@ -226,6 +226,23 @@ def test_a_run_whose_own_budget_is_spent_stops_instead_of_starting(
         assert (found.state, found.reason) == ("STOPPED", "budget_exhausted")
 
 
+def test_device_seconds_of_a_worker_with_several_gpus_pass_that_many_times_as_fast(
+    database: Database,
+) -> None:
+    """A worker with 4 GPUs and 400 device-seconds left of 800 ends in 100 s; two workers of 2 do too."""
+    with database.writing() as session:
+        for workers in (1, 2):
+            asked = {"workers": workers, "gpus_per_worker": 4 // workers}
+            live = queue(session, f"live {workers}", seconds=800.0, resources=asked)
+            live.state, live.attempt = "RUNNING", 1
+            session.add(AttemptRow(run_id=live.id, number=1, event_seq=0, device_seconds=400.0))
+            behind = queue(session, f"behind {workers}", seconds=1.0, resources=asked).id
+            session.flush()
+            (entry,) = queue_view(session, 4, 4, 1, behind).entries
+            assert entry.expected_start_seconds == pytest.approx(100.0)
+            live.state = session.get_one(RunRow, behind).state = "CANCELLED"
+
+
 def test_the_queue_says_who_is_ahead_what_is_missing_and_when_it_starts(
     database: Database, start: Callable[[], list[str]]
 ) -> None:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.service.test_scheduler import Cluster, queue, state
 from tests.workers import passes
 from tests.workers.test_stages import context, events_of
 from workers.contract import AttemptStarted, RunTicket, StageDone, StageReport, ticket_path
-from workers.stages import distill, fill
+from workers.stages import distill, fill, finetune
 from workers.train_loop import run_stage, run_stages
 
 WILD = {"steps": 30, "batch_size": 8, "held_out": 16, "images": 200, "learning_rate": 1.0, "clip_norm": 1e30}
@@ -190,3 +191,41 @@ def test_a_fresh_run_makes_model_and_evaluation_anew_and_scions_not(
     run_stages(context(tmp_path, backbone, spec, run="r3"))
     assert report_of(tmp_path, "r3", "finetune").made_by == {"model": "r2"}
     assert report_of(tmp_path, "r3", "evaluate").made_by == {"evaluation": "r2"}
+
+
+def test_a_scion_that_is_there_is_read_once(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = experiment(layers=[1, 3])
+    run_stage(context(tmp_path, backbone, spec), distill.run)
+    reads: list[str] = []
+    whole, pieces = Storage.read_bytes, Storage.pieces
+
+    def read_bytes(self: Storage, path: str) -> bytes:
+        reads.append(path)
+        return whole(self, path)
+
+    def in_pieces(self: Storage, path: str, *size: int) -> Iterator[bytes]:
+        reads.append(path)
+        return pieces(self, path, *size)
+
+    monkeypatch.setattr(Storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(Storage, "pieces", in_pieces)
+    again = context(tmp_path, backbone, spec, run="r2")
+    for stage in (distill, finetune):
+        run_stage(again, stage.run)
+    read = [path for path in reads if path.startswith("scions/") and path.endswith(".safetensors")]
+    assert len(read) == len(set(read)) == 2
+    assert again.scions == {}
+
+
+def test_a_report_tells_the_full_price_of_what_was_found(tmp_path: Path, backbone: Backbone) -> None:
+    run_stage(context(tmp_path, backbone, experiment(layers=[1])), distill.run)
+    run_stage(context(tmp_path, backbone, experiment(layers=[1, 3]), run="r2"), distill.run)
+    bank, report = Bank(Storage(str(tmp_path))), report_of(tmp_path, "r2")
+    first, second = (scion.key for scion in scions_of(experiment(layers=[1, 3])))
+    card = bank.card(first)
+    assert card is not None
+    assert report.found == {first: card.spend}
+    assert card.spend.flops > 0
+    assert set(report.made) == {second}

@@ -49,6 +49,8 @@ class Context:
     events: EventLog | None
     _latents: dict[int, Latents] = field(default_factory=dict)
     _held_out: Latents | None = None
+    scions: dict[str, bytes] = field(default_factory=dict)
+    """Key -> weights that stage 1 has read and verified; stage 2 takes them and leaves nothing behind."""
 
     @property
     def work(self) -> Work:

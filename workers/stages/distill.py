@@ -18,7 +18,7 @@ def run(context: Context) -> StageReport:
     """Raises Diverged, once the others are in the bank, where one of the design's scions came to nothing."""
     scions = scions_of(context.spec)
     key = digest({scion.name: scion.key for scion in scions})
-    done = deposit(context, scions, key)
+    done = deposit(context, scions, key, context.scions)
     if done.diverged:
         text = "; ".join(f"{label}: {reason}" for label, reason in done.diverged.items())
         raise Diverged(f"distillation of {text}")
@@ -46,6 +46,7 @@ def stage_report(context: Context, key: str, cards: list[ScionCard], done: Depos
         stop_cause="completed" if done.missing else "reused",
         made=done.made,
         made_by={_name(card, cards): card.made_by for card in cards if card.key not in done.made},
+        found={card.key: card.spend for card in cards if card.key not in done.made},
         notes=done.notes,
     )
 
@@ -60,7 +61,7 @@ def load_scions(context: Context) -> dict[GraftSite, nn.Module]:
     """The design's distilled operators, built and filled with their weights."""
     bank = Bank(context.storage)
     return {
-        scion.part.site: module_of(context.backbone, bank, scion)
+        scion.part.site: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
         for scion in scions_of(context.spec)
         if isinstance(scion.part, ReplaceOperator)
     }
@@ -70,7 +71,7 @@ def load_merges(context: Context) -> dict[ParallelPair, nn.Module]:
     """The design's distilled merges."""
     bank = Bank(context.storage)
     return {
-        scion.part: module_of(context.backbone, bank, scion)
+        scion.part: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
         for scion in scions_of(context.spec)
         if isinstance(scion.part, ParallelPair)
     }

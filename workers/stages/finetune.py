@@ -20,6 +20,7 @@ def run(context: Context) -> StageReport:
     reused = context.finds(f"models/{key}")
     if not reused:
         _finetune(context, key)
+    context.scions.clear()
     context.group.barrier()
     return StageReport(
         stage="finetune",
@@ -43,6 +44,7 @@ def _finetune(context: Context, key: str) -> None:
         pairs=spec.design.pairs,
         merges=load_merges(context),
     )
+    context.scions.clear()
     weights = finetune(
         network,
         spec.finetune,

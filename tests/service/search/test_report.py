@@ -1,0 +1,96 @@
+"""A study's report plots the stated objectives of all finished runs, baselines among them."""
+
+from collections.abc import Callable
+
+import pytest
+
+from grafting_core.spec.results import Hardware, MeasuredCost, Parameters
+from service.api.study_schemas import StudyDetail
+from service.search.figures import best_designs, interactive
+from service.search.finals import finals, step_rows
+from service.search.report import markdown, sections
+from service.store.models import StageRow
+from service.store.study_queries import study_detail
+from tests.service.search.bench import Bench
+from tests.service.search.test_objectives import RUNGS, SPACE
+
+COSTS = ["flops", "params"]
+
+
+@pytest.fixture
+def detail(small: Callable[..., Bench]) -> StudyDetail:
+    """Of a finished study: its lab's figures make the untouched backbone the best of all."""
+    objectives = [{"minimize": name} for name in ("fid40", *COSTS)]
+    screening = {"trials": 8, "rungs": RUNGS, "reduction": 2, "loss_draws": 64}
+    limits = {"flops": "<= 0.99x"}
+    given = {
+        "objectives": objectives,
+        "screening": screening,
+        "limits": limits,
+        "promote": 2,
+        "baselines": ["teacher", "greedy", "fewer_steps"],
+    }
+    lab = small("lab", space=SPACE, **given)
+    study = lab.run()
+    assert study.state == "DONE"
+    with lab.database.writing() as session:
+        for run in study_detail(session, study).runs:
+            if run.label in ("teacher", "fewer_steps"):
+                row = session.get_one(StageRow, (run.run_id, "evaluate"))
+                row.report = {**row.report, "cost": clocked().model_dump(mode="json")}
+        session.flush()
+        return study_detail(session, study)
+
+
+def clocked() -> MeasuredCost:
+    return MeasuredCost(
+        hardware=Hardware(device="cpu", processor="one", cores=2, threads=1, memory_gib=8, torch="2"),
+        parameters=Parameters(total=9, trainable=9, grafted=1, embedding=1, buffers=0),
+        flops_per_forward=10,
+        flops_per_image=100,
+        latencies=(),
+        cold_start_seconds=1.0,
+        images_per_second=4.0,
+        teacher_images_per_second=4.0,
+        peak_bytes=1000,
+    )
+
+
+def test_the_front_is_of_final_quality_against_each_stated_cost(detail: StudyDetail) -> None:
+    figure = interactive(detail)["pareto"]
+    drawn = [
+        (name, quality) for trace in figure.data for name, quality in zip(trace.text, trace.y, strict=True)
+    ]
+    expected = [(each.name, each.run.quality) for each in finals(detail)]
+    assert len(expected) >= 4
+    assert sorted(drawn) == sorted(expected * len(COSTS))
+    titles = [figure.layout.xaxis.title.text, figure.layout.xaxis2.title.text]
+    assert titles == ["flops, of the backbone", "params, of the backbone"]
+    assert figure.layout.yaxis.title.text == detail.quality
+    screened = interactive(detail)["screening"]
+    assert screened.layout.xaxis.title.text == f"{detail.spec.rungs[0].metric} in screening"
+
+
+def test_the_winning_baseline_is_in_every_table_and_map_of_final_results(detail: StudyDetail) -> None:
+    winner = finals(detail)[0].name
+    assert winner in ("teacher", "fewer_steps")
+    tables = {heading: [row[0] for row in table] for heading, table in sections(detail)}
+    for heading in ("Best promoted design against the baselines, at the same limits", "Designs"):
+        assert {"teacher", "fewer_steps"} <= set(tables[heading])
+    assert tables["Finished designs and baselines"][1] == winner
+    name, assignment = best_designs(detail)[0]
+    assert name == winner
+    assert set(assignment.values()) == {"keep"}
+    assert winner in interactive(detail)["map"].data[0].y
+
+
+def test_steps_and_time_an_image_stand_beside_quality(detail: StudyDetail) -> None:
+    head, *rows = step_rows(detail)
+    steps = detail.spec.evaluate.sampling_steps
+    assert [row[1] for row in rows] == [str(steps), str(int(steps * 0.99)), str(steps)]
+    assert [row[head.index("seconds an image")] for row in rows] == ["0.25", "0.25", "not measured"]
+    assert rows[0][-1] == "one"
+    text = markdown(detail, ["pareto", "screening"])
+    assert "has 3 points" in text
+    assert "With 49 tokens attention is a small part of a block" in text
+    assert "![Screening: the first rung against cost, before any finetuning](screening.png)" in text
