@@ -134,7 +134,7 @@ class EvaluationProtocol(Frozen):
     """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
     precision: Precision = "float32"
     """Of the network's forwards; samplers, decoder and feature network stay in float32."""
-    feature_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    feature_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)] | None = None
     """SHA-256 of the feature network's weights where they do not come with the package.
 
     Filled in when a design is submitted: weights that are exchanged later make another protocol.
