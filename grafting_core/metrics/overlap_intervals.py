@@ -22,7 +22,9 @@ from grafting_core.metrics.moments import Floats, finite_rows
 
 GROUPS, ROUNDS, BLOCKS = 2, 40, 20
 """Disjoint draws of one shuffle, and shuffles: variances within a round are averaged over the rounds."""
-FEWEST_OF_A_GROUP, ROWS_OF_A_GROUP, MOST = 20, 200, 1_000
+ROUNDS_OF_MANY = 12
+"""Of draws of more than `MOST` rows, which a small set beside a large one needs: each takes a second."""
+FEWEST_OF_A_GROUP, ROWS_OF_A_GROUP, MOST = 25, 200, 1_000
 FEWEST = GROUPS * FEWEST_OF_A_GROUP
 """Rows of either set below which there is no interval."""
 
@@ -30,14 +32,15 @@ FEWEST = GROUPS * FEWEST_OF_A_GROUP
 def overlap_intervals(
     reference_MD: npt.NDArray[np.floating], samples_ND: npt.NDArray[np.floating], means: Mapping[str, float]
 ) -> dict[str, Interval]:
-    """95 % around each of `means`, both sets being draws; none where a set has fewer than 40 rows."""
+    """95 % around each of `means`, both sets being draws; none where a set has fewer than 50 rows."""
     sets = [torch.from_numpy(finite_rows(rows)) for rows in (samples_ND, reference_MD)]
     counts = [len(rows) for rows in sets]
     if min(counts) < FEWEST:
         return {}
     share = max(ROWS_OF_A_GROUP / max(counts), FEWEST_OF_A_GROUP / min(counts))
     sizes = [round(min(share, 1 / GROUPS) * count) for count in counts]
-    rounds = np.asarray([_round(sets, sizes, np.random.default_rng(seed)) for seed in range(ROUNDS)])
+    count = ROUNDS if max(sizes) <= MOST else ROUNDS_OF_MANY
+    rounds = np.asarray([_round(sets, sizes, np.random.default_rng(seed)) for seed in range(count)])
     averages, variances = rounds.mean(axis=(0, 1)), rounds.var(axis=1, ddof=1).mean(axis=0)
     judged = {"precision": 0, "recall": 1, "coverage": 1}
     found = dict(zip(FIELDS, zip(averages, variances, strict=True), strict=True))

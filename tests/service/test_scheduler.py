@@ -340,11 +340,11 @@ def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: D
 
 
 def test_readyz_says_when_nobody_schedules_for_a_lease_from_a_clock_that_was_set_back(
-    client: TestClient, settings: Settings, database: Database
+    client: TestClient, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.api.health.FRESH_SECONDS", 0.0)
     assert Leadership(database, settings.lead_seconds).claim()
     assert client.get("/readyz").json()["parts"]["scheduler"] == "ok"
     with database.writing() as session:
         session.execute(update(LeaderRow).values(until=database.clock(session) + 7200.0))
-    monkeypatch.setattr("service.api.health.FRESH_SECONDS", 0.0)
     assert "the clock was set back" in client.get("/readyz").json()["parts"]["scheduler"]
