@@ -129,7 +129,7 @@ def test_mlflow_works_under_the_labs_address(shown: Shown, page: Page) -> None:
     page.locator("svg.main-svg, .plotly, canvas").first.wait_for()
     page.goto(f"{shown.url}{shown.link}/artifacts/samples.png")
     page.locator("img[src^='blob:'], .image-outer-container img, .ant-image img").first.wait_for()
-    assert not [url for url in asked if not url.startswith((f"{shown.url}/mlflow/", "data:", "blob:"))]
+    assert not [url for url in asked if not url.startswith((f"{shown.url}/", "data:", "blob:"))]
     assert not errors
 
 
