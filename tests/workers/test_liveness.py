@@ -72,11 +72,11 @@ def test_every_gpu_of_a_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         (workers, gpus): Meter(
             experiment(resources={"workers": workers, "gpus_per_worker": gpus}), time.time()
         )
-        for workers, gpus in ((1, 0), (1, 8), (2, 4), (3, 0))
+        for workers, gpus in ((1, 0), (1, 8), (2, 4), (4, 0))
     }
     now[0] += 100.0
     used = {shape: round(meter.total().device_seconds) for shape, meter in meters.items()}
-    assert used == {(1, 0): 100, (1, 8): 800, (2, 4): 800, (3, 0): 300}
+    assert used == {(1, 0): 100, (1, 8): 800, (2, 4): 800, (4, 0): 400}
 
 
 def test_the_wall_clock_may_jump_without_being_charged(
