@@ -28,6 +28,7 @@ from service.store.engine import Database
 from service.store.lifecycle import LIVE, IllegalMove
 from service.store.migrate import upgrade
 from service.store.models import Base, LeaderRow, RunRow
+from service.store.submissions import KeyReused
 from service.store.webhook_models import DeliveryRow
 from service.store.webhooks import register
 from service.store.wishes import Action, act, extend, prioritise
@@ -124,7 +125,7 @@ class Lab(RuleBasedStateMachine):
             row = session.get_one(RunRow, run, with_for_update=True)
             try:
                 change(session, row)
-            except IllegalMove:
+            except (IllegalMove, KeyReused):
                 session.rollback()
 
     @rule(owner=OWNERS, seconds=st.sampled_from([None, 10.0, 1000.0]), running=st.sampled_from([None, 1]))
