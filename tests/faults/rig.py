@@ -143,7 +143,7 @@ class Rig:
 
     def drain(self) -> dict[str, tuple[RunState, int]]:
         """Faults are over: until every run has ended, workers doing their work and pauses being lifted."""
-        for _ in range(40):
+        for _ in range(40 + 4 * len(self.states())):
             self.round()
             for run, (state, _) in self.states().items():
                 if state == "PAUSED":

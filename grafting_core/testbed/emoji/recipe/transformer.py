@@ -108,7 +108,7 @@ def _denoising_loss(
         dropped = torch.rand((batch, 1), generator=generator, device=source.device) < CAPTION_DROPOUT
         timesteps = torch.randint(0, NUM_TIMESTEPS, (batch,), generator=generator, device=source.device)
         noise = torch.randn(clean.shape, generator=generator, device=source.device)
-        noisy = add_noise(on_device, clean, noise, timesteps)
+        noisy = add_noise(schedule, clean, noise, timesteps)
         with autocast(source.device):
             embeddings, mask = model.text_encoder(torch.where(dropped, null, tokens))
             predicted = predict_noise(model.transformer, noisy, timesteps, embeddings, mask)
@@ -116,7 +116,6 @@ def _denoising_loss(
         total: Tensor = (weights[timesteps] * error).mean()
         return total
 
-    on_device = type(schedule)(*(values.to(source.device) for values in vars(schedule).values()))
     return loss
 
 
