@@ -84,7 +84,7 @@ def test_a_mistake_of_ours_ends_the_study_that_met_it_with_the_reason(small: Cal
     study = lab.run()
     assert (study.state, study.message) == (
         "FAILED",
-        f"internal error: TypeError: no studies/{lab.id}/history.png",
+        f"internal error: TypeError: no studies/{lab.id}/pareto.png",
     )
     assert any(trial[5] for trial in lab.found())
 
