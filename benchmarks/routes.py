@@ -20,7 +20,7 @@ ABSENT = {
 }
 """What the grown lab does not have; the refusal is what is measured."""
 TOGETHER = {"/api/v1/leaderboard?cursor=": ("protocol",)}
-"""Parameters that mean something beside others alone."""
+"""Parameters that have a meaning only together with another one."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Two-dimensional window attention against softmax attention, beside the same window in five dimensions.
+"""Two-dimensional window attention against softmax attention and against the same window in five dimensions.
 
 `python -m benchmarks.windows`: CPU time of one thread, medians of interleaved rounds; the peer is torch's
 `scaled_dot_product_attention` over all tokens. Fused kernels take four dimensions; five go the slow way.
@@ -65,7 +65,7 @@ def in_five_dimensions(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, window: G
 
 
 def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, turn and turn about; the first round only warms up."""
+    """Median seconds of each, measured alternately; the first round is a warm-up and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():
