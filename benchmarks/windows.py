@@ -1,4 +1,4 @@
-"""Two-dimensional window attention against softmax attention and against the same window in five dimensions.
+"""Two-dimensional window attention against softmax attention and the same window in five dimensions.
 
 `python -m benchmarks.windows`: CPU time of one thread, medians of interleaved rounds; the peer is torch's
 `scaled_dot_product_attention` over all tokens. Fused kernels take four dimensions; five go the slow way.
