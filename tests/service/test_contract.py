@@ -197,7 +197,7 @@ there refused. Left out are `/runs/{id}/events`, a stream that ends with its run
 nothing leads; tests of their own have both. That a good request is accepted is not asked, since a
 document may fit the schema and still name a layer that is not there.
 
-The lines "bad kinds" are of requests that the description does not allow: bodies of huge numbers in every notation,
+The lines "bad kinds" are of requests that the description forbids: bodies of huge numbers in every notation,
 of depth, length, repeated keys, aliases and tags, ids of thousands of characters, text that cannot be
 seen. Every operation refuses them with a status from 400 to 499 and an answer below 60 kB.
 
