@@ -16,7 +16,7 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m service.store.migrate --check
+	$(VENV)/bin/python -m service.db.migrate --check
 
 # About six minutes; `make load LOAD_ARGS="--write --soak 1800"` watches the memory for half an hour as well.
 LOAD_ARGS ?= --write

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from grafting_core.metrics.extrapolation import fid_infinity
-from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
-from grafting_core.metrics.inception_score import inception_score
-from grafting_core.metrics.intervals import Interval, frechet_interval, label_interval, score_interval
-from grafting_core.metrics.kernel import kernel_distance, kernel_interval
-from grafting_core.metrics.manifold import FIELDS, Manifold, overlap
-from grafting_core.metrics.overlap_intervals import overlap_intervals
-from grafting_core.metrics.suite import KID_SUBSETS
+from grafting_core.evaluation.metrics.fid_infinity import fid_infinity
+from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.evaluation.metrics.inception_score import inception_score
+from grafting_core.evaluation.metrics.intervals import (
+    Interval,
+    frechet_interval,
+    label_interval,
+    score_interval,
+)
+from grafting_core.evaluation.metrics.kid import kernel_distance, kernel_interval
+from grafting_core.evaluation.metrics.prdc import FIELDS, Manifold, overlap
+from grafting_core.evaluation.metrics.prdc_intervals import overlap_intervals
+from grafting_core.evaluation.metrics.report import KID_SUBSETS
 
 Rows = npt.NDArray[np.float64]
 DIMS, COUNTS, DRAWS = (8, 24, 64), (50, 500, 5_000), 100

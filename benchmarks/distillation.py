@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 
-from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents
-from grafting_core.distillation import Candidate, distill, replacement_candidate
-from grafting_core.observing import NoCheckpoints, Silent, StopRequested
-from grafting_core.spec.backbone import DIT_XL_2_256, backbone_cards
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.plans import DistillPlan
-from grafting_core.spec.site import GraftSite
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.data.latents import Latents
+from grafting_core.distillation.distill import Candidate, distill, replacement_candidate
+from grafting_core.specs.backbone import DIT_XL_2_256, backbone_cards
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.specs.site import GraftSite
 from grafting_core.testbed.networks import silence_label_dropout
+from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
 
 TRAINING = 3
 """Forward and backward of an operator in forwards (beta of the formula)."""

@@ -11,10 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operators import dims_of
-from grafting_core.operators.catalog import build
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.operators.base import OperatorBase
+from grafting_core.operators.table import build
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.operators.base import OperatorBase
 
 HEAD = (
     "| tokens | kind | computed, MFLOP | counted, MFLOP | paper's, MFLOP | computed, of the original |\n"

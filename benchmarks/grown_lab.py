@@ -10,23 +10,23 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from benchmarks.lab_under_load import DESIGN, analyse, copy
-from grafting_core.bank import Bank
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import ExperimentSpec, scions_of
-from grafting_core.spec.results import Hardware, Latency, MeasuredCost, Parameters
-from grafting_core.spec.scions import ScionCard
-from grafting_core.spec.studies import parse_study
-from grafting_core.spec.submission import parse_submission
-from grafting_core.storage import Storage
-from service.store.checks import begin
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import AccountRow, AttemptRow, EventRow, KeyRow, RunRow, StageRow, TrackingRow, now
-from service.store.queries import spec_of
-from service.store.studies import create_study
-from service.store.study_models import StudyRunRow, TrialRow
-from service.store.submissions import submit
-from service.store.webhook_models import DeliveryRow, WebhookRow
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.experiment import ExperimentSpec, scions_of
+from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Parameters
+from grafting_core.specs.scions import ScionCard
+from grafting_core.specs.studies.parsing import parse_study
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.study_tables import StudyRunRow, TrialRow
+from service.db.tables import AccountRow, AttemptRow, EventRow, KeyRow, RunRow, StageRow, TrackingRow, now
+from service.db.webhook_tables import DeliveryRow, WebhookRow
+from service.domain.check_jobs import begin
+from service.domain.run_lifecycle import transition
+from service.domain.run_queries import spec_of
+from service.domain.studies import create_study
+from service.domain.submission import submit
 from workers.contract import AttemptStarted, Event, Progress, StageReport, attempt_folder
 
 OWNERS, NAMES, PROTOCOLS, STUDY_RUNS, TRIALS = 100, 1_000, 7, 6, 40

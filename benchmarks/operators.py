@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from grafting_core.operators.catalog import build
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators import KINDS
+from grafting_core.operators.table import build
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators import KINDS
 
 PEER = "mha"
 RIVALS = (

@@ -15,20 +15,20 @@ from collections.abc import Sequence
 
 import torch
 
-from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents, encode_latents
-from grafting_core.finetuning import Share
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.spec.filling import FillSpec
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.plans import DistillPlan
-from grafting_core.spec.scions import Part, ScionSpec
-from grafting_core.storage import Storage
-from workers.banking import deposit
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.data.latents import Latents, encode_latents
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.specs.scions import Part, ScionSpec
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
 from workers.contract import RunTicket
-from workers.metering import Meter
 from workers.observer import Brake
 from workers.stages.context import Context, Group
+from workers.stages.distill_missing import deposit
+from workers.usage import Meter
 
 HYBRIDS = 20
 OFFERED = ("hyena_x", "window_attention", "mlp")

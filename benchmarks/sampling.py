@@ -21,10 +21,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.sampling import sample_generators, sample_images, sample_labels, sample_latents
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.diffusion.sampling import sample_generators, sample_images, sample_labels, sample_latents
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.testbed.networks import silence_label_dropout
 
 PIPELINE_NULL_LABEL = 1000

@@ -26,28 +26,28 @@ from torch import nn
 
 from benchmarks.search_milp import milp_figures
 from benchmarks.search_report import interval, show
-from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents, encode_held_out, encode_latents
-from grafting_core.distillation import distill, replacement_candidate
-from grafting_core.evaluation import fid_at
-from grafting_core.finetuning import finetune
-from grafting_core.observing import NoCheckpoints, Silent
-from grafting_core.operators.catalog import build
-from grafting_core.scores import Place, replace_one
-from grafting_core.screening import Screener
-from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.design import GraftDesign, Part, ReplaceOperator
-from grafting_core.spec.halving import survivors
-from grafting_core.spec.ladder import rank_correlation
-from grafting_core.spec.space import design_key
-from grafting_core.spec.study import StudySpec
-from grafting_core.surgery import operate
-from service.search.baselines import baseline_designs, fewer_steps
-from service.search.door import open_study
-from service.search.milp import Chosen, Proposer
-from service.search.optuna_book import Book, Known
-from service.search.predictor import refined_scores
-from service.search.proposing import Round
+from grafting_core.analysis.sensitivity import Place, replace_one
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from grafting_core.distillation.distill import distill, replacement_candidate
+from grafting_core.evaluation.evaluate import fid_at
+from grafting_core.evaluation.screening import Screener
+from grafting_core.operators.table import build
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.design import GraftDesign, Part, ReplaceOperator
+from grafting_core.specs.studies.integer_program import Chosen, Proposer
+from grafting_core.specs.studies.ladder import rank_correlation
+from grafting_core.specs.studies.selection import survivors
+from grafting_core.specs.studies.space import design_key
+from grafting_core.specs.studies.study import StudySpec
+from grafting_core.surgery.operate import operate
+from grafting_core.training.finetune import finetune
+from grafting_core.training.observer import NoCheckpoints, Silent
+from service.domain.study_feasibility import open_study
+from service.studies.baselines import baseline_designs, fewer_steps
+from service.studies.optuna_study import Book, Known
+from service.studies.predictor import refined_scores
+from service.studies.proposing import Round
 
 PROCESSES = 2
 PAPER_GRAFTS = 3

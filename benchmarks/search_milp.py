@@ -6,10 +6,10 @@ import statistics
 import time
 from typing import Any
 
-from grafting_core.spec.space import Space
-from grafting_core.spec.study import StudySpec
-from service.search.door import open_study
-from service.search.milp import Proposer
+from grafting_core.specs.studies.integer_program import Proposer
+from grafting_core.specs.studies.space import Space
+from grafting_core.specs.studies.study import StudySpec
+from service.domain.study_feasibility import open_study
 
 
 def milp_figures() -> dict[str, object]:

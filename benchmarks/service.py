@@ -29,12 +29,12 @@ from sqlalchemy import select, text, update
 from benchmarks import growth
 from benchmarks.grown_lab import Size
 from benchmarks.lab_under_load import DESIGN, Api, analyse, api_over, copy, copy_run, database_of, template
-from grafting_core.storage import Storage
-from service.scheduler.scheduler import Scheduler
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AttemptRow, RunRow, now
+from service.domain.run_lifecycle import record
+from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import record
-from service.store.models import AttemptRow, RunRow, now
 from workers.contract import Event, Progress
 
 REPORT = Path(__file__).parent.parent / "docs" / "load.md"

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.cli.supervisor import Supervisor
 from service.client import GraftlabClient
-from service.credentials import first_key
+from service.lab.supervisor import Supervisor
+from service.local_keys import first_key
 from workers.contract import StageStarted
 
 WARM_SECONDS, GOING_SECONDS = 15.0, 10.0

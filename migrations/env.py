@@ -1,12 +1,16 @@
-"""Run by Alembic with a connection that `service.store.migrate` hands over."""
+"""Run by Alembic with a connection that `service.db.migrate` hands over."""
 
 from typing import Any
 
 from alembic import context
 
-from grafting_core.failpoints import failpoint
-from service.store import check_models, study_models, webhook_models  # noqa: F401 - their tables belong to Base
-from service.store.models import Base
+from grafting_core.storage.failpoints import failpoint
+from service.db import (
+    check_tables,  # noqa: F401 - their tables belong to Base
+    study_tables,  # noqa: F401 - their tables belong to Base
+    webhook_tables,  # noqa: F401 - their tables belong to Base
+)
+from service.db.tables import Base
 
 connection = context.config.attributes["connection"]
 

@@ -1,0 +1,1 @@
+"""The control plane: API, scheduler, studies, tracking, command line."""

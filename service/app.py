@@ -2,38 +2,37 @@
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from grafting_core.storage import Storage
-from service.api import (
-    actions,
+from grafting_core.storage.storage import Storage
+from service.api import metrics, problems
+from service.api.deps import Lab
+from service.api.event_stream import Feed
+from service.api.middleware.access_log import Front
+from service.api.middleware.authentication import Gate
+from service.api.middleware.limits import Limits
+from service.api.middleware.rates import Rates
+from service.api.openapi import described
+from service.api.query_parameters import known_parameters
+from service.api.routes import (
     admin,
     analyses,
-    catalogue,
+    bank,
+    catalog,
     experiments,
     health,
     keys,
-    metrics,
     mlflow,
-    problems,
+    run_controls,
     runs,
-    scions,
     studies,
     webhooks,
 )
-from service.api.deps import Lab
-from service.api.description import described
-from service.api.feed import Feed
-from service.api.front import Front
-from service.api.gate import Gate
-from service.api.limits import Limits
-from service.api.memory import Memory
-from service.api.parameters import known_parameters
-from service.api.rates import Rates
-from service.credentials import first_key
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.domain.api_keys import ensure_admin
+from service.domain.forecast_cache import Memory
+from service.domain.tracking_endpoints import PREFIX
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.keys import ensure_admin
-from service.store.migrate import upgrade
-from service.tracking.endpoints import PREFIX
 from service.web import pages
 
 CONNECTIONS = 10
@@ -64,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Front)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, analyses, runs, actions, catalogue, keys, scions, studies, webhooks, admin):
+    for part in (experiments, analyses, runs, run_controls, catalog, keys, bank, studies, webhooks, admin):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -10,12 +10,22 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from grafting_core.spec.profile import BackboneProfile
-from grafting_core.spec.scions import ScionCard
-from service.api.bank_schemas import Cleared, ScionPage, ScionView, Verified
-from service.api.check_schemas import CheckPage, CheckView
-from service.api.key_schemas import KeyMade, KeyView, LoginLink, Whoami
-from service.api.schemas import (
+from grafting_core.specs.profile import BackboneProfile
+from grafting_core.specs.scions import ScionCard
+from service.local_keys import find_key
+from service.requesting import (
+    ApiProblem,
+    CannotBeSent,
+    LabUnreachable,
+    checked,
+    checked_address,
+    checked_key,
+    pages,
+)
+from service.schemas.bank import Cleared, ScionPage, ScionView, Verified
+from service.schemas.checks import CheckPage, CheckView
+from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
+from service.schemas.runs import (
     TERMINAL,
     AccountView,
     ActionResult,
@@ -34,18 +44,8 @@ from service.api.schemas import (
     TrackingRebuilt,
     TrackingState,
 )
-from service.api.study_schemas import StudyAnswer, StudyDetail, StudyPage, StudyView
-from service.api.webhook_schemas import DeliveryPage, DeliveryView, WebhookMade, WebhookView
-from service.credentials import find_key
-from service.requesting import (
-    ApiProblem,
-    CannotBeSent,
-    LabUnreachable,
-    checked,
-    checked_address,
-    checked_key,
-    pages,
-)
+from service.schemas.studies import StudyAnswer, StudyDetail, StudyPage, StudyView
+from service.schemas.webhooks import DeliveryPage, DeliveryView, WebhookMade, WebhookView
 
 __all__ = ["ApiProblem", "CannotBeSent", "GraftlabClient", "LabUnreachable"]
 

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.credentials import MLFLOW_FILE
+from service.local_keys import MLFLOW_FILE
 
 POSTGRESQL = "postgresql+psycopg"
 SHORT_NAMES = ("postgres", "postgresql")

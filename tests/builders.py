@@ -7,17 +7,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.loader import Backbone
-from grafting_core.bank import Bank, payload_name
-from grafting_core.observing import Part
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.design import Init, ReplaceOperator
-from grafting_core.spec.experiment import ExperimentSpec
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.scions import ScionCard, ScionSpec
-from grafting_core.spec.site import GraftSite
-from grafting_core.spec.submission import parse_submission
-from grafting_core.surgery import new_operator
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.design import Init, ReplaceOperator
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.scions import ScionCard, ScionSpec
+from grafting_core.specs.site import GraftSite
+from grafting_core.storage.bank import Bank, payload_name
+from grafting_core.surgery.operate import new_operator
+from grafting_core.training.observer import Part
 
 QUICK = {
     "distill": {"steps": 6, "batch_size": 16, "held_out": 16, "images": 200},

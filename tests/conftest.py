@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grafting_core.backbones.loader import Backbone, load_backbone
-from grafting_core.data import Latents, encode_held_out, encode_latents
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.data.latents import Latents, encode_held_out, encode_latents
 
 torch.set_num_threads(1)
 

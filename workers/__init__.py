@@ -1,0 +1,1 @@
+"""What runs on the cluster: one attempt of one run."""

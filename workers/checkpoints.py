@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from grafting_core.sealing import opened, sealed
-from grafting_core.storage import Storage
+from grafting_core.storage.checksums import opened, sealed
+from grafting_core.storage.storage import Storage
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
 log = logging.getLogger(__name__)

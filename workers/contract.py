@@ -21,12 +21,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from grafting_core.spec.base import Frozen
-from grafting_core.spec.budget import Budget, Spend
-from grafting_core.spec.canonical import digest
-from grafting_core.spec.results import MeasuredCost
-from grafting_core.spec.work import Work
-from grafting_core.storage import Storage
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.jobs import Work
+from grafting_core.specs.results import MeasuredCost
+from grafting_core.storage.storage import Storage
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

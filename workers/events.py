@@ -2,7 +2,7 @@
 
 import time
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from workers.contract import Event, EventBody, RunTicket, attempt_folder, event_path
 
 

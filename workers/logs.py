@@ -3,6 +3,6 @@
 import logging
 
 
-def setup() -> None:
+def setup_logging() -> None:
     """Time, module and message of everything worth telling, to stderr."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

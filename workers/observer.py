@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from grafting_core.observing import Part
-from grafting_core.spec.budget import Budget, Spend
-from grafting_core.storage import Storage
+from grafting_core.specs.budget import Budget, Spend
+from grafting_core.storage.storage import Storage
+from grafting_core.training.observer import Part
 from workers.contract import (
     PartProgress,
     Progress,
@@ -20,7 +20,7 @@ from workers.contract import (
     budget_path,
 )
 from workers.events import EventLog
-from workers.metering import Meter
+from workers.usage import Meter
 
 PROGRESS_SECONDS = 2.0
 PARTS_SECONDS = 10.0

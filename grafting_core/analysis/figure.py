@@ -5,8 +5,8 @@ import io
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from grafting_core.spec.dims import SLOTS
-from grafting_core.spec.profile import BackboneProfile
+from grafting_core.specs.dims import SLOTS
+from grafting_core.specs.profile import BackboneProfile
 
 COLOURS = {"attention": "#2a6f97", "mlp": "#c9622b"}
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from grafting_core.activations import visited
+from grafting_core.backbones.capture import visited
 from grafting_core.backbones.dit import get_operator, projections
-from grafting_core.backbones.loader import Backbone
-from grafting_core.observing import Checkpoints, NoCheckpoints, Observer, Silent, StopRequested
-from grafting_core.sampling import sample_latents
-from grafting_core.spec.plans import EvaluationProtocol
-from grafting_core.spec.site import GraftSite
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_latents
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.site import GraftSite
+from grafting_core.training.observer import Checkpoints, NoCheckpoints, Observer, Silent, StopRequested
 
 MICRO_BATCH = 50
 

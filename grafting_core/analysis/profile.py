@@ -4,11 +4,11 @@ from dataclasses import asdict
 
 from grafting_core.analysis.locality import locality_profile, profile_protocol
 from grafting_core.analysis.statistics import activation_statistics
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.observing import Checkpoints, Observer
-from grafting_core.spec.analysis import AnalysisSpec
-from grafting_core.spec.profile import BackboneProfile, BandLocality, SiteStatistics, uniform_share
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.specs.analysis import AnalysisSpec
+from grafting_core.specs.profile import BackboneProfile, BandLocality, SiteStatistics, uniform_share
+from grafting_core.training.observer import Checkpoints, Observer
 
 STATISTICS_IMAGES = 256
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from grafting_core.activations import Visitor, visited
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.diffusion import add_noise, linear_schedule
-from grafting_core.spec.site import GraftSite
+from grafting_core.backbones.capture import Visitor, visited
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.specs.site import GraftSite
 
 OUTLIER_DEVIATIONS = 6.0
 """A value this many standard deviations from the mean is an outlier."""

@@ -1,0 +1,1 @@
+"""Diffusion transformers: loading, capture of activations, fast forward."""

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from grafting_core.restructure import ParallelBlocks
-from grafting_core.spec.site import GraftSite
+from grafting_core.specs.site import GraftSite
+from grafting_core.surgery.parallel_blocks import ParallelBlocks
 
 
 class AttentionSlot(nn.Module):

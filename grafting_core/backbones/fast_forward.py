@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from grafting_core.backbones.kernels import apply, linear
-from grafting_core.restructure import ParallelBlocks
+from grafting_core.surgery.parallel_blocks import ParallelBlocks
 
 TILE_BYTES = 3 * 2**19
 """Of the widest activation: it and its input in a core's cache. Measured flat from one to three MiB."""

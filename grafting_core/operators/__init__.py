@@ -1,0 +1,1 @@
+"""Modules of every operator kind, and the table of their builders."""

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.attention import (
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators.attention import (
     LinearAttention,
     MultiHeadAttention,
     WindowAttention,
     WindowAttention2d,
 )
-from grafting_core.spec.operators.windows import band_block, grid_block
+from grafting_core.specs.operators.windows import band_block, grid_block
 
 
 class SoftmaxAttention(nn.Module):

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.hyena import HyenaSE, HyenaX, HyenaY
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators.hyena import HyenaSE, HyenaX, HyenaY
 
 
 class DepthwiseConv(nn.Module):

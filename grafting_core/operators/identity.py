@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.identity import Identity
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators.identity import Identity
 
 
 def build_identity(spec: Identity, dims: BlockDims) -> nn.Module:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
 from grafting_core.operators.hyena import DepthwiseConv
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.mamba import CHUNK, Mamba2
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators.mamba import CHUNK, Mamba2
 
 try:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined as fused_scan

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators.mlp import ConvMlp, Mlp, MlpHyenaX
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators.mlp import ConvMlp, Mlp, MlpHyenaX
 
 
 class FeedForward(nn.Module):

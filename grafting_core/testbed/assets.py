@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grafting_core.metrics.moments import Moments
+from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.testbed.networks import FashionClassifier, silence_label_dropout
 
 ASSETS = Path(__file__).parent / "assets"

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from grafting_core.spec.backbone import backbone_cards
+from grafting_core.specs.backbone import backbone_cards
 
 revision = "0007"
 down_revision = "0006"

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from service.store.models import UtcTime
+from service.db.tables import UtcTime
 
 revision = "0008"
 down_revision = "0007"

@@ -6,16 +6,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from service.api.etags import check, run_tag
-from service.api.feed import Feed
-from service.api.memory import Memory
+from service.api.event_stream import Feed
 from service.api.problems import ApiError
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.api_keys import Principal
+from service.domain.forecast_cache import Memory
+from service.domain.run_queries import visible_to
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.keys import Principal
-from service.store.models import RunRow
-from service.store.queries import visible_to
 
 NOBODY = Principal(owner="", role="viewer", sees="own")
 

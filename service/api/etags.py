@@ -1,7 +1,7 @@
 """Versions of what can change, as ETags: read, then change only what has not changed meanwhile."""
 
 from service.api.problems import ApiError
-from service.store.models import KeyRow, RunRow
+from service.db.tables import KeyRow, RunRow
 
 
 def run_tag(run: RunRow) -> str:

@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.api.deps import Lab, LabDep
-from service.store.accounts import LAB
-from service.store.models import AccountRow, AttemptRow, LeaderRow, RunRow
+from service.db.tables import AccountRow, AttemptRow, LeaderRow, RunRow
+from service.domain.budgets import LAB
 
 router = APIRouter(tags=["health"])
 PROCESS = CollectorRegistry()

@@ -9,9 +9,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from grafting_core.spec.problems import MAX_PROBLEMS, Problem, SpecError, pointer, shown
+from grafting_core.specs.documents.errors import MAX_PROBLEMS, Problem, SpecError, pointer, shown
 from service.api.problem_types import CATALOGUE
-from service.store.engine import is_away
+from service.db.engine import is_away
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from service.api.schemas import AccountView
 from service.cli.console import Refused, engineering, escape, out, print_json, say, table
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.schemas.runs import AccountView
 
 Url = Annotated[
     str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from service.api.schemas import ActionResult, QueueView
 from service.cli.accounts import budget_command
 from service.cli.console import (
     Refused,
@@ -19,8 +18,9 @@ from service.cli.console import (
     table,
     visible,
 )
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.schemas.runs import ActionResult, QueueView
 
 Url = Annotated[
     str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from service.api.check_schemas import CheckView
 from service.cli.console import Yes, confirm, engineering, err, escape, out, print_json, table
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.schemas.checks import CheckView
 
 admin_app = typer.Typer(help="Keeping a lab in order.", no_args_is_help=True)
 tracking_app = typer.Typer(help="What MLflow shows.", no_args_is_help=True)

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from grafting_core.spec.profile import BackboneProfile
+from grafting_core.specs.profile import BackboneProfile
 from service.cli.console import err, out, print_json, say, table
-from service.cli.follow import follow
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
+from service.cli.progress import follow
 from service.client import GraftlabClient
 
 Backbone = Annotated[str, typer.Argument(help="As `graft backbones` lists it.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grafting_core.spec.scions import ScionCard
+from grafting_core.specs.scions import ScionCard
 from service.cli.console import (
     All,
     Refused,
@@ -20,8 +20,8 @@ from service.cli.console import (
     say,
     table,
 )
-from service.cli.lab import find_url
-from service.cli.reading import read_design, refusing
+from service.cli.discovery import find_url
+from service.cli.documents import read_design, refusing
 from service.client import GraftlabClient
 
 bank_app = typer.Typer(help="The bank: operators distilled once, used by every design.", no_args_is_help=True)

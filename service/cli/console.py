@@ -12,7 +12,7 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
-from grafting_core.spec.naming import unseen
+from grafting_core.specs.naming import unseen
 
 T = TypeVar("T")
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")]

@@ -12,13 +12,13 @@ import httpx
 import typer
 from rich.markup import escape
 
-from service.api.schemas import TrackingState
 from service.cli.console import out, print_json, table
-from service.cli.lab import data_folder, find_url, read_address
+from service.cli.discovery import data_folder, find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
-from service.credentials import key_header
+from service.domain.tracking_state import ask_server
+from service.local_keys import key_header
+from service.schemas.runs import TrackingState
 from service.settings import Settings
-from service.tracking.state import ask_server
 
 LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
 """Oldest versions without known holes that matter here."""
@@ -31,7 +31,7 @@ UP = "start the lab with `graft up`"
 REMEDIES = {
     "database": "look at GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL has to run, SQLite needs room",
     "storage": "make room on the disk of GRAFTLAB_STORAGE, and let the lab's user write there",
-    "scheduler": "start one with `python -m service.scheduler`; `graft up` does, see logs/scheduler.log",
+    "scheduler": "start `python -m service.processes.scheduler`, as `graft up` does; see logs/scheduler.log",
     "ray": "start a cluster, or correct GRAFTLAB_RAY_DASHBOARD and its token; see logs/ray.log",
 }
 Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]

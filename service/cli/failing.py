@@ -11,11 +11,11 @@ import typer
 from typer.exceptions import TyperException
 
 from service.cli.console import Refused, say
-from service.cli.lab import LabBusy
-from service.cli.ports import NoFreePort
-from service.cli.supervisor import StartFailed
+from service.cli.discovery import LabBusy
 from service.client import ApiProblem, CannotBeSent, LabUnreachable
-from service.starting import CannotStart
+from service.lab.ports import NoFreePort
+from service.lab.supervisor import StartFailed
+from service.startup import CannotStart
 
 
 def guarded(command: Callable[[], int | None]) -> int:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from service.api.schemas import Role, Sees
 from service.cli.console import Yes, confirm, escape, out, print_json, table
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.schemas.runs import Role, Sees
 
 keys_app = typer.Typer(help="API keys: who may do what.", no_args_is_help=True)
 Url = Annotated[

@@ -6,25 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from service.api.schemas import RunDetail, RunPage
 from service.cli import actions, views
 from service.cli.actions import run_id_of
 from service.cli.admin import admin_app, tracking_app
 from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
-from service.cli.checking import check_operator_command
+from service.cli.check_operator import check_operator_command
 from service.cli.console import All, Refused, err, escape, first_of, out, print_json, say, visible
+from service.cli.discovery import find_url
 from service.cli.doctor import doctor_command
+from service.cli.documents import read_design, refusing
+from service.cli.evaluate import evaluate_command, reference_app
 from service.cli.failing import guarded
-from service.cli.follow import follow
-from service.cli.judging import evaluate_command, reference_app
 from service.cli.keys import keys_app, open_command
-from service.cli.lab import find_url
-from service.cli.reading import read_design, refusing
-from service.cli.running import demo_command, down_command, up_command
+from service.cli.local_lab import demo_command, down_command, up_command
+from service.cli.progress import follow
 from service.cli.studies import study_app
 from service.cli.webhooks import webhook_app
 from service.client import GraftlabClient
+from service.schemas.runs import RunDetail, RunPage
 
 app = typer.Typer(
     help="Explore diffusion-transformer designs by grafting.",

@@ -8,7 +8,6 @@ import typer
 import yaml
 from rich.console import Console
 
-from service.api.study_schemas import StudyDetail, StudyPage, StudyView
 from service.cli.console import (
     All,
     Refused,
@@ -24,10 +23,11 @@ from service.cli.console import (
     table,
     visible,
 )
-from service.cli.lab import find_url
-from service.cli.reading import read_design, refusing
+from service.cli.discovery import find_url
+from service.cli.documents import read_design, refusing
 from service.client import ApiProblem, GraftlabClient
-from service.search.publishing_paths import REPORT_FILES
+from service.domain.study_report_paths import REPORT_FILES
+from service.schemas.studies import StudyDetail, StudyPage, StudyView
 
 study_app = typer.Typer(help="Studies: search a space of designs within limits.", no_args_is_help=True)
 Url = Annotated[

@@ -2,8 +2,9 @@
 
 from rich.table import Table
 
-from grafting_core.spec.changes import SlotChange
-from service.api.schemas import (
+from grafting_core.specs.changes import SlotChange
+from service.cli.console import duration, engineering, escape, out, percent, table
+from service.schemas.runs import (
     BackboneView,
     CutShort,
     Forecast,
@@ -14,7 +15,6 @@ from service.api.schemas import (
     RunDetail,
     RunView,
 )
-from service.cli.console import duration, engineering, escape, out, percent, table
 from workers.contract import PartProgress, StageReport
 
 STATE_STYLES = {

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from service.api.webhook_schemas import HOOK_TYPES, DeliveryPage, DeliveryState, DeliveryView
 from service.cli.console import All, Yes, confirm, escape, first_of, out, print_json, table
-from service.cli.lab import find_url
+from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.schemas.webhooks import HOOK_TYPES, DeliveryPage, DeliveryState, DeliveryView
 
 webhook_app = typer.Typer(help="Whom the lab tells when something has ended.", no_args_is_help=True)
 Url = Annotated[

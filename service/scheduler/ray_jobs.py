@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import httpx
 
-from grafting_core.failpoints import failpoint
+from grafting_core.storage.failpoints import failpoint
 from service.settings import Settings
 
 SILENT_SECONDS = 5.0

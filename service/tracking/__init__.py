@@ -1,0 +1,1 @@
+"""Projection of runs and studies into MLflow."""

@@ -7,9 +7,9 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from service.store.engine import Database
-from service.store.models import RunRow
-from service.store.study_models import StudyRow
+from service.db.engine import Database
+from service.db.study_tables import StudyRow
+from service.db.tables import RunRow
 from service.tracking.target import Away, Lost, Target, plain
 
 log = logging.getLogger("graftlab.tracking")

@@ -6,12 +6,12 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import select, update
 
-from service.api.study_schemas import StudyDetail
-from service.store.engine import Database
-from service.store.models import RunRow
-from service.store.studies import ENDED
-from service.store.study_models import StudyRow, StudyRunRow
-from service.store.study_queries import study_detail
+from service.db.engine import Database
+from service.db.study_tables import StudyRow, StudyRunRow
+from service.db.tables import RunRow
+from service.domain.studies import ENDED
+from service.domain.study_queries import study_detail
+from service.schemas.studies import StudyDetail
 from service.tracking.items import Items
 from service.tracking.target import Lost, Target
 

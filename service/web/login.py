@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from service.api.deps import LabDep
-from service.api.gate import COOKIE
-from service.store.keys import LIVES, find_principal, use_login_code
+from service.api.middleware.authentication import COOKIE
+from service.domain.api_keys import LIVES, find_principal, use_login_code
 from service.web.rendering import templates
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)

@@ -7,17 +7,17 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from grafting_core.published import DamagedArtifact, read_beside
-from grafting_core.spec.results import EvaluationReport
-from service.api.catalogue import list_backbones, list_operators, show_measured
+from grafting_core.specs.results import EvaluationReport
+from grafting_core.storage.artifacts import DamagedArtifact, read_beside
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
-from service.api.runs import find_run, show_run
-from service.api.schemas import RunDetail
-from service.store.curves import loss_curves
-from service.store.leaderboard import leaderboard
-from service.store.queries import find_runs
+from service.api.routes.catalog import list_backbones, list_operators, show_measured
+from service.api.routes.runs import find_run, show_run
+from service.domain.leaderboard import leaderboard
+from service.domain.run_curves import loss_curves
+from service.domain.run_queries import find_runs
+from service.schemas.runs import RunDetail
 from service.web import login, studies
 from service.web.pictures import curves, quality_against_cost
 from service.web.rendering import HERE, templates

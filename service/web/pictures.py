@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grafting_core.spec.experiment import ExperimentSpec
-from service.api.schemas import LeaderboardGroup
+from grafting_core.specs.experiment import ExperimentSpec
+from service.schemas.runs import LeaderboardGroup
 
 WIDTH, HEIGHT, MARGIN = 640, 260, 44
 

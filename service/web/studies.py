@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from service.api.deps import LabDep
-from service.api.studies import list_studies, show_study
-from service.search.publishing_paths import FIGURES, report_folder
+from service.api.routes.studies import list_studies, show_study
+from service.domain.study_report_paths import FIGURES, report_folder
 from service.web.rendering import templates
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)

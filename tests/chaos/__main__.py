@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from service.api.schemas import TERMINAL, RunDetail
-from service.cli.lab import LabAddress, read_address
+from service.cli.discovery import LabAddress, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.db.engine import Database
+from service.domain.invariants import verify
+from service.schemas.runs import TERMINAL, RunDetail
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.verify import verify
 from tests.builders import document
 from tests.chaos.faults import Target, strike
 from tests.chaos.undisturbed import weights_of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from service.cli.processes import GUARDIAN, MARK, PART, mark_of
+from service.lab.processes import GUARDIAN, MARK, PART, mark_of
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _freeze_scheduler(target: Target) -> int:
 
 def _freeze_driver(target: Target) -> int:
     """Longer than its silence is borne: a newer attempt takes over, and it must not come back."""
-    return _freeze(target, target.running("workers.attempt")[:1], target.silence_seconds * 1.2)
+    return _freeze(target, target.running("workers.driver")[:1], target.silence_seconds * 1.2)
 
 
 def _second_scheduler(target: Target) -> int:
@@ -110,7 +110,7 @@ def _second_scheduler(target: Target) -> int:
         return 0
     environment = {**_environ(found[0]), PART: "scheduler-2"}
     with (target.folder / "logs" / "scheduler-2.log").open("ab") as log:
-        words = [_command(found[0]).split(" ")[0], "-m", "service.scheduler"]
+        words = [_command(found[0]).split(" ")[0], "-m", "service.processes.scheduler"]
         target.extra.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
     return 1
 
@@ -136,7 +136,7 @@ FAULTS: Mapping[str, Callable[[Target], int]] = {
     "MLflow killed": _kill_part("mlflow"),
     "Ray head killed": _kill_part("ray"),
     "worker killed": _kill_one("graft_worker"),
-    "driver killed": _kill_one("workers.attempt"),
+    "driver killed": _kill_one("workers.driver"),
     "leader frozen": _freeze_scheduler,
     "driver frozen": _freeze_driver,
     "second scheduler": _second_scheduler,

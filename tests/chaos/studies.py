@@ -15,19 +15,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.api.study_schemas import StudyDetail, StudyTrial
-from service.cli.lab import read_address
+from service.cli.discovery import read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.db.engine import Database
+from service.domain.invariants import verify
+from service.schemas.studies import StudyDetail, StudyTrial
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.verify import verify
 from tests.builders import study_document
 from tests.chaos.__main__ import SILENCE_SECONDS, start
 from tests.chaos.faults import Target, kill
 
 COMPUTING = {"fill": "graft_worker", "screen": "Hybrid", "promote": "graft_worker"}
 """Phase -> a word in the command line of those that compute in it."""
-ATTEMPT = "workers.attempt"
+ATTEMPT = "workers.driver"
 POLL_SECONDS, PATIENCE_SECONDS = 0.1, 1500.0
 STUDY = study_document(
     name="study under fire",

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from grafting_core.backbones.loader import load_backbone
-from grafting_core.finetuning import Share
-from grafting_core.spec.experiment import ExperimentSpec, finetune_key
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.specs.experiment import ExperimentSpec, finetune_key
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
 from workers.contract import RunTicket
 from workers.events import EventLog
-from workers.metering import Meter
+from workers.group import run_stages
 from workers.observer import Brake
 from workers.stages.context import Context, Group
-from workers.train_loop import run_stages
+from workers.usage import Meter
 
 
 def weights_of(storage: Path, spec: ExperimentSpec) -> tuple[bytes, bytes]:

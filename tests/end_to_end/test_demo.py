@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli.lab import LabAddress, read_address
+from service.cli.discovery import LabAddress, read_address
 from tests.service.labs import left, until
 
 DEMO = """

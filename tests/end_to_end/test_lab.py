@@ -16,23 +16,23 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.finetuning import Share
-from grafting_core.spec.experiment import finetune_key
-from grafting_core.spec.submission import parse_submission
-from grafting_core.storage import Storage
-from service.api.schemas import RunDetail
-from service.cli.lab import LabAddress, lock, read_address
-from service.cli.processes import MARK, PART, mark_of
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.experiment import finetune_key
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
+from service.cli.discovery import LabAddress, lock, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
-from service.credentials import first_key
+from service.lab.processes import MARK, PART, mark_of
+from service.local_keys import first_key
+from service.schemas.runs import RunDetail
 from tests.builders import document
 from workers.contract import RunTicket
 from workers.events import EventLog
-from workers.metering import Meter
+from workers.group import run_stages
 from workers.observer import Brake
 from workers.stages.context import Context, Group
-from workers.train_loop import run_stages
+from workers.usage import Meter
 
 GRAFT = (sys.executable, "-m", "service.cli.main")
 pytestmark = pytest.mark.timeout(600)

@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 
-from service.cli.lab import LabAddress, read_address
-from service.cli.processes import MARK, mark_of
+from service.cli.discovery import LabAddress, read_address
 from service.client import GraftlabClient
-from service.credentials import first_key
+from service.lab.processes import MARK, mark_of
+from service.local_keys import first_key
 from tests.builders import document
 from tests.service.labs import left, until
 

@@ -9,19 +9,19 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from grafting_core.failpoints import failpoint
-from grafting_core.spec.budget import Spend
-from grafting_core.storage import Storage
-from service.api.schemas import TERMINAL, RunState
-from service.scheduler.leadership import LostLeadership
-from service.scheduler.scheduler import Scheduler
+from grafting_core.specs.budget import Spend
+from grafting_core.storage.failpoints import failpoint
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.leader_lease import LostLeadership
+from service.db.tables import RunRow
+from service.domain.invariants import Violation, verify
+from service.domain.run_controls import Action, act
+from service.domain.run_lifecycle import LIVE
+from service.domain.submission import submit
+from service.scheduler.loop import Scheduler
+from service.schemas.runs import TERMINAL, RunState
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import LIVE
-from service.store.models import RunRow
-from service.store.submissions import submit
-from service.store.verify import Violation, verify
-from service.store.wishes import Action, act
 from tests.builders import experiment
 from workers.contract import (
     AttemptStarted,

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.store.engine import Database
-from service.store.migrate import upgrade
+from service.db.engine import Database
+from service.db.migrate import upgrade
 from tests.faults.rig import Rig
 
 SHORT_OF_SPACE = 40_000

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from grafting_core.failpoints import POINTS, arm
-from grafting_core.sealing import sealed
-from grafting_core.spec.budget import Spend
-from service.api.schemas import RunState
-from service.api.webhook_schemas import WebhookRequest
-from service.scheduler.housekeeping import Housekeeper
-from service.store.lifecycle import MOVES, move_point
-from service.store.migrate import upgrade
-from service.store.models import RunRow
-from service.store.webhooks import register
-from service.store.wishes import extend, prioritise
-from service.webhooks.postman import Postman
+from grafting_core.specs.budget import Spend
+from grafting_core.storage.checksums import sealed
+from grafting_core.storage.failpoints import POINTS, arm
+from service.db.migrate import upgrade
+from service.db.tables import RunRow
+from service.domain.run_controls import extend, prioritise
+from service.domain.run_lifecycle import MOVES, move_point
+from service.domain.webhook_outbox import register
+from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.schemas.runs import RunState
+from service.schemas.webhooks import WebhookRequest
+from service.webhooks.delivery import Postman
 from tests.faults.rig import STARTED, Rig
 from tests.service.receiver import receiving
 from workers.contract import AttemptFailed, AttemptStopped, checkpoints_folder

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.store.migrate import upgrade
-from service.store.models import LeaderRow
+from service.db.migrate import upgrade
+from service.db.tables import LeaderRow
 from tests.faults.rig import Rig
 
 

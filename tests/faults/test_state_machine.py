@@ -19,20 +19,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import create_engine, delete, select
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.budget import Budget, Spend
-from service.api.schemas import TERMINAL
-from service.api.webhook_schemas import WebhookRequest
-from service.scheduler.housekeeping import Housekeeper
-from service.scheduler.leadership import LostLeadership
-from service.store.account_views import AccountLimits, set_limits
-from service.store.engine import Database
-from service.store.lifecycle import LIVE, IllegalMove
-from service.store.migrate import upgrade
-from service.store.models import Base, LeaderRow, RunRow
-from service.store.submissions import KeyReused
-from service.store.webhook_models import DeliveryRow
-from service.store.webhooks import register
-from service.store.wishes import Action, act, extend, prioritise
+from grafting_core.specs.budget import Budget, Spend
+from service.db.engine import Database
+from service.db.leader_lease import LostLeadership
+from service.db.migrate import upgrade
+from service.db.tables import Base, LeaderRow, RunRow
+from service.db.webhook_tables import DeliveryRow
+from service.domain.budget_limits import AccountLimits, set_limits
+from service.domain.run_controls import Action, act, extend, prioritise
+from service.domain.run_lifecycle import LIVE, IllegalMove
+from service.domain.submission import KeyReused
+from service.domain.webhook_outbox import register
+from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.schemas.runs import TERMINAL
+from service.schemas.webhooks import WebhookRequest
 from tests.faults.rig import STARTED, Rig
 from workers.contract import (
     AttemptFailed,

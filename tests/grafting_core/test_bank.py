@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grafting_core.bank import Bank, DamagedArtifact, payload_name
-from grafting_core.spec import scions
-from grafting_core.spec.backbone import BackboneRef
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.plans import DistillPlan
-from grafting_core.spec.scions import ScionCard, ScionSpec
-from grafting_core.storage import Storage
+from grafting_core.specs import scions
+from grafting_core.specs.backbone import BackboneRef
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.specs.scions import ScionCard, ScionSpec
+from grafting_core.storage.bank import Bank, DamagedArtifact, payload_name
+from grafting_core.storage.storage import Storage
 from tests.builders import replacement
 
 BACKBONE = BackboneRef(name="b", digest="d")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.cost import compare, count_parameters, forward_job, hardware_of, peak_bytes
-from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.canonical import digest
+from grafting_core.backbones.registry import Backbone
+from grafting_core.evaluation.cost import compare, count_parameters, forward_job, hardware_of, peak_bytes
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.canonical import digest
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def test_twice_the_work_is_slower_and_the_same_work_claims_nothing(monkeypatch: 
 
         return spend
 
-    monkeypatch.setattr("grafting_core.cost.time.perf_counter", lambda: now)
+    monkeypatch.setattr("grafting_core.evaluation.cost.time.perf_counter", lambda: now)
     twice = compare(job(0.02), job(0.01), CPU, batch=8)
     assert (twice.ratio, twice.verdict, twice.batch) == (pytest.approx(2), "slower", 8)
     assert compare(job(0.01), job(0.01), CPU, batch=1).verdict == "no difference"
@@ -54,7 +54,7 @@ def test_running_second_in_a_pair_favours_nobody(monkeypatch: pytest.MonkeyPatch
         calls += 1
         now += 0.03 if calls % 2 else 0.02
 
-    monkeypatch.setattr("grafting_core.cost.time.perf_counter", lambda: now)
+    monkeypatch.setattr("grafting_core.evaluation.cost.time.perf_counter", lambda: now)
     found = compare(job, job, CPU, batch=1)
     assert found.ratio == pytest.approx(1)
     assert found.verdict == "no difference"

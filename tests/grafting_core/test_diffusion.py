@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from grafting_core.diffusion import (
+from grafting_core.diffusion.samplers import respaced
+from grafting_core.diffusion.schedule import (
     CONSTANTS,
     NoiseSchedule,
     add_noise,
@@ -17,8 +18,7 @@ from grafting_core.diffusion import (
     predict_clean,
     schedule_from_betas,
 )
-from grafting_core.samplers import respaced
-from grafting_core.spec.sampling_steps import timesteps_of
+from grafting_core.specs.sampling_steps import timesteps_of
 
 BETAS = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)
 CUMULATIVE = np.cumprod(1 - BETAS)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents, encode_latents
-from grafting_core.distillation import Candidate, ScionResult, distill, replacement_candidate
-from grafting_core.observing import NoCheckpoints, Part, Silent, StopRequested
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.spec.plans import DistillPlan
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents, encode_latents
+from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.training.observer import NoCheckpoints, Part, Silent, StopRequested
 from tests.builders import MemoryCheckpoints, StopAfter, replacement, same
 
 PLAN = DistillPlan(steps=4, batch_size=8, learning_rate=1e-3, held_out=16, images=200)

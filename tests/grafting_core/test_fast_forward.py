@@ -12,13 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.backbones import fast_forward
 from grafting_core.backbones.fast_forward import FastForward, PlainForward, forward_of
-from grafting_core.backbones.loader import Backbone
-from grafting_core.restructure import ParallelBlocks
-from grafting_core.sampling import sample_images
-from grafting_core.spec.design import ParallelPair
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.plans import EvaluationProtocol
-from grafting_core.surgery import operate
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_images
+from grafting_core.specs.design import ParallelPair
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.surgery.operate import operate
+from grafting_core.surgery.parallel_blocks import ParallelBlocks
 from tests.builders import replacement
 
 LABELS = torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])

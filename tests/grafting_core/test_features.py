@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.features.base import extract, spatial_rows
-from grafting_core.features.catalog import load_network
-from grafting_core.features.inception import Inception
-from grafting_core.spec.experiment import fingerprint_of
-from grafting_core.spec.features import (
+from grafting_core.backbones.registry import Backbone
+from grafting_core.evaluation.features.base import extract, spatial_rows
+from grafting_core.evaluation.features.inception import Inception
+from grafting_core.evaluation.features.table import load_network
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.experiment import fingerprint_of
+from grafting_core.specs.features import (
     SETTING,
     FeatureSource,
     digest_of_path,
     feature_digest,
     feature_sources,
 )
-from grafting_core.spec.problems import SpecError
-from grafting_core.spec.submission import parse_submission
 from tests.builders import QUICK, document
 
 RNG = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def test_inception_is_torch_fidelitys(torch_fidelity: Any, weights: FeatureSourc
 
 def test_resizing_is_tensorflow_1s(torch_fidelity: Any) -> None:
     module = torch_fidelity("interpolate_compat_tensorflow")
-    from grafting_core.features.resize import resize_like_tensorflow1
+    from grafting_core.evaluation.features.resize import resize_like_tensorflow1
 
     for height, width in ((32, 32), (256, 200), (512, 512)):
         images = torch.from_numpy(RNG.integers(0, 256, (1, 3, height, width)).astype(np.float32))

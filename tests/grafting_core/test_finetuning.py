@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.finetuning import Share, finetune
-from grafting_core.observing import NoCheckpoints, Silent, StopRequested
-from grafting_core.optimisation import Diverged
-from grafting_core.spec.plans import FinetunePlan
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.specs.plans import FinetunePlan
+from grafting_core.training.finetune import Share, finetune
+from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
+from grafting_core.training.optim import Diverged
 from tests.builders import MemoryCheckpoints, StopAfter, same
 
 PLAN = FinetunePlan(steps=5, batch_size=8, learning_rate=1e-3, warmup_steps=2, images=200)

@@ -11,13 +11,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grafting_core.backbones.folder import load_folder
-from grafting_core.backbones.loader import Backbone
-from grafting_core.judging import judge
-from grafting_core.sampling import sample_images
-from grafting_core.spec.experiment import own_fingerprint
-from grafting_core.spec.judging import JudgeRequest
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.backbones.diffusers_folder import load_folder
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_images
+from grafting_core.evaluation.cli import judge
+from grafting_core.specs.experiment import own_fingerprint
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.requests import JudgeRequest
 from grafting_core.testbed.assets import ASSETS
 
 OWN = "testbed/dit-fashion"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grafting_core import health
-from grafting_core.health import Finding, check_operator
 from grafting_core.operators.attention import BandAttention, SoftmaxAttention
 from grafting_core.operators.hyena import GatedConvolution
-from grafting_core.spec.operators import KINDS
+from grafting_core.specs.operators import KINDS
+from grafting_core.surgery import check_operator as probes
+from grafting_core.surgery.check_operator import Finding, check_operator
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,8 +52,8 @@ def test_reach_and_causality_are_told(kind: str, reach: str, causal: bool) -> No
 def test_what_is_planted_wrong_is_found(
     monkeypatch: pytest.MonkeyPatch, kind: str, planted: nn.Module, probe: str, seen: str
 ) -> None:
-    monkeypatch.setattr(health, "build", lambda spec, dims: planted)
-    monkeypatch.setattr(health, "_flops", lambda spec: Finding("FLOPs", None, "of other dims"))
+    monkeypatch.setattr(probes, "build", lambda spec, dims: planted)
+    monkeypatch.setattr(probes, "_flops", lambda spec: Finding("FLOPs", None, "of other dims"))
     found = {finding.probe: finding for finding in check_operator(KINDS[kind](kind=kind))}
     assert found[probe].ok is False
     assert seen in found[probe].seen
@@ -72,7 +72,7 @@ class Broken(nn.Module):
 
 
 def test_a_wrong_formula_and_an_idle_parameter_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "build", lambda spec, dims: Broken())
+    monkeypatch.setattr(probes, "build", lambda spec, dims: Broken())
     module = Broken()
-    assert health._gradients(module).seen == "none reaches unused"
-    assert health._parameters(KINDS["mlp"](kind="mlp"), module).ok is False
+    assert probes._gradients(module).seen == "none reaches unused"
+    assert probes._parameters(KINDS["mlp"](kind="mlp"), module).ok is False

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, elu, pad
 
-from grafting_core.inheritance import inherit
 from grafting_core.operators.attention import BandAttention, KernelAttention, SoftmaxAttention
 from grafting_core.operators.hyena import DepthwiseConv, GatedConvolution
 from grafting_core.operators.mamba import scan
 from grafting_core.operators.mlp import FeedForward, GatedChannels
+from grafting_core.surgery.weight_inheritance import inherit
 
 DTYPES = pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 TOKENS = st.integers(2, 60)

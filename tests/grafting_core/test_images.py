@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grafting_core import npz
-from grafting_core.features.base import extract, joined
-from grafting_core.features.catalog import load_network
-from grafting_core.images import ArrayImages, ImageFolder, SampleFile, open_images
-from grafting_core.metrics.frechet import frechet_of_rows
-from grafting_core.metrics.reference import load_reference, make_reference
-from grafting_core.metrics.suite import measure
-from grafting_core.npz import BadFile, NpzFile
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.data import npz
+from grafting_core.data.image_sets import ArrayImages, ImageFolder, SampleFile, open_images
+from grafting_core.data.npz import BadFile, NpzFile
+from grafting_core.evaluation.features.base import extract, joined
+from grafting_core.evaluation.features.table import load_network
+from grafting_core.evaluation.metrics.frechet import frechet_of_rows
+from grafting_core.evaluation.metrics.report import measure
+from grafting_core.evaluation.reference import load_reference, make_reference
+from grafting_core.specs.plans import EvaluationProtocol
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.evaluation import fid_at, network_of, own_reference, recognises
-from grafting_core.features.base import extract
-from grafting_core.features.inception import Inception
-from grafting_core.features.inception_weights import InceptionNetwork
-from grafting_core.judging import judge, make, show
-from grafting_core.metrics.frechet import frechet_of_rows
-from grafting_core.npz import BadFile
-from grafting_core.spec.experiment import finetune_key
-from grafting_core.spec.judging import JudgeRequest, ReferenceRequest, ShowRequest
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.npz import BadFile
+from grafting_core.evaluation.cli import judge, make, show
+from grafting_core.evaluation.evaluate import fid_at, network_of, own_reference, recognises
+from grafting_core.evaluation.features.base import extract
+from grafting_core.evaluation.features.inception import Inception
+from grafting_core.evaluation.features.inception_weights import InceptionNetwork
+from grafting_core.evaluation.metrics.frechet import frechet_of_rows
+from grafting_core.specs.experiment import finetune_key
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ShowRequest
 from grafting_core.testbed.assets import ASSETS
 from service.cli.console import Refused
-from service.cli.judging import protocol_named
+from service.cli.evaluate import protocol_named
 from service.cli.main import app
 from tests.builders import experiment
 from tests.workers.test_stages import context
-from workers.train_loop import run_stages
+from workers.group import run_stages
 
 OWN = "testbed/dit-fashion"
 PROTOCOL = EvaluationProtocol(

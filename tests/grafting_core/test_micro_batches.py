@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.distillation import distill, replacement_candidate
-from grafting_core.finetuning import finetune
-from grafting_core.observing import NoCheckpoints, Silent
-from grafting_core.spec.plans import DistillPlan, FinetunePlan, Loss
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.distillation.distill import distill, replacement_candidate
+from grafting_core.specs.plans import DistillPlan, FinetunePlan, Loss
+from grafting_core.training.finetune import finetune
+from grafting_core.training.observer import NoCheckpoints, Silent
 from tests.builders import MemoryCheckpoints, replacement, same
 
 FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)

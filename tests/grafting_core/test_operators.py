@@ -15,14 +15,14 @@ from grafting_core.operators.attention import (
     BandAttention,
     GridWindowAttention,
 )
-from grafting_core.operators.catalog import BUILDERS, build
 from grafting_core.operators.hyena import DepthwiseConv
 from grafting_core.operators.mamba import SelectiveStateSpace
 from grafting_core.operators.mlp import ChannelConv
-from grafting_core.spec.dims import BlockDims
-from grafting_core.spec.operators import KINDS
-from grafting_core.spec.operators.mamba import Mamba2
-from grafting_core.spec.operators.windows import band_block, grid_block
+from grafting_core.operators.table import BUILDERS, build
+from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.operators import KINDS
+from grafting_core.specs.operators.mamba import Mamba2
+from grafting_core.specs.operators.windows import band_block, grid_block
 
 TIED = {"window_attention_2d", "conv_mlp", "mlp_hyena_x"}
 DIMS = BlockDims(width=24, num_heads=4, mlp_ratio=4.0, grid=(5, 7))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 SPEC = """
 from typing import ClassVar, Literal
-from grafting_core.spec.dims import OperatorFlops
-from grafting_core.spec.operators.base import OperatorBase
+from grafting_core.specs.dims import OperatorFlops
+from grafting_core.specs.operators.base import OperatorBase
 
 class Half(OperatorBase):
     kind: Literal["half"] = "half"
@@ -34,9 +34,9 @@ def build(spec, dims):
 """
 USE = """
 import torch
-from grafting_core.operators.catalog import build
-from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.submission import parse_submission
+from grafting_core.operators.table import build
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.documents.designs import parse_submission
 edit = {"replace": "mlp", "layers": [1], "with": {"kind": "half", "factor": 0.25}}
 spec = parse_submission({"name": "a", "backbone": "testbed/dit-fashion", "edits": [edit]})
 module = build(spec.design.edits[0].operator, backbone_cards()["testbed/dit-fashion"].dims)
@@ -80,11 +80,11 @@ def test_the_worked_example_of_the_readme_passes_the_health_report(tmp_path: Pat
     """Its two modules and its entry points, word for word, but for the module's place."""
     text = (ROOT / "grafting_core" / "README.md").read_text()
     spec, module = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    module = module.replace("grafting_core.spec.operators.shift", "token_spec")
+    module = module.replace("grafting_core.specs.operators.shift", "token_spec")
     registered = re.findall(r'entry-points."(.*?)"\]\n(\w+) = "my_package\.\w+:(\w+)"', text)
     names = {"TokenShift": "token_spec", "build_shift": "token_shift"}
     points = "".join(f"[{group}]\n{kind} = {names[what]}:{what}\n" for group, kind, what in registered)
     modules = {"token_spec": spec, "token_shift": module}
-    done = installed(tmp_path, modules, points, ["-m", "grafting_core.health", "token_shift"])
+    done = installed(tmp_path, modules, points, ["-m", "grafting_core.surgery.check_operator", "token_shift"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a token sees -1 to +0" in done.stdout

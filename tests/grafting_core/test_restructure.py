@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grafting_core.activations import watched
+from grafting_core.backbones.capture import watched
 from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.fast_forward import PlainForward, forward_of
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.distillation import distill
-from grafting_core.examination import held_out_errors
-from grafting_core.merging import fit_merges, merge_candidate
-from grafting_core.observing import NoCheckpoints, Silent
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.distillation.distill import distill
+from grafting_core.distillation.held_out import held_out_errors
+from grafting_core.distillation.merge_init import fit_merges, merge_candidate
 from grafting_core.operators.mlp import FeedForward
-from grafting_core.restructure import PairRegion, ParallelBlocks, mean_merge, pair_blocks
-from grafting_core.spec.design import ParallelPair
-from grafting_core.spec.plans import DistillPlan
-from grafting_core.surgery import operate
+from grafting_core.specs.design import ParallelPair
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.surgery.operate import operate
+from grafting_core.surgery.parallel_blocks import PairRegion, ParallelBlocks, mean_merge, pair_blocks
+from grafting_core.training.observer import NoCheckpoints, Silent
 from tests.builders import replacement, same
 
 PAIR = ParallelPair(first=2)
@@ -177,7 +177,7 @@ def test_a_region_gives_both_sides_and_the_sequence(backbone: Backbone) -> None:
 def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
     backbone: Backbone, latents: Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grafting_core.merging.FIT_BATCHES", 2)
+    monkeypatch.setattr("grafting_core.distillation.merge_init.FIT_BATCHES", 2)
     plan = DistillPlan(steps=20, batch_size=16, learning_rate=1e-3, held_out=32)
     fitted, key = fit_merges(backbone, ALL, latents, seed=0), "pair 2+3"
     candidate = merge_candidate(PAIR, plan, key, fitted[PAIR])

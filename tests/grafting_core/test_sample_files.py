@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grafting_core.sample_files import Bytes, ImagePart, as_rgb, manifest, row_order, write_npz
-from grafting_core.spec.plans import EvaluationProtocol
+from grafting_core.evaluation.sample_files import Bytes, ImagePart, as_rgb, manifest, row_order, write_npz
+from grafting_core.specs.plans import EvaluationProtocol
 
 BALANCED = EvaluationProtocol(samples=200, labels="balanced")
 UNIFORM = EvaluationProtocol(samples=200)

@@ -10,11 +10,11 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.samplers import sampler_of
-from grafting_core.sampling import sample_generators, sample_labels, sample_latents
-from grafting_core.spec.plans import EvaluationProtocol, SamplerName, Spacing
-from grafting_core.spec.sampling_steps import noise_levels, timesteps_of
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.samplers import sampler_of
+from grafting_core.diffusion.sampling import sample_generators, sample_labels, sample_latents
+from grafting_core.specs.plans import EvaluationProtocol, SamplerName, Spacing
+from grafting_core.specs.sampling_steps import noise_levels, timesteps_of
 from grafting_core.testbed.networks import build_transformer
 
 LINEAR: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}

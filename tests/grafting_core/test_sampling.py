@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.diffusion import linear_schedule
-from grafting_core.evaluation import (
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_generators, sample_images, sample_labels, sample_latents
+from grafting_core.diffusion.schedule import linear_schedule
+from grafting_core.evaluation.evaluate import (
     EvaluatedChunk,
     evaluate_chunk,
     fid_at,
@@ -15,10 +16,9 @@ from grafting_core.evaluation import (
     network_of,
     own_reference,
 )
-from grafting_core.sampling import sample_generators, sample_images, sample_labels, sample_latents
-from grafting_core.spec.experiment import own_fingerprint
-from grafting_core.spec.plans import EvaluationProtocol, Spacing
-from grafting_core.spec.sampling_steps import forwards_per_image, noise_levels
+from grafting_core.specs.experiment import own_fingerprint
+from grafting_core.specs.plans import EvaluationProtocol, Spacing
+from grafting_core.specs.sampling_steps import forwards_per_image, noise_levels
 
 PROTOCOL = EvaluationProtocol(
     samples=30,

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
 from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.scores import Place, Undoable, replace_one, restore_one
-from grafting_core.spec.design import ReplaceOperator
-from grafting_core.surgery import operate
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.surgery.operate import operate
 from tests.builders import replacement, same
 
 SAME = replacement("mha", 2, init="inherit")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "a\\b"])

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.loader import Backbone
+from grafting_core.backbones.registry import Backbone
 from grafting_core.operators.mlp import FeedForward
-from grafting_core.surgery import new_operator, operate
+from grafting_core.surgery.operate import new_operator, operate
 from tests.builders import replacement, same
 
 

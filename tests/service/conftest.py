@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, text
 
 from service.app import create_app
-from service.credentials import first_key
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import upgrade
 from tests.service.receiver import Receiver, receiving
 
 NUMBERS = itertools.count()

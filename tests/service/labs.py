@@ -9,17 +9,17 @@ from pathlib import Path
 
 import psutil
 
-from service.cli.lab import LabAddress, read_address
-from service.cli.parts import Part
-from service.cli.processes import MARK, mark_of
-from service.cli.supervisor import Supervisor
+from service.cli.discovery import LabAddress, read_address
+from service.lab.parts import Part
+from service.lab.processes import MARK, mark_of
+from service.lab.supervisor import Supervisor
 
 NAMES = ("ray", "mlflow", "api", "scheduler", "tracking")
 WAIT = [sys.executable, "-c", "import time; time.sleep(600)"]
 PROGRAM = """
 import signal, sys, time
 from pathlib import Path
-from service.cli.lab import lock
+from service.cli.discovery import lock
 from tests.service.labs import waiting
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

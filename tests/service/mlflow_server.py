@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from service.cli.ports import Claims
-from service.credentials import mlflow_token
+from service.lab.ports import Claims
+from service.local_keys import mlflow_token
 from service.settings import Settings
 
 START_SECONDS = 120
@@ -24,7 +24,7 @@ def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
     environment = {**os.environ, "GRAFTLAB_DATA_DIR": str(folder), "GRAFTLAB_MLFLOW_URL": url}
     with (folder / "mlflow.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.tracking.server"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "service.processes.mlflow"], env=environment, stdout=log, stderr=log
         )
     try:
         end = time.monotonic() + START_SECONDS

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Mount
 
-from service.api.schemas import Role
+from service.schemas.runs import Role
 from tests.builders import document, study_document
 from tests.grafting_core.spec.test_filling import fill
 

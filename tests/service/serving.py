@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from service.api import protocol
+from service.api.middleware import http_protocol
 from service.app import create_app
 from service.settings import Settings
 
@@ -15,7 +15,9 @@ from service.settings import Settings
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[int]:
     """The application on a real socket; its port."""
-    config = uvicorn.Config(create_app(settings), port=0, http=protocol.GuardedProtocol, log_level="error")
+    config = uvicorn.Config(
+        create_app(settings), port=0, http=http_protocol.GuardedProtocol, log_level="error"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

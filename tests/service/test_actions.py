@@ -3,16 +3,16 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.spec.budget import Spend
-from service.api.schemas import RunState
-from service.scheduler.intake import apply_event
+from grafting_core.specs.budget import Spend
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.attempt_events import apply_event
+from service.domain.leaderboard import leaderboard
+from service.domain.run_controls import ACTIONS, Action, act, extend, prioritise
+from service.domain.run_lifecycle import IllegalMove
+from service.domain.run_queries import events_after
+from service.schemas.runs import RunState
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.leaderboard import leaderboard
-from service.store.lifecycle import IllegalMove
-from service.store.models import RunRow
-from service.store.queries import events_after
-from service.store.wishes import ACTIONS, Action, act, extend, prioritise
 from tests.builders import document
 from tests.service.test_lifecycle import STARTED, begin, event, started_run
 from workers.contract import AttemptFailed, AttemptStopped, Progress, StageDone, StageReport

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
-from grafting_core.storage import Storage
-from service.api.schemas import QueueEntry
-from service.scheduler.admission import admit, decide, tell_set_aside
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AccountRow, AttemptRow, EventRow, NeedRow, RunRow, now
+from service.domain.queue_explain import queue_view
+from service.scheduler.claims import admit, decide, tell_set_aside
+from service.schemas.runs import QueueEntry
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.models import AccountRow, AttemptRow, EventRow, NeedRow, RunRow, now
-from service.store.queue_view import queue_view
 from tests.builders import document, experiment, study_document
 from tests.service.test_scheduler import queue
 

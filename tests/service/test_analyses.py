@@ -5,15 +5,15 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.analysis import AnalysisSpec, parse_analysis
-from grafting_core.spec.backbone import BackboneCard, backbone_cards
-from grafting_core.spec.profile import BackboneProfile, BandLocality
-from grafting_core.spec.submission import parse_submission
-from grafting_core.storage import Storage
-from service.store.engine import Database
-from service.store.models import StageRow
-from service.store.profiles import completed_card
-from service.store.submissions import submit
+from grafting_core.specs.analysis import AnalysisSpec, parse_analysis
+from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.profile import BackboneProfile, BandLocality
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import StageRow
+from service.domain.backbone_profiles import completed_card
+from service.domain.submission import submit
 from tests.builders import document
 from workers.contract import StageReport
 

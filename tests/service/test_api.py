@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from service.client import ApiProblem, GraftlabClient
-from service.store.lifecycle import transition
-from service.store.models import ExperimentRow, RunRow, StageRow
+from service.db.tables import ExperimentRow, RunRow, StageRow
+from service.domain.run_lifecycle import transition
 from tests.builders import document
 from workers.contract import StageReport
 
@@ -231,7 +231,7 @@ def test_the_catalogue_lists_every_kind_with_its_cost(client: TestClient) -> Non
 def test_not_ready_says_what_is_missing(client: TestClient) -> None:
     answer = client.get("/readyz")
     assert answer.status_code == 503
-    assert "python -m service.scheduler" in answer.json()["parts"]["scheduler"]
+    assert "python -m service.processes.scheduler" in answer.json()["parts"]["scheduler"]
 
 
 def test_openapi_knows_the_submission(client: TestClient) -> None:

@@ -8,13 +8,13 @@ from fastapi.testclient import TestClient
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from service.api.addresses import needed_role
-from service.api.gate import OPEN
-from service.credentials import find_key, first_key, forget_lab, note_lab
+from service.api.middleware.authentication import OPEN
+from service.api.middleware.rights import needed_role
+from service.db.tables import KeyRow, now
+from service.domain.api_keys import Principal, make_key
+from service.local_keys import find_key, first_key, forget_lab, note_lab
 from service.locking import hold
 from service.settings import Settings
-from service.store.keys import Principal, make_key
-from service.store.models import KeyRow, now
 from tests.builders import document
 from tests.service.routes import ROUTES, request_of, routes_of
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.api import limits, protocol
+from service.api.middleware import http_protocol, limits
 from service.settings import Settings
 from tests.service.serving import serving
 
@@ -14,7 +14,7 @@ from tests.service.serving import serving
 @pytest.fixture
 def port(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The application on a real socket, with patience of a second."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 1.0)
     monkeypatch.setattr(limits, "BODY_SECONDS", 1.0)
     with serving(settings) as made:
         yield made

@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from service.app import create_app
-from service.credentials import first_key
+from service.db.tables import ExperimentRow, RunRow
+from service.db.webhook_tables import WebhookRow
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.models import ExperimentRow, RunRow
-from service.store.webhook_models import WebhookRow
 from tests.builders import document
 from tests.service.test_auth import anonymous, as_user
 

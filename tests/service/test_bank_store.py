@@ -3,15 +3,15 @@
 import pytest
 from sqlalchemy import select
 
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import evaluation_key, finetune_key, scion_keys
-from grafting_core.storage import Storage
-from service.scheduler.scheduler import Scheduler
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.experiment import evaluation_key, finetune_key, scion_keys
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import NeedRow, RunRow
+from service.domain.artifact_dependencies import needed_by_others
+from service.domain.run_queries import run_detail
+from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from service.store.bank import needed_by_others
-from service.store.engine import Database
-from service.store.models import NeedRow, RunRow
-from service.store.queries import run_detail
 from tests.builders import experiment
 from tests.service.test_scheduler import Cluster, log_of, queue, state
 from workers.contract import (

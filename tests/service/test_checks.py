@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.published import publish
-from grafting_core.sealing import sealed
-from grafting_core.storage import Storage
-from service.credentials import first_key
+from grafting_core.storage.artifacts import publish
+from grafting_core.storage.checksums import sealed
+from grafting_core.storage.storage import Storage
+from service.db.check_tables import CheckRow
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.check_jobs import ALIVE_SECONDS, Checking, begin, check_view
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.check_models import CheckRow
-from service.store.checks import ALIVE_SECONDS, Checking, begin, check_view
-from service.store.engine import Database
-from service.store.models import RunRow
 from tests.builders import document
 from tests.service.serving import serving
 from workers.contract import checkpoints_folder

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from grafting_core.spec.studies import parse_study
+from grafting_core.specs.studies.parsing import parse_study
 from service.cli import console
 from service.cli.failing import guarded
 from service.cli.main import main
 from service.client import ApiProblem, CannotBeSent, GraftlabClient
-from service.credentials import first_key
+from service.db.engine import Database
+from service.db.tables import ExperimentRow
+from service.domain.studies import create_study
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.models import ExperimentRow
-from service.store.studies import create_study
 from tests.builders import document
 from tests.grafting_core.spec.test_bounds import study
 from tests.service.serving import serving

@@ -6,19 +6,19 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.backbone import backbone_cards
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.planning import design_cost
-from service.api.schemas import Leaderboard, LeaderboardRow
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.cost import design_cost
 from service.cli.console import out
 from service.cli.views import show_leaderboard
-from service.scheduler.intake import apply_event
+from service.db.engine import Database
+from service.db.migrate import downgrade, upgrade
+from service.db.tables import RunRow, StandingRow
+from service.domain.attempt_events import apply_event
+from service.domain.leaderboard import leaderboard
+from service.domain.submission import submit
+from service.schemas.runs import Leaderboard, LeaderboardRow
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.leaderboard import leaderboard
-from service.store.migrate import downgrade, upgrade
-from service.store.models import RunRow, StandingRow
-from service.store.submissions import submit
 from tests.builders import experiment
 from tests.service.test_auth import as_user
 from tests.service.test_lifecycle import FIGURES, STARTED, begin, event

@@ -7,14 +7,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.planning import plan
-from grafting_core.storage import Storage
-from service.store.engine import Database
-from service.store.forecast import forecast, outstanding
-from service.store.lifecycle import transition
-from service.store.models import AttemptRow, RunRow, StageRow
-from service.store.submissions import submit
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.cost import plan
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AttemptRow, RunRow, StageRow
+from service.domain.forecast import forecast, outstanding
+from service.domain.run_lifecycle import transition
+from service.domain.submission import submit
 from tests.builders import document, experiment
 from workers.contract import STAGES, StageReport
 

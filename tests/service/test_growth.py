@@ -14,29 +14,29 @@ from sqlalchemy import select
 
 from benchmarks.grown_lab import Grown, Size, grow
 from benchmarks.routes import readings
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from service.app import create_app
-from service.credentials import first_key
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.db.tables import RunRow
+from service.domain.queue_explain import queue_view
+from service.domain.run_curves import POINTS, SPANS, WITHIN, loss_curves
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.curves import POINTS, SPANS, WITHIN, loss_curves
-from service.store.engine import Database
-from service.store.migrate import upgrade
-from service.store.models import RunRow
-from service.store.queue_view import queue_view
 from tests.service.conftest import empty_database
 
 SIZES = (Size(200, 120, 400, 60), Size(800, 480, 1600, 240))
 """Pages are full at the first; the second is four times as large."""
 LIMIT = 20
 WINDOWS = {
-    "service.store.cut_short.SHOWN": 5,
-    "service.store.cut_short.LOOKED_AT": 10,
-    "service.store.measured.NEWEST": 40,
-    "service.store.holdings.LOOKED_AT": 30,
-    "service.store.curves.POINTS": 100,
-    "service.store.queue_view.FOLLOWED": 30,
-    "service.store.admitting.PAGE": 10,
-    "service.store.admitting.HELD_AT_MOST": 10,
+    "service.domain.stopped_runs.SHOWN": 5,
+    "service.domain.stopped_runs.LOOKED_AT": 10,
+    "service.domain.rung_agreement.NEWEST": 40,
+    "service.domain.bank_catalog.LOOKED_AT": 30,
+    "service.domain.run_curves.POINTS": 100,
+    "service.domain.queue_explain.FOLLOWED": 30,
+    "service.domain.admission.PAGE": 10,
+    "service.domain.admission.HELD_AT_MOST": 10,
     "benchmarks.grown_lab.OWNER": "'user' || CAST(n.i % 5 AS TEXT)",
     "benchmarks.grown_lab.PROTOCOL": "'protocol 0'",
     "benchmarks.grown_lab.PROTOCOLS": 1,
@@ -175,7 +175,7 @@ def test_the_beginning_of_the_queue_is_the_whole_ones_and_a_run_is_found_in_its_
 def test_a_run_far_behind_is_placed_by_priority_and_age(
     database: Database, grown: Grown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.queue_view.FOLLOWED", 3)
+    monkeypatch.setattr("service.domain.queue_explain.FOLLOWED", 3)
     with database.reading() as session:
         waiting = session.scalars(select(RunRow).where(RunRow.state == "QUEUED")).all()
         ordered = sorted(waiting, key=lambda run: (run.precedence, run.id))
@@ -193,7 +193,7 @@ def test_lists_are_filtered_in_the_database_and_paged_to_the_end(database: Datab
         {"owner": "user3", "states": ("QUEUED", "SUCCEEDED")},
         {"prefix": "0b1000000"},
     ]
-    from service.store.queries import find_runs
+    from service.domain.run_queries import find_runs
 
     with database.reading() as session:
         everything = find_runs(session, limit=200).runs
@@ -218,8 +218,8 @@ def test_lists_are_filtered_in_the_database_and_paged_to_the_end(database: Datab
 
 
 def test_a_database_of_before_knows_the_names_of_its_runs(database_url: str) -> None:
-    from service.store.migrate import downgrade
-    from service.store.submissions import submit
+    from service.db.migrate import downgrade
+    from service.domain.submission import submit
     from tests.builders import experiment
 
     database = Database(database_url)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from grafting_core.storage import Storage
-from service.scheduler.scheduler import Scheduler
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AttemptRow, RunRow
+from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.models import AttemptRow, RunRow
 from tests.builders import experiment
 from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
 from workers.contract import (

@@ -6,18 +6,18 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.budget import Spend
-from service.api.schemas import TERMINAL, Leaderboard
+from grafting_core.specs.budget import Spend
 from service.cli.console import out
 from service.cli.views import show_leaderboard
-from service.scheduler.intake import apply_event
+from service.db.engine import Database
+from service.db.tables import AttemptRow, RunRow, now
+from service.domain.attempt_events import apply_event
+from service.domain.leaderboard import leaderboard
+from service.domain.run_lifecycle import MOVES, IllegalMove, transition
+from service.domain.run_queries import events_after, run_detail
+from service.domain.submission import submit
+from service.schemas.runs import TERMINAL, Leaderboard
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.leaderboard import leaderboard
-from service.store.lifecycle import MOVES, IllegalMove, transition
-from service.store.models import AttemptRow, RunRow, now
-from service.store.queries import events_after, run_detail
-from service.store.submissions import submit
 from tests.builders import experiment
 from workers.contract import (
     AttemptFailed,

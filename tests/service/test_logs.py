@@ -6,8 +6,8 @@ import logging
 import pytest
 from fastapi.testclient import TestClient
 
-from service.credentials import first_key
-from service.logs import JsonLines
+from service.local_keys import first_key
+from service.logging import JsonLines
 from service.settings import Settings
 
 

@@ -11,18 +11,18 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from grafting_core.storage import Storage
-from service.scheduler.housekeeping import Housekeeper
-from service.scheduler.scheduler import Scheduler
-from service.search.door import open_study
-from service.search.driver import Driver
-from service.search.works import item_scions
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
+from service.db.tables import AttemptRow, RunRow, StageRow, now
+from service.domain.run_lifecycle import transition
+from service.domain.studies import create_study, run_for, spec_of_study
+from service.domain.study_feasibility import open_study
+from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import AttemptRow, RunRow, StageRow, now
-from service.store.studies import create_study, run_for, spec_of_study
-from service.store.study_models import StudyRow, StudyRunRow, TrialRow
+from service.studies.driver import Driver
+from service.studies.specs import item_scions
 from tests.builders import study_document
 from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
 from workers.contract import event_path, submission_id
@@ -46,7 +46,7 @@ def cluster() -> Cluster:
 def scheduler(
     settings: Settings, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> Scheduler:
-    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     settings.cpus, settings.lead_seconds = 10_000, 600.0
     return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
 
@@ -288,7 +288,7 @@ def test_runs_whose_files_refuse_to_go_keep_no_other_from_being_tidied(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("service.scheduler.housekeeping.RUNS", 2)
+    monkeypatch.setattr("service.scheduler.checkpoint_cleanup.RUNS", 2)
     storage = Storage(settings.storage)
     runs = clones(database, queue(database), 5, ENDED)
     for run in runs:

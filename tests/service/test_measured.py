@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import fingerprint_of
-from grafting_core.spec.results import (
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.experiment import fingerprint_of
+from grafting_core.specs.results import (
     ClassFigures,
     EvaluationReport,
     Hardware,
@@ -15,12 +15,12 @@ from grafting_core.spec.results import (
     MeasuredCost,
     Parameters,
 )
-from service.scheduler.intake import apply_event
+from service.db.engine import Database
+from service.domain.attempt_events import apply_event
+from service.domain.leaderboard import leaderboard
+from service.domain.run_queries import run_detail
+from service.domain.rung_agreement import measured
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.leaderboard import leaderboard
-from service.store.measured import measured
-from service.store.queries import run_detail
 from tests.builders import QUICK, experiment
 from tests.service.test_lifecycle import FIGURES, STARTED, event, started_run
 from workers.contract import AttemptSucceeded, StageDone, StageReport

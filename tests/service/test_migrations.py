@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, select, text
 
-from grafting_core.failpoints import arm
-from service.store.engine import Database
-from service.store.migrate import check, downgrade, upgrade, versions
-from service.store.models import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
-from service.store.submissions import submit
-from service.store.verify import verify
+from grafting_core.storage.failpoints import arm
+from service.db.engine import Database
+from service.db.migrate import check, downgrade, upgrade, versions
+from service.db.tables import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
+from service.domain.invariants import verify
+from service.domain.submission import submit
 from tests.builders import experiment
 
 RELEASED = Path(__file__).parent / "released"

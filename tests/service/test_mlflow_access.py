@@ -17,19 +17,19 @@ import pytest
 from fastapi.testclient import TestClient
 from mlflow.tracking import MlflowClient
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from service.app import create_app
 from service.cli.doctor import _compared
-from service.cli.supervisor import Supervisor
 from service.client import GraftlabClient
-from service.credentials import first_key, mlflow_token
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.submission import submit
+from service.domain.tracking_endpoints import Refused, check_body, right_for
+from service.domain.tracking_state import read_tracking
+from service.lab.supervisor import Supervisor
+from service.local_keys import first_key, mlflow_token
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.models import RunRow
-from service.store.submissions import submit
-from service.tracking.endpoints import Refused, check_body, right_for
-from service.tracking.forwarder import Forwarder
-from service.tracking.state import read_tracking
+from service.tracking.runs import Forwarder
 from tests.builders import experiment
 from tests.service.mlflow_server import ask, mlflow_server, settings_of
 from tests.service.serving import serving
@@ -348,7 +348,8 @@ def test_the_forwarders_process_does_not_end_without_mlflow(tmp_path: Path) -> N
         submit(session, experiment(), "digest", None)
     database.engine.dispose()
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "service.tracking"], env=environment, stderr=log)
+        command = [sys.executable, "-m", "service.processes.tracking"]
+        process = subprocess.Popen(command, env=environment, stderr=log)
     try:
         for _ in range(120):
             if "MLflow is behind" in (tmp_path / "log").read_text():

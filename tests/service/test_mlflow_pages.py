@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from grafting_core.storage import Storage
-from service.credentials import first_key
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import RunRow, StageRow
+from service.domain.run_lifecycle import record, transition
+from service.domain.submission import submit
+from service.local_keys import first_key
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import record, transition
-from service.store.models import RunRow, StageRow
-from service.store.submissions import submit
-from service.tracking.forwarder import Forwarder
+from service.tracking.runs import Forwarder
 from tests.builders import experiment
 from tests.service.mlflow_server import mlflow_server, settings_of
 from tests.service.serving import serving

@@ -6,8 +6,8 @@ from unittest.mock import patch
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.scheduler.news import News
-from service.store.engine import Database
+from service.db.engine import Database
+from service.scheduler.wakeup import News
 from tests.service.test_scheduler import queue
 
 FOR_EVER = 10**6

@@ -9,17 +9,17 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.bank import Bank
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import scions_of
-from grafting_core.storage import Storage
-from service.scheduler.intake import apply_event
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.experiment import scions_of
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
+from service.db.tables import RunRow
+from service.domain.artifact_dependencies import is_there
+from service.domain.artifacts_in_progress import Making
+from service.domain.attempt_events import apply_event
+from service.domain.submission import Placing, submit
+from service.domain.visibility import ANOTHERS
 from service.settings import Settings
-from service.store.bank import is_there
-from service.store.discretion import ANOTHERS
-from service.store.making import Making
-from service.store.models import RunRow
-from service.store.submissions import Placing, submit
 from tests.builders import document, experiment, study_document
 from tests.service.routes import ROUTES, request_of
 from tests.service.test_auth import as_user

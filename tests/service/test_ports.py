@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli.ports import Claims, NoFreePort, is_address, listen, listeners
-from service.cli.supervisor import Supervisor
+from service.lab.ports import Claims, NoFreePort, is_address, listen, listeners
+from service.lab.supervisor import Supervisor
 from service.scheduler.ray_jobs import RayJobs, RayUnavailable
 from service.settings import Settings
 

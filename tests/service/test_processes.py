@@ -16,8 +16,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.cli.ports import Claims, listen
-from service.credentials import first_key
+from service.lab.ports import Claims, listen
+from service.local_keys import first_key
 from tests.builders import document
 
 REQUESTS = 40
@@ -36,7 +36,7 @@ def serving(
     ours = {"DATA_DIR": str(data), "PORT": port, "API_PROCESSES": str(processes)}
     environment = os.environ | {f"GRAFTLAB_{name}": value for name, value in ours.items()}
     limit = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
-    with Popen([*limit, sys.executable, "-m", "service.api"], env=environment) as process:
+    with Popen([*limit, sys.executable, "-m", "service.processes.api"], env=environment) as process:
         try:
             yield f"http://127.0.0.1:{port}", process
         finally:
@@ -137,14 +137,14 @@ def test_a_socket_that_is_handed_over_outlives_the_process_that_serves_it(tmp_pa
         given = {"DATA_DIR": str(tmp_path), "LISTEN_FD": str(listening.fileno()), "LAB_ID": "this-start"}
         environment = os.environ | {f"GRAFTLAB_{name}": value for name, value in given.items()}
         for _ in range(2):
-            command = [sys.executable, "-P", "-m", "service.api"]
+            command = [sys.executable, "-P", "-m", "service.processes.api"]
             with Popen(command, env=environment, pass_fds=[listening.fileno()]) as process:
                 # Nobody serves yet: the caller waits, and is not turned away.
                 assert httpx.get(f"{url}/healthz", timeout=60, trust_env=False).json()["lab"] == "this-start"
                 process.kill()
 
 
-@pytest.mark.parametrize("part", ["service.api", "service.scheduler", "service.tracking"])
+@pytest.mark.parametrize("part", [f"service.processes.{name}" for name in ("api", "scheduler", "tracking")])
 def test_a_part_that_cannot_start_says_why_in_one_line(tmp_path: Path, part: str) -> None:
     (tmp_path / "graftlab.db").write_bytes(b"no database at all " * 100)
     environment = os.environ | {"GRAFTLAB_DATA_DIR": str(tmp_path)}

@@ -9,19 +9,19 @@ from sqlalchemy import event as sql_event
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from grafting_core.spec.budget import Budget, Spend
-from grafting_core.storage import Storage
-from service.api.schemas import Forecast
-from service.scheduler.admission import admit, decide
+from grafting_core.specs.budget import Budget, Spend
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AccountRow, AttemptRow, RunRow
+from service.domain.budget_limits import AccountLimits, set_limits
+from service.domain.budgets import live_use, settle, spent_accounts
+from service.domain.queue_explain import queue_view
+from service.domain.run_controls import prioritise
+from service.domain.run_lifecycle import transition
+from service.domain.submission import Placing, QuotaReached, submit
+from service.scheduler.claims import admit, decide
+from service.schemas.runs import Forecast
 from service.settings import Settings
-from service.store.account_views import AccountLimits, set_limits
-from service.store.accounts import live_use, settle, spent_accounts
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import AccountRow, AttemptRow, RunRow
-from service.store.queue_view import queue_view
-from service.store.submissions import Placing, QuotaReached, submit
-from service.store.wishes import prioritise
 from tests.builders import experiment
 from tests.service.test_forecast import finished
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from service.api import callers
+from service.api.middleware import callers
+from service.api.middleware.rates import SLOTS, Rates
 from service.api.problems import ApiError
-from service.api.rates import SLOTS, Rates
 from service.app import create_app
-from service.credentials import first_key
+from service.local_keys import first_key
 from service.settings import Settings
 
 

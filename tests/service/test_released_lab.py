@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.bank import Bank
-from grafting_core.spec.document import read_document
-from grafting_core.spec.experiment import scion_keys
-from grafting_core.spec.submission import parse_submission
-from grafting_core.storage import Storage
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.parsing import read_document
+from grafting_core.specs.experiment import scion_keys
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
 from service.app import create_app
-from service.credentials import first_key
+from service.local_keys import first_key
 from service.settings import Settings
 
 RELEASED = Path(__file__).parent / "released" / "0.1.0-lab.tar.xz"

@@ -11,21 +11,21 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from grafting_core.failpoints import arm
-from grafting_core.sealing import sealed
-from grafting_core.storage import Storage
-from service.api.schemas import RunState
+from grafting_core.storage.checksums import sealed
+from grafting_core.storage.failpoints import arm
+from grafting_core.storage.storage import Storage
 from service.cli.main import app as graft
-from service.credentials import first_key
-from service.scheduler.housekeeping import Housekeeper
+from service.db.engine import Database
+from service.db.tables import RunRow, now
+from service.domain.checkpoint_retention import Policy, excess, let_go, unswept_runs
+from service.domain.invariants import verify
+from service.domain.run_controls import act
+from service.domain.run_lifecycle import transition
+from service.domain.submission import submit
+from service.local_keys import first_key
+from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.schemas.runs import RunState
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import RunRow, now
-from service.store.retention import Policy, excess, let_go, unswept_runs
-from service.store.submissions import submit
-from service.store.verify import verify
-from service.store.wishes import act
 from tests.builders import experiment
 from tests.service.serving import serving
 from workers.contract import BEST, BestCheckpoint

@@ -13,14 +13,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import create_engine, select
 from starlette.types import Message, Send
 
-from service.api import callers, watching
-from service.api.gate import COOKIE
+from service.api.middleware import callers, stream_rights
+from service.api.middleware.authentication import COOKIE
+from service.db.engine import Database
+from service.db.tables import KeyRow, RunRow, now
+from service.domain.api_keys import Principal, make_key
+from service.domain.run_controls import act
+from service.domain.submission import submit
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.keys import Principal, make_key
-from service.store.models import KeyRow, RunRow, now
-from service.store.submissions import submit
-from service.store.wishes import act
 from tests.builders import document, experiment
 from tests.service.routes import ROUTES, request_of, routes_of
 from tests.service.serving import serving
@@ -82,7 +82,7 @@ def test_every_route_is_in_the_table(client: TestClient) -> None:
 
 
 def test_what_is_remembered_and_how_often_it_is_looked_at_keep_the_promise() -> None:
-    assert callers.REMEMBERED_SECONDS + watching.RECHECK_SECONDS < PROMISED_SECONDS
+    assert callers.REMEMBERED_SECONDS + stream_rights.RECHECK_SECONDS < PROMISED_SECONDS
 
 
 def test_every_route_refuses_a_revoked_key_and_its_session(client: TestClient, clock: Clock) -> None:
@@ -171,7 +171,7 @@ def test_a_session_never_outlives_or_outranks_its_key(client: TestClient) -> Non
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate that looks again at once."""
     monkeypatch.setattr(callers, "REMEMBERED_SECONDS", 0.0)
-    monkeypatch.setattr(watching, "RECHECK_SECONDS", 0.02)
+    monkeypatch.setattr(stream_rights, "RECHECK_SECONDS", 0.02)
 
 
 TAKEN: dict[str, dict[str, Any]] = {
@@ -226,7 +226,7 @@ def _followed(url: str, headers: dict[str, str], began: threading.Event) -> str:
 def test_a_file_of_known_size_is_broken_off_and_not_ended_as_if_it_were_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(watching, "RECHECK_SECONDS", 0.01)
+    monkeypatch.setattr(stream_rights, "RECHECK_SECONDS", 0.01)
     for headers, last in (([], False), ([(b"content-length", b"1000")], True)):
         sent = asyncio.run(_broken_off(headers))
         assert [message.get("body") for message in sent[:2]] == [None, b"part"]
@@ -249,7 +249,7 @@ async def _broken_off(headers: list[tuple[bytes, bytes]]) -> list[Message]:
         await send({"type": "http.response.body", "body": b"part", "more_body": True})
         await asyncio.Event().wait()
 
-    await watching.Watched(keep, still_may).run(answer)
+    await stream_rights.Watched(keep, still_may).run(answer)
     return sent
 
 

@@ -8,17 +8,17 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from grafting_core.spec.budget import Spend
-from grafting_core.storage import Storage
-from service.scheduler.beside import beside
-from service.scheduler.leadership import Leadership, LostLeadership
-from service.scheduler.scheduler import Scheduler
+from grafting_core.specs.budget import Spend
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.leader_lease import Leadership, LostLeadership
+from service.db.leases import is_led, longest
+from service.db.tables import LeaderRow, RunRow
+from service.domain.run_controls import act
+from service.domain.submission import submit
+from service.scheduler.loop import Scheduler
+from service.scheduler.periodic import beside
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.leases import is_led, longest
-from service.store.models import LeaderRow, RunRow
-from service.store.submissions import submit
-from service.store.wishes import act
 from tests.builders import experiment
 from workers.contract import (
     AttemptFailed,
@@ -205,7 +205,7 @@ def test_a_scheduler_that_lost_its_lease_writes_nothing(
 def test_a_job_that_no_attempt_waits_for_is_stopped_at_the_second_look(
     scheduler: Scheduler, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     run = queue(database)
     scheduler.round()
     scheduler.round()
@@ -232,7 +232,7 @@ def test_jobs_with_rays_own_ids_keep_no_run_from_starting_and_are_named_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("service.scheduler.scheduler.ORPHAN_SECONDS", -1.0)
+    monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     cluster.jobs["raysubmit_8dC3"] = "RUNNING"
     run = queue(database)
     for _ in range(3):
@@ -298,7 +298,7 @@ def test_what_breaks_one_step_of_a_round_keeps_the_next_from_nothing(
     def broken(session: object, live: object) -> None:
         raise RuntimeError("a fault of our own")
 
-    monkeypatch.setattr("service.scheduler.scheduler.spent_accounts", broken)
+    monkeypatch.setattr("service.scheduler.loop.spent_accounts", broken)
     run = queue(database)
     for _ in range(3):
         scheduler.round()
@@ -342,7 +342,7 @@ def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: D
 def test_readyz_says_when_nobody_schedules_for_a_lease_from_a_clock_that_was_set_back(
     client: TestClient, settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.api.health.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("service.api.routes.health.FRESH_SECONDS", 0.0)
     assert Leadership(database, settings.lead_seconds).claim()
     assert client.get("/readyz").json()["parts"]["scheduler"] == "ok"
     with database.writing() as session:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.bank import Bank, payload_name
-from grafting_core.spec.budget import Spend
-from grafting_core.spec.experiment import evaluation_key, finetune_key, scions_of
-from grafting_core.spec.scions import ScionCard, ScionSpec
-from grafting_core.storage import Storage
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.experiment import evaluation_key, finetune_key, scions_of
+from grafting_core.specs.scions import ScionCard, ScionSpec
+from grafting_core.storage.bank import Bank, payload_name
+from grafting_core.storage.storage import Storage
 from service.settings import Settings
 from tests.builders import document, experiment
 from tests.grafting_core.spec.test_filling import fill

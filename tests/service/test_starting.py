@@ -12,16 +12,16 @@ from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
 from sqlalchemy import text
 
 import migrations
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from service.cli.console import Refused
-from service.cli.environment import environment_of
-from service.cli.lab import data_folder, lock
-from service.cli.supervisor import Supervisor
+from service.cli.discovery import data_folder, lock
+from service.db import migrate
+from service.db.engine import Database
+from service.lab.environment import environment_of
+from service.lab.supervisor import Supervisor
 from service.locking import LOCK_FILE
 from service.settings import Settings, cores, mlflow_database, sqlite_file, sqlite_url
-from service.starting import CannotStart, check_database, check_packages, check_storage, checked_settings
-from service.store import migrate
-from service.store.engine import Database
+from service.startup import CannotStart, check_database, check_packages, check_storage, checked_settings
 
 GRAFT = (sys.executable, "-P", "-m", "service.cli.main")
 ODD = "my lab ü?a=1&b%41#x~"
@@ -135,7 +135,7 @@ def test_a_database_of_a_newer_version_is_named(tmp_path: Path) -> None:
 def test_a_database_that_another_program_holds_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.starting.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("service.startup.BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(tmp_path / "graftlab.db", isolation_level=None)) as database:
         database.execute("CREATE TABLE t (a)")
         database.execute("BEGIN EXCLUSIVE")
@@ -173,7 +173,7 @@ def test_a_storage_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_python_without_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.starting.NEEDED", ("ray_that_is_not_there",))
+    monkeypatch.setattr("service.startup.NEEDED", ("ray_that_is_not_there",))
     with pytest.raises(CannotStart, match="/usr/bin/python has no ray_that_is_not_there"):
         check_packages("/usr/bin/python")
 

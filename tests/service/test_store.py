@@ -6,11 +6,11 @@ import sys
 import pytest
 from sqlalchemy import inspect
 
+from service.db.engine import Database
+from service.db.migrate import check, downgrade, upgrade
+from service.db.tables import Base
+from service.domain.submission import submit
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import check, downgrade, upgrade
-from service.store.models import Base
-from service.store.submissions import submit
 from tests.builders import experiment
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import running
+from service.cli import local_lab
 from service.cli.console import Refused
-from service.cli.lab import LabAddress, LabBusy, lock, read_address, write_address
-from service.cli.parts import BACK_OFF, Part, shorten
-from service.cli.ports import Claims
-from service.cli.processes import MARK, end_politely, mark_of
-from service.cli.scratch import make_scratch, remove_scratch
-from service.cli.supervisor import StartFailed, Supervisor
-from service.credentials import find_key, first_key, note_lab
+from service.cli.discovery import LabAddress, LabBusy, lock, read_address, write_address
+from service.lab.parts import BACK_OFF, Part, shorten
+from service.lab.ports import Claims
+from service.lab.processes import MARK, end_politely, mark_of
+from service.lab.scratch import make_scratch, remove_scratch
+from service.lab.supervisor import StartFailed, Supervisor
+from service.local_keys import find_key, first_key, note_lab
 from service.locking import holder, is_held
 from tests.service.labs import NAMES, WAIT, left, supervised, until, waiting
 
@@ -62,7 +62,7 @@ def test_a_note_of_another_process_s_number_is_not_believed(
     write_address(folder, LabAddress("http://127.0.0.1:1", "", "", bystander.pid))
     (folder / "lab.lock").write_text(str(bystander.pid))
     with pytest.raises(Refused, match="no lab is running"):
-        running.down_command(folder)
+        local_lab.down_command(folder)
     assert bystander.poll() is None
     assert not is_held(folder)
     lock(folder).close()
@@ -80,7 +80,7 @@ def test_a_folder_is_the_same_by_every_name(folder: Path, named: str) -> None:
             other = folder.rename(folder.with_name("renamed"))
         with pytest.raises(LabBusy, match=f"already running on .* \\(process {process.pid}\\)"):
             lock(other)
-        running.down_command(other)
+        local_lab.down_command(other)
         process.wait(10)
         assert left(other) == []
 
@@ -88,9 +88,9 @@ def test_a_folder_is_the_same_by_every_name(folder: Path, named: str) -> None:
 def test_a_supervisor_that_ignores_sigterm_is_ended_by_force(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(running, "DOWN_SECONDS", 1.0)
+    monkeypatch.setattr(local_lab, "DOWN_SECONDS", 1.0)
     with supervised(folder, "deaf") as (process, address):
-        running.down_command(folder)
+        local_lab.down_command(folder)
         process.wait(10)
         assert left(folder) == []
         assert not Path(address.scratch).exists()
@@ -99,7 +99,7 @@ def test_a_supervisor_that_ignores_sigterm_is_ended_by_force(
 
 def test_strays_without_a_supervisor_are_ended_by_down(folder: Path) -> None:
     stray = subprocess.Popen(WAIT, env={**os.environ, MARK: mark_of(folder)})
-    running.down_command(folder)
+    local_lab.down_command(folder)
     stray.wait(10)
 
 

@@ -7,10 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.run_lifecycle import record, transition
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import record, transition
-from service.store.models import RunRow
 from tests.builders import document
 from tests.service.serving import serving
 

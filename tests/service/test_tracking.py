@@ -11,14 +11,14 @@ from fastapi.testclient import TestClient
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import RunRow
+from service.domain.run_lifecycle import record, transition
+from service.domain.submission import submit
+from service.processes.tracking import Rounds
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import record, transition
-from service.store.models import RunRow
-from service.store.submissions import submit
-from service.tracking.__main__ import Rounds
-from service.tracking.forwarder import Forwarder
+from service.tracking.runs import Forwarder
 from tests.builders import experiment
 from workers.contract import Event, Progress, StageDone, StageReport
 

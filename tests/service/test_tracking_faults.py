@@ -13,18 +13,18 @@ from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 from sqlalchemy import insert, text, update
 
-from grafting_core.storage import Storage
-from service.search.door import open_study
-from service.search.optuna_book import pinned
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.study_tables import StudyRow
+from service.db.tables import EventRow, RunRow, StageRow
+from service.domain.run_lifecycle import record, transition
+from service.domain.studies import create_study
+from service.domain.study_feasibility import open_study
+from service.domain.submission import submit
+from service.processes.tracking import Rounds
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import record, transition
-from service.store.models import EventRow, RunRow, StageRow
-from service.store.studies import create_study
-from service.store.study_models import StudyRow
-from service.store.submissions import submit
-from service.tracking.__main__ import Rounds
-from service.tracking.forwarder import Forwarder
+from service.studies.optuna_study import pinned
+from service.tracking.runs import Forwarder
 from tests.builders import experiment, study_document
 from workers.contract import Event, Progress, StageDone, StageReport
 
@@ -269,8 +269,8 @@ def test_what_is_deleted_in_mlflow_comes_back(
 def test_a_study_that_was_lost_gets_its_children_back(
     database: Database, tracked: Settings, tmp_path: Path
 ) -> None:
-    from service.search.works import fill_work
-    from service.store.studies import submit_for
+    from service.domain.studies import submit_for
+    from service.studies.specs import fill_work
 
     study_id, spec = study(database), open_study(study_document())
     work = fill_work(spec, spec.budget)

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from service.webhooks.addresses import Blocked, check, is_public
-from service.webhooks.sending import Undelivered, post
+from service.domain.webhook_addresses import Blocked, check, is_public
+from service.webhooks.http import Undelivered, post
 from tests.service.receiver import Receiver, receiving
 
 

@@ -14,20 +14,20 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
-from grafting_core.failpoints import arm
-from service.api.webhook_schemas import HOOK_TYPES, WebhookRequest
+from grafting_core.storage.failpoints import arm
 from service.cli.main import app as graft
-from service.credentials import first_key
+from service.db.engine import Database
+from service.db.tables import RunRow, now
+from service.db.webhook_tables import DeliveryRow, WebhookRow
+from service.domain.invariants import verify
+from service.domain.run_controls import act
+from service.domain.run_lifecycle import transition
+from service.domain.submission import submit
+from service.domain.webhook_outbox import register
+from service.local_keys import first_key
+from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import RunRow, now
-from service.store.submissions import submit
-from service.store.verify import verify
-from service.store.webhook_models import DeliveryRow, WebhookRow
-from service.store.webhooks import register
-from service.store.wishes import act
-from service.webhooks.postman import Postman, send_webhooks
+from service.webhooks.delivery import Postman, send_webhooks
 from tests.builders import document, experiment, study_document
 from tests.service.receiver import Received, Receiver, receiving
 from tests.service.serving import serving

@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def brief_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grafting_core.cost.SECONDS", 0.0)
+    monkeypatch.setattr("grafting_core.evaluation.cost.SECONDS", 0.0)

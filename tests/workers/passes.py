@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from grafting_core.backbones.loader import load_backbone
-from grafting_core.finetuning import Share
-from grafting_core.spec.experiment import ExperimentSpec
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
 from tests.builders import experiment
 from workers.contract import RunTicket
 from workers.events import EventLog
-from workers.metering import Meter
 from workers.observer import Brake
 from workers.stages import distill
 from workers.stages.context import Context, Group
+from workers.usage import Meter
 
 LAYERS = [0, 3, 5]
 

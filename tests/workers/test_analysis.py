@@ -5,12 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.spec.analysis import parse_analysis
-from grafting_core.spec.profile import BackboneProfile
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.analysis import parse_analysis
+from grafting_core.specs.profile import BackboneProfile
 from tests.workers.test_stages import context, events_of
 from workers.contract import StageDone
-from workers.train_loop import WALKS
+from workers.group import WALKS
 
 ASKED = parse_analysis(
     {"backbone": "testbed/dit-fashion", "bands": [2, 6, 48], "samples": 4, "sampling_steps": 2}

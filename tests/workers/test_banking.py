@@ -11,26 +11,26 @@ from typing import Any
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.bank import Bank
-from grafting_core.optimisation import Diverged
-from grafting_core.published import CARD_DIGEST
-from grafting_core.spec.canonical import digest
-from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
-from grafting_core.spec.filling import parse_fill
-from grafting_core.storage import Storage
-from service.scheduler.scheduler import Scheduler
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
+from grafting_core.specs.filling import parse_fill
+from grafting_core.storage.artifacts import CARD_DIGEST
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
+from grafting_core.training.optim import Diverged
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import upgrade
 from tests.builders import experiment
 from tests.grafting_core.spec.test_filling import fill as fill_document
 from tests.service.test_scheduler import Cluster, queue, state
 from tests.workers import passes
 from tests.workers.test_stages import context, events_of
 from workers.contract import AttemptStarted, RunTicket, StageDone, StageReport, ticket_path
+from workers.group import run_stage, run_stages
 from workers.stages import distill, fill, finetune
-from workers.train_loop import run_stage, run_stages
 
 WILD = {"steps": 30, "batch_size": 8, "held_out": 16, "images": 200, "learning_rate": 1.0, "clip_norm": 1e30}
 

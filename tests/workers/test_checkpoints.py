@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment, same
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import RunTicket, best_in

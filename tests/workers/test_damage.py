@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.sealing import read_vouched, write_vouched
-from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, fingerprint_of
-from grafting_core.spec.screening import Screened
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, fingerprint_of
+from grafting_core.specs.screening import Screened
+from grafting_core.storage.checksums import read_vouched, write_vouched
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment
 from tests.workers.test_stages import context
-from workers.chunks import Chunks
+from workers.group import run_stages
 from workers.observer import StageObserver
-from workers.train_loop import run_stages
+from workers.stages.feature_chunks import Chunks
 
 Harm = Callable[[bytes], bytes]
 

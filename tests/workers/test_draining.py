@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment
 from workers.contract import (
     AttemptStopped,
@@ -21,7 +21,7 @@ from workers.contract import (
     event_path,
     ticket_path,
 )
-from workers.draining import DrainWatch
+from workers.preemption import DrainWatch
 
 TICKET = {"run_id": "r1", "attempt": 1}
 LONG = {"finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
@@ -60,7 +60,7 @@ def test_an_attempt_leaves_a_node_that_drains(tmp_path: Path, cluster: Cluster) 
     storage.write_model(ticket_path("r1", 1), ticket)
     words = ["--storage", str(tmp_path), "--run", "r1", "--attempt", "1"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    process = subprocess.Popen([sys.executable, "-m", "workers.attempt", *words], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "workers.driver", *words], env=environment)
     try:
         said = events(storage, process)
         next(event for event in said if event.body.type == "progress" and event.body.stage == "finetune")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.published import read_card
-from grafting_core.spec.experiment import evaluation_key, finetune_key
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.experiment import evaluation_key, finetune_key
+from grafting_core.storage.artifacts import read_card
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment
 from tests.workers.test_stages import context
+from workers.group import run_stages
 from workers.observer import StageObserver
-from workers.train_loop import run_stages
 
 
 class Crash(Exception):
@@ -34,7 +34,7 @@ def test_crashes_at_random_steps_leave_the_same_bits(
 
     monkeypatch.setattr(StageObserver, "progress", crashing)
     # Some steps are saved and some are not, as time would have it.
-    for kind in ("workers.checkpoints.StoredCheckpoints", "workers.progress.ScionProgress"):
+    for kind in ("workers.checkpoints.StoredCheckpoints", "workers.scion_checkpoints.ScionProgress"):
         monkeypatch.setattr(f"{kind}.due", lambda self: chance.random() < 0.5)
     crashes = 0
     for attempt in range(1, 60):

@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from grafting_core.optimisation import Diverged
+from grafting_core.training.optim import Diverged
 from workers.failures import classify
-from workers.train_loop import AttemptStoppedEarly
+from workers.group import AttemptStoppedEarly
 
 
 class OutOfMemoryError(RuntimeError):

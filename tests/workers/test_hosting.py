@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.storage import Storage
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment
-from workers import hosting
+from workers import reuse
 from workers.contract import (
     Handover,
     IdleHost,
@@ -22,7 +22,7 @@ from workers.contract import (
     ticket_path,
     turn_path,
 )
-from workers.hosting import Host, tickets
+from workers.reuse import Host, tickets
 
 JOB = submission_id("r1", 1)
 
@@ -100,7 +100,7 @@ def test_a_ticket_handed_over_as_the_patience_ends_is_still_taken(tmp_path: Path
 
 
 def test_a_worker_whose_driver_is_gone_goes_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "DRIVER_SECONDS", 0.2)
+    monkeypatch.setattr(reuse, "DRIVER_SECONDS", 0.2)
     storage = Storage(str(tmp_path))
     assert [t.run_id for t in tickets(storage, ticket(tmp_path, warm_seconds=0.1), leads=False)] == ["r1"]
     assert not storage.exists(turn_path(JOB, 2))

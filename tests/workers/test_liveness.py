@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.failpoints import arm
-from grafting_core.spec.budget import Budget, Spend
-from grafting_core.storage import Storage
+from grafting_core.specs.budget import Budget, Spend
+from grafting_core.storage.failpoints import arm
+from grafting_core.storage.storage import Storage
 from tests.builders import experiment
 from workers.contract import RunTicket, attempt_folder, budget_path
-from workers.heartbeat import HeartbeatThread
-from workers.metering import Meter
+from workers.liveness import HeartbeatThread
 from workers.observer import Brake
+from workers.usage import Meter
 
 
 def ticket(folder: Path, **fields: object) -> RunTicket:

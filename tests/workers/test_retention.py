@@ -4,24 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.spec.experiment import ExperimentSpec, finetune_key
-from grafting_core.storage import Storage
-from service.scheduler.housekeeping import Housekeeper
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.experiment import ExperimentSpec, finetune_key
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.db.tables import RunRow
+from service.domain.run_controls import act, extend
+from service.domain.run_lifecycle import transition
+from service.domain.submission import submit
+from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.migrate import upgrade
-from service.store.models import RunRow
-from service.store.submissions import submit
-from service.store.wishes import act, extend
 from tests.builders import experiment
 from tests.workers.test_stages import context, events_of, model
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import StageStarted, checkpoints_folder
+from workers.group import STAGES, run_stage
 from workers.observer import StageObserver
 from workers.stages.context import Context
-from workers.train_loop import STAGES, run_stage
 
 BUDGET = {"device_seconds": 1000.0}
 STOPS_AT = 5

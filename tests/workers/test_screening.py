@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from grafting_core.spec.ladder import FidRung, LossGapRung
-from grafting_core.spec.screening import ScreeningSpec
-from grafting_core.storage import Storage
+from grafting_core.specs.screening import ScreeningSpec
+from grafting_core.specs.studies.ladder import FidRung, LossGapRung
+from grafting_core.storage.storage import Storage
 from tests.builders import StopAfter, experiment
-from workers.screening import FINISHED, TRIES, Climb, Rungs
+from workers.stages.screen import FINISHED, TRIES, Climb, Rungs
 
 NEVER = StopAfter(10**9)
 

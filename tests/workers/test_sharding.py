@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.finetuning import Share
-from grafting_core.sampling import sample_images
-from grafting_core.spec.experiment import evaluation_key
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_images
+from grafting_core.specs.experiment import evaluation_key
+from grafting_core.training.finetune import Share
 from tests.builders import experiment
 from tests.workers.test_stages import context
 from workers.contract import StageReport
-from workers.kept_samples import KeptSamples
 from workers.stages import evaluate
 from workers.stages.context import Group
+from workers.stages.sample_export import KeptSamples
 
 SETTINGS = {"samples": 64, "sampler": "ddpm", "sampling_steps": 2, "micro_batch": 4, "labels": "uniform"}
 SPEC = experiment(edits=[], keep_samples=True, evaluate=SETTINGS)

@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.finetuning import Share
-from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys, scions_of
-from grafting_core.spec.planning import design_cost
-from grafting_core.spec.work import Work
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.specs.cost import design_cost
+from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys, scions_of
+from grafting_core.specs.jobs import Work
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
 from tests.builders import experiment, same
-from workers.banking import deposit
 from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
 from workers.events import EventLog
-from workers.metering import Meter
+from workers.group import AttemptStoppedEarly, run_stages
 from workers.observer import Brake
 from workers.stages.context import Context, Group
-from workers.train_loop import AttemptStoppedEarly, run_stages
+from workers.stages.distill_missing import deposit
+from workers.usage import Meter
 
 ENCODED: dict[int, Latents] = {}
 """Encoding is the same for all; once is enough."""

@@ -1,9 +1,9 @@
 """ANALYZE: measure a backbone itself and publish its profile with a picture."""
 
 from grafting_core.analysis.profile import STATISTICS_IMAGES, measure_profile
-from grafting_core.published import is_published, publish, read_published
-from grafting_core.spec.analysis import AnalysisSpec
-from grafting_core.spec.profile import BackboneProfile
+from grafting_core.specs.analysis import AnalysisSpec
+from grafting_core.specs.profile import BackboneProfile
+from grafting_core.storage.artifacts import is_published, publish, read_published
 from workers.contract import StageReport
 from workers.stages.context import Context
 

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents, encode_held_out, encode_latents
-from grafting_core.finetuning import Share
-from grafting_core.observing import Observer, PassObserver, Silent
-from grafting_core.published import is_published, read_card
-from grafting_core.spec.experiment import ExperimentSpec
-from grafting_core.spec.work import Work, as_graft
-from grafting_core.storage import Storage
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.jobs import Work, as_graft
+from grafting_core.storage.artifacts import is_published, read_card
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
+from grafting_core.training.observer import Observer, PassObserver, Silent
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import RunTicket, StageName, StageReport
 from workers.events import EventLog
-from workers.metering import Meter
 from workers.observer import Brake, StageObserver
+from workers.usage import Meter
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 from torch import nn
 
-from grafting_core.bank import Bank
-from grafting_core.optimisation import Diverged
-from grafting_core.spec.canonical import digest
-from grafting_core.spec.design import ParallelPair, ReplaceOperator
-from grafting_core.spec.experiment import scions_of
-from grafting_core.spec.scions import ScionCard
-from grafting_core.spec.site import GraftSite
-from workers.banking import Deposit, deposit, module_of, score_restoring
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.design import ParallelPair, ReplaceOperator
+from grafting_core.specs.experiment import scions_of
+from grafting_core.specs.scions import ScionCard
+from grafting_core.specs.site import GraftSite
+from grafting_core.storage.bank import Bank
+from grafting_core.training.optim import Diverged
 from workers.contract import StageReport
 from workers.stages.context import Context
+from workers.stages.distill_missing import Deposit, deposit, module_of, score_restoring
 
 
 def run(context: Context) -> StageReport:

@@ -5,8 +5,8 @@ import copy
 from safetensors.torch import load
 from torch import nn
 
-from grafting_core.cost import hardware_of, measure_cost
-from grafting_core.evaluation import (
+from grafting_core.evaluation.cost import hardware_of, measure_cost
+from grafting_core.evaluation.evaluate import (
     denoising_loss_of,
     evaluate_chunk,
     finish,
@@ -14,20 +14,20 @@ from grafting_core.evaluation import (
     own_reference,
     recognises,
 )
-from grafting_core.features.base import FeatureNetwork
-from grafting_core.metrics.reference import Reference, unpacked
-from grafting_core.observing import StopRequested
-from grafting_core.published import is_published, publish, read_beside, read_card, read_published
-from grafting_core.sealing import read_vouched, write_vouched
-from grafting_core.sheet import sample_sheet
-from grafting_core.spec.experiment import evaluation_key, finetune_key, fingerprint_of
-from grafting_core.spec.planning import design_cost, grafted_params
-from grafting_core.spec.results import EvaluationReport, MeasuredCost
-from grafting_core.surgery import operate
-from workers.chunks import Chunks
+from grafting_core.evaluation.features.base import FeatureNetwork
+from grafting_core.evaluation.reference import Reference, unpacked
+from grafting_core.evaluation.sample_grid import sample_sheet
+from grafting_core.specs.cost import design_cost, grafted_params
+from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of
+from grafting_core.specs.results import EvaluationReport, MeasuredCost
+from grafting_core.storage.artifacts import is_published, publish, read_beside, read_card, read_published
+from grafting_core.storage.checksums import read_vouched, write_vouched
+from grafting_core.surgery.operate import operate
+from grafting_core.training.observer import StopRequested
 from workers.contract import StageReport
-from workers.kept_samples import KeptSamples
 from workers.stages.context import Context
+from workers.stages.feature_chunks import Chunks
+from workers.stages.sample_export import KeptSamples
 
 MICRO_BATCHES_A_CHUNK = 2
 

@@ -1,11 +1,11 @@
 """FILL: scions that no design has asked for yet; one that comes to nothing is a finding, not a failure."""
 
-from grafting_core.bank import Bank
-from grafting_core.spec.filling import FillSpec
-from workers.banking import deposit
+from grafting_core.specs.filling import FillSpec
+from grafting_core.storage.bank import Bank
 from workers.contract import StageReport
 from workers.stages.context import Context
 from workers.stages.distill import stage_report
+from workers.stages.distill_missing import deposit
 
 
 def run(context: Context) -> StageReport:

@@ -4,10 +4,10 @@ import copy
 
 from safetensors.torch import save
 
-from grafting_core.finetuning import finetune
-from grafting_core.published import publish, read_card
-from grafting_core.spec.experiment import finetune_key
-from grafting_core.surgery import operate
+from grafting_core.specs.experiment import finetune_key
+from grafting_core.storage.artifacts import publish, read_card
+from grafting_core.surgery.operate import operate
+from grafting_core.training.finetune import finetune
 from workers.checkpoints import SharedCheckpoints
 from workers.contract import StageReport
 from workers.stages.context import Context

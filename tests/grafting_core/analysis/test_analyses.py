@@ -4,17 +4,17 @@ import pytest
 import torch
 from scipy import stats
 
-from grafting_core.activations import visited
 from grafting_core.analysis.locality import band_mass, locality_profile, profile_protocol
 from grafting_core.analysis.statistics import OUTLIER_DEVIATIONS, activation_statistics
+from grafting_core.backbones.capture import visited
 from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.loader import Backbone
-from grafting_core.data import Latents
-from grafting_core.diffusion import add_noise, linear_schedule
-from grafting_core.observing import StopRequested
-from grafting_core.spec.plans import EvaluationProtocol
-from grafting_core.spec.profile import uniform_share
-from grafting_core.spec.site import GraftSite
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.profile import uniform_share
+from grafting_core.specs.site import GraftSite
+from grafting_core.training.observer import StopRequested
 from tests.builders import MemoryCheckpoints, StopAfter
 
 

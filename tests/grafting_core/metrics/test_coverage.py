@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.coverage import DRAWING, Case, coverage, exact_kid, main
-from grafting_core.metrics.kernel import squared_mmd
+from grafting_core.evaluation.metrics.kid import squared_mmd
 
 CASES = (Case(8, 60), Case(8, 60, shift=0.5, scale=1.2), Case(24, 200), Case(24, 200, shift=0.5, scale=1.2))
 

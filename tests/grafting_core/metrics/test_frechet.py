@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from grafting_core.metrics.frechet import Gaussian, fid, frechet_distance, frechet_of_rows
-from grafting_core.metrics.moments import Moments, merge_all
+from grafting_core.evaluation.metrics.frechet import Gaussian, fid, frechet_distance, frechet_of_rows
+from grafting_core.evaluation.metrics.moments import Moments, merge_all
 from tests.grafting_core.conftest import features
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grafting_core.metrics.frechet import Gaussian, frechet_of_rows
-from grafting_core.metrics.inception_score import inception_score
-from grafting_core.metrics.kernel import kernel_distance
-from grafting_core.metrics.manifold import Manifold, overlap
-from grafting_core.metrics.moments import Moments
+from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.evaluation.metrics.inception_score import inception_score
+from grafting_core.evaluation.metrics.kid import kernel_distance
+from grafting_core.evaluation.metrics.moments import Moments
+from grafting_core.evaluation.metrics.prdc import Manifold, overlap
 
 GOLDEN = Path(__file__).parent / "golden"
 VALUES = json.loads((GOLDEN / "values.json").read_text())

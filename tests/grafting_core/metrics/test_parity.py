@@ -8,12 +8,12 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from grafting_core.metrics.adm import adm_gaussian, adm_precision_recall
-from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_of_rows
-from grafting_core.metrics.inception_score import adm_inception_score, inception_score
-from grafting_core.metrics.kernel import kernel_distance, squared_mmd
-from grafting_core.metrics.manifold import Manifold, overlap
-from grafting_core.metrics.moments import Moments
+from grafting_core.evaluation.metrics.adm import adm_gaussian, adm_precision_recall
+from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_distance, frechet_of_rows
+from grafting_core.evaluation.metrics.inception_score import adm_inception_score, inception_score
+from grafting_core.evaluation.metrics.kid import kernel_distance, squared_mmd
+from grafting_core.evaluation.metrics.moments import Moments
+from grafting_core.evaluation.metrics.prdc import Manifold, overlap
 from tests.grafting_core.conftest import features
 
 RANKS = [(400, 1e-8), (20, 1e-5)]

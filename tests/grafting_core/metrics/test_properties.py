@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 
-from grafting_core.metrics.adm import adm_precision_recall, half_distances
-from grafting_core.metrics.extrapolation import fid_infinity
-from grafting_core.metrics.frechet import Gaussian, frechet_distance, frechet_influence, frechet_of_rows
-from grafting_core.metrics.inception_score import adm_inception_score, inception_score
-from grafting_core.metrics.intervals import frechet_interval, label_interval
-from grafting_core.metrics.kernel import kernel_distance, kernel_interval
-from grafting_core.metrics.manifold import Manifold, overlap
-from grafting_core.metrics.moments import Moments
+from grafting_core.evaluation.metrics.adm import adm_precision_recall, half_distances
+from grafting_core.evaluation.metrics.fid_infinity import fid_infinity
+from grafting_core.evaluation.metrics.frechet import (
+    Gaussian,
+    frechet_distance,
+    frechet_influence,
+    frechet_of_rows,
+)
+from grafting_core.evaluation.metrics.inception_score import adm_inception_score, inception_score
+from grafting_core.evaluation.metrics.intervals import frechet_interval, label_interval
+from grafting_core.evaluation.metrics.kid import kernel_distance, kernel_interval
+from grafting_core.evaluation.metrics.moments import Moments
+from grafting_core.evaluation.metrics.prdc import Manifold, overlap
 from tests.grafting_core.conftest import features
 
 RNG = np.random.default_rng(0)

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from grafting_core.spec.analysis import parse_analysis
-from grafting_core.spec.filling import parse_fill
-from grafting_core.spec.naming import Name
-from grafting_core.spec.problems import Problem, SpecError
-from grafting_core.spec.studies import parse_study
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.analysis import parse_analysis
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.errors import Problem, SpecError
+from grafting_core.specs.filling import parse_fill
+from grafting_core.specs.naming import Name
+from grafting_core.specs.studies.parsing import parse_study
 
 TESTBED = "testbed/dit-fashion"
 UNSEEN = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grafting_core.spec.canonical import canonical_json, digest
+from grafting_core.specs.canonical import canonical_json, digest
 
 plain = st.recursive(
     st.none()

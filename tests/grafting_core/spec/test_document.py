@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from grafting_core.spec.document import MAX_VALUES, read_document
-from grafting_core.spec.problems import MAX_PROBLEMS, SpecError
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.errors import MAX_PROBLEMS, SpecError
+from grafting_core.specs.documents.parsing import MAX_VALUES, read_document
 
 MEANT: list[tuple[str, Any]] = [
     ("3e-4", 0.0003), ("1e-4", 0.0001), ("1E5", 1e5), ("-2.5e+3", -2500.0), (".5", 0.5), ("5.", 5.0), ("+5", 5),

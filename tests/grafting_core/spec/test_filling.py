@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from grafting_core.spec.document import read_document
-from grafting_core.spec.experiment import scion_keys
-from grafting_core.spec.filling import parse_fill
-from grafting_core.spec.problems import SpecError
+from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.documents.parsing import read_document
+from grafting_core.specs.experiment import scion_keys
+from grafting_core.specs.filling import parse_fill
 from tests.builders import QUICK, experiment
 
 OFFER = {

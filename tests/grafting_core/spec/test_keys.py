@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import pytest
 
-from grafting_core.spec.base import Frozen
-from grafting_core.spec.canonical import digest
-from grafting_core.spec.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
-from grafting_core.spec.features import SETTING
-from grafting_core.spec.plans import EvaluationProtocol, FinetunePlan
-from grafting_core.spec.problems import SpecError
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
+from grafting_core.specs.features import SETTING
+from grafting_core.specs.plans import EvaluationProtocol, FinetunePlan
 from tests.builders import document, experiment
 
 

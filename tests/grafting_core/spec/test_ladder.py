@@ -3,7 +3,8 @@
 import pytest
 from scipy.stats import spearmanr
 
-from grafting_core.spec.ladder import (
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.studies.ladder import (
     FidRung,
     LossGapRung,
     agreements,
@@ -12,7 +13,6 @@ from grafting_core.spec.ladder import (
     rank_correlation,
     rung_cost,
 )
-from grafting_core.spec.plans import EvaluationProtocol
 
 
 def test_one_evaluation_yields_every_rung_below_it() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from grafting_core.spec.backbone import DIT_XL_2_256
-from grafting_core.spec.planning import plan
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.backbone import DIT_XL_2_256
+from grafting_core.specs.cost import plan
+from grafting_core.specs.documents.designs import parse_submission
 
 
 def experiment(**changes: object) -> dict[str, object]:

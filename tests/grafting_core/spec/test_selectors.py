@@ -2,7 +2,7 @@
 
 import pytest
 
-from grafting_core.spec.selectors import Strategy, resolve
+from grafting_core.specs.documents.layers import Strategy, resolve
 
 
 def test_half_interleaved_takes_the_odd_blocks() -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from grafting_core.spec.backbone import DIT_XL_2_256
-from grafting_core.spec.document import read_document
-from grafting_core.spec.editing import Editing, PairEdit
-from grafting_core.spec.experiment import ExperimentSpec, scion_keys
-from grafting_core.spec.problems import Problem, SpecError
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.backbone import DIT_XL_2_256
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.edits import Editing, PairEdit
+from grafting_core.specs.documents.errors import Problem, SpecError
+from grafting_core.specs.documents.parsing import read_document
+from grafting_core.specs.experiment import ExperimentSpec, scion_keys
 
 HALF = {"replace": "attention", "layers": {"interleaved": 0.5}, "with": {"kind": "hyena_x"}}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.spec.document import read_document
-from grafting_core.spec.planning import plan
-from grafting_core.spec.submission import parse_submission
+from grafting_core.specs.cost import plan
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.parsing import read_document
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "table4"
 PRINTED: dict[str, tuple[float, float | None, float]] = {

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from grafting_core.spec.analysis import parse_analysis
-from grafting_core.spec.problems import SpecError
-from grafting_core.spec.work import WORK, as_graft, protocol_of
+from grafting_core.specs.analysis import parse_analysis
+from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.jobs import WORK, as_graft, protocol_of
 from tests.builders import experiment
 
 ANALYSIS = parse_analysis({"backbone": "testbed/dit-fashion"})

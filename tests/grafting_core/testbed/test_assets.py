@@ -2,10 +2,10 @@
 
 import torch
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.spec.backbone import backbone_cards
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.backbone import backbone_cards
 from grafting_core.testbed.assets import ASSETS
-from grafting_core.testbed.package import num_params, weights_digest
+from grafting_core.testbed.recipe.package import num_params, weights_digest
 
 MEGABYTE = 1_000_000
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grafting_core.diffusion import add_noise, linear_schedule
+from grafting_core.diffusion.schedule import add_noise, linear_schedule
 from grafting_core.testbed.emoji.assets import emoji_atlas, load_transformer, transformer_folder
 from grafting_core.testbed.emoji.autoencoder import PatchAutoencoder
 from grafting_core.testbed.emoji.detector import Detector

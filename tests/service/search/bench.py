@@ -5,16 +5,16 @@ from contextlib import suppress
 
 import optuna
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.failpoints import Failed
-from grafting_core.storage import Storage
-from service.search.door import open_study
-from service.search.driver import Driver
-from service.search.optuna_book import pinned
+from grafting_core.backbones.registry import Backbone
+from grafting_core.storage.failpoints import Failed
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.study_tables import StudyRow
+from service.domain.studies import create_study, trials_of
+from service.domain.study_feasibility import open_study
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.studies import create_study, trials_of
-from service.store.study_models import StudyRow
+from service.studies.driver import Driver
+from service.studies.optuna_study import pinned
 from tests.builders import study_document
 from tests.service.search.cluster import PretendCluster
 

@@ -5,31 +5,31 @@ from pathlib import Path
 from sqlalchemy import select
 from torch import nn
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.bank import Bank
-from grafting_core.screening import Screener
-from grafting_core.spec.canonical import digest
-from grafting_core.spec.design import GraftDesign, Part
-from grafting_core.spec.experiment import ExperimentSpec
-from grafting_core.spec.filling import FillSpec
-from grafting_core.spec.ladder import ladder_of
-from grafting_core.spec.scions import ScionSpec
-from grafting_core.spec.screening import Screened, ScreeningSpec, result_path
-from grafting_core.spec.work import Work
-from grafting_core.storage import Storage
-from service.store.engine import Database
-from service.store.lifecycle import transition
-from service.store.models import AttemptRow, RunRow, StageRow
-from service.store.queries import work_of
+from grafting_core.backbones.registry import Backbone
+from grafting_core.evaluation.screening import Screener
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.design import GraftDesign, Part
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.jobs import Work
+from grafting_core.specs.scions import ScionSpec
+from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
+from grafting_core.specs.studies.ladder import ladder_of
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import AttemptRow, RunRow, StageRow
+from service.domain.run_lifecycle import transition
+from service.domain.run_queries import work_of
 from tests.builders import stock
 from tests.workers.test_stages import context, events_of
-from workers.banking import module_of
 from workers.contract import StageDone, StageReport
-from workers.judging import Judge
-from workers.screening import Rungs
+from workers.group import run_stages
 from workers.stages import fill
 from workers.stages.context import Context
-from workers.train_loop import run_stages
+from workers.stages.distill_missing import module_of
+from workers.stages.screen import Rungs
+from workers.stages.screening_actor import Judge
 
 SECONDS_A_RUN = 10.0
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.failpoints import arm
+from grafting_core.backbones.registry import Backbone
+from grafting_core.storage.failpoints import arm
+from service.db.engine import Database
+from service.db.migrate import upgrade
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import upgrade
 from tests.service.conftest import empty_database
 from tests.service.search.bench import Bench
 

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from grafting_core.spec.space import Item
-from grafting_core.spec.study import StudySpec
-from service.search.apart import proposals
-from service.search.door import open_study
-from service.store.study_models import StudyRow, TrialRow
+from grafting_core.specs.studies.space import Item
+from grafting_core.specs.studies.study import StudySpec
+from service.db.study_tables import StudyRow, TrialRow
+from service.domain.study_feasibility import open_study
+from service.studies.subprocess import proposals
 
 ROUNDS, TRIALS, FEW = 2, 40, 22
 """Few are enough for a Gaussian process to have eleven to learn from, many for a generation."""

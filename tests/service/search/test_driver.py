@@ -7,12 +7,12 @@ from wsgiref.util import setup_testing_defaults
 import optuna
 import optuna_dashboard
 
-from grafting_core.failpoints import arm
-from grafting_core.storage import Storage
-from service.api.study_schemas import StudyExtension
-from service.store.studies import extend_study, move, runs_of
-from service.store.study_models import StudyRow
-from service.store.study_queries import study_detail
+from grafting_core.storage.failpoints import arm
+from grafting_core.storage.storage import Storage
+from service.db.study_tables import StudyRow
+from service.domain.studies import extend_study, move, runs_of
+from service.domain.study_queries import study_detail
+from service.schemas.studies import StudyExtension
 from tests.service.search.bench import Bench
 
 KILLED_IN = ("submit", "study/filled", "study/proposed", "study/screened", "study/promoted", "study/learned")

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from grafting_core.spec.problems import SpecError
-from grafting_core.spec.space import Space
-from grafting_core.spec.study import StudySpec
-from service.search.door import open_study
-from service.search.milp import Proposer
+from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.studies.integer_program import Proposer
+from grafting_core.specs.studies.space import Space
+from grafting_core.specs.studies.study import StudySpec
+from service.domain.study_feasibility import open_study
 from tests.builders import study_document
 
 SIX = {

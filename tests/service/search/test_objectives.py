@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from grafting_core.spec.halving import fronts
-from service.store.studies import trials_of
-from service.store.study_models import TrialRow
-from service.store.study_queries import study_detail
+from grafting_core.specs.studies.selection import fronts
+from service.db.study_tables import TrialRow
+from service.domain.studies import trials_of
+from service.domain.study_queries import study_detail
 from tests.service.search.bench import Bench
 
 GROUPS = [[1], [3], [5], [7]]

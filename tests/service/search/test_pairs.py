@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from grafting_core.backbones.loader import Backbone
-from grafting_core.bank import Bank
-from grafting_core.spec.design import ParallelPair
-from grafting_core.spec.scions import ScionSpec
-from grafting_core.spec.space import MERGED
-from service.search.works import SCORE
-from service.store.studies import spec_of_study, trials_of
-from service.store.study_queries import study_detail
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.design import ParallelPair
+from grafting_core.specs.scions import ScionSpec
+from grafting_core.specs.studies.space import MERGED
+from grafting_core.storage.bank import Bank
+from service.domain.studies import spec_of_study, trials_of
+from service.domain.study_queries import study_detail
+from service.studies.specs import SCORE
 from tests.service.search.bench import Bench
 from tests.service.search.cluster import RealCluster
 
@@ -19,7 +19,7 @@ from tests.service.search.cluster import RealCluster
 def test_a_study_with_pairs_fills_screens_and_finishes_them(
     small: Callable[..., Bench], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grafting_core.cost.SECONDS", 0.0)
+    monkeypatch.setattr("grafting_core.evaluation.cost.SECONDS", 0.0)
     lab = small(
         "lab",
         space={"parallel_pairs": "optional"},

@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from grafting_core.spec.results import Hardware, MeasuredCost, Parameters
-from service.api.study_schemas import StudyDetail
-from service.search.figures import best_designs, interactive
-from service.search.finals import finals, step_rows
-from service.search.report import markdown, sections
-from service.store.models import StageRow
-from service.store.study_queries import study_detail
+from grafting_core.specs.results import Hardware, MeasuredCost, Parameters
+from service.db.tables import StageRow
+from service.domain.study_queries import study_detail
+from service.schemas.studies import StudyDetail
+from service.studies.figures import best_designs, interactive
+from service.studies.finals import finals, step_rows
+from service.studies.report import markdown, sections
 from tests.service.search.bench import Bench
 from tests.service.search.test_objectives import RUNGS, SPACE
 

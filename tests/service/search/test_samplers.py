@@ -12,10 +12,10 @@ from typing import get_args
 import optuna
 import pytest
 
-from grafting_core.spec.study import SamplerKind, StudySpec
-from service.search import optuna_book
-from service.search.milp import Proposer
-from service.store.study_models import SHARED, TrialRow
+from grafting_core.specs.studies.integer_program import Proposer
+from grafting_core.specs.studies.study import SamplerKind, StudySpec
+from service.db.study_tables import SHARED, TrialRow
+from service.studies import optuna_study
 from tests.service.search.rounds import FEW, TRIALS, document, rounds
 
 KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
@@ -103,7 +103,7 @@ def test_a_repeated_design_is_told_its_known_value_and_is_no_second_trial(
     assert told
     assert all(found == {values[params]} for params, found in told.items() if params in values)
     if kind in ("random", "tpe", "nsga2"):
-        assert any(optuna_book.NUMBER not in trial.user_attrs for trial in complete)
+        assert any(optuna_study.NUMBER not in trial.user_attrs for trial in complete)
 
 
 @pytest.mark.timeout(900)  # a minute's work, on a machine with nothing else to do

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from service.store.study_models import StudyRow
+from service.db.study_tables import StudyRow
 from tests.builders import study_document
 
 STUDIES = "/api/v1/studies"

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from grafting_core.storage import Storage
-from service.search.door import open_study
-from service.search.optuna_book import pinned
-from service.search.works import fill_work
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.migrate import upgrade
+from service.db.study_tables import StudyRow
+from service.domain.studies import create_study, move, submit_for
+from service.domain.study_feasibility import open_study
 from service.settings import Settings
-from service.store.engine import Database
-from service.store.migrate import upgrade
-from service.store.studies import create_study, move, submit_for
-from service.store.study_models import StudyRow
-from service.tracking.forwarder import Forwarder
+from service.studies.optuna_study import pinned
+from service.studies.specs import fill_work
+from service.tracking.runs import Forwarder
 from tests.builders import study_document
 
 

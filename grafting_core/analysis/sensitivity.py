@@ -1,0 +1,128 @@
+"""What grafts do to the teacher's prediction: the measure by which scions of any site and kind compare.
+
+Mean squared difference of predicted noise and of the variance output, by quarter of the timesteps, on the
+same images, noise and timesteps for all (for equal variances, squared noise error is KL up to a factor).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.distillation.held_out import TIMESTEP_BINS, bin_names, timestep_bins
+from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
+
+SCORE_DRAWS = 64
+SCORE_BATCH = 64
+HALVES = ("noise", "variance")
+
+
+class Undoable(Protocol):
+    """Surgery that can be taken back."""
+
+    def undo(self) -> None: ...
+
+
+Place = Callable[[], Undoable]
+"""Operates on the backbone's transformer."""
+
+
+def replace_one(
+    backbone: Backbone, places: Mapping[str, Place], latents: Latents, draws: int = SCORE_DRAWS, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Key -> `replace_one/noise`, `replace_one/noise/t0-249`, ..., `replace_one/variance/t750-999`.
+
+    One place at a time is operated on. The backbone is left as it was.
+    """
+    return {
+        key: _named("replace_one", sums)
+        for key, sums in _errors(backbone, places, latents, draws, seed).items()
+    }
+
+
+def restore_one(
+    backbone: Backbone,
+    parts: Mapping[str, Callable[[Sequence[str]], Undoable]],
+    latents: Latents,
+    draws: int = SCORE_DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Key -> `restore_one/...`: by how much the error of all parts together falls without this one.
+
+    `parts[key]` operates with every part but those it is given.
+    """
+    places: dict[str, Place] = {"": partial(next(iter(parts.values())), ())}
+    places |= {key: partial(place, (key,)) for key, place in parts.items()}
+    sums = _errors(backbone, places, latents, draws, seed)
+    full = _named("restore_one", sums.pop(""))
+    return {
+        key: {name: full[name] - value for name, value in _named("restore_one", each).items()}
+        for key, each in sums.items()
+    }
+
+
+@dataclass
+class _Sums:
+    """Sums of squared differences [halves, bins] and values counted [bins]."""
+
+    squares: Tensor
+    counts: Tensor
+
+
+@torch.no_grad()
+def _errors(
+    backbone: Backbone, places: Mapping[str, Place], latents: Latents, draws: int, seed: int
+) -> dict[str, _Sums]:
+    bins = TIMESTEP_BINS
+    sums = {
+        key: _Sums(torch.zeros(2, bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64))
+        for key in places
+    }
+    timesteps = (torch.arange(draws) * NUM_TIMESTEPS + NUM_TIMESTEPS // 2) // draws
+    for index, part in enumerate(timesteps.split(SCORE_BATCH)):
+        predict = _predictor(backbone, latents, seed, index, part)
+        teacher = predict()
+        for key, place in places.items():
+            undo = place()
+            try:
+                _add(sums[key], teacher, predict(), timestep_bins(part))
+            finally:
+                undo.undo()
+    return sums
+
+
+def _predictor(
+    backbone: Backbone, latents: Latents, seed: int, index: int, timesteps_B: Tensor
+) -> Callable[[], Tensor]:
+    batch = latents.batch("scores", seed, index, len(timesteps_B)).to(backbone.device)
+    steps = timesteps_B.to(backbone.device)
+    noisy = add_noise(linear_schedule(), batch.clean, batch.noise, steps)
+
+    def predict() -> Tensor:
+        out: Tensor = backbone.transformer(noisy, timestep=steps, class_labels=batch.labels).sample
+        return out
+
+    return predict
+
+
+def _add(sums: _Sums, teacher: Tensor, changed: Tensor, bins_B: Tensor) -> None:
+    difference = (changed - teacher).double().square().cpu()
+    for row, half in enumerate(difference.chunk(2, dim=1)):
+        sums.squares[row].index_add_(0, bins_B, half.flatten(1).mean(1))
+    sums.counts.index_add_(0, bins_B, torch.ones(len(bins_B), dtype=torch.float64))
+
+
+def _named(name: str, sums: _Sums) -> dict[str, float]:
+    named: dict[str, float] = {}
+    for row, half in enumerate(HALVES):
+        named[f"{name}/{half}"] = float(sums.squares[row].sum() / sums.counts.sum())
+        for index, label in enumerate(bin_names(f"{name}/{half}")):
+            if sums.counts[index]:
+                named[label] = float(sums.squares[row, index] / sums.counts[index])
+    return named

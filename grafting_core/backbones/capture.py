@@ -1,0 +1,58 @@
+"""What goes into and comes out of parts of the backbone while it runs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from grafting_core.backbones.dit import get_operator
+from grafting_core.specs.site import GraftSite
+
+Visitor = Callable[[Tensor, Tensor], None]
+"""Called with a region's input [B, T, D_in] and output [B, T, D]."""
+
+
+class Region(Protocol):
+    """A part of the backbone that new modules learn to imitate. Hashable; equal regions are watched once."""
+
+    def __hash__(self) -> int: ...
+
+    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
+        """Call `visitor` in every forward once the output is there; removing the handles ends that."""
+
+
+@dataclass(frozen=True)
+class OperatorRegion:
+    """The operator standing at one site: its input and its output."""
+
+    site: GraftSite
+
+    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
+        return [get_operator(transformer, self.site).register_forward_hook(_hook(visitor))]
+
+
+@contextmanager
+def watched(transformer: nn.Module, visitors: Mapping[Region, Visitor]) -> Iterator[None]:
+    """While open, every forward calls each region's visitor; nothing is kept, nothing is changed."""
+    with ExitStack() as stack:
+        for region, visitor in visitors.items():
+            for handle in region.watch(transformer, visitor):
+                stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def visited(transformer: nn.Module, visitors: Mapping[GraftSite, Visitor]) -> Iterator[None]:
+    """`watched` for the operators at these sites."""
+    with watched(transformer, {OperatorRegion(site): visitor for site, visitor in visitors.items()}):
+        yield
+
+
+def _hook(visitor: Visitor) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        visitor(inputs[0], output)
+
+    return hook

@@ -1,0 +1,1 @@
+"""Latent datasets, image sets and image files."""

@@ -1,0 +1,185 @@
+"""Folders of pictures: which files count, what is passed over and why, and every picture as 8-bit RGB."""
+
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from grafting_core.data.npz import BadFile
+from grafting_core.evaluation.features.base import Images
+
+MAX_IMAGES = 1_000_000
+MAX_SIDE = 2_048
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+PLAIN = {"1", "L", "RGB", "P"}
+WITH_ALPHA = {"LA", "PA", "RGBA"}
+SIXTEEN = {"I;16", "I;16B", "I;16L"}
+NAMED = 10
+REPORTED_EVERY = 5_000
+
+
+class ImageFolder:
+    """Pictures of a folder and its subfolders in the order of their paths. Raises BadFile naming all that
+    cannot be read, from their headers, before any is decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.path = path.name, path
+        self.files, self.passed_over = find_pictures(path)
+        if not self.files:
+            besides = f"; passed over: {_counted(self.passed_over)}" if self.passed_over else ""
+            raise BadFile(f"{path} holds no pictures; {', '.join(FORMATS)} are read{besides}")
+        self.count = len(self.files)
+        self._changed: dict[str, set[Path]] = {}
+        self.size = self._check_headers()
+        check_extent(path, self.count, self.size)
+
+    def batches(self, rows: int) -> Iterator[Images]:
+        for start in range(0, self.count, rows):
+            yield np.stack([self._read(file) for file in self.files[start : start + rows]])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over, and how many pictures were changed on the way in, as far as they have been
+        read.
+        """
+        over = [f"{self.path} has files that were passed over: {_counted(self.passed_over)}"]
+        changed = [f"{len(files)} of {self.count} pictures {what}" for what, files in self._changed.items()]
+        return (*(over if self.passed_over else ()), *changed)
+
+    def _check_headers(self) -> tuple[int, int]:
+        sizes: dict[Path, tuple[int, int]] = {}
+        wrong: list[str] = []
+        for number, file in enumerate(self.files, 1):
+            try:
+                with opened(file) as picture:
+                    sizes[file] = _upright_size(picture)
+            except BadFile as error:
+                wrong.append(str(error))
+            if number % REPORTED_EVERY == 0:
+                print(f"looked at {number} of {self.count} pictures", file=sys.stderr)
+        common = Counter(sizes.values()).most_common(1)
+        size = common[0][0] if common else (0, 0)
+        shown = f"{size[1]} x {size[0]}, as most are"
+        wrong += [f"{file} is {w} x {h}, not {shown}" for file, (h, w) in sizes.items() if (h, w) != size]
+        if wrong:
+            more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+            raise BadFile(f"{len(wrong)} of {self.count} pictures: {'; '.join(wrong[:NAMED])}{more}")
+        return size
+
+    def _read(self, file: Path) -> Images:
+        with opened(file) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                self._note("were turned upright by their EXIF orientation", file)
+            if picture.mode in SIXTEEN:
+                self._note("of 16 bits were scaled to 8", file)
+                return _eight_bits(upright)
+            if picture.mode in WITH_ALPHA or "transparency" in picture.info:
+                return self._without_alpha(upright, file)
+            return np.asarray(upright.convert("RGB"))
+
+    def _without_alpha(self, picture: Image.Image, file: Path) -> Images:
+        pixels = np.asarray(picture.convert("RGBA"))
+        if pixels[..., 3].min() < 255:
+            self._note(
+                "are transparent in places; their alpha was dropped, the colours beneath it kept", file
+            )
+        return np.ascontiguousarray(pixels[..., :3])
+
+    def _note(self, what: str, file: Path) -> None:
+        self._changed.setdefault(what, set()).add(file)
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Pictures in the order of their paths; and the other files, counted by why they are passed over."""
+    found, over = list[Path](), Counter[str]()
+    for root, names, files in os.walk(folder):
+        hidden = [name for name in names if name.startswith(".")]
+        for name in hidden:
+            over["in hidden folders"] += sum(len(inner) for _, _, inner in os.walk(Path(root, name)))
+        over["links to folders"] += sum(Path(root, name).is_symlink() for name in names if name not in hidden)
+        names[:] = [name for name in names if name not in hidden]
+        for file in (Path(root, name) for name in files):
+            why = _why_not(file)
+            if why is None:
+                found.append(file)
+            else:
+                over[why] += 1
+    return sorted(found), +over
+
+
+def _why_not(file: Path) -> str | None:
+    if file.name.startswith("."):
+        return "hidden files"
+    if file.suffix.lower() not in FORMATS:
+        return f"{file.suffix.lower() or 'without a suffix'}, which is not read"
+    # A link may lead anywhere, and to a picture that is counted already.
+    return "links" if file.is_symlink() else None
+
+
+def _counted(over: Counter[str]) -> str:
+    shown = [f"{count} {why}" for why, count in over.most_common(NAMED)]
+    rest = sum(over.values()) - sum(count for _, count in over.most_common(NAMED))
+    return "; ".join([*shown, f"{rest} others"] if rest else shown)
+
+
+def check_extent(path: Path, count: int, size: tuple[int, int]) -> None:
+    """Raises BadFile for sets and images of a size that is not judged."""
+    if count < 2 or count > MAX_IMAGES:
+        raise BadFile(f"{path} holds {count} images; 2 to {MAX_IMAGES} can be judged")
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise BadFile(f"{path} holds images of {size[1]} x {size[0]}; sides up to {MAX_SIDE} are read")
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Image.Image]:
+    """Only the header is read until size, format and mode are known to be what is read. Raises BadFile."""
+    kind = FORMATS[file.suffix.lower()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=[kind]) as picture:
+                _check_header(file, picture)
+                yield picture
+    except UnidentifiedImageError as error:
+        raise BadFile(f"{file} is no {kind} picture") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadFile(f"{file} is too large a picture ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"{file} cannot be read as a picture ({error})") from error
+
+
+def _check_header(file: Path, picture: Image.Image) -> None:
+    if max(picture.size) > MAX_SIDE:
+        raise BadFile(f"{file} is {picture.width} x {picture.height}; sides up to {MAX_SIDE} are read")
+    if picture.mode not in PLAIN | WITH_ALPHA | SIXTEEN:
+        raise BadFile(f"{file} is {picture.mode}; save it as 8-bit gray or RGB")
+    # Pillow reads 16-bit colours by cutting their low bytes off.
+    tiles = getattr(picture, "tile", None)
+    stored = str(tiles[0][3]) if tiles else ""
+    if picture.mode not in SIXTEEN and ";16" in stored:
+        raise BadFile(f"{file} has 16 bits a colour; save it with 8, or as 16-bit gray")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        raise BadFile(f"{file} is an animation of {frames} pictures; save one")
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Height and width once the EXIF orientation is followed; 5 to 8 lie on their side."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def _eight_bits(picture: Image.Image) -> Images:
+    wide = np.asarray(picture).astype(np.uint32)
+    gray = ((wide * 255 + 32_767) // 65_535).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)

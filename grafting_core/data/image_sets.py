@@ -1,0 +1,106 @@
+"""Sets of images to be judged: sample files in ADM's format and folders of pictures, streamed and bounded."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from grafting_core.data.image_files import REPORTED_EVERY, ImageFolder, check_extent
+from grafting_core.data.npz import BadFile, NpzFile
+from grafting_core.evaluation.features.base import Images
+
+
+class ImageSet(Protocol):
+    """Equal-sized uint8 RGB images in a fixed order."""
+
+    name: str
+    count: int
+    size: tuple[int, int]
+
+    def batches(self, rows: int) -> Iterator[Images]:
+        """[n, H, W, 3] in order. Raises BadFile where one cannot be read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to be wary of, once the images have been read."""
+
+
+class SampleFile:
+    """`arr_0` of an `.npz`, uint8 [N, H, W, 3], as ADM's evaluator takes it; of any project."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.path = path.name, path
+        with NpzFile(path) as arrays:
+            self.extra = tuple(name for name in arrays.names if name != "arr_0")
+            member = arrays.member("arr_0")
+        if member.dtype != np.uint8 or len(member.shape) != 4 or member.shape[3] != 3:
+            shape = " x ".join(str(side) for side in member.shape)
+            raise BadFile(f"{path} holds {member.dtype} {shape} at 'arr_0'; uint8 N x H x W x 3 is needed")
+        self.count, self.size = member.shape[0], member.shape[1:3]
+        check_extent(path, self.count, self.size)
+
+    def batches(self, rows: int) -> Iterator[Images]:
+        with NpzFile(self.path) as arrays:
+            yield from arrays.batches("arr_0", rows)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """ADM's evaluator looks at no images where a file brings its own statistics."""
+        if "mu" not in self.extra:
+            return ()
+        return (f"{self.name} carries 'mu', by which ADM's evaluator would score it; its images were judged",)
+
+
+class ArrayImages:
+    """Images in memory, gray [N, H, W] or RGB [N, H, W, 3]."""
+
+    def __init__(self, name: str, images: Images) -> None:
+        self.name, self.images = name, images
+        self.count, self.size = len(images), (images.shape[1], images.shape[2])
+
+    def batches(self, rows: int) -> Iterator[Images]:
+        for start in range(0, self.count, rows):
+            part = self.images[start : start + rows]
+            yield part if part.ndim == 4 else np.repeat(part[..., None], 3, axis=3)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+
+def reported(images: ImageSet, rows: int) -> Iterator[Images]:
+    """The batches of a set, with a line on stderr for every 5,000 images that have passed."""
+    done = 0
+    for batch in images.batches(rows):
+        yield batch
+        before, done = done, done + len(batch)
+        if done // REPORTED_EVERY > before // REPORTED_EVERY:
+            print(f"looked at {done} of {images.count} images of {images.name}", file=sys.stderr)
+
+
+def open_images(path: Path) -> ImageSet:
+    """A sample file or a folder of pictures. Raises BadFile for anything else."""
+    if path.is_dir():
+        return ImageFolder(path)
+    if path.suffix != ".npz":
+        raise BadFile(f"{path} is neither an .npz file nor a folder of pictures")
+    return SampleFile(path)
+
+
+class PixelDigest:
+    """SHA-256 over shape and pixels of a set, fed as its batches pass by."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._count = 0
+
+    def take(self, batch: Images) -> None:
+        self._hash.update(f"{batch.shape[1:]}".encode() if not self._count else b"")
+        self._hash.update(np.ascontiguousarray(batch).tobytes())
+        self._count += len(batch)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

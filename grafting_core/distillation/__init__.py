@@ -1,0 +1,1 @@
+"""Stage 1: new operators are trained to imitate the ones they replace."""

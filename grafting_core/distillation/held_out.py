@@ -1,0 +1,73 @@
+"""How well distilled modules imitate the teacher on images that training never saw."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grafting_core.backbones.capture import Region, watched
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
+
+TIMESTEP_BINS = 4
+HELD_OUT_BATCH = 64
+
+
+def timestep_bins(timesteps_B: Tensor) -> Tensor:
+    """Index of each sample's quarter of the timesteps."""
+    return (timesteps_B * TIMESTEP_BINS).div(NUM_TIMESTEPS, rounding_mode="floor").long()
+
+
+def bin_names(name: str) -> list[str]:
+    """`name/t0-249` and so on."""
+    width = NUM_TIMESTEPS // TIMESTEP_BINS
+    return [f"{name}/t{index * width}-{(index + 1) * width - 1}" for index in range(TIMESTEP_BINS)]
+
+
+@torch.no_grad()
+def held_out_errors(
+    backbone: Backbone, modules: Mapping[str, tuple[Region, nn.Module]], plan: DistillPlan, held_out: Latents
+) -> dict[str, dict[str, float]]:
+    """Normalised squared error of every module, by its key, on `plan.held_out` draws of held-out images.
+
+    `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 is as good as predicting zero.
+    """
+    sums = {key: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64) for key in modules}
+    for index in range(0, plan.held_out, HELD_OUT_BATCH):
+        size = min(HELD_OUT_BATCH, plan.held_out - index)
+        batch = held_out.batch("held-out", plan.seed, index, size)
+        panels: dict[Region, _Panel] = {}
+        for key, (region, module) in modules.items():
+            panel = panels.setdefault(region, _Panel(timestep_bins(batch.timesteps), []))
+            panel.examined.append((module, sums[key]))
+        on_device = batch.to(backbone.device)
+        noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
+        with watched(backbone.transformer, panels):
+            backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
+    return {key: _named_errors(total) for key, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Adds squared error and squared target of every module at one region to its timestep bins."""
+
+    bins: Tensor
+    examined: list[tuple[nn.Module, Tensor]]
+
+    def __call__(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
+        for module, sums in self.examined:
+            output = module(hidden_BTD)
+            for row, tensor in enumerate((output - target_BTD, target_BTD)):
+                sums[row].index_add_(0, self.bins, tensor.double().square().flatten(1).sum(1).cpu())
+
+
+def _named_errors(sums: Tensor) -> dict[str, float]:
+    errors = {"nmse": float(sums[0].sum() / sums[1].sum())}
+    for index, name in enumerate(bin_names("nmse")):
+        if sums[1, index] > 0:
+            errors[name] = float(sums[0, index] / sums[1, index])
+    return errors

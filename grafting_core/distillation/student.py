@@ -1,0 +1,206 @@
+"""One operator in training: its optimiser, clipping, rate, loss, curve and reason to stop are its own."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import huber_loss, l1_loss, mse_loss
+
+from grafting_core.backbones.capture import OperatorRegion, Region
+from grafting_core.backbones.dit import get_operator
+from grafting_core.backbones.registry import Backbone
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.specs.plans import DistillPlan, Loss
+from grafting_core.surgery.operate import new_operator
+from grafting_core.training.optim import (
+    adamw,
+    autocast,
+    clip_gradients,
+    learning_rate,
+    optimiser_tensors,
+    restore_optimiser,
+    set_rate,
+)
+
+Ending = Literal["completed", "plateau", "diverged"]
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be distilled: a module, built by `build`, that imitates `region` under its own plan.
+
+    `key` tells candidates of a pass apart (the scion's); `name` is for people.
+    """
+
+    key: str
+    name: str
+    region: Region
+    build: Callable[[Backbone], nn.Module]
+    plan: DistillPlan
+    loss: Loss
+
+
+def replacement_candidate(edit: ReplaceOperator, plan: DistillPlan, key: str) -> Candidate:
+    """The candidate of one replaced operator."""
+    build = partial(_new_operator, edit=edit, seed=plan.first_weights_seed)
+    loss = plan.loss_for(edit.site.slot)
+    return Candidate(key, f"{edit.site} {edit.operator.kind}", OperatorRegion(edit.site), build, plan, loss)
+
+
+def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
+    original = get_operator(backbone.transformer, edit.site)
+    return new_operator(edit, backbone.card.dims, seed, original)
+
+
+@dataclass
+class Record:
+    """How far an apprentice is and how it went; everything beside weights and optimiser state."""
+
+    step: int = 0
+    ending: Ending | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    """Its share of the passes' wall-clock."""
+    loss: float = math.nan
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    window: float = 0.0
+    """Sum of the losses since the last multiple of the plan's patience."""
+    best: float = math.inf
+    """Mean loss of the best such window."""
+
+
+class Apprentice:
+    """A candidate's module between two steps. Losses stay on the device until `settle` reads them."""
+
+    def __init__(self, candidate: Candidate, backbone: Backbone) -> None:
+        self.candidate, self.plan = candidate, candidate.plan
+        self.module = candidate.build(backbone).to(backbone.device).train()
+        self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
+        self.record = Record(ending=None if self.plan.steps else "completed")
+        self.unread: list[Tensor] = []
+        self.micro_batches = 1
+        """Parts a step is computed in, one after the other, where the whole does not fit into memory."""
+
+    @property
+    def learning(self) -> bool:
+        return self.record.ending is None
+
+    @property
+    def at_milestone(self) -> bool:
+        """Whether its losses decide now whether it goes on; a function of its steps alone."""
+        step, patience = self.record.step, self.plan.patience
+        return step == self.plan.steps or bool(patience and step % patience == 0)
+
+    def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
+        """One optimiser step, taken while the teacher's forward passes the region."""
+        plan, step = self.plan, self.record.step
+        loss = self._accumulate(hidden_BTD.detach(), target_BTD.detach().float())
+        self.unread.append(loss.detach())
+        self.record.step += 1
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            return  # nothing to train
+        clip_gradients(self.module, plan.clip_norm)
+        rate = learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps)
+        set_rate(self.optimiser, rate)
+        self.optimiser.step()
+        # Freed at once: the next apprentice needs the memory before this one does again.
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _accumulate(self, hidden_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+        """Gradients of the mean loss, part by part; returns that mean."""
+        total = torch.zeros((), device=hidden_BTD.device)
+        square = target_BTD.square().mean()
+        parts = zip(*(tensor.chunk(self.micro_batches) for tensor in (hidden_BTD, target_BTD)), strict=True)
+        for hidden, target in parts:
+            with torch.enable_grad(), autocast(hidden.device, self.plan.precision):
+                output = self.module(hidden)
+                loss = regression_loss(self.candidate.loss, output.float(), target, square)
+                loss = loss * (len(hidden) / len(hidden_BTD))
+            total += loss.detach()
+            if loss.requires_grad:
+                loss.backward()
+        return total
+
+    def settle(self, losses: Sequence[float]) -> None:
+        """Take note of the losses read since the last time, and stop where they say so."""
+        first = self.record.step - len(losses) + 1
+        self.unread.clear()
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                return self.stop("diverged", f"a loss of {loss} at step {step - 1}", step)
+            self._note(step, loss)
+        if self.learning and self.record.step == self.plan.steps:
+            self.stop("completed", "", self.record.step)
+        return None
+
+    def _note(self, step: int, loss: float) -> None:
+        record, steps, patience = self.record, self.plan.steps, self.plan.patience
+        record.loss, record.window = loss, record.window + loss
+        if step % max(1, steps // CURVE_POINTS) == 0 or step == steps:
+            record.curve.append((step, loss))
+        if patience and step % patience == 0:
+            mean, record.window = record.window / patience, 0.0
+            if mean >= record.best:
+                self.stop("plateau", f"no lower loss in the {patience} steps before step {step}", step)
+            record.best = min(record.best, mean)
+
+    def stop(self, ending: Ending, reason: str, step: int) -> None:
+        """It learns no more; optimiser state is given up."""
+        self.record.ending, self.record.reason, self.record.step = ending, reason, step
+        self.optimiser.state.clear()
+        self.module.eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights alone, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that resuming needs, under flat names; nothing but the record of one that diverged."""
+        prefix = f"{self.candidate.key}/"
+        yield f"{prefix}record", _encoded(self.record)
+        if self.record.ending != "diverged":
+            for name, value in self.module.state_dict().items():
+                yield f"{prefix}weight/{name}", value
+            yield from optimiser_tensors(self.optimiser, f"{prefix}optimiser/")
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Undo `tensors`; nothing happens where this candidate is not among them."""
+        prefix = f"{self.candidate.key}/"
+        if f"{prefix}record" not in tensors:
+            return
+        self.record = _decoded(tensors[f"{prefix}record"])
+        if self.record.ending != "diverged":
+            names = self.module.state_dict()
+            self.module.load_state_dict({name: tensors[f"{prefix}weight/{name}"] for name in names})
+        if self.learning:
+            restore_optimiser(self.optimiser, tensors, f"{prefix}optimiser/")
+        else:
+            self.module.eval()
+
+
+def _encoded(record: Record) -> Tensor:
+    return torch.tensor(list(json.dumps(asdict(record)).encode()), dtype=torch.uint8)
+
+
+def _decoded(encoded: Tensor) -> Record:
+    fields = json.loads(bytes(encoded.tolist()))
+    fields["curve"] = [(int(step), float(loss)) for step, loss in fields["curve"]]
+    return Record(**fields)
+
+
+def regression_loss(
+    kind: Loss, output_BTD: Tensor, target_BTD: Tensor, square: Tensor | None = None
+) -> Tensor:
+    """L1, L2, Huber (delta 1) or squared error over the target's mean square, of the whole batch if given."""
+    if kind == "l1":
+        return l1_loss(output_BTD, target_BTD)
+    if kind == "huber":
+        return huber_loss(output_BTD, target_BTD, delta=1.0)
+    error = mse_loss(output_BTD, target_BTD)
+    return error if kind == "l2" else error / (target_BTD.square().mean() if square is None else square)

@@ -1,0 +1,1 @@
+"""Stage 3: metrics, references, cost and sample grids."""

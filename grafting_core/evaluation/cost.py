@@ -1,0 +1,199 @@
+"""What a network costs: parameters, forwards by the clock beside its teacher's, images a second, memory.
+
+Every measurement is interleaved with the teacher's, so that a slow moment of the machine hits both, and comes
+with the hardware it was made on.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from grafting_core.backbones.fast_forward import forward_of
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_images
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Parameters
+
+PAIRS, FEWEST_PAIRS, WARM_UPS, RESAMPLES = 30, 10, 3, 2_000
+SECONDS = 2.0
+"""Of one comparison: beyond them the fewest pairs must do."""
+EMBEDDERS = ("norm1.emb", "x_embedder", "t_embedder", "y_embedder")
+Job = Callable[[], object]
+# Or the profiler tells standard error that it starts and stops.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def measure_cost(
+    backbone: Backbone,
+    network: nn.Module,
+    grafted_params: int,
+    protocol: EvaluationProtocol,
+    flops_per_forward: int,
+    flops_per_image: int,
+) -> MeasuredCost:
+    """All of it, for a network in evaluation mode: about 200 forwards, and samples of a micro-batch."""
+    batches = (1, protocol.micro_batch)
+    ours, theirs = (
+        [forward_job(backbone, each, size) for size in batches] for each in (network, backbone.transformer)
+    )
+    cold = seconds_of(ours[-1], backbone.device)
+    latencies = [
+        compare(one, other, backbone.device, size)
+        for one, other, size in zip(ours, theirs, batches, strict=True)
+    ]
+    rates = sampling_rates(backbone, network, protocol)
+    return MeasuredCost(
+        hardware=hardware_of(backbone.device),
+        parameters=count_parameters(network, grafted_params),
+        flops_per_forward=flops_per_forward,
+        flops_per_image=flops_per_image,
+        latencies=tuple(latencies),
+        cold_start_seconds=cold,
+        images_per_second=rates[0],
+        teacher_images_per_second=rates[1],
+        peak_bytes=peak_bytes(ours[-1], backbone.device),
+    )
+
+
+def hardware_of(device: torch.device) -> Hardware:
+    """The fingerprint of this machine and what it computes with."""
+    cuda = device.type == "cuda"
+    return Hardware(
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30),
+        torch=torch.__version__,
+        driver=torch.version.cuda if cuda else None,
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def count_parameters(network: nn.Module, grafted: int) -> Parameters:
+    """Shared tensors count once; stage 2 trains every parameter there is."""
+    named = dict(network.named_parameters())
+    embedders = {id(t): t for name, t in named.items() if any(part in name for part in EMBEDDERS)}
+    total = sum(tensor.numel() for tensor in named.values())
+    return Parameters(
+        total=total,
+        trainable=total,
+        grafted=grafted,
+        embedding=sum(tensor.numel() for tensor in embedders.values()),
+        buffers=sum(tensor.numel() for tensor in network.buffers()),
+    )
+
+
+def forward_job(backbone: Backbone, network: nn.Module, batch: int) -> Job:
+    """One forward as sampling does it, on fixed inputs that are in place already."""
+    card = backbone.card
+    generator = torch.Generator().manual_seed(0)
+    side = [size * card.patch_size for size in card.dims.grid]
+    latents: Tensor = torch.randn((batch, card.latent_channels, *side), generator=generator)
+    latents = latents.to(backbone.device)
+    labels = (torch.arange(batch) % card.num_classes).to(backbone.device)
+    forward = forward_of(network)
+
+    def job() -> object:
+        with torch.inference_mode():
+            return forward(latents, 500, labels)
+
+    return job
+
+
+def seconds_of(job: Job, device: torch.device) -> float:
+    """Wall clock of one call, the device's queue empty before and after."""
+    wait(device)
+    began = time.perf_counter()
+    job()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def wait(device: torch.device) -> None:
+    """Until everything asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency:
+    """In pairs after a warm-up; the ratio is the median over pairs, its interval a bootstrap over them."""
+    ours, theirs = np.array(_pairs(job, teacher, device)).T
+    pairs, ratios = len(ours), np.log(ours / theirs)
+    draws = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
+    low, high = np.exp(np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975]))
+    fast, slow = np.quantile(ours, [0.2, 0.8])
+    return Latency(
+        batch=batch,
+        pairs=pairs,
+        median=float(np.median(ours)),
+        low=float(fast),
+        high=float(slow),
+        teacher_median=float(np.median(theirs)),
+        ratio=float(np.exp(np.median(ratios))),
+        ratio_low=float(low),
+        ratio_high=float(high),
+    )
+
+
+def _pairs(job: Job, teacher: Job, device: torch.device) -> list[tuple[float, float]]:
+    """Seconds of both, each first in every second pair: what runs second finds other caches."""
+    for _ in range(WARM_UPS):
+        job()
+        teacher()
+    times, end = list[tuple[float, float]](), time.perf_counter() + SECONDS
+    while len(times) < FEWEST_PAIRS or (len(times) < PAIRS and time.perf_counter() < end):
+        if len(times) % 2:
+            other, own = seconds_of(teacher, device), seconds_of(job, device)
+        else:
+            own, other = seconds_of(job, device), seconds_of(teacher, device)
+        times.append((own, other))
+    return times
+
+
+def sampling_rates(
+    backbone: Backbone, network: nn.Module, protocol: EvaluationProtocol
+) -> tuple[float, float]:
+    """Images a second of network and teacher: a micro-batch sampled and decoded, turn about, the medians."""
+    networks, end = (network, backbone.transformer), time.perf_counter() + SECONDS
+    times: tuple[list[float], list[float]] = ([], [])
+    while not times[0] or (len(times[0]) < PAIRS and time.perf_counter() < end):
+        for kept, each in zip(times, networks, strict=True):
+            kept.append(seconds_of(_sampling(backbone, each, protocol), backbone.device))
+    ours, theirs = (protocol.micro_batch / statistics.median(kept) for kept in times)
+    return ours, theirs
+
+
+def _sampling(backbone: Backbone, network: nn.Module, protocol: EvaluationProtocol) -> Job:
+    return lambda: sample_images(backbone, network, protocol, range(protocol.micro_batch))
+
+
+def peak_bytes(job: Job, device: torch.device) -> int:
+    """Most that one call holds allocated at a time, beyond what it began with."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        job()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        job()
+    steps = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(steps, key=lambda event: event.start_ns())]
+    return int(max(np.cumsum(sizes), default=0))

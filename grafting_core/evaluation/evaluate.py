@@ -1,0 +1,217 @@
+"""Stage 3: samples to features to figures."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.image_sets import ArrayImages
+from grafting_core.data.latents import Latents
+from grafting_core.diffusion.sampling import sample_images, sample_labels
+from grafting_core.diffusion.schedule import add_noise, denoising_loss, linear_schedule
+from grafting_core.evaluation.features.base import FeatureNetwork, Features, Images, extract, joined
+from grafting_core.evaluation.features.table import load_network
+from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_of_rows
+from grafting_core.evaluation.metrics.intervals import label_interval
+from grafting_core.evaluation.metrics.moments import finite_rows
+from grafting_core.evaluation.metrics.report import by_class, measure
+from grafting_core.evaluation.reference import Labels, Reference, make_reference
+from grafting_core.specs.features import FEATURE_KINDS
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
+from grafting_core.specs.studies.ladder import LOSS_DRAWS
+from grafting_core.testbed.feature_network import FashionNetwork
+
+CHUNK = 500
+_OWN: dict[tuple[str, str], Reference] = {}
+Keep = Callable[[int, Images], None]
+"""Takes the images of samples first .. first + n."""
+REPORTED = ("graftlab", "torch", "numpy", "diffusers")
+
+
+@dataclass(frozen=True)
+class EvaluatedChunk:
+    """Features, asked labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n."""
+
+    first: int
+    features: Features
+    asked: Labels
+    hashes: npt.NDArray[np.uint8]
+
+
+def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
+    """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
+    if protocol.feature_network == FashionNetwork.name:
+        return FashionNetwork(backbone.features)
+    network = load_network(protocol.feature_network, backbone.device)
+    if protocol.feature_digest not in (None, network.digest):
+        raise ValueError(
+            f"{network.name} here has digest {network.digest}; the protocol names {protocol.feature_digest}"
+        )
+    return network
+
+
+def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
+    """Whether the network's logits are the backbone's classes in their order."""
+    card = backbone.card
+    return network.name == card.feature_network and FEATURE_KINDS[network.name].names_classes
+
+
+def own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
+    """The backbone's training images: those at hand, with the statistics of all where they are known.
+
+    Made once a process.
+    """
+    key = (backbone.card.digest, network.digest)
+    if key not in _OWN:
+        _OWN[key] = _own_reference(backbone, network)
+    return _OWN[key]
+
+
+def _own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
+    images = ArrayImages(backbone.card.name, backbone.images.numpy())
+    made = make_reference(images, network, backbone.labels.numpy())
+    if network.name != backbone.card.feature_network:
+        return made
+    card = made.card.model_copy(update={"images": backbone.reference.count})
+    return Reference(card, Gaussian.of(backbone.reference), made.spatial, made.rows, made.labels)
+
+
+def evaluate_chunk(
+    backbone: Backbone,
+    transformer: nn.Module,
+    protocol: EvaluationProtocol,
+    first: int,
+    count: int,
+    keep: Keep = lambda first, images: None,
+    network: FeatureNetwork | None = None,
+) -> EvaluatedChunk:
+    """Sample indices first .. first + count, let them be kept, look at them with the feature network.
+
+    `first` is a multiple of the micro-batch, so that every image stands at the same place of its forward.
+    """
+    indices = range(first, first + count)
+    images = sample_images(backbone, transformer, protocol, indices).numpy()
+    keep(first, images)
+    images = images if images.ndim == 3 else np.moveaxis(images, 1, 3)
+    features = extract(network or network_of(backbone, protocol), images, protocol.micro_batch)
+    asked = sample_labels(protocol, backbone.card.num_classes, indices)
+    return EvaluatedChunk(first, features, asked.numpy(), hashes_of(images))
+
+
+def hashes_of(images: Images) -> npt.NDArray[np.uint8]:
+    """SHA-256 [N, 32] of every image."""
+    digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), 32)
+
+
+def finish(
+    chunks: Iterable[EvaluatedChunk],
+    reference: Reference,
+    fingerprint: ProtocolFingerprint,
+    recognises: bool = True,
+) -> EvaluationReport:
+    """All figures of a whole set of samples; the same bits whoever made which chunk.
+
+    Where the network `recognises` the backbone's classes, samples are checked against what was asked for.
+    Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and naming samples
+    whose features are not finite.
+    """
+    protocol = fingerprint.protocol
+    ordered = sorted(chunks, key=lambda chunk: chunk.first)
+    _check_cover(ordered, protocol.samples)
+    features = joined(chunk.features for chunk in ordered)
+    finite_rows(features.pool)
+    asked = np.concatenate([chunk.asked for chunk in ordered])
+    recognised = features.logits.argmax(1) if recognises and features.logits is not None else None
+    figures = measure(reference, features, protocol)
+    if recognised is not None:
+        right = asked == recognised
+        figures.add(f"label_accuracy/{protocol.feature_network}", float(right.mean()), label_interval(right))
+    elif features.logits is not None:
+        figures.warnings.append(
+            f"no label_accuracy: the classes of {protocol.feature_network} are not those that were asked for"
+        )
+    return EvaluationReport(
+        fingerprint=fingerprint,
+        values=figures.values,
+        intervals=figures.intervals,
+        warnings=tuple(figures.warnings),
+        classes=by_class(reference, features, asked, recognised),
+        samples_digest=digest_of_hashes(np.concatenate([chunk.hashes for chunk in ordered])),
+        made_with=versions(),
+    )
+
+
+def digest_of_hashes(hashes: npt.NDArray[np.uint8]) -> str:
+    """SHA-256 over the SHA-256 [N, 32] of the images in order."""
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the software that figures are made with."""
+    return {name: version(name) for name in REPORTED}
+
+
+def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
+    expected = 0
+    for chunk in ordered:
+        if chunk.first != expected:
+            raise ValueError(
+                f"samples {min(expected, chunk.first)} to {max(expected, chunk.first)} do not line up"
+            )
+        expected += len(chunk.features)
+    if expected != samples:
+        raise ValueError(f"{expected} samples were evaluated where the protocol asks for {samples}")
+
+
+def fid_at(
+    backbone: Backbone,
+    transformer: nn.Module,
+    protocol: EvaluationProtocol,
+    samples: int,
+    reference: Reference | None = None,
+) -> float:
+    """FID of the protocol's first `samples` samples, on this process alone: a rung of the fidelity ladder.
+
+    The same number that a whole evaluation under the protocol reports for this rung. `reference` saves making
+    one where the feature network is not the backbone's own.
+    """
+    network = network_of(backbone, protocol)
+    size = protocol.micro_batch * max(1, CHUNK // protocol.micro_batch)
+    spans = [(first, min(size, samples - first)) for first in range(0, samples, size)]
+    chunks = [
+        evaluate_chunk(backbone, transformer, protocol, *span, network=network).features for span in spans
+    ]
+    if reference is None and network.name == backbone.card.feature_network:
+        return frechet_of_rows(Gaussian.of(backbone.reference), joined(chunks).pool)
+    return frechet_of_rows((reference or own_reference(backbone, network)).pool, joined(chunks).pool)
+
+
+def loss_gap(
+    transformer: nn.Module, teacher: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
+) -> float:
+    """Denoising loss above the teacher's on the same images, noise and timesteps; 0 for the teacher."""
+    ours, theirs = (denoising_loss_of(network, latents, draws, seed) for network in (transformer, teacher))
+    return ours - theirs
+
+
+@torch.no_grad()
+def denoising_loss_of(
+    transformer: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
+) -> float:
+    """Mean denoising loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
+    device, total, size = next(transformer.parameters()).device, 0.0, 64
+    for index in range(0, draws, size):
+        batch = latents.batch("loss-gap", seed, index, size).to(device)
+        schedule = linear_schedule()
+        noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
+        output = transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
+        total += denoising_loss(schedule, output, batch.clean, batch.noise, batch.timesteps).sum().item()
+    return total / (len(range(0, draws, size)) * size)

@@ -1,0 +1,1 @@
+"""FID, KID, PRDC and their intervals, from features."""

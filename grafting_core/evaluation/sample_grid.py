@@ -1,0 +1,67 @@
+"""A picture to look at: the same noise and labels through teacher and graft, a class a column."""
+
+import io
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.sampling import sample_images
+from grafting_core.specs.plans import EvaluationProtocol
+
+ROWS = 3
+SCALE = 2
+GAP = 4
+LABEL_HEIGHT = 22
+INK, PAPER = "#1c1c1c", "#ffffff"
+
+
+@dataclass(frozen=True)
+class SampleSheet:
+    """uint8 images [rows, classes, H, W] of one model."""
+
+    images: Tensor
+
+    def beside(self, graft: "SampleSheet", name: str) -> bytes:
+        """PNG: this sheet as the teacher's rows, above the graft's. The teacher alone is shown once."""
+        parts = [("teacher", self.images)]
+        if not torch.equal(self.images, graft.images):
+            parts.append((name, graft.images))
+        canvas = _stack([_panel(title, images) for title, images in parts])
+        buffer = io.BytesIO()
+        canvas.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+
+def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleSheet:
+    """`ROWS` samples of every class, with balanced labels and the protocol's own sampler and seed."""
+    balanced = protocol.model_copy(update={"labels": "balanced"})
+    classes = backbone.card.num_classes
+    images = sample_images(backbone, transformer, balanced, range(ROWS * classes))
+    return SampleSheet(images.unflatten(0, (ROWS, classes)))
+
+
+def _panel(title: str, images: Tensor) -> Image.Image:
+    rows, columns, height, width = images.shape
+    step = height * SCALE + GAP
+    panel = Image.new("RGB", (columns * (width * SCALE + GAP) + GAP, LABEL_HEIGHT + rows * step), PAPER)
+    ImageDraw.Draw(panel).text(
+        (GAP, GAP), title.encode("ascii", "replace").decode()[:60], fill=INK, font_size=13
+    )
+    for row in range(rows):
+        for column in range(columns):
+            tile = Image.fromarray(255 - images[row, column].numpy())
+            place = (GAP + column * (width * SCALE + GAP), LABEL_HEIGHT + row * step)
+            panel.paste(tile.resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST), place)
+    return panel
+
+
+def _stack(panels: list[Image.Image]) -> Image.Image:
+    canvas = Image.new("RGB", (panels[0].width, sum(panel.height for panel in panels)), PAPER)
+    top = 0
+    for panel in panels:
+        canvas.paste(panel, (0, top))
+        top += panel.height
+    return canvas

@@ -1,1 +1,0 @@
-"""What is wanted, as frozen data and pure arithmetic. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""Frozen descriptions and their arithmetic, free of torch."""

@@ -1,0 +1,132 @@
+"""What the lab knows of a backbone without loading it: sizes, digest, pretraining compute."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.dims import SLOTS, BlockDims, Slot
+from grafting_core.specs.operators import OperatorBase
+from grafting_core.specs.operators.attention import MultiHeadAttention
+from grafting_core.specs.operators.mlp import Mlp
+from grafting_core.specs.site import GraftSite
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Pretraining(Frozen):
+    """What the backbone cost to make; the unit in which grafts are priced."""
+
+    flops: Annotated[float, Field(gt=0)]
+    images: Count
+    steps: Count
+    batch_size: Count
+    device_seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class BackboneRef(Frozen):
+    """A pretrained model by name and the digest of its weights."""
+
+    name: str
+    digest: str
+
+
+class HeldOutImages(Frozen):
+    """How many images are kept apart from all training, and the SHA-256 of the file that holds them."""
+
+    images: Annotated[int, Field(ge=1)]
+    digest: str
+
+
+class BackboneCard(Frozen):
+    """A DiT: `depth` equal blocks over `grid` tokens, adaLN-zero conditioned on timestep and label.
+
+    `num_params` counts the transformer as it is stored. `digest` is SHA-256 over its weight files,
+    or of its name where no weights are at hand (`weights` is None: plan only, no runs).
+    """
+
+    name: str
+    family: Literal["dit"] = "dit"
+    digest: str
+    depth: Annotated[int, Field(ge=1)]
+    dims: BlockDims
+    patch_size: Annotated[int, Field(ge=1)]
+    latent_channels: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=1)]
+    num_params: Count
+    decoder_flops: Count
+    """FLOPs of decoding one latent to an image."""
+    pretraining: Pretraining
+    feature_network: str
+    """What its samples are judged with where a design does not say."""
+    num_images: Count
+    """Training images at hand for stages 1 and 2; 0 where none are."""
+    held_out: HeldOutImages | None = None
+    """Images at hand that no training has seen, for errors and losses; None where there are none."""
+    weights: str | None
+    """Folder of the weights relative to the card, or None."""
+    figures: dict[str, float] = {}
+    locality_band: Count | None = None
+    locality: tuple[float, ...] | None = None
+    """Attention mass within `locality_band` tokens, block by block (paper Eq. 3); None where not measured."""
+
+    @property
+    def ref(self) -> BackboneRef:
+        return BackboneRef(name=self.name, digest=self.digest)
+
+    @property
+    def sites(self) -> list[GraftSite]:
+        return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in SLOTS]
+
+    def original(self, slot: Slot) -> OperatorBase:
+        """The operator that stands in this slot of the unedited backbone."""
+        return MultiHeadAttention() if slot == "attention" else Mlp(ratio=self.dims.mlp_ratio)
+
+    @property
+    def overhead_flops(self) -> int:
+        """FLOPs of one forward outside the blocks: patch embedding, final layer."""
+        width, tokens = self.dims.width, self.dims.num_tokens
+        patch = self.patch_size**2 * self.latent_channels
+        return 4 * width**2 + 2 * tokens * width * patch + 4 * tokens * width * patch
+
+    def block_flops(self) -> int:
+        """FLOPs of one unedited block on one sample: its operators and adaLN."""
+        operators = (self.original(slot).computed_flops(self.dims) for slot in SLOTS)
+        return 12 * self.dims.width**2 + sum(operators)
+
+    def forward_flops(self) -> int:
+        """FLOPs of one forward of one sample through the unedited backbone."""
+        return self.overhead_flops + self.depth * self.block_flops()
+
+
+TESTBED_CARD = Path(__file__).parent.parent / "testbed" / "assets" / "card.json"
+
+DIT_XL_2_256 = BackboneCard(
+    name="dit-xl-2-256",
+    digest=hashlib.sha256(b"dit-xl-2-256").hexdigest(),
+    depth=28,
+    dims=BlockDims(width=1152, num_heads=16, mlp_ratio=4.0, grid=(16, 16)),
+    patch_size=2,
+    latent_channels=4,
+    num_classes=1000,
+    # The original implementation's count with its frozen position embedding; diffusers' has 749.8 M.
+    num_params=675_129_632,
+    decoder_flops=0,
+    # 7 M steps of 256 images (paper-facts section 1.4), three forwards' worth of FLOPs an image.
+    pretraining=Pretraining(
+        flops=3 * 237.2e9 * 7e6 * 256, images=7_000_000 * 256, steps=7_000_000, batch_size=256
+    ),
+    feature_network="inception",
+    num_images=0,
+    weights=None,
+)
+
+
+@cache
+def backbone_cards() -> dict[str, BackboneCard]:
+    """All backbones the lab can name, by name. Reads the shipped card; loads no weights."""
+    testbed = BackboneCard.model_validate_json(TESTBED_CARD.read_text())
+    return {card.name: card for card in (testbed, DIT_XL_2_256)}

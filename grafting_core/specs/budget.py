@@ -1,0 +1,47 @@
+"""Limits and use of compute."""
+
+from typing import Annotated, Self
+
+from pydantic import Field
+
+from grafting_core.specs.base import Frozen
+
+
+class Budget(Frozen):
+    """What a run, a user, a study or the lab may use at most; a field left out is unlimited."""
+
+    device_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    flops: Annotated[float, Field(gt=0, le=1e24)] | None = None
+    training_images: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    share_of_pretraining: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """FLOPs over those of the backbone's pretraining: 0.02 is two percent."""
+
+    def exceeded_by(self, spend: "Spend") -> str | None:
+        """Name of the first limit that `spend` has reached, or None; `folded` brings the share among them."""
+        for name in ("device_seconds", "flops", "training_images"):
+            limit = getattr(self, name)
+            if limit is not None and getattr(spend, name) >= limit:
+                return name
+        return None
+
+    def folded(self, pretraining_flops: float) -> "Budget":
+        """The same budget with its share of pretraining told in FLOPs, whichever is less."""
+        if self.share_of_pretraining is None:
+            return self
+        flops = min(self.flops or 1e24, self.share_of_pretraining * pretraining_flops)
+        return self.model_copy(update={"flops": flops, "share_of_pretraining": None})
+
+
+class Spend(Frozen):
+    """What was used: seconds times devices, FLOPs (2 a multiply-add), images trained on."""
+
+    device_seconds: Annotated[float, Field(ge=0)] = 0.0
+    flops: Annotated[float, Field(ge=0)] = 0.0
+    training_images: Annotated[int, Field(ge=0)] = 0
+
+    def __add__(self, other: Self) -> "Spend":
+        return Spend(
+            device_seconds=self.device_seconds + other.device_seconds,
+            flops=self.flops + other.flops,
+            training_images=self.training_images + other.training_images,
+        )

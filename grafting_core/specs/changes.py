@@ -1,0 +1,46 @@
+"""What a design changes in each slot, in the paper's units: percent of all the backbone's operators there."""
+
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.design import GraftDesign
+from grafting_core.specs.dims import SLOTS, BlockDims, Slot
+from grafting_core.specs.operators import OperatorBase
+
+
+class SlotChange(Frozen):
+    """Relative changes summed over a slot of all blocks (paper Table 4): 0.01 is one percent more.
+
+    Attention FLOPs are split into the operator and its features. An MLP is not split: all that the paper
+    lists of it stands under `operator_flops`, and `feature_flops` is None.
+    """
+
+    slot: Slot
+    operator_flops: float
+    feature_flops: float | None
+    num_params: float
+
+
+def slot_changes(design: GraftDesign, card: BackboneCard) -> tuple[SlotChange, ...]:
+    """One entry a slot that the design edits."""
+    edited = [slot for slot in SLOTS if any(edit.site.slot == slot for edit in design.edits)]
+    return tuple(_change(slot, design, card) for slot in edited)
+
+
+def _change(slot: Slot, design: GraftDesign, card: BackboneCard) -> SlotChange:
+    old = _costs(card.original(slot), slot, card.dims)
+    new = [_costs(edit.operator, slot, card.dims) for edit in design.edits if edit.site.slot == slot]
+    added = [sum(costs[part] - old[part] for costs in new) for part in range(3)]
+    operator, features, params = (
+        extra / (card.depth * whole) if whole else None for extra, whole in zip(added, old, strict=True)
+    )
+    return SlotChange(
+        slot=slot, operator_flops=operator or 0.0, feature_flops=features, num_params=params or 0.0
+    )
+
+
+def _costs(operator: OperatorBase, slot: Slot, dims: BlockDims) -> tuple[int, int, int]:
+    """(operator FLOPs, feature FLOPs, parameters) as the paper lists them."""
+    flops, params = operator.flops(dims), operator.num_params(dims)
+    if slot == "mlp":
+        return flops.operator + flops.features, 0, params
+    return flops.operator, flops.features, params

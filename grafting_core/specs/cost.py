@@ -1,0 +1,173 @@
+"""What a submission will do and cost, by arithmetic alone."""
+
+from collections.abc import Sequence
+
+from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.canonical import remembered
+from grafting_core.specs.changes import SlotChange, slot_changes
+from grafting_core.specs.design import GraftDesign, ParallelPair, Part
+from grafting_core.specs.experiment import (
+    ExperimentSpec,
+    evaluation_key,
+    finetune_key,
+    protocol_digest,
+    scion_keys,
+)
+from grafting_core.specs.plans import EvaluationProtocol, warmup_notes
+from grafting_core.specs.sampling_steps import forwards_per_image
+
+
+class StagePlan(Frozen):
+    """One stage: what it will publish under which keys, and what it will use (device-seconds unknown: 0)."""
+
+    stage: str
+    keys: dict[str, str]
+    steps: int
+    spend: Spend
+
+
+class DesignCost(Frozen):
+    """Whole-model totals of a design beside its teacher's."""
+
+    num_params: int
+    teacher_params: int
+    flops_per_forward: int
+    teacher_flops_per_forward: int
+    depth: int
+    """Blocks that run one after another; a pair counts once."""
+    teacher_depth: int
+    flops_per_image: int
+    """One sampled image: all steps, both halves of the guidance, the decoder."""
+    teacher_flops_per_image: int
+    changes: tuple[SlotChange, ...] = ()
+    """By slot, as the paper's Table 4 has them."""
+
+
+class ExperimentPlan(Frozen):
+    """The answer to `graft plan`: resolved spec, digests, stages and cost. Nothing is stored."""
+
+    digest: str
+    protocol_digest: str
+    experiment: ExperimentSpec
+    cost: DesignCost
+    stages: tuple[StagePlan, ...]
+    total: Spend
+    share_of_pretraining: float
+    runnable: bool
+    """False where the lab has the backbone's sizes but not its weights."""
+    notes: tuple[str, ...] = ()
+    """What is allowed, but seldom meant."""
+
+
+@remembered
+def plan(spec: ExperimentSpec) -> ExperimentPlan:
+    """Stages, keys, parameters and FLOPs of a resolved experiment."""
+    card = backbone_cards()[spec.design.backbone.name]
+    stages = _stages(spec, card)
+    total = sum((stage.spend for stage in stages), Spend())
+    return ExperimentPlan(
+        digest=spec.digest,
+        protocol_digest=protocol_digest(spec),
+        experiment=spec,
+        cost=design_cost(spec, card),
+        stages=stages,
+        total=total,
+        share_of_pretraining=total.flops / card.pretraining.flops,
+        runnable=card.weights is not None,
+        notes=() if spec.design.is_teacher else warmup_notes(distill=spec.distill, finetune=spec.finetune),
+    )
+
+
+def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
+    """Parameters and FLOPs: the backbone's, less what is cut out, plus every operator and merge put in."""
+    params, forward = card.num_params, card.forward_flops()
+    for edit in spec.design.edits:
+        old = card.original(edit.site.slot)
+        params += edit.operator.num_params(card.dims) - old.num_params(card.dims)
+        forward += edit.operator.computed_flops(card.dims) - old.computed_flops(card.dims)
+    for pair in spec.design.pairs:
+        params += pair.num_params(card.dims)
+        forward += pair.flops(card.dims)
+    return DesignCost(
+        depth=card.depth - len(spec.design.pairs),
+        teacher_depth=card.depth,
+        num_params=params,
+        teacher_params=card.num_params,
+        flops_per_forward=forward,
+        teacher_flops_per_forward=card.forward_flops(),
+        flops_per_image=image_flops(spec.evaluate, card, forward),
+        teacher_flops_per_image=image_flops(spec.evaluate, card, card.forward_flops()),
+        changes=slot_changes(spec.design, card),
+    )
+
+
+def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
+    """Parameters of the operators and merges that the design puts in."""
+    operators = sum(edit.operator.num_params(card.dims) for edit in design.edits)
+    return operators + sum(pair.num_params(card.dims) for pair in design.pairs)
+
+
+def image_flops(protocol: EvaluationProtocol, card: BackboneCard, forward: int) -> int:
+    """FLOPs of sampling and decoding one image under a protocol."""
+    return forwards_per_image(protocol) * forward + card.decoder_flops
+
+
+def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
+    """One teacher forward serves every site; a trained operator costs three of its forwards."""
+    return pass_flops_per_image(card, spec.design.parts)
+
+
+def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
+    """FLOPs of one image in a pass that distils these parts; nothing where there are none."""
+    return card.forward_flops() + sum(part_flops(card, part) for part in parts) if parts else 0
+
+
+def part_flops(card: BackboneCard, part: Part) -> int:
+    """FLOPs of training one operator on one image: three of its forwards.
+
+    A merge takes one more forward of its pair's second block, on the pair's own input.
+    """
+    if isinstance(part, ParallelPair):
+        return 3 * part.flops(card.dims) + card.block_flops()
+    return 3 * part.operator.computed_flops(card.dims)
+
+
+def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
+    """Forward and backward of the whole graft: three forwards."""
+    return 3 * design_cost(spec, card).flops_per_forward if not spec.design.is_teacher else 0
+
+
+def _stages(spec: ExperimentSpec, card: BackboneCard) -> tuple[StagePlan, ...]:
+    cost = design_cost(spec, card)
+    evaluated = Spend(flops=float(spec.evaluate.samples * cost.flops_per_image))
+    evaluate = _stage("evaluate", {"evaluation": evaluation_key(spec)}, spec.evaluate.samples, evaluated)
+    if spec.design.is_teacher:
+        return (evaluate,)
+    return (
+        _training("distill", scion_keys(spec), spec.distill.steps, spec.distill.batch_size, spec, card),
+        _training(
+            "finetune",
+            {"model": finetune_key(spec)},
+            spec.finetune.steps,
+            spec.finetune.batch_size,
+            spec,
+            card,
+        ),
+        evaluate,
+    )
+
+
+def _stage(stage: str, keys: dict[str, str], steps: int, spend: Spend) -> StagePlan:
+    return StagePlan(stage=stage, keys=keys, steps=steps, spend=spend)
+
+
+def _training(
+    stage: str, keys: dict[str, str], steps: int, batch: int, spec: ExperimentSpec, card: BackboneCard
+) -> StagePlan:
+    per_image = (
+        distill_flops_per_image(spec, card) if stage == "distill" else finetune_flops_per_image(spec, card)
+    )
+    images = steps * batch
+    return _stage(stage, keys, steps, Spend(flops=float(images * per_image), training_images=images))

@@ -1,0 +1,162 @@
+"""The document a user writes, and how it becomes an `ExperimentSpec` or a list of problems."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.budget import Budget
+from grafting_core.specs.design import GraftDesign
+from grafting_core.specs.documents.edits import Edit, Editing, problem
+from grafting_core.specs.documents.errors import SpecError, shown
+from grafting_core.specs.documents.explain import refused
+from grafting_core.specs.documents.lookup import find_card
+from grafting_core.specs.documents.parsing import check_plain
+from grafting_core.specs.experiment import MOST_WORKERS, ExperimentSpec, Resources
+from grafting_core.specs.features import feature_sources
+from grafting_core.specs.naming import Name, Word
+from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.specs.presets import PRESETS, PresetName
+
+P = TypeVar("P", bound=Frozen)
+Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
+
+
+class Submission(Frozen):
+    """A design file: what to graft where, a preset of settings, overrides and limits."""
+
+    name: Name
+    backbone: Word
+    edits: Annotated[tuple[Edit, ...], Field(max_length=1000)] = ()
+    preset: PresetName = "demo"
+    # Only the fields that were given count; the rest come from the preset.
+    distill: DistillPlan = DistillPlan()
+    finetune: FinetunePlan = FinetunePlan()
+    evaluate: EvaluationProtocol = EvaluationProtocol()
+    keep_samples: bool = False
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    fresh: bool = False
+    restore_one: bool = False
+
+
+def parse_submission(
+    document: Any, completed: Callable[[BackboneCard], BackboneCard] = lambda card: card
+) -> ExperimentSpec:
+    """Validate a plain document (see `read_document`) and resolve it against its backbone.
+
+    `completed` may add to the card what was measured since, a locality profile for one.
+    Raises SpecError naming every problem with a JSON pointer into the document.
+    """
+    check_plain(document)
+    try:
+        submission = Submission.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise refused(error, document, Submission) from error
+    card = completed(find_card(submission.backbone))
+    design = _design(submission, card)
+    return _spec(submission, card, design)
+
+
+def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
+    editing = Editing(card, card.locality)
+    for index, edit in enumerate(submission.edits):
+        editing.take(index, edit)
+    if editing.problems:
+        raise SpecError(editing.problems)
+    return editing.design()
+
+
+def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> ExperimentSpec:
+    preset = PRESETS[submission.preset]
+    distill = _overridden(preset.distill, submission.distill)
+    finetune = _overridden(preset.finetune, submission.finetune)
+    evaluate = _overridden(preset.evaluate, submission.evaluate)
+    if "feature_network" not in submission.evaluate.model_fields_set:
+        evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
+    _check_feature_network(evaluate, card)
+    evaluate = _with_weights_named(evaluate)
+    _check_guidance(evaluate)
+    if not design.is_teacher:
+        check_shares(finetune, submission.resources)
+    limit = card.num_images or None
+    _check_held_out(distill, card)
+    return ExperimentSpec(
+        name=submission.name,
+        design=design,
+        distill=_capped(distill, limit),
+        finetune=_capped(finetune, limit),
+        evaluate=evaluate,
+        keep_samples=submission.keep_samples,
+        budget=submission.budget,
+        resources=submission.resources,
+        fresh=submission.fresh,
+        restore_one=submission.restore_one,
+    )
+
+
+def _overridden(preset: P, given: P) -> P:
+    return preset.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+
+
+def _capped(plan: Plan, limit: int | None) -> Plan:
+    """Asking for more images than the backbone ships means all of them; the spec says what is used."""
+    return plan if limit is None or plan.images <= limit else plan.model_copy(update={"images": limit})
+
+
+def check_shares(plan: FinetunePlan, resources: Resources) -> None:
+    """Finetuning deals every batch out evenly. Raises SpecError with the numbers that would fit.
+
+    The other stages deal out sites and chunks of samples, of which some workers may have one less.
+    """
+    size, workers = plan.batch_size, resources.workers
+    if plan.steps == 0 or size % workers == 0:
+        return
+    fitting = [str(count) for count in range(1, min(size, MOST_WORKERS) + 1) if size % count == 0]
+    batches = [str(each) for each in (size // workers * workers, -(-size // workers) * workers) if each]
+    message = (
+        f"a finetuning batch of {size} cannot be dealt out evenly to {workers} workers; "
+        f"use {' or '.join(batches)} for finetune.batch_size, or one of {', '.join(fitting)} workers"
+    )
+    raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
+
+
+def _check_held_out(plan: DistillPlan, card: BackboneCard) -> None:
+    """An examination on more draws than there are images would count some of them twice."""
+    if 0 < card.num_images < plan.held_out:
+        message = f"{card.name} has {card.num_images:,} images; hold out at most so many"
+        raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
+
+
+def _check_guidance(protocol: EvaluationProtocol) -> None:
+    if protocol.guidance_interval is not None and protocol.guidance == 1:
+        message = "guidance 1 guides nowhere; leave the interval out, or set evaluate.guidance above 1"
+        path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
+        raise SpecError([problem(path, "without-effect", message, given)])
+
+
+def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
+    """With the digest of weights from outside the package. Raises SpecError where others are asked for."""
+    source = feature_sources().get(protocol.feature_network)
+    here = source.sha256 if source else None
+    if protocol.feature_digest not in (None, here):
+        message = (
+            f"the lab's {protocol.feature_network} has the digest {here or 'of the package'}; leave it out"
+        )
+        path = ("evaluate", "feature_digest")
+        raise SpecError([problem(path, "other-weights", message, protocol.feature_digest)])
+    return protocol.model_copy(update={"feature_digest": here})
+
+
+def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
+    """The backbone's own, or one whose weights the operator has named."""
+    allowed = list(dict.fromkeys([card.feature_network, *feature_sources()]))
+    if protocol.feature_network not in allowed:
+        message = f"{card.name} is judged with {', '.join(allowed)}, not {shown(protocol.feature_network)}"
+        path = ("evaluate", "feature_network")
+        raise SpecError(
+            [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
+        )

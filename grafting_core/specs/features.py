@@ -1,0 +1,119 @@
+"""Feature networks: what samples are judged with. Kinds, and where this lab's operator keeps their weights.
+
+Nothing is ever downloaded. Weights other than the shipped ones are files or folders that the operator names,
+with their SHA-256, in a JSON or YAML file to which `GRAFTLAB_FEATURE_NETWORKS` points:
+
+    inception: {path: /models/inception-2015-12-05.pth, sha256: 6726825d...}
+    dinov2: {path: /models/dinov2-large, sha256: ...}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.documents.parsing import read_document
+
+SETTING = "GRAFTLAB_FEATURE_NETWORKS"
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "testbed" / "assets" / "classifier.safetensors"
+CHUNK_BYTES = 1 << 20
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class FeatureKind(Frozen):
+    """One network of the table."""
+
+    weights: Literal["shipped", "file", "folder"]
+    spatial: bool
+    """Whether it gives the spatial features that sFID needs."""
+    summary: str
+    names_classes: bool = False
+    """Whether its logits are the classes of the data it belongs to, in that order; Inception's 1008 are not
+    ImageNet's thousand.
+    """
+    side: int | None = None
+    """Of the only images that it looks at; None where it resizes."""
+
+
+FEATURE_KINDS: Mapping[str, FeatureKind] = {
+    "fashion-cnn": FeatureKind(
+        weights="shipped",
+        spatial=True,
+        summary="small CNN for 28 x 28 gray images",
+        names_classes=True,
+        side=28,
+    ),
+    "inception": FeatureKind(
+        weights="file", spatial=True, summary="Inception of 2015-12-05, the network of published FIDs"
+    ),
+    "dinov2": FeatureKind(weights="folder", spatial=True, summary="DINOv2 vision transformer, class token"),
+    "clip": FeatureKind(weights="folder", spatial=False, summary="CLIP image tower, projected embedding"),
+}
+
+
+class FeatureSource(Frozen):
+    """A weight file, or a folder as transformers saves it, and the digest it must have."""
+
+    path: str
+    sha256: Sha256
+
+
+def feature_sources() -> dict[str, FeatureSource]:
+    """What the operator has named, by network; empty where the setting is unset.
+
+    Raises ValueError for a file that cannot be read or names an unknown network.
+    """
+    named = os.environ.get(SETTING)
+    return _read_sources(Path(named)) if named else {}
+
+
+def _read_sources(file: Path) -> dict[str, FeatureSource]:
+    try:
+        document = json.dumps(read_document(file.read_text(encoding="utf-8")))
+        found = TypeAdapter(dict[str, FeatureSource]).validate_json(document)
+    except (OSError, ValidationError, ValueError) as error:
+        raise ValueError(f"{SETTING}: {file} cannot be used: {' '.join(str(error).split())[:300]}") from error
+    unknown = sorted(
+        set(found) - {kind for kind, about in FEATURE_KINDS.items() if about.weights != "shipped"}
+    )
+    if unknown:
+        raise ValueError(f"{SETTING}: {file} names {unknown[0]!r}; known: {', '.join(FEATURE_KINDS)}")
+    return found
+
+
+def feature_digest(name: str) -> str | None:
+    """SHA-256 of a network's weights; None where this lab does not have it."""
+    if name in FEATURE_KINDS and FEATURE_KINDS[name].weights == "shipped":
+        return _shipped_digest()
+    source = feature_sources().get(name)
+    return source.sha256 if source else None
+
+
+@cache
+def _shipped_digest() -> str:
+    return digest_of_path(SHIPPED_WEIGHTS)
+
+
+def digest_of_path(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of the files that a model is made of."""
+    hashed = hashlib.sha256()
+    if path.is_dir():
+        for file in _model_files(path):
+            hashed.update(f"{file.name}:{digest_of_path(file)}\n".encode())
+        return hashed.hexdigest()
+    with path.open("rb") as opened:
+        while chunk := opened.read(CHUNK_BYTES):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors" or file.name in ("config.json", "preprocessor_config.json"):
+            yield file

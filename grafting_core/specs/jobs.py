@@ -1,0 +1,38 @@
+"""Everything the cluster can be asked to carry out: grafts, and whatever serves them.
+
+A kind is one frozen class, one line in each table here, one walk in `workers.group.WALKS` and one cost
+in `workers.usage.COSTS`. Every kind has name, backbone, budget, resources and digest.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Discriminator, TypeAdapter
+
+from grafting_core.specs.analysis import AnalysisSpec
+from grafting_core.specs.experiment import ExperimentSpec, protocol_digest
+from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.screening import ScreeningSpec
+
+Work = Annotated[ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec, Discriminator("kind")]
+WORK: TypeAdapter[Work] = TypeAdapter(Work)
+
+LAST_STAGES: Mapping[str, str] = {
+    "graft": "evaluate",
+    "analysis": "analyze",
+    "fill": "distill",
+    "screening": "screen",
+}
+"""Kind -> the stage whose report means that the work is done."""
+
+
+def as_graft(work: Work) -> ExperimentSpec:
+    """The work, where it is a graft. Raises ValueError otherwise."""
+    if not isinstance(work, ExperimentSpec):
+        raise ValueError(f"{work.name} is {work.kind} work, not a graft")
+    return work
+
+
+def protocol_of(work: Work) -> str:
+    """Digest of how quality is measured; empty for work that measures none."""
+    return protocol_digest(work) if isinstance(work, ExperimentSpec) else ""

@@ -1,0 +1,153 @@
+"""Settings of the three stages: the paper's as defaults, the testbed's beside them in `presets`."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.dims import Slot
+
+Steps = Annotated[int, Field(ge=0, le=10_000_000)]
+PositiveSteps = Annotated[int, Field(ge=1, le=10_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""CPU generators use the low 32 bits only, so larger seeds would silently collide."""
+
+Loss = Literal["l1", "l2", "huber", "nmse"]
+Schedule = Literal["constant", "cosine"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
+Spacing = Literal["linspace", "leading", "trailing"]
+NoiseLevel = Annotated[float, Field(ge=0, le=1000)]
+MicroBatch = Annotated[int, Field(ge=1, le=4_096)]
+
+
+def _rising(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] >= interval[1]:
+        raise PydanticCustomError("greater_than_before", "should be [low, high] with low < high")
+    return interval
+
+
+GuidanceInterval = Annotated[tuple[NoiseLevel, NoiseLevel], AfterValidator(_rising)]
+Features = Literal["fresh", "stored"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class DistillPlan(Frozen):
+    """Stage 1: every new operator learns to imitate the old one on the unedited model's activations.
+
+    Loss by slot as found best in the paper (section 3.3, Table 1): L1 for attention, L2 for MLP.
+    `steps` 25,000 of 64 are the paper's 200 epochs over 8,000 images. `features` "fresh" noises every batch
+    anew; "stored" is the paper's recipe, each image noised once and its features kept. An operator stops
+    early where the mean loss of `patience` steps is not below the lowest such mean before. `precision` is
+    that of teacher and operators; weights and optimiser stay in float32. `init_seed` seeds the operators'
+    first weights, `seed` what is drawn for all of them alike (and, without `init_seed`, the first weights).
+    """
+
+    steps: Steps = 25_000
+    batch_size: BatchSize = 64
+    learning_rate: LearningRate = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    attention_loss: Loss = "l1"
+    mlp_loss: Loss = "l2"
+    images: Annotated[int, Field(ge=1, le=10**9)] = 8_000
+    held_out: Annotated[int, Field(ge=8, le=65_536)] = 256
+    features: Features = "fresh"
+    precision: Precision = "float32"
+    patience: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    seed: Seed = 0
+    init_seed: Seed | None = None
+
+    @property
+    def stream(self) -> tuple[str | int, ...]:
+        """What operators distilled in one pass have in common: the batches they see and are examined on."""
+        return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed
+
+    @property
+    def first_weights_seed(self) -> int:
+        return self.seed if self.init_seed is None else self.init_seed
+
+    def loss_for(self, slot: Slot) -> Loss:
+        return self.attention_loss if slot == "attention" else self.mlp_loss
+
+
+class FinetunePlan(Frozen):
+    """Stage 2: the whole grafted network under the denoising objective (paper section 3.1, Eq. 1).
+
+    `steps` 0 skips the stage. EMA weights are what is evaluated; the decay warms up as
+    min(ema_decay, (1 + step) / (10 + step)). `precision` is that of forward and backward; weights, optimiser
+    and EMA stay in float32.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"precision"})
+    steps: Steps = 50_000
+    batch_size: BatchSize = 256
+    learning_rate: LearningRate = 1e-4
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 1_000
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 10.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    precision: Precision = "float32"
+    images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
+    seed: Seed = 0
+
+
+def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
+    """A sentence for every plan, by its name, that ends before its warm-up does."""
+    return tuple(
+        f"{name}.warmup_steps is {plan.warmup_steps:,} of {plan.steps:,} steps: "
+        f"the learning rate never reaches {plan.learning_rate:g}"
+        for name, plan in plans.items()
+        if 0 < plan.steps < plan.warmup_steps
+    )
+
+
+class EvaluationProtocol(Frozen):
+    """Stage 3: everything that a quality figure depends on. Its digest groups the leaderboard.
+
+    `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2), "ddim" and
+    "dpm_solver" (DPM-Solver++, second order) are deterministic. `spacing` says which of the 1000 timesteps
+    are visited; "linspace" is ADM's. Noise and label of sample i depend on (seed, i) alone.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest"})
+    samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
+    sampler: SamplerName = "ddpm"
+    sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
+    spacing: Spacing = "linspace"
+    guidance: Annotated[float, Field(ge=1, le=100)] = 1.5
+    guidance_channels: Literal["all", "first_3"] = "first_3"
+    guidance_interval: GuidanceInterval | None = None
+    """Guide only where low < sigma <= high (Kynkaanniemi et al. 2024), sigma = sqrt((1 - abar) / abar), which
+    is 0.01 at timestep 0 and 157 at 999. None: everywhere. Unguided steps cost half."""
+    labels: Literal["uniform", "balanced"] = "uniform"
+    feature_network: Annotated[str, Field(max_length=200)] = "inception"
+    mode: Literal["exact", "adm"] = "exact"
+    """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
+    micro_batch: MicroBatch = 50
+    """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
+    precision: Precision = "float32"
+    """Of the network's forwards; samplers, decoder and feature network stay in float32."""
+    feature_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)] | None = None
+    """SHA-256 of the feature network's weights where they do not come with the package.
+
+    Filled in when a design is submitted: weights that are exchanged later make another protocol.
+    """
+    seed: Seed = 0
+
+    @property
+    def fid_name(self) -> str:
+        """`fid1k/fashion-cnn`, the figure that ranks."""
+        return counted("fid", self.samples, self.feature_network, self.mode)
+
+
+def counted(metric: str, samples: int, feature_network: str, mode: str = "exact") -> str:
+    """`fid1k/fashion-cnn`, `fid50k/inception/adm`: small-N figures are biased: the count is named."""
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    return f"{metric}{count}/{feature_network}" + ("" if mode == "exact" else f"/{mode}")

@@ -1,0 +1,58 @@
+"""Requests to judge something without a lab: a model or samples of any project, against any reference."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, TypeAdapter
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.features import FeatureSource
+from grafting_core.specs.plans import EvaluationProtocol
+
+
+class JudgeRequest(Frozen):
+    """Evaluate `subject`: a diffusers folder, a published model, a backbone's name, or a set of images."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    subject: str
+    protocol: EvaluationProtocol
+    reference: str | None = None
+    """A file, a folder of pictures or a backbone's name; None: the subject's own backbone."""
+    source: FeatureSource | None = None
+
+
+class ReferenceRequest(Frozen):
+    """Make a reference of a set of images and write it to `output`."""
+
+    kind: Literal["make"] = "make"
+    images: str
+    feature_network: str
+    output: str
+    source: FeatureSource | None = None
+
+
+class ShowRequest(Frozen):
+    """Say what a reference file holds."""
+
+    kind: Literal["show"] = "show"
+    file: str
+
+
+Request = Annotated[JudgeRequest | ReferenceRequest | ShowRequest, Discriminator("kind")]
+REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
+
+
+class ReferenceView(Frozen):
+    """What a reference is of.
+
+    `digest` is the one that fingerprints hold; None where the file has no card, and so names no network.
+    """
+
+    name: str
+    feature_network: str | None
+    digest: str | None
+    statistics_of: int | None
+    dims: int
+    spatial_dims: int | None
+    features_kept: int | None
+    notes: tuple[str, ...] = ()
+    """What to be wary of in the images that it was made of."""

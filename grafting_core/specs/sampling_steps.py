@@ -1,0 +1,53 @@
+"""Which timesteps a protocol visits, which of them are guided, and so how many forwards an image takes."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
+from math import sqrt
+
+from grafting_core.specs.plans import EvaluationProtocol, Spacing
+
+NUM_TIMESTEPS = 1000
+FIRST_BETA, LAST_BETA = 1e-4, 0.02
+"""Ends of DiT's linear schedule."""
+
+
+def timesteps_of(steps: int, spacing: Spacing = "linspace") -> list[int]:
+    """Ascending timesteps, distinct for any 1 to 1000 of them (spacings as in Lin et al. 2024, Table 2).
+
+    `linspace` goes from 0 to 999 and rounds as ADM's respacing does, to the last tie. `leading` starts at 0
+    in equal strides, `trailing` ends at 999.
+    """
+    if spacing == "leading":
+        return [index * (NUM_TIMESTEPS // steps) for index in range(steps)]
+    if spacing == "trailing":
+        return [round(NUM_TIMESTEPS - k * (NUM_TIMESTEPS / steps)) - 1 for k in reversed(range(steps))]
+    if steps == 1:
+        return [NUM_TIMESTEPS - 1]
+    # Summed up, not multiplied: where a place falls halfway between two timesteps, that decides.
+    strides = [(NUM_TIMESTEPS - 1) / (steps - 1)] * (steps - 1)
+    return [round(place) for place in accumulate(strides, initial=0.0)]
+
+
+@cache
+def noise_levels() -> Sequence[float]:
+    """sigma = sqrt((1 - abar) / abar) of every timestep: the noise's size beside the clean signal's."""
+    stride = (LAST_BETA - FIRST_BETA) / (NUM_TIMESTEPS - 1)
+    kept = accumulate(
+        (1 - FIRST_BETA - stride * index for index in range(NUM_TIMESTEPS)), lambda left, each: left * each
+    )
+    return [sqrt((1 - cumulative) / cumulative) for cumulative in kept]
+
+
+def guides(protocol: EvaluationProtocol, timestep: int) -> bool:
+    """Whether this step takes a second forward without the label."""
+    if protocol.guidance_interval is None or protocol.guidance == 1:
+        return protocol.guidance > 1
+    low, high = protocol.guidance_interval
+    return low < noise_levels()[timestep] <= high
+
+
+def forwards_per_image(protocol: EvaluationProtocol) -> int:
+    """Forwards of one sample that one image takes: two at every guided step, one at the others."""
+    visited = timesteps_of(protocol.sampling_steps, protocol.spacing)
+    return sum(2 if guides(protocol, timestep) else 1 for timestep in visited)

@@ -1,0 +1,92 @@
+"""Screening: hybrids out of the bank judged without finetuning, rung by rung, fewer on each."""
+
+from math import ceil
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.specs.backbone import BackboneRef, backbone_cards
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.budget import Budget
+from grafting_core.specs.canonical import digest, fields_of
+from grafting_core.specs.design import GraftDesign
+from grafting_core.specs.experiment import ExperimentSpec, Resources, scion_keys
+from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.specs.studies.ladder import LossGapRung, Rung
+
+SCREENING_RECIPE = 1
+"""Bumped when the arithmetic of a rung changes."""
+
+
+class ScreeningSpec(Frozen):
+    """Designs whose scions are in the bank, in order of proposal; `costs` beside each are further objectives.
+
+    Of those on one rung the best `1 / reduction` climb to the next, front by front (`halving`).
+    """
+
+    kind: Literal["screening"] = "screening"
+    name: str
+    backbone: BackboneRef
+    designs: Annotated[tuple[GraftDesign, ...], Field(min_length=1)]
+    costs: tuple[tuple[float, ...], ...]
+    """One row a design; rows are empty where quality is the only objective."""
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=1)]
+    reduction: Annotated[float, Field(gt=1)] = 3
+    distill: DistillPlan
+    evaluate: EvaluationProtocol
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+
+    @property
+    def digest(self) -> str:
+        """Names what is judged and how."""
+        return digest({"screening": fields_of(self, exclude={"name", "budget", "resources"})})
+
+    def survivors_of(self, count: int) -> int:
+        """How many of `count` climb on."""
+        return ceil(count / self.reduction)
+
+    def result_key(self, design: GraftDesign, rung: Rung) -> str:
+        """Names one hybrid's number on one rung, whichever study asks for it."""
+        protocol = None if isinstance(rung, LossGapRung) else self.evaluate.model_copy(update={"samples": 2})
+        return digest(
+            {
+                "stage": "screen",
+                "recipe": SCREENING_RECIPE,
+                "backbone": self.backbone.digest,
+                "design": design,
+                "scions": scion_keys(self.graft(design)),
+                "rung": rung,
+                "protocol": protocol,
+                **self._images_of(rung),
+            }
+        )
+
+    def _images_of(self, rung: Rung) -> dict[str, str]:
+        """Digest of the held-out images on which a loss is measured; samples are not measured on any."""
+        card = backbone_cards().get(self.backbone.name)
+        if not isinstance(rung, LossGapRung) or card is None or card.held_out is None:
+            return {}
+        return {"held out": card.held_out.digest}
+
+    def graft(self, design: GraftDesign) -> ExperimentSpec:
+        """The design as an experiment, of which only the scions matter here."""
+        return ExperimentSpec(
+            name=self.name,
+            design=design,
+            distill=self.distill,
+            finetune=FinetunePlan(steps=0),
+            evaluate=self.evaluate,
+        )
+
+
+class Screened(Frozen):
+    """One hybrid's number on one rung."""
+
+    value: float
+    seconds: Annotated[float, Field(ge=0)]
+
+
+def result_path(key: str) -> str:
+    """Where it is kept, relative to the storage root."""
+    return f"screened/{key}.json"

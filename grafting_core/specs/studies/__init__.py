@@ -1,0 +1,1 @@
+"""Studies: search spaces, parsing, rungs, selection, the integer program."""

@@ -1,0 +1,136 @@
+"""The integer program that proposes designs: additive scores, cost limits, every site covered exactly once.
+
+A grouped knapsack as in Puzzle (arXiv 2411.19146), with items that may span layers as in ModelOpt's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, vstack
+
+from grafting_core.specs.studies.space import Item, Space
+from grafting_core.specs.studies.study import Limit
+
+Floats = npt.NDArray[np.float64]
+Chosen = tuple[Item, ...]
+SLACK = 1e-6
+"""HiGHS keeps constraints to this, relative to the limit; a design that takes advantage is solved again."""
+
+
+class NoDesign(Exception):
+    """No design of the space meets the limits."""
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Finds the feasible design of least total score. Items without a score count 0."""
+
+    space: Space
+    scores: Mapping[str, float]
+    limits: tuple[Limit, ...] = ()
+    _sites: dict[object, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sites = {site for item in self.space.items for site in item.sites}
+        object.__setattr__(self, "_sites", {site: row for row, site in enumerate(sorted(sites, key=str))})
+
+    def best(self, apart: Sequence[Chosen] = (), distance: int = 1) -> Chosen:
+        """The best design that differs from each of `apart` in `distance` items at least.
+
+        Raises NoDesign where there is none.
+        """
+        return self._solve(self._costs_of(self.scores), apart, distance)
+
+    def diverse(self, count: int, distance: int = 1) -> list[Chosen]:
+        """Up to `count` designs, best first, each `distance` items from all before it."""
+        found: list[Chosen] = []
+        while len(found) < count:
+            try:
+                found.append(self.best(found, distance))
+            except NoDesign:
+                break
+        return found
+
+    def nearest(self, wanted: Chosen) -> Chosen:
+        """The feasible design that shares most sites with `wanted`; of equals the one of least score."""
+        scores = self._costs_of(self.scores)
+        keys = {item.key for item in wanted}
+        kept = np.array([len(item.sites) if item.key in keys else 0.0 for item in self.space.items])
+        tie = scores / (1e3 * (np.abs(scores).sum() or 1.0))
+        return self._solve(tie - kept, (), 1)
+
+    def least(self, cost: str) -> Chosen:
+        """The feasible design of least `cost` (`flops` or `params`)."""
+        return self._solve(self._amounts(cost), (), 1)
+
+    def sweep(self, cost: str, points: int) -> list[Chosen]:
+        """The Pareto front of total score against `cost` at up to `points` levels, cheapest first."""
+        low, high = self._total(cost, self.least(cost)), self._total(cost, self.best())
+        front: dict[tuple[str, ...], Chosen] = {}
+        for level in np.linspace(low, max(low, high), points):
+            bound = Limit(cost=cost, at_most=float(level), of_backbone=1.0)  # type: ignore[arg-type]  # checked by pydantic
+            chosen = Proposer(self.space, self.scores, (*self.limits, bound)).best()
+            front.setdefault(tuple(item.key for item in chosen), chosen)
+        return list(front.values())
+
+    def meets(self, chosen: Chosen) -> bool:
+        """Whether a design keeps every limit, exactly."""
+        return all(self._total(limit.cost, chosen) <= limit.at_most for limit in self.limits)
+
+    def score(self, chosen: Chosen) -> float:
+        return sum(self.scores.get(item.key, 0.0) for item in chosen)
+
+    def _total(self, cost: str, chosen: Chosen) -> int:
+        return self.space.flops(chosen) if cost == "flops" else self.space.params(chosen)
+
+    def _costs_of(self, scores: Mapping[str, float]) -> Floats:
+        return np.array([scores.get(item.key, 0.0) for item in self.space.items])
+
+    def _amounts(self, cost: str) -> Floats:
+        return np.array([getattr(item, cost) for item in self.space.items], dtype=np.float64)
+
+    def _solve(self, objective: Floats, apart: Sequence[Chosen], distance: int) -> Chosen:
+        for margin in (0.0, SLACK, 10 * SLACK):
+            chosen = self._solved(objective, apart, distance, margin)
+            if self.meets(chosen):
+                return chosen
+        raise NoDesign("no design keeps the limits by more than rounding")
+
+    def _solved(self, objective: Floats, apart: Sequence[Chosen], distance: int, margin: float) -> Chosen:
+        scale = np.abs(objective).max() or 1.0
+        found = milp(
+            objective / scale,
+            integrality=np.ones(len(objective)),
+            bounds=Bounds(0, 1),
+            constraints=[self._coverage(), *self._limited(margin), *self._apart(apart, distance)],
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            raise NoDesign(found.message)
+        return tuple(item for item, taken in zip(self.space.items, found.x, strict=True) if taken > 0.5)
+
+    def _coverage(self) -> LinearConstraint:
+        """Every site of the space by exactly one item."""
+        rows, columns = zip(
+            *((self._sites[site], at) for at, item in enumerate(self.space.items) for site in item.sites),
+            strict=True,
+        )
+        shape = (len(self._sites), len(self.space.items))
+        return LinearConstraint(csr_array((np.ones(len(rows)), (rows, columns)), shape=shape), 1, 1)
+
+    def _limited(self, margin: float) -> Iterator[LinearConstraint]:
+        for limit in self.limits:
+            base = self.space.base_flops if limit.cost == "flops" else self.space.base_params
+            amounts = self._amounts(limit.cost) / base
+            yield LinearConstraint(amounts[None], ub=limit.at_most / base - 1 - margin)
+
+    def _apart(self, others: Sequence[Chosen], distance: int) -> Iterator[LinearConstraint]:
+        if not others:
+            return
+        keys = [{item.key for item in other} for other in others]
+        rows = [np.array([item.key in each for item in self.space.items], dtype=np.float64) for each in keys]
+        bound = [len(each) - distance for each in keys]
+        yield LinearConstraint(vstack([csr_array(row[None]) for row in rows]), ub=bound)

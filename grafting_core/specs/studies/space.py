@@ -1,0 +1,193 @@
+"""What a study may choose from: items that cover sites; a design takes one for every site."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Literal, Union
+
+from pydantic import Field
+
+from grafting_core.specs.backbone import BackboneCard, BackboneRef
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.design import GraftDesign, ParallelPair, ReplaceOperator
+from grafting_core.specs.operators import OPERATORS, OperatorBase
+from grafting_core.specs.site import GraftSite
+
+KEEP, SPLIT, MERGED = "keep", "split", "merged"
+Assignment = Mapping[str, str]
+"""Variable -> the label of what it takes. Variables inside a merged pair may be left out."""
+
+
+class Keep(Frozen):
+    """The backbone's own operator stays."""
+
+    kind: Literal["keep"] = "keep"
+
+
+if TYPE_CHECKING:
+    Choice = Keep | OperatorBase
+else:
+    Choice = Annotated[Union[(Keep, *OPERATORS)], Field(discriminator="kind")]
+
+
+class Item(Frozen):
+    """One thing that may stand at `sites`, and what it adds to the backbone's totals."""
+
+    variable: str
+    label: str
+    sites: tuple[GraftSite, ...]
+    edits: tuple[ReplaceOperator, ...] = ()
+    pair: ParallelPair | None = None
+    params: int = 0
+    flops: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.variable}: {self.label}"
+
+    @property
+    def is_keep(self) -> bool:
+        return not self.edits and self.pair is None
+
+
+class Variable(Frozen):
+    """Sites that are decided together and the items to decide between."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(item.label for item in self.items)
+
+    def item(self, label: str) -> Item:
+        """Raises ValueError with the labels there are."""
+        found = [item for item in self.items if item.label == label]
+        if not found:
+            raise ValueError(f"{self.name} has no choice {label!r}; it has {', '.join(self.labels)}")
+        return found[0]
+
+
+class Space(Frozen):
+    """Variables front to back, and pairs of blocks that may be merged instead of deciding inside them."""
+
+    backbone: BackboneRef
+    base_params: int
+    base_flops: int
+    variables: tuple[Variable, ...]
+    pairs: tuple[Item, ...] = ()
+
+    @cached_property
+    def items(self) -> tuple[Item, ...]:
+        return (*(item for variable in self.variables for item in variable.items), *self.pairs)
+
+    @property
+    def size(self) -> int:
+        """Designs in the space, those with merged pairs not counted."""
+        count = 1
+        for variable in self.variables:
+            count *= len(variable.items)
+        return count
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        """Name -> labels of every categorical choice, pairs first, because they settle others."""
+        pairs = {item.variable: (SPLIT, MERGED) for item in self.pairs}
+        return pairs | {variable.name: variable.labels for variable in self.variables}
+
+    def chosen(self, assignment: Assignment) -> tuple[Item, ...]:
+        """The items of an assignment: every site once. Raises ValueError where it leaves a site open.
+
+        Of merged pairs that overlap the first in order counts.
+        """
+        taken: list[Item] = []
+        covered: set[GraftSite] = set()
+        for pair in self.pairs:
+            if assignment.get(pair.variable) == MERGED and covered.isdisjoint(pair.sites):
+                taken.append(pair)
+                covered |= set(pair.sites)
+        for variable in self.variables:
+            if covered.isdisjoint(variable.items[0].sites):
+                if variable.name not in assignment:
+                    raise ValueError(f"{variable.name} is left open")
+                taken.append(variable.item(assignment[variable.name]))
+        return tuple(taken)
+
+    def assignment(self, chosen: Sequence[Item]) -> dict[str, str]:
+        """The canonical assignment of items: only what was decided."""
+        merged = {item.variable for item in chosen if item.pair}
+        pairs = {pair.variable: MERGED if pair.variable in merged else SPLIT for pair in self.pairs}
+        return pairs | {item.variable: item.label for item in chosen if item.pair is None}
+
+    def design(self, chosen: Sequence[Item]) -> GraftDesign:
+        """The chosen items as a design."""
+        edits = sorted((edit for item in chosen for edit in item.edits), key=lambda edit: edit.site.order)
+        pairs = sorted((item.pair for item in chosen if item.pair), key=lambda pair: pair.first)
+        return GraftDesign(backbone=self.backbone, edits=tuple(edits), pairs=tuple(pairs))
+
+    def params(self, chosen: Sequence[Item]) -> int:
+        return self.base_params + sum(item.params for item in chosen)
+
+    def flops(self, chosen: Sequence[Item]) -> int:
+        """Of one forward."""
+        return self.base_flops + sum(item.flops for item in chosen)
+
+
+def design_key(design: GraftDesign) -> str:
+    """Names a hybrid whatever it is trained with: equal keys, equal designs."""
+    return digest({"design": design})
+
+
+def label_of(choice: Choice) -> str:
+    """`mlp(ratio=3)`: the kind and the fields that are not as by default."""
+    if isinstance(choice, Keep):
+        return KEEP
+    default = type(choice)(kind=choice.kind)
+    fields = {
+        name: getattr(choice, name)
+        for name in type(choice).model_fields
+        if name != "kind" and getattr(choice, name) != getattr(default, name)
+    }
+    inside = ",".join(f"{name}={_short(value)}" for name, value in fields.items())
+    return f"{choice.kind}({inside})" if inside else choice.kind
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def variable_of(card: BackboneCard, sites: Sequence[GraftSite], choices: Sequence[Choice]) -> Variable:
+    """The sites of one slot that are decided together; blocks tied together share every choice."""
+    blocks = "+".join(str(site.block) for site in sites)
+    name = f"{sites[0].slot} {blocks}"
+    return Variable(name=name, items=tuple(_item(card, name, tuple(sites), choice) for choice in choices))
+
+
+def _item(card: BackboneCard, variable: str, sites: tuple[GraftSite, ...], choice: Choice) -> Item:
+    if isinstance(choice, Keep):
+        return Item(variable=variable, label=KEEP, sites=sites)
+    old = card.original(sites[0].slot)
+    params = choice.num_params(card.dims) - old.num_params(card.dims)
+    flops = choice.computed_flops(card.dims) - old.computed_flops(card.dims)
+    return Item(
+        variable=variable,
+        label=label_of(choice),
+        sites=sites,
+        edits=tuple(ReplaceOperator(site=site, operator=choice) for site in sites),
+        params=len(sites) * params,
+        flops=len(sites) * flops,
+    )
+
+
+def pair_of(card: BackboneCard, first: int) -> Item:
+    """Blocks `first` and `first + 1` side by side, with their own operators."""
+    pair = ParallelPair(first=first)
+    sites = tuple(site for site in card.sites if site.block in pair.blocks)
+    return Item(
+        variable=str(pair),
+        label=MERGED,
+        sites=sites,
+        pair=pair,
+        params=pair.num_params(card.dims),
+        flops=pair.flops(card.dims),
+    )

@@ -1,0 +1,1 @@
+"""Storage, artifacts under content keys, the bank of distilled operators."""

@@ -1,0 +1,110 @@
+"""Artifacts under their content key: the payload first, the card that vouches for it last."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from grafting_core.storage.checksums import set_aside
+from grafting_core.storage.storage import Storage
+
+M = TypeVar("M", bound=BaseModel)
+CARD = "card.json"
+CARD_DIGEST = "card_sha256"
+DAMAGES = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError)
+
+
+class DamagedArtifact(Exception):
+    """A published file does not match the digest on its card."""
+
+
+def publish(
+    storage: Storage,
+    folder: str,
+    name: str,
+    payload: bytes,
+    card: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write payload, the files that go with it, and the card that vouches for all, itself included.
+
+    Two writers of one key write the same bytes, so either may win.
+    """
+    contents = {**(files or {}), name: payload}
+    for each, content in contents.items():
+        storage.write_bytes(f"{folder}/{each}", content)
+    digests = {each: hashlib.sha256(content).hexdigest() for each, content in contents.items()}
+    document = {**card, "file": name, "sha256": digests.pop(name), "files": digests}
+    document[CARD_DIGEST] = _card_digest(document)
+    storage.write_bytes(f"{folder}/{CARD}", json.dumps(document, sort_keys=True).encode())
+
+
+def _card_digest(document: Mapping[str, Any]) -> str:
+    """Over what the card says; of what it says of itself, nothing."""
+    rest = {name: value for name, value in document.items() if name != CARD_DIGEST}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_card(storage: Storage, folder: str) -> dict[str, Any]:
+    """Raises FileNotFoundError where nothing is published, DamagedArtifact where the card is not as written.
+
+    Cards of an older version do not vouch for themselves.
+    """
+    card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
+    if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
+        raise DamagedArtifact(f"{folder}/{CARD} does not match its own digest")
+    return card
+
+
+def read_published(storage: Storage, folder: str) -> bytes:
+    """The payload, verified. Raises DamagedArtifact where it is not what the card says."""
+    card = read_card(storage, folder)
+    payload = storage.read_bytes(f"{folder}/{card['file']}")
+    if hashlib.sha256(payload).hexdigest() != card["sha256"]:
+        raise DamagedArtifact(f"{folder}/{card['file']} does not match its card")
+    return payload
+
+
+def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
+    """A file that the card vouches for, parsed. Raises DamagedArtifact, FileNotFoundError, ValueError.
+
+    One that the card does not name, as those of an older version, is taken as it is.
+    """
+    content = storage.read_bytes(f"{folder}/{name}")
+    card = read_card(storage, folder) if storage.exists(f"{folder}/{CARD}") else {}
+    expected = {**card.get("files", {}), card.get("file"): card.get("sha256")}.get(name)
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        raise DamagedArtifact(f"{folder}/{name} does not match its card")
+    return model.model_validate_json(content)
+
+
+def damage(storage: Storage, folder: str) -> str | None:
+    """What is wrong with a published artifact, or None where its files and the card are there and agree."""
+    try:
+        card = read_card(storage, folder)
+        for name, expected in {**card.get("files", {}), card["file"]: card["sha256"]}.items():
+            if digest_of(storage, f"{folder}/{name}") != expected:
+                return f"{folder}/{name} does not match its card"
+    except (DamagedArtifact, *DAMAGES) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def digest_of(storage: Storage, path: str) -> str:
+    """SHA-256 of a file of any size. Raises FileNotFoundError."""
+    digest = hashlib.sha256()
+    for piece in storage.pieces(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def is_published(storage: Storage, folder: str) -> bool:
+    """Whether payload and card are there and agree; a damaged one is set aside, so that it is made anew."""
+    if not storage.exists(f"{folder}/{CARD}"):
+        return False
+    wrong = damage(storage, folder)
+    if wrong is not None:
+        set_aside(storage, f"{folder}/{CARD}", wrong)
+    return wrong is None

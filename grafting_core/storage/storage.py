@@ -1,0 +1,155 @@
+"""Whole files in shared storage: a folder, NFS or an object store, by one fsspec URI."""
+
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel
+
+from grafting_core.storage.failpoints import failpoint
+
+M = TypeVar("M", bound=BaseModel)
+COPY_BYTES = 2**20
+UNFINISHED = ".tmp-"
+
+
+class Storage:
+    """Reads and writes whole files under a root. A reader never sees half a file.
+
+    Paths are relative, with forward slashes. Raises ValueError for any that could leave the root.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        # A plain path is taken as it is: to fsspec `::` in it would join two addresses.
+        plain = "://" not in uri
+        self._filesystem, root = (
+            (LocalFileSystem(), LocalFileSystem._strip_protocol(uri)) if plain else fsspec.core.url_to_fs(uri)
+        )
+        self._root = str(root).rstrip("/")
+        self.is_local = "file" in _protocols(self._filesystem)
+
+    def _full(self, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
+            raise ValueError(f"{path!r} is no path inside the storage; use relative names without '..'")
+        return f"{self._root}/{PurePosixPath(path)}"
+
+    def read_bytes(self, path: str) -> bytes:
+        """Raises FileNotFoundError."""
+        content: bytes = self._filesystem.cat_file(self._full(path))
+        return content
+
+    def read_end(self, path: str, size: int) -> bytes:
+        """The last `size` bytes, or all where there are fewer. Raises FileNotFoundError."""
+        content: bytes = self._filesystem.cat_file(self._full(path), start=-size)
+        return content
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Replace the file as a whole. Where that fails (OSError, a full disk too) nothing is left behind."""
+        full = self._full(path)
+        if self.is_local:
+            _write_local(Path(full), io.BytesIO(data))
+        else:
+            self._filesystem.pipe_file(full, data)
+
+    def write_file(self, path: str, local: Path) -> None:
+        """`write_bytes` for what does not fit into memory: the contents of a file on this machine."""
+        full = self._full(path)
+        if self.is_local:
+            with local.open("rb") as source:
+                _write_local(Path(full), source)
+        else:
+            self._filesystem.put_file(str(local), full)
+
+    def pieces(self, path: str, size: int = 2**20) -> Iterator[bytes]:
+        """The file in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
+        with self._filesystem.open(self._full(path), "rb") as file:
+            while piece := file.read(size):
+                yield piece
+
+    def exists(self, path: str) -> bool:
+        return bool(self._filesystem.exists(self._full(path)))
+
+    def names(self, folder: str) -> list[str]:
+        """Names in a folder, sorted; none where it does not exist. Unfinished files are not shown."""
+        full = self._full(folder)
+        self._filesystem.invalidate_cache()
+        if not self._filesystem.isdir(full):
+            return []
+        return sorted(name for name in self._listed(full) if not name.startswith(UNFINISHED))
+
+    def unfinished(self, folder: str) -> list[str]:
+        """Names of files that writers have begun and not put into their place; the writer may be dead."""
+        full = self._full(folder)
+        self._filesystem.invalidate_cache()
+        if not self._filesystem.isdir(full):
+            return []
+        return sorted(name for name in self._listed(full) if name.startswith(UNFINISHED))
+
+    def _listed(self, full: str) -> Iterator[str]:
+        return (str(entry).rsplit("/", 1)[-1] for entry in self._filesystem.ls(full, detail=False))
+
+    def delete(self, path: str) -> None:
+        """Remove a file; no error where it is gone already."""
+        if self.exists(path):
+            self._filesystem.rm_file(self._full(path))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return int(self._filesystem.size(self._full(path)))
+
+    def move(self, path: str, to: str) -> None:
+        """Rename a file within the storage."""
+        self._filesystem.mv(self._full(path), self._full(to))
+
+    def local_path(self, path: str) -> Path:
+        """Where a file is on this machine. Raises ValueError for storage that is elsewhere."""
+        if not self.is_local:
+            raise ValueError(f"{self.uri} is not on this machine")
+        return Path(self._full(path))
+
+    def read_model(self, path: str, model: type[M]) -> M:
+        """Parse a JSON file. Raises FileNotFoundError or pydantic's ValidationError."""
+        return model.model_validate_json(self.read_bytes(path))
+
+    def write_model(self, path: str, value: BaseModel) -> None:
+        self.write_bytes(path, value.model_dump_json().encode())
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _write_local(path: Path, source: IO[bytes]) -> None:
+    """Temporary file beside, synced, renamed; then the folder synced, so that the name is durable too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    try:
+        failpoint("publish/before")
+        with beside.open("wb") as file:
+            shutil.copyfileobj(source, file, COPY_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+        failpoint("publish/written")
+        beside.replace(path)
+        failpoint("publish/after")
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Replacing operators of a backbone, and undoing it."""

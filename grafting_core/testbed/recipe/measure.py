@@ -1,0 +1,103 @@
+"""The figures on the card: how far from the real images are the teacher, its floor and its ceiling?
+
+`python -m grafting_core.testbed.recipe.measure` measures the shipped files and puts the
+figures on their card.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from grafting_core.analysis.locality import locality_profile, profile_protocol
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.evaluation.evaluate import evaluate_chunk, finish, network_of, own_reference
+from grafting_core.evaluation.metrics.frechet import fid
+from grafting_core.specs.experiment import own_fingerprint
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.profile import default_band
+from grafting_core.testbed.networks import build_transformer
+from grafting_core.testbed.recipe.classifier import accuracy
+from grafting_core.testbed.recipe.data import Bytes, read_split, to_images, to_pixels
+from grafting_core.testbed.recipe.package import NAME, feature_moments, write_card
+
+PROTOCOL = EvaluationProtocol(
+    samples=10_000,
+    sampler="ddim",
+    sampling_steps=10,
+    guidance=1.5,
+    guidance_channels="all",
+    labels="balanced",
+    feature_network="fashion-cnn",
+    micro_batch=50,
+)
+CHUNK = 500
+SHOWN = (PROTOCOL.fid_name, f"label_accuracy/{PROTOCOL.feature_network}")
+
+
+def measure_real(backbone: Backbone) -> dict[str, float]:
+    """Floor, reconstructions and the classifier's accuracy, on the 10,000 images nothing was trained on."""
+    images, _ = read_split("t10k")
+    restored = reconstruct(backbone.autoencoder, images)
+    return {
+        "classifier_test_accuracy": accuracy(backbone.features),
+        "fid10k/fashion-cnn real test images": fid(
+            backbone.reference, feature_moments(backbone.features, images)
+        ),
+        "fid10k/fashion-cnn reconstructions": fid(
+            backbone.reference, feature_moments(backbone.features, restored)
+        ),
+    }
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, images: Bytes) -> Bytes:
+    """Encoded to the posterior mean and decoded again."""
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        latents = autoencoder.encode(to_pixels(images[start : start + CHUNK])).latent_dist.mean
+        parts.append(torch.from_numpy(to_images(autoencoder.decode(latents).sample)))
+    restored: Bytes = torch.cat(parts).numpy()
+    return restored
+
+
+def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> dict[str, float]:
+    """FID of 10,000 samples with guidance 1.5 (see `PROTOCOL`)."""
+    chunks = []
+    for first in range(0, PROTOCOL.samples, CHUNK):
+        chunks.append(evaluate_chunk(backbone, transformer, PROTOCOL, first, CHUNK))
+        print(f"{name}: {first + CHUNK}/{PROTOCOL.samples}", flush=True)
+    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    report = finish(chunks, reference, own_fingerprint(backbone.card.digest, PROTOCOL))
+    return {f"{metric} {name}": report.values[metric] for metric in SHOWN}
+
+
+def untrained(seed: int = 0) -> nn.Module:
+    """The teacher's architecture as diffusers initialises it: the ceiling."""
+    torch.manual_seed(seed)
+    network: nn.Module = build_transformer().eval().requires_grad_(False)
+    return network
+
+
+def measure_locality(backbone: Backbone) -> dict[str, Any]:
+    """The card's profile: by it, designs choose blocks of local or far-reaching attention."""
+    band = default_band(backbone.card.dims.num_tokens)
+    profile = locality_profile(backbone, [band], profile_protocol())[band]
+    return {"locality_band": band, "locality": tuple(round(mass, 6) for mass in profile)}
+
+
+def main() -> None:
+    """Measure everything (20 minutes of one core) and write the card anew."""
+    backbone = load_backbone(NAME)
+    figures = measure_real(backbone)
+    figures |= measure_samples(backbone, backbone.transformer, "teacher")
+    figures |= measure_samples(backbone, untrained(), "untrained")
+    measured = {"figures": figures, **measure_locality(backbone)}
+    write_card(backbone.card.model_copy(update=measured))
+    for name, value in figures.items():
+        print(f"{name}: {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()

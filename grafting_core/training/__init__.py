@@ -1,0 +1,1 @@
+"""Stage 2: finetuning, optimisers and what training reports."""

@@ -1,0 +1,180 @@
+"""Stage 2: the whole grafted network under the denoising objective (Eq. 1), averaged weights kept."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grafting_core.data.latents import Batch, Latents, generator_for
+from grafting_core.diffusion.schedule import add_noise, denoising_loss, linear_schedule
+from grafting_core.specs.plans import FinetunePlan
+from grafting_core.training.observer import Checkpoints, Observer, StopRequested
+from grafting_core.training.optim import (
+    Diverged,
+    adamw,
+    autocast,
+    learning_rate,
+    optimiser_tensors,
+    restore_optimiser,
+    set_rate,
+)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of the global batch this process computes."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, size: int) -> slice:
+        """Even shares. Raises ValueError where the batch cannot be dealt out evenly."""
+        if size % self.world:
+            raise ValueError(f"batch_size {size} cannot be shared by {self.world} workers; use a multiple")
+        each = size // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+def finetune(
+    transformer: nn.Module,
+    plan: FinetunePlan,
+    latents: Latents,
+    null_label: int,
+    *,
+    observer: Observer,
+    checkpoints: Checkpoints,
+    parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    share: Share = Share(),
+    micro_batches: int = 1,
+) -> dict[str, Tensor]:
+    """Train `transformer` in place and return its averaged weights (a state dict, float32, CPU).
+
+    `micro_batches` parts of each process's rows are computed one after the other and their gradients added:
+    the same mean over the same global batch, to rounding, in less memory.
+
+    Raises Diverged where the loss is not finite, StopRequested (after a checkpoint) when asked to stop.
+    """
+    training = _Training(transformer, plan, latents, null_label, share, micro_batches)
+    step = training.resume(checkpoints)
+    network = parallel(transformer.train())
+    observer.progress(step, plan.steps, {})
+    since: list[float] = []
+    while step < plan.steps:
+        loss = training.advance(network, step)
+        step += 1
+        since.append(loss)
+        observer.progress(step, plan.steps, {"loss": loss})
+        stopping = step < plan.steps and observer.stop_requested()
+        if stopping or checkpoints.due():
+            checkpoints.save(step, training.tensors(), sum(since) / len(since))
+            since.clear()
+        if stopping:
+            raise StopRequested
+    transformer.eval()
+    return {name: value.cpu() for name, value in training.average.items()}
+
+
+def _unsynchronised(network: nn.Module) -> AbstractContextManager[object]:
+    """DDP without its exchange of gradients; nothing for a network that is alone."""
+    without: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
+    return without()
+
+
+class _Training:
+    """Network, optimiser and averaged weights between two steps."""
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        plan: FinetunePlan,
+        latents: Latents,
+        null_label: int,
+        share: Share,
+        micro_batches: int,
+    ) -> None:
+        self.transformer, self.plan, self.latents = transformer, plan, latents
+        self.null_label, self.share, self.micro_batches = null_label, share, micro_batches
+        # Position embeddings are buffers, hence frozen, as the paper's recipe has them.
+        transformer.requires_grad_(True)
+        self.device = next(transformer.parameters()).device
+        self.optimiser = adamw(transformer, plan.learning_rate, plan.weight_decay)
+        self.average = {name: value.detach().clone() for name, value in transformer.state_dict().items()}
+
+    def advance(self, network: nn.Module, step: int) -> float:
+        """One optimiser step; returns this process's loss."""
+        plan = self.plan
+        set_rate(
+            self.optimiser,
+            learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps),
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        mean = self._accumulate(network, step)
+        nn.utils.clip_grad_norm_(self.transformer.parameters(), plan.clip_norm)
+        self.optimiser.step()
+        self._average(step + 1)
+        # Read once all is on its way: a device is waited for once a step, and nothing that diverged is kept.
+        loss = float(mean.item())
+        if not math.isfinite(loss):
+            raise Diverged(f"finetuning gave a loss of {loss} at step {step}")
+        return loss
+
+    def _accumulate(self, network: nn.Module, step: int) -> Tensor:
+        """Gradients of the mean loss over this process's rows, part by part; returns that mean."""
+        batch = self._batch(step)
+        rows, total = len(batch.labels), torch.zeros((), dtype=torch.float64, device=self.device)
+        size = math.ceil(rows / self.micro_batches)
+        for first in range(0, rows, size):
+            part = batch.rows(slice(first, first + size))
+            weight = len(part.labels) / rows
+            # Processes exchange their gradients once, with the last part.
+            with _unsynchronised(network) if first + size < rows else nullcontext():
+                loss = self._loss(network, part.to(self.device)) * weight
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        schedule = linear_schedule()
+        noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
+        with autocast(self.device, self.plan.precision):
+            output = network(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
+        return denoising_loss(schedule, output.float(), batch.clean, batch.noise, batch.timesteps).mean()
+
+    def _batch(self, step: int) -> Batch:
+        """This process's rows. Labels are dropped here: inside, every block would drop its own."""
+        plan = self.plan
+        batch = self.latents.batch("finetune", plan.seed, step, plan.batch_size)
+        draw = torch.rand(plan.batch_size, generator=generator_for("finetune/label-dropout", plan.seed, step))
+        labels = torch.where(draw < plan.label_dropout, self.null_label, batch.labels)
+        whole = Batch(batch.clean, batch.noise, batch.timesteps, labels)
+        return whole.rows(self.share.of(plan.batch_size))
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.plan.ema_decay, (1 + step) / (10 + step))
+        for name, value in self.transformer.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, under flat names."""
+        return {
+            **{f"weight/{name}": value for name, value in self.transformer.state_dict().items()},
+            **{f"average/{name}": value for name, value in self.average.items()},
+            **dict(optimiser_tensors(self.optimiser, "optimiser/")),
+        }
+
+    def resume(self, checkpoints: Checkpoints) -> int:
+        """Take up the newest checkpoint; returns the steps already done."""
+        found = checkpoints.latest()
+        if found is None:
+            return 0
+        step, tensors = found
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average/{name}"])
+        self.transformer.load_state_dict({name: tensors[f"weight/{name}"] for name in self.average})
+        restore_optimiser(self.optimiser, tensors, "optimiser/")
+        return step

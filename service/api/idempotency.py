@@ -1,0 +1,116 @@
+"""Storing work once, however often it is asked for: what every route that starts a run goes through."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Header, Response
+from sqlalchemy.exc import IntegrityError
+
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.documents.errors import Problem, SpecError, shown
+from grafting_core.specs.experiment import Resources
+from grafting_core.specs.jobs import Work
+from service.api.deps import Lab
+from service.api.problems import ApiError
+from service.db.study_tables import StudyRow
+from service.db.tables import RunRow
+from service.domain.submission import ANYWHERE, KeyReused, Placing, QuotaReached, submit
+from service.schemas.runs import Forecast, SubmitAnswer
+
+T = TypeVar("T")
+MAX_KEY = 255
+
+
+async def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
+    """The header, if it can be kept. Raises ApiError."""
+    if idempotency_key is None:
+        return None
+    if not (
+        0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isascii() and idempotency_key.isprintable()
+    ):
+        raise ApiError("bad-key", f"an Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters")
+    return idempotency_key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_usable)]
+
+
+def check_startable(lab: Lab, work: Work) -> None:
+    """Refuse at the door what the lab could never start. Raises ApiError or SpecError."""
+    if backbone_cards()[work.backbone.name].weights is None:
+        name = work.backbone.name
+        raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
+    problems = list(beyond_devices(work.resources, lab.settings.cpus, lab.settings.gpus))
+    if problems:
+        raise SpecError(problems)
+
+
+def beyond_devices(asked: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
+    """What of the resources the lab does not have, with what it has."""
+    kinds = (("CPUs", "cpus_per_worker", cpus), ("GPUs", "gpus_per_worker", gpus))
+    for kind, field, there in kinds:
+        each = getattr(asked, field)
+        if asked.workers * each <= there:
+            continue
+        message = f"{asked.workers} workers of {each} {kind} are {asked.workers * each}; the lab has {there}"
+        if there >= asked.workers:
+            message += f": at most {there // asked.workers} a worker"
+        # Where each has a single CPU, it is the workers that are too many.
+        wrong = "workers" if (field, each) == ("cpus_per_worker", 1) else field
+        given = shown(getattr(asked, wrong))
+        yield Problem(pointer=f"/resources/{wrong}", code="out-of-range", message=message, given=given)
+
+
+def again_where_beaten(once: Callable[[], T]) -> T:
+    """Store something under a key; where another request with that key was first, its row is there now."""
+    try:
+        return once()
+    except IntegrityError:
+        return once()
+
+
+def check_chargeable(lab: Lab, study: str | None) -> None:
+    """Refuse to charge another's study, admins too. Raises ApiError: not-found where unseen, or forbidden."""
+    if study is None:
+        return
+    with lab.database.reading() as session:
+        found = session.get(StudyRow, study)
+    who = lab.principal
+    if found is None or found.owner == who.owner:
+        return
+    if who.only_owner is not None:
+        raise ApiError("not-found", f"there is no study {study!r} of yours; give your run another label")
+    raise ApiError("forbidden", f"study {study} is {found.owner}'s; give your run another label")
+
+
+def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:
+    """The answer to a submission: where the run will be found, and what to think about."""
+    url = f"/api/v1/runs/{run.id}"
+    response.headers["Location"] = url
+    return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url, notes=list(notes))
+
+
+def submit_once(
+    lab: Lab,
+    work: Work,
+    request_digest: str,
+    key: str | None,
+    forecast: Forecast | None = None,
+    placing: Placing = ANYWHERE,
+) -> RunRow:
+    """The run of this work; for the same user and key the same run, also of two requests at once.
+
+    Raises ApiError where the key came with another body before.
+    """
+
+    def once() -> RunRow:
+        with lab.database.writing() as session:
+            owner = lab.principal.owner
+            return submit(session, work, request_digest, key, forecast, owner=owner, placing=placing)
+
+    try:
+        return again_where_beaten(once)
+    except QuotaReached as error:
+        raise ApiError("quota", str(error)) from error
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error

@@ -1,0 +1,157 @@
+"""Nobody passes without a key: every address of the application, mounted ones too, is behind this gate."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from http.cookies import CookieError, SimpleCookie
+from ipaddress import IPv6Address
+from urllib.parse import unquote_plus
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.middleware.callers import Callers
+from service.api.middleware.limits import check_envelope
+from service.api.middleware.rates import Rates
+from service.api.middleware.rights import SAFE_METHODS, is_of_the_lab, needed_role
+from service.api.middleware.stream_rights import Watched
+from service.api.problems import ApiError, respond, unavailable
+from service.db.engine import Database
+from service.domain.api_keys import Principal
+from service.schemas.runs import Role
+from service.settings import Settings
+
+COOKIE = "graftlab_session"
+OPEN = ("/healthz", "/readyz", "/login", "/static/graftlab.css", "/static/icon.svg")
+"""Answered without a key: whether the process lives, how to get in, and what that page looks like."""
+FULLER_WITH_KEY = "/readyz"
+KEY = re.compile(r"(?<![A-Za-z0-9])gl[ks]_[A-Za-z0-9_-]{3}")
+"""How the secrets of keys and sessions begin."""
+
+
+class Gate:
+    """ASGI middleware: puts the principal into the scope's state, or answers 400, 401, 403, 429 or 503."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, database: Database, rates: Rates) -> None:
+        self._app, self._settings, self._rates = app, settings, rates
+        self._callers = Callers(database)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        secret = _secret(Headers(scope=scope))
+        try:
+            principal = await self._admit(scope, secret)
+        except ApiError as error:
+            return await respond(error, scope, receive, send)
+        if principal is None or secret is None:
+            return await self._app(scope, receive, send)
+        scope.setdefault("state", {})["principal"] = principal
+        still_may = partial(self._still_may, scope, secret, principal)
+        return await Watched(send, still_may).run(lambda passed: self._app(scope, receive, passed))
+
+    async def _admit(self, scope: Scope, secret: str | None) -> Principal | None:
+        """Who asks; None where nobody has to say so. Raises ApiError."""
+        headers = Headers(scope=scope)
+        # Before anything is looked up: what is not known to be valid counts for the address it comes from.
+        seen = self._callers.seen(secret) if secret else None
+        self._rates.take(f"key {seen.rights_from}" if seen else f"address {_network(scope)}")
+        check_envelope(scope)
+        check_host(headers.get("host", ""), self._settings.allowed_hosts)
+        _check_address(scope["path"], scope["query_string"])
+        if scope["path"] in OPEN:
+            return await self._told_more(scope, secret)
+        role = needed_role(scope["method"], scope["path"])
+        principal = await self._who(secret, fresh=role == "admin") if secret else None
+        if principal is None:
+            raise ApiError("unauthenticated", "this address asks for a valid key")
+        _check_rights(scope, headers, principal, role)
+        return principal
+
+    async def _told_more(self, scope: Scope, secret: str | None) -> Principal | None:
+        """Who asks at an open address that says more to those with a key, if anybody can tell."""
+        if secret is None or scope["path"] != FULLER_WITH_KEY:
+            return None
+        try:
+            return await self._who(secret)
+        except ApiError:
+            return None
+
+    async def _who(self, secret: str, *, fresh: bool = False) -> Principal | None:
+        try:
+            return await self._callers.who(secret, fresh=fresh)
+        except SQLAlchemyError as error:
+            raise unavailable(error) from error
+
+    async def _still_may(self, scope: Scope, secret: str, before: Principal) -> bool:
+        """Whether an answer that is under way may go on; it may while the database cannot say."""
+        try:
+            found = await self._callers.who(secret)
+        except SQLAlchemyError:
+            return True
+        same = found is not None and (found.owner, found.sees) == (before.owner, before.sees)
+        return same and found is not None and found.may(needed_role(scope["method"], scope["path"]))
+
+
+def _check_rights(scope: Scope, headers: Headers, principal: Principal, role: Role) -> None:
+    """Raises ApiError where this principal may not ask this."""
+    if principal.kind == "session" and scope["method"] not in SAFE_METHODS:
+        _check_origin(headers)
+    if not principal.may(role):
+        raise ApiError("forbidden", f"this takes a key of role {role}; yours has role {principal.role}")
+    if principal.only_owner is not None and is_of_the_lab(scope["path"]):
+        raise ApiError("forbidden", "this tells of everybody's runs; your key sees only your own")
+
+
+def _secret(headers: Mapping[str, str]) -> str | None:
+    """Of the key or session that came with a request."""
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and secret.strip():
+        return secret.strip()
+    return _cookie(headers.get("cookie", ""))
+
+
+def _network(scope: Scope) -> str:
+    """Where a request comes from; one subscriber of IPv6 has a whole /64."""
+    host: str = (scope.get("client") or ("?",))[0]
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or f"{int(address) >> 64:x}::/64")
+
+
+def check_host(host: str, allowed: list[str]) -> None:
+    """Against DNS rebinding: only the names the lab is known by. Raises ApiError."""
+    name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
+    if "*" not in allowed and name not in allowed:
+        raise ApiError("bad-host", "the Host header names another service; GRAFTLAB_ALLOWED_HOSTS adds names")
+
+
+def _check_address(path: str, query: bytes) -> None:
+    """Keys in addresses end in logs and histories; login codes are made for it and work once."""
+    text = f"{path}?{unquote_plus(query.decode('latin-1'))}"
+    if "\0" in text:
+        raise ApiError("bad-text", "the address holds a NUL character")
+    if KEY.search(text):
+        raise ApiError(
+            "key-in-url", "a key was sent in the address: revoke it, and send the new one as a header"
+        )
+
+
+def _check_origin(headers: Mapping[str, str]) -> None:
+    """A page of another origin, another port of this machine for one, must not act with our cookie."""
+    origin = headers.get("origin", "").partition("://")[2]
+    if origin != headers.get("host"):
+        raise ApiError("forbidden", "a browser session changes things from the lab's own pages only")
+
+
+def _cookie(header: str) -> str | None:
+    try:
+        found = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return None
+    return found.value if found else None

@@ -1,0 +1,62 @@
+"""The OpenAPI document, as complete as a generated client needs it: bodies, errors, keys."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from grafting_core.specs.documents.errors import Problem
+from service.api.problem_types import CATALOGUE
+from service.api.problems import MEDIA_TYPE
+from service.api.request_bodies import DOCUMENTED
+
+SCHEMAS = "#/components/schemas/{model}"
+
+
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457), of a type that `/problems` lists. `pointer` is the first place in the body."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    pointer: str | None = None
+    allowed: list[str] | None = None
+    errors: list[Problem] | None = None
+    left_out: int | None = None
+    """How many problems there are besides those in `errors`."""
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's schema, with the bodies that routes read themselves, the errors, and how to show a key."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        _add_schemas(document["components"])
+        for ways in document["paths"].values():
+            for way in ways.values():
+                _add_errors(way["responses"])
+        document["security"] = [{"key": []}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _add_schemas(components: dict[str, Any]) -> None:
+    models: list[type[BaseModel]] = [*DOCUMENTED.values(), ProblemDocument]
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
+    for name, schema in models_json_schema(wanted, ref_template=SCHEMAS)[1]["$defs"].items():
+        components["schemas"].setdefault(name, schema)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+
+
+def _add_errors(responses: dict[str, Any]) -> None:
+    """Every status of the catalogue may be answered anywhere: limits and gate are before all routes."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": SCHEMAS.format(model="ProblemDocument")}}}
+    for status in sorted({entry.status for entry in CATALOGUE.values()}):
+        titles = [entry.title for entry in CATALOGUE.values() if entry.status == status]
+        responses.setdefault(str(status), {"description": "; or ".join(titles), "content": content})
+    responses["422"] = {"description": "The request is not valid", "content": content}

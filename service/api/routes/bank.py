@@ -1,0 +1,81 @@
+"""The bank over REST: what is there, is it sound, what may go, and filling it ahead."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from grafting_core.specs.filling import FillDocument, FillSpec, parse_fill
+from grafting_core.specs.plans import warmup_notes
+from grafting_core.specs.scions import ScionCard
+from grafting_core.storage.bank import Bank
+from service.api.deps import LabDep
+from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
+from service.api.problems import ApiError
+from service.api.request_bodies import Submitted, body_of, documented, submitted
+from service.domain.bank_catalog import clear, scion_page
+from service.domain.visibility import ANOTHERS, scions_to, shown_to
+from service.schemas.bank import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
+from service.schemas.runs import SubmitAnswer
+
+router = APIRouter(tags=["bank"])
+Hex = Annotated[str, Query(max_length=64, pattern="^[0-9a-f]*$")]
+Name = Annotated[str | None, Query(max_length=200)]
+
+
+@router.get("/scions")
+def list_scions(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Hex = "",
+    prefix: Hex = "",
+    kind: Name = None,
+    backbone: Name = None,
+) -> ScionPage:
+    """Distilled operators in the order of their keys, a page at a time."""
+    with lab.database.reading() as session:
+        page = scion_page(
+            session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
+        )
+        shown = scions_to(session, lab.principal.only_owner, page.scions)
+    return page.model_copy(update={"scions": shown})
+
+
+@router.get("/scions/{key}")
+def show_scion(key: str, lab: LabDep) -> ScionCard:
+    """The card: held-out errors by timestep, scores, curve, cost."""
+    card = Bank(lab.storage).card(key) if key.isalnum() else None
+    if card is None:
+        raise ApiError("not-found", f"there is no scion {key!r}")
+    with lab.database.reading() as session:
+        seen = shown_to(session, lab.principal.only_owner, [card.made_by])
+    return card if seen else card.model_copy(update={"made_by": ANOTHERS})
+
+
+@router.post("/scions:verify")
+def verify_scions(lab: LabDep) -> Verified:
+    """Read every scion. What is damaged is set aside, and made anew when a run needs it."""
+    bank = Bank(lab.storage)
+    keys = [key for key in bank.names() if bank.has(key)]
+    damaged = [ScionDamage(key=key, problem=wrong) for key in keys if (wrong := bank.verify(key))]
+    for damage in damaged:
+        bank.set_aside(damage.key, damage.problem)
+    return Verified(checked=len(keys), damaged=damaged)
+
+
+@router.post("/scions:gc", openapi_extra=documented(ClearRequest))
+def clear_scions(body: Annotated[ClearRequest, Depends(body_of(ClearRequest))], lab: LabDep) -> Cleared:
+    """Free by age and size, never what a run that has not ended needs. Takes an admin's key."""
+    return clear(lab.database, Bank(lab.storage), **body.model_dump())
+
+
+@router.post("/scions:fill", status_code=202, openapi_extra=documented(FillDocument))
+def fill_bank(
+    body: Annotated[Submitted[FillSpec], Depends(submitted(parse_fill))],
+    lab: LabDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+) -> SubmitAnswer:
+    """Queue one pass that distils sites times operators ahead of the designs that will use them."""
+    check_startable(lab, body.spec)
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key)
+    return accepted(response, run, warmup_notes(distill=body.spec.plan))

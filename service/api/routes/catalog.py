@@ -1,0 +1,88 @@
+"""What there is to choose from, and how the finished runs compare."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from grafting_core.specs.backbone import DIT_XL_2_256, BackboneCard, backbone_cards
+from grafting_core.specs.operators import KINDS, OperatorBase
+from service.api.deps import LabDep
+from service.api.problems import ApiError
+from service.domain.leaderboard import PAGE, BadCursor, leaderboard
+from service.domain.rung_agreement import measured
+from service.schemas.rung_agreement import Measured
+from service.schemas.runs import BackboneView, Leaderboard, OperatorView
+
+router = APIRouter()
+
+
+@router.get("/leaderboard", tags=["leaderboard"])
+def show_leaderboard(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = PAGE,
+    protocol: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Leaderboard:
+    """The best finished runs, grouped by how quality was measured. `protocol` names one group by its digest,
+    `cursor` asks for the rows after the ones that came with it.
+    """
+    if cursor is not None and protocol is None:
+        raise ApiError("bad-cursor", "a cursor goes with the protocol of its group")
+    try:
+        with lab.database.reading() as session:
+            owner = lab.principal.only_owner
+            return leaderboard(session, owner, protocol=protocol, after=cursor, limit=limit)
+    except BadCursor as error:
+        raise ApiError("bad-cursor", "no row of this group has that id") from error
+
+
+@router.get("/measured", tags=["leaderboard"])
+def show_measured(lab: LabDep) -> Measured:
+    """Rank correlation between the rungs of the fidelity ladder; latency, apart for each kind of hardware."""
+    with lab.database.reading() as session:
+        return measured(session, lab.principal.only_owner)
+
+
+@router.get("/operators", tags=["catalogue"])
+def list_operators() -> list[OperatorView]:
+    """Every kind with its fields and its cost at the dims of DiT-XL/2."""
+    return [operator_view(kind, cls) for kind, cls in KINDS.items()]
+
+
+def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
+    """Cost with all fields at their defaults."""
+    spec = cls(kind=kind)
+    cost = spec.flops(DIT_XL_2_256.dims)
+    properties = cls.model_json_schema()["properties"]
+    return OperatorView(
+        kind=kind,
+        slots=list(cls.slots),
+        summary=cls.summary,
+        fields={name: schema for name, schema in properties.items() if name != "kind"},
+        num_params=spec.num_params(DIT_XL_2_256.dims),
+        operator_flops=cost.operator,
+        feature_flops=cost.features,
+        total_flops=spec.computed_flops(DIT_XL_2_256.dims),
+    )
+
+
+@router.get("/backbones", tags=["catalogue"])
+def list_backbones() -> list[BackboneView]:
+    """Every backbone the lab can name; those without weights can be planned for only."""
+    return [_backbone_view(card) for card in backbone_cards().values()]
+
+
+def _backbone_view(card: BackboneCard) -> BackboneView:
+    return BackboneView(
+        name=card.name,
+        digest=card.digest,
+        depth=card.depth,
+        width=card.dims.width,
+        num_heads=card.dims.num_heads,
+        num_tokens=card.dims.num_tokens,
+        num_params=card.num_params,
+        forward_flops=card.forward_flops(),
+        pretraining_flops=card.pretraining.flops,
+        runnable=card.weights is not None,
+        figures=card.figures,
+    )

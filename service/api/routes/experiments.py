@@ -1,0 +1,67 @@
+"""Submitting a design, and asking what it would cost."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from grafting_core.specs.cost import ExperimentPlan, plan
+from grafting_core.specs.documents.designs import Submission
+from service.api.deps import Lab, LabDep
+from service.api.idempotency import (
+    IdempotencyKey,
+    accepted,
+    check_chargeable,
+    check_startable,
+    submit_once,
+)
+from service.api.request_bodies import SubmittedExperiment, documented, submitted_experiment
+from service.domain.bank_catalog import holdings
+from service.domain.forecast import outstanding, predicted
+from service.domain.run_controls import MAX_PRIORITY
+from service.domain.submission import Placing
+from service.domain.visibility import shown_to
+from service.schemas.runs import Forecast, PlanAnswer, SubmitAnswer
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+Body = Annotated[SubmittedExperiment, Depends(submitted_experiment)]
+
+
+@router.post("", status_code=202, openapi_extra=documented(Submission))
+def create_experiment(
+    body: Body,
+    lab: LabDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+    priority: Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0,
+    study: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")] = None,
+) -> SubmitAnswer:
+    """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run.
+
+    Higher priorities go first; a study is a label whose account is charged beside the user's. The account of
+    a study that somebody else has begun is not.
+    """
+    check_startable(lab, body.spec)
+    check_chargeable(lab, study)
+    planned = plan(body.spec)
+    expected = _forecast(lab, planned)
+    placing = Placing(study, priority)
+    run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected, placing)
+    return accepted(response, run, planned.notes)
+
+
+@router.post("/plan", openapi_extra=documented(Submission))
+def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
+    """What would be done and what it would cost. Nothing is stored."""
+    planned, only = plan(body.spec), lab.principal.only_owner
+    with lab.database.reading() as session:
+        held = [
+            stage.model_copy(update={"waits_for": sorted(shown_to(session, only, stage.waits_for))})
+            for stage in holdings(session, lab.storage, planned)
+        ]
+    return PlanAnswer(**dict(planned), forecast=_forecast(lab, planned), holdings=held)
+
+
+def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:
+    with lab.database.reading() as session:
+        past = lab.memory.past(session, planned.experiment.backbone.name)
+    return predicted(past, outstanding(planned, lab.storage), planned.experiment.resources.devices)

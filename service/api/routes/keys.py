@@ -1,0 +1,135 @@
+"""Keys: making, listing, revoking, and one-time links that open the pages in a browser."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Response
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.documents.errors import Problem, SpecError
+from service.api.deps import LabDep
+from service.api.etags import check, key_tag
+from service.api.problems import ApiError
+from service.api.request_bodies import body_of, documented
+from service.db.tables import KeyRow
+from service.domain.api_keys import Principal, change_rights, list_keys, make_key, revoke
+from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
+from service.schemas.runs import Role, Sees
+
+router = APIRouter(tags=["keys"])
+
+
+class KeyRequest(Frozen):
+    """Whose key, and what it may do."""
+
+    owner: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+    role: Role = "runner"
+    sees: Sees = "lab"
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
+
+
+class KeyChange(Frozen):
+    """What to change of a key; what is left out stays."""
+
+    role: Role | None = None
+    sees: Sees | None = None
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
+    """From now until it expires."""
+
+
+KeyId = Annotated[int, Path(ge=1, lt=2**31)]
+KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
+
+
+@router.post("/keys", status_code=201, openapi_extra=documented(KeyRequest))
+def create_key(body: KeyBody, lab: LabDep) -> KeyMade:
+    """A new key. Its secret is in this answer and nowhere else."""
+    _check_together(body.role, body.sees)
+    with lab.database.writing() as session:
+        row, secret = make_key(
+            session, Principal(owner=body.owner, role=body.role, sees=body.sees), days=body.days
+        )
+        return KeyMade(**_view(row).model_dump(), key=secret)
+
+
+@router.get("/keys")
+def show_keys(lab: LabDep) -> list[KeyView]:
+    """All keys, newest first, without their secrets."""
+    with lab.database.reading() as session:
+        return [_view(row) for row in list_keys(session)]
+
+
+@router.get("/keys/{key_id}")
+def read_key(key_id: KeyId, lab: LabDep, response: Response) -> KeyView:
+    """One key; its ETag names this version of its rights."""
+    with lab.database.reading() as session:
+        row = _find(session, key_id)
+        response.headers["ETag"] = key_tag(row)
+        return _view(row)
+
+
+@router.patch("/keys/{key_id}", openapi_extra=documented(KeyChange))
+def change_key(
+    key_id: KeyId,
+    body: Annotated[KeyChange, Depends(body_of(KeyChange))],
+    lab: LabDep,
+    response: Response,
+    if_match: Annotated[str | None, Header()] = None,
+) -> KeyView:
+    """Other rights, or a new end. Needs the ETag of the version that was read, so that no change is lost."""
+    with lab.database.writing() as session:
+        row = _find(session, key_id)
+        check(if_match, key_tag(row), required=True)
+        change_rights(row, body.role, body.sees, body.days)
+        _check_together(row.role, row.sees)
+        response.headers["ETag"] = key_tag(row)
+        return _view(row)
+
+
+def _check_together(role: str, sees: str) -> None:
+    """Raises SpecError: who may change every key and run cannot be kept from seeing them."""
+    if role == "admin" and sees == "own":
+        message = "an admin's key sees the whole lab; give it another role, or sees: lab"
+        raise SpecError([Problem(pointer="/sees", code="conflict", message=message, given=sees)])
+
+
+def _find(session: Session, key_id: int) -> KeyRow:
+    row = session.get(KeyRow, key_id, with_for_update=True)
+    if row is None or row.kind != "key":
+        raise ApiError("not-found", f"there is no key {key_id}")
+    return row
+
+
+@router.delete("/keys/{key_id}")
+def revoke_key(key_id: KeyId, lab: LabDep) -> KeyView:
+    """End a key and its browser sessions, within seconds. Again: no change."""
+    with lab.database.writing() as session:
+        row = revoke(session, key_id)
+        if row is None:
+            raise ApiError("not-found", f"there is no key {key_id}")
+        return _view(row)
+
+
+@router.post("/login-links", status_code=201)
+def create_login_link(lab: LabDep) -> LoginLink:
+    """An address that opens the pages in a browser, once, within ten minutes, with the rights of this key."""
+    with lab.database.writing() as session:
+        row, code = make_key(session, lab.principal, kind="login")
+    assert row.expires_at is not None
+    return LoginLink(path=f"/login?code={code}", expires_at=row.expires_at)
+
+
+@router.get("/whoami")
+def whoami(lab: LabDep) -> Whoami:
+    """Whom the key stands for."""
+    who = lab.principal
+    return Whoami(owner=who.owner, role=who.role, sees=who.sees, expires_at=who.expires_at)
+
+
+def _view(row: KeyRow) -> KeyView:
+    times: dict[str, datetime | None] = {
+        name: getattr(row, name) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")
+    }
+    return KeyView(id=row.id, prefix=row.prefix, owner=row.owner, role=row.role, sees=row.sees, **times)

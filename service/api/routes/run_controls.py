@@ -1,0 +1,189 @@
+"""What people ask of runs, singly and in bulk; the queue, explained; and accounts with their budgets."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import Field
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.base import Frozen
+from service.api.deps import Lab, LabDep
+from service.api.idempotency import IdempotencyKey
+from service.api.problems import ApiError
+from service.api.request_bodies import body_of, documented
+from service.db.tables import RunRow
+from service.domain import budget_limits
+from service.domain.artifact_dependencies import is_there
+from service.domain.budget_limits import AccountLimits
+from service.domain.budgets import LAB, Key, Scope
+from service.domain.queue_explain import queue_view
+from service.domain.run_controls import MAX_PRIORITY, Action, act, extend, prioritise
+from service.domain.run_lifecycle import IllegalMove
+from service.domain.run_queries import run_detail
+from service.domain.submission import KeyReused
+from service.domain.visibility import queue_to
+from service.schemas.runs import AccountView, ActionResult, QueueView, RunDetail
+
+router = APIRouter(tags=["actions"])
+BULK = 1000
+RunId = Annotated[str, Field(min_length=1, max_length=32, pattern="^[0-9a-z]+$")]
+Name = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+
+
+class Extension(Frozen):
+    """More device-seconds for one run."""
+
+    device_seconds: Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Priority(Frozen):
+    """Higher goes first; 0 is what everybody starts with."""
+
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+
+
+class BulkAction(Frozen):
+    """One action on many runs."""
+
+    action: Literal["pause", "resume", "cancel", "kill", "retry", "extend", "priority"]
+    runs: Annotated[tuple[RunId, ...], Field(min_length=1, max_length=BULK)]
+    device_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+
+
+Change = Callable[[Session, RunRow], bool]
+PriorityBody = Annotated[Priority, Depends(body_of(Priority))]
+
+
+def _change(lab: Lab, run_id: str, change: Change) -> bool:
+    """Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
+    try:
+        with lab.database.writing() as session:
+            return change(session, lab.run_to_change(session, run_id))
+    except IllegalMove as error:
+        raise ApiError("illegal-transition", str(error)) from error
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
+
+
+def _detail(lab: Lab, run_id: str) -> RunDetail:
+    with lab.database.reading() as session:
+        found = run_detail(session, run_id, lab.principal.only_owner)
+    if found is None:
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return found
+
+
+@router.post("/runs/{run_id}/extend", openapi_extra=documented(Extension))
+def extend_run(
+    run_id: str,
+    body: Annotated[Extension, Depends(body_of(Extension))],
+    lab: LabDep,
+    key: IdempotencyKey = None,
+) -> RunDetail:
+    """Grant more device-seconds, once for an Idempotency-Key; a run that a spent budget stopped goes on."""
+    _change(lab, run_id, lambda session, run: extend(session, run, body.device_seconds, key))
+    return _detail(lab, run_id)
+
+
+@router.put("/runs/{run_id}/priority", openapi_extra=documented(Priority))
+def set_priority(
+    run_id: str, body: Annotated[Priority, Depends(body_of(Priority))], lab: LabDep
+) -> RunDetail:
+    """Move a run in the queue, in place."""
+    _change(lab, run_id, lambda session, run: prioritise(session, run, body.priority))
+    return _detail(lab, run_id)
+
+
+@router.post("/runs/{run_id}/{action}")
+def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
+    """Pause and cancel after the next checkpoint, kill now, resume, retry. Again: no change."""
+    _change(lab, run_id, lambda session, run: act(session, run, action))
+    return _detail(lab, run_id)
+
+
+@router.post("/actions", openapi_extra=documented(BulkAction))
+def act_on_runs(
+    body: Annotated[BulkAction, Depends(body_of(BulkAction))], lab: LabDep, key: IdempotencyKey = None
+) -> list[ActionResult]:
+    """The same action on each of many runs; one that is refused does not keep the others from it."""
+    return [_result(lab, run_id, _bulk_change(body, key)) for run_id in dict.fromkeys(body.runs)]
+
+
+def _bulk_change(body: BulkAction, key: str | None) -> Change:
+    match body.action:
+        case "extend":
+            seconds = body.device_seconds
+            if seconds is None:
+                raise ApiError("invalid", "extend needs device_seconds")
+            return lambda session, run: extend(session, run, seconds, key)
+        case "priority":
+            priority = body.priority
+            if priority is None:
+                raise ApiError("invalid", "priority needs priority")
+            return lambda session, run: prioritise(session, run, priority)
+        case action:
+            return lambda session, run: act(session, run, action)
+
+
+def _result(lab: Lab, run_id: str, change: Change) -> ActionResult:
+    try:
+        changed = _change(lab, run_id, change)
+    except ApiError as error:
+        return ActionResult(run_id=run_id, problem=error.detail)
+    return ActionResult(run_id=run_id, state=_detail(lab, run_id).state, changed=changed)
+
+
+@router.get("/queue")
+def show_queue(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    run: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+) -> QueueView:
+    """Who is next, what each queued run waits for, and when it should start; all, or one run."""
+    with lab.database.reading() as session:
+        view = queue_view(
+            session,
+            lab.settings.cpus,
+            lab.settings.gpus,
+            limit,
+            run,
+            published=lambda *place: is_there(lab.storage, *place),
+            hold_line_seconds=lab.settings.hold_line_seconds,
+        )
+        return queue_to(session, lab.principal.only_owner, view)
+
+
+@router.get("/accounts")
+def list_accounts(lab: LabDep) -> list[AccountView]:
+    """The lab's, users' and studies' limits and use; who sees only their own sees their own account."""
+    with lab.database.reading() as session:
+        return budget_limits.all_accounts(session, lab.principal.only_owner)
+
+
+@router.put("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
+def set_limits(
+    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
+) -> AccountView:
+    """Replace an account's limits; what is left out is unlimited. Admins alone."""
+    return _limit(lab, (scope, name), body, budget_limits.set_limits)
+
+
+@router.patch("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
+def change_limits(
+    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
+) -> AccountView:
+    """Change those of an account's limits that are given; null takes one away. Admins alone."""
+    return _limit(lab, (scope, name), body, budget_limits.change_limits)
+
+
+def _limit(
+    lab: Lab, key: Key, body: AccountLimits, change: Callable[[Session, Key, AccountLimits], AccountView]
+) -> AccountView:
+    if not lab.principal.may("admin"):
+        raise ApiError("forbidden", "limits are set with a key of role admin")
+    if key[0] == "lab" and key != LAB:
+        raise ApiError("not-found", f"there is no account lab/{key[1]}; the lab's own is lab/lab")
+    with lab.database.writing() as session:
+        return change(session, key, body)

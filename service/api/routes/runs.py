@@ -1,0 +1,142 @@
+"""Runs: listing, looking, following."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.documents.errors import shown
+from service.api.deps import Lab, LabDep
+from service.api.etags import names, run_tag
+from service.api.problems import ApiError
+from service.api.untrusted_content import inert_headers, media_type_of
+from service.db.tables import RunRow
+from service.domain.run_queries import events_after, find_runs, run_detail, visible_to
+from service.schemas.runs import EventPage, RunDetail, RunPage, RunState
+from workers.contract import attempt_folder
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+LOG_BYTES = 100_000
+CURSOR = re.compile("[0-9a-z]{1,32}")
+
+
+@router.get("")
+def list_runs(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    state: Annotated[list[RunState] | None, Query()] = None,
+    name: Annotated[str | None, Query(max_length=200)] = None,
+    prefix: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
+) -> RunPage:
+    """Newest first, a page at a time."""
+    if cursor is not None and not CURSOR.fullmatch(cursor):
+        raise ApiError("bad-cursor", f"{shown(cursor)} is not a cursor that this service gave")
+    with lab.database.reading() as session:
+        return find_runs(
+            session,
+            limit=limit,
+            before=cursor,
+            states=state or (),
+            name=name,
+            prefix=prefix,
+            owner=lab.principal.only_owner,
+        )
+
+
+@router.get("/{run_id}", response_model=RunDetail, responses={304: {"description": "As you have it already"}})
+def read_run(
+    run_id: str, lab: LabDep, response: Response, if_none_match: Annotated[str | None, Header()] = None
+) -> RunDetail | Response:
+    """One run with its spec, progress, spend and reports; its ETag names this version of it."""
+    with lab.database.reading() as session:
+        tag = run_tag(find_run(session, lab, run_id))
+    if names(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag})
+    response.headers["ETag"] = tag
+    return show_run(run_id, lab)
+
+
+def show_run(run_id: str, lab: LabDep) -> RunDetail:
+    """One run with its spec, progress, spend and reports."""
+    with lab.database.reading() as session:
+        found = run_detail(session, run_id, lab.principal.only_owner)
+    if found is None:
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return found
+
+
+@router.get("/{run_id}/events")
+def follow_run(
+    run_id: str,
+    lab: LabDep,
+    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
+) -> StreamingResponse:
+    """Server-sent events from the beginning, or after Last-Event-ID; ends when the run has ended."""
+    _check_seen(lab, run_id)
+    start = last_event_id if last_event_id is not None else after
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    stream = lab.feed.follow(run_id, start, lab.principal.only_owner)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{run_id}/history")
+def read_history(
+    run_id: str,
+    lab: LabDep,
+    after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 200,
+) -> EventPage:
+    """Events numbered above `after`, a page at a time."""
+    _check_seen(lab, run_id)
+    with lab.database.reading() as session:
+        events = events_after(session, run_id, after, limit, lab.principal.only_owner)
+    return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
+
+
+def find_run(session: Session, lab: Lab, run_id: str) -> RunRow:
+    """Raises ApiError where there is no such run, or none that the asker sees."""
+    run = session.get(RunRow, run_id)
+    if run is None or not visible_to(run, lab.principal.only_owner):
+        raise ApiError("not-found", f"there is no run {run_id!r}")
+    return run
+
+
+def _check_seen(lab: Lab, run_id: str) -> None:
+    with lab.database.reading() as session:
+        find_run(session, lab, run_id)
+
+
+@router.get("/{run_id}/log", response_class=PlainTextResponse)
+def read_log(
+    run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1, lt=2**31)] = None
+) -> PlainTextResponse:
+    """The end of what the newest (or the given) attempt printed."""
+    with lab.database.reading() as session:
+        newest = find_run(session, lab, run_id).attempt
+    number = newest if attempt is None else attempt
+    if number > newest:
+        raise ApiError("not-found", f"run {run_id} has no attempt {number}; its newest is {newest}")
+    folder = attempt_folder(run_id, number)
+    for name in ("log.txt", "error.txt"):
+        if number and lab.storage.exists(f"{folder}/{name}"):
+            return PlainTextResponse(
+                lab.storage.read_end(f"{folder}/{name}", LOG_BYTES).decode(errors="replace")
+            )
+    return PlainTextResponse("")
+
+
+@router.get("/{run_id}/artifacts/{stage}/{name}")
+def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
+    """A file that a stage report names. Paths come from the report, never from the request."""
+    reports = [report for report in show_run(run_id, lab).stages if report.stage == stage]
+    path = reports[0].artifacts.get(name) if reports else None
+    if path is None or not lab.storage.exists(path):
+        raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
+    media_type = media_type_of(path)
+    # By pieces: kept samples are gigabytes.
+    headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
+    return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)

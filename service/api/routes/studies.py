@@ -1,0 +1,184 @@
+"""Studies: creating, looking, pausing, stopping, extending, and their reports."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.plans import warmup_notes
+from grafting_core.specs.studies.study import StudyDocument
+from service.api.deps import Lab, LabDep
+from service.api.digests import request_digest
+from service.api.idempotency import IdempotencyKey, again_where_beaten, check_startable
+from service.api.problems import ApiError
+from service.api.request_bodies import body_of, documented, read_body
+from service.api.untrusted_content import inert_headers, media_type_of
+from service.db.study_tables import StudyRow
+from service.domain.studies import (
+    ENDED,
+    IllegalStudyMove,
+    ask_runs,
+    create_study,
+    extend_study,
+    move,
+    spec_of_study,
+)
+from service.domain.study_feasibility import open_study
+from service.domain.study_queries import study_detail, study_page
+from service.domain.study_report_paths import REPORT_FILES, report_folder
+from service.domain.submission import KeyReused
+from service.schemas.studies import StudyAnswer, StudyDetail, StudyExtension, StudyPage
+from service.studies.optuna_study import pinned
+
+router = APIRouter(prefix="/studies", tags=["studies"])
+Action = Literal["pause", "resume", "stop"]
+StudyIdPart = Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")]
+
+
+async def _submitted(request: Request) -> tuple[Any, str]:
+    """Dependency: the body as a document, and the digest of the request it came in."""
+    document, raw = await read_body(request)
+    return document, request_digest(request, raw)
+
+
+@router.post("", status_code=202, openapi_extra=documented(StudyDocument))
+def create(
+    body: Annotated[tuple[Any, str], Depends(_submitted)],
+    lab: LabDep,
+    response: Response,
+    idempotency_key: IdempotencyKey,
+) -> StudyAnswer:
+    """Keep a study and begin it. The same Idempotency-Key gives the same study."""
+    document, request_digest = body
+    spec = open_study(document)
+    check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
+    sampler, owner = pinned(spec.sampler), lab.principal.owner
+
+    def once() -> StudyRow:
+        with lab.database.writing() as session:
+            return create_study(session, spec, sampler, request_digest, idempotency_key, owner)
+
+    try:
+        study = again_where_beaten(once)
+    except KeyReused as error:
+        raise ApiError("key-reused", str(error)) from error
+    url = f"/api/v1/studies/{study.id}"
+    response.headers["Location"] = url
+    notes = warmup_notes(distill=spec.distill, finetune=spec.finetune)
+    return StudyAnswer(study_id=study.id, url=url, notes=list(notes))
+
+
+@router.get("")
+def list_studies(
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: StudyIdPart = None,
+    prefix: StudyIdPart = None,
+) -> StudyPage:
+    """Newest first, a page at a time; `prefix` is how ids begin."""
+    with lab.database.reading() as session:
+        return study_page(session, limit, lab.principal.only_owner, before=cursor, prefix=prefix)
+
+
+@router.get("/{study_id}")
+def show_study(study_id: str, lab: LabDep) -> StudyDetail:
+    """One study with its designs, runs and how its best stands against the baselines."""
+    with lab.database.reading() as session:
+        return study_detail(session, _seen(session, lab, study_id))
+
+
+def _seen(session: Session, lab: Lab, study_id: str) -> StudyRow:
+    study = session.get(StudyRow, study_id)
+    owner = lab.principal.only_owner
+    if study is None or owner not in (None, study.owner):
+        raise ApiError("not-found", f"there is no study {study_id!r}")
+    return study
+
+
+def _to_change(session: Session, lab: Lab, study_id: str) -> StudyRow:
+    """A study, locked. Raises ApiError: not-found where unseen, forbidden where not theirs."""
+    study = _seen(session, lab, study_id)
+    if not lab.principal.may_change(study.owner):
+        raise ApiError("forbidden", f"study {study_id} is {study.owner}'s; an admin can change it")
+    return session.get_one(StudyRow, study_id, with_for_update=True, populate_existing=True)
+
+
+@router.post("/{study_id}/extend", openapi_extra=documented(StudyExtension))
+def extend(
+    study_id: str, asked: Annotated[StudyExtension, Depends(body_of(StudyExtension))], lab: LabDep
+) -> StudyDetail:
+    """More designs, promotions, rounds or device-seconds; an ended study goes on."""
+    with lab.database.writing() as session:
+        study = _to_change(session, lab, study_id)
+        if asked.version != study.version:
+            message = f"study {study_id} is at version {study.version}, not {asked.version}; look again"
+            raise ApiError("illegal-transition", message)
+        extend_study(session, study, asked)
+        if study.state in ENDED:
+            move(session, study, "RUNNING")
+    return show_study(study_id, lab)
+
+
+@router.post("/{study_id}/{action}")
+def change_study(study_id: str, action: Action, lab: LabDep) -> StudyDetail:
+    """Pause lets its runs rest, resume takes them up again, stop ends them and keeps everything found."""
+    with lab.database.writing() as session:
+        study = _to_change(session, lab, study_id)
+        try:
+            _change(session, study, action)
+        except IllegalStudyMove as error:
+            raise ApiError("illegal-transition", str(error)) from error
+    return show_study(study_id, lab)
+
+
+def _change(session: Session, study: StudyRow, action: Action) -> None:
+    if action == "pause":
+        move(session, study, "PAUSED", "paused on request")
+        ask_runs(session, study.id, "pause")
+    elif action == "resume":
+        if study.state == "DONE":
+            raise IllegalStudyMove("a study that is DONE has nothing left; extend it")
+        move(session, study, "RUNNING")
+        ask_runs(session, study.id, "resume")
+    else:
+        move(session, study, "STOPPED", "stopped on request")
+        ask_runs(session, study.id, "cancel")
+
+
+@router.get("/{study_id}/best")
+def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
+    """The best finished design as a document that can be submitted."""
+    detail = show_study(study_id, lab)
+    if detail.best_trial is None:
+        raise ApiError("not-found", f"study {study_id} has no finished design yet")
+    trial = next(each for each in detail.trial_rows if each.number == detail.best_trial)
+    with lab.database.reading() as session:
+        spec = spec_of_study(_seen(session, lab, study_id))
+    design = spec.space.design(spec.space.chosen(trial.assignment))
+    edits: list[dict[str, Any]] = [
+        {
+            "replace": edit.site.slot,
+            "layers": [edit.site.block],
+            "with": edit.operator.model_dump(mode="json"),
+        }
+        for edit in design.edits
+    ]
+    if design.pairs:
+        edits.append({"parallel_pairs": [list(pair.blocks) for pair in design.pairs]})
+    plans = {
+        name: getattr(spec, name).model_dump(mode="json") for name in ("distill", "finetune", "evaluate")
+    }
+    name = f"{spec.name}: best"
+    return {"name": name, "backbone": spec.backbone.name, "edits": edits, **plans}
+
+
+@router.get("/{study_id}/report/{name}")
+def read_report(study_id: str, name: str, lab: LabDep) -> Response:
+    """A file of the report: `report.md`, `report.html` or a picture."""
+    with lab.database.reading() as session:
+        _seen(session, lab, study_id)
+    path = f"{report_folder(study_id)}/{name}"
+    if name not in REPORT_FILES or not lab.storage.exists(path):
+        raise ApiError("not-found", f"study {study_id} has no report file {name!r} yet")
+    media_type = media_type_of(name)
+    return Response(lab.storage.read_bytes(path), media_type=media_type, headers=inert_headers(media_type))

@@ -1,0 +1,108 @@
+"""Webhooks over REST: registering, listing, removing, testing, and what became of their deliveries."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.documents.errors import Problem, shown
+from service.api.deps import LabDep
+from service.api.problems import ApiError
+from service.api.request_bodies import body_of, documented
+from service.db.webhook_tables import WebhookRow
+from service.domain.webhook_addresses import Blocked, check
+from service.domain.webhook_outbox import (
+    Registered,
+    announce_test,
+    delivery_page,
+    delivery_view,
+    register,
+    remove,
+    webhook_view,
+    webhook_views,
+)
+from service.schemas.webhooks import (
+    DeliveryPage,
+    DeliveryState,
+    DeliveryView,
+    WebhookMade,
+    WebhookRequest,
+    WebhookView,
+)
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+WebhookId = Annotated[int, Path(ge=1, lt=2**31)]
+
+
+@router.post("", status_code=201, openapi_extra=documented(WebhookRequest))
+def create_webhook(
+    body: Annotated[WebhookRequest, Depends(body_of(WebhookRequest))], lab: LabDep
+) -> WebhookMade:
+    """Have an address told of what ends. The secret that signs is in this answer and in no other."""
+    _refuse_where_off(lab)
+    try:
+        check(body.url, lab.settings.webhook_hosts)
+        with lab.database.writing() as session:
+            row = register(session, body, lab.principal.owner)
+            return WebhookMade(**webhook_view(session, row).model_dump(), secret=row.secret)
+    except Blocked as error:
+        problem = Problem(pointer="/url", code="ssrf-blocked", message=str(error), given=shown(body.url))
+        raise ApiError("ssrf-blocked", str(error), [problem]) from error
+    except Registered as error:
+        raise ApiError("conflict", str(error)) from error
+
+
+def _refuse_where_off(lab: LabDep) -> None:
+    if not lab.settings.webhooks:
+        raise ApiError("webhooks-off", "this lab calls nobody; its operator can set GRAFTLAB_WEBHOOKS=true")
+
+
+@router.get("")
+def list_webhooks(lab: LabDep) -> list[WebhookView]:
+    """All that have not been removed, newest first, without their secrets."""
+    with lab.database.reading() as session:
+        return webhook_views(session)
+
+
+@router.delete("/{webhook_id}")
+def remove_webhook(webhook_id: WebhookId, lab: LabDep) -> WebhookView:
+    """Tell it nothing more; what was not delivered counts as failed. Again: no change."""
+    with lab.database.writing() as session:
+        row = _find(session, webhook_id)
+        remove(session, row)
+        session.flush()
+        return webhook_view(session, row)
+
+
+@router.post("/{webhook_id}/test", status_code=202)
+def test_webhook(webhook_id: WebhookId, lab: LabDep) -> DeliveryView:
+    """Put a message of type `webhook.test` into the outbox; its delivery shows what comes of it."""
+    _refuse_where_off(lab)
+    with lab.database.writing() as session:
+        row = _find(session, webhook_id)
+        if row.removed_at is not None:
+            raise ApiError("conflict", f"webhook {webhook_id} was removed")
+        made = announce_test(session, row)
+        session.flush()
+        return delivery_view(made)
+
+
+@router.get("/{webhook_id}/deliveries")
+def list_deliveries(
+    webhook_id: WebhookId,
+    lab: LabDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+    state: DeliveryState | None = None,
+) -> DeliveryPage:
+    """What a webhook was told, or should have been, newest first; those of a removed one too."""
+    with lab.database.reading() as session:
+        _find(session, webhook_id)
+        return delivery_page(session, webhook_id, limit=limit, before=cursor, state=state)
+
+
+def _find(session: Session, webhook_id: int) -> WebhookRow:
+    row = session.get(WebhookRow, webhook_id)
+    if row is None:
+        raise ApiError("not-found", f"there is no webhook {webhook_id}")
+    return row

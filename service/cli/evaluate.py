@@ -1,0 +1,147 @@
+"""`graft evaluate` and `graft reference`: judged in a process of its own that loads torch. Needs no lab."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from grafting_core.specs.documents.explain import explain, nearest
+from grafting_core.specs.features import FEATURE_KINDS, FeatureSource
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.presets import PRESET_NAMES, PRESETS
+from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ReferenceView, ShowRequest
+from grafting_core.specs.results import EvaluationReport
+from service.cli.console import Refused, escape, out, print_json, table
+from service.cli.documents import read_design
+
+M = TypeVar("M", bound=BaseModel)
+reference_app = typer.Typer(help="What samples are compared with.", no_args_is_help=True)
+INTERVALS = (
+    "intervals: those of fid_infinity, kid and label_accuracy are for the true value; the other figures are "
+    "biased at N samples, and theirs are for what other draws of N samples give"
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Weights = Annotated[Path | None, typer.Option(help="Weight file or folder of the feature network.")]
+Sha256 = Annotated[str | None, typer.Option(help="Its SHA-256; a file that has another is not opened.")]
+
+
+def evaluate_command(
+    subject: Annotated[
+        str,
+        typer.Argument(
+            help="A diffusers folder, a published model (models/<key>), a backbone's name, "
+            "an .npz of samples in ADM's format, or a folder of pictures."
+        ),
+    ],
+    protocol: Annotated[
+        str, typer.Option("--protocol", "-p", help=f"{', '.join(PRESET_NAMES)}, or a YAML or JSON file.")
+    ] = "demo",
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", "-r", help="A backbone's name, an .npz, or a folder of pictures."),
+    ] = None,
+    weights: Weights = None,
+    sha256: Sha256 = None,
+    json: AsJson = False,
+) -> None:
+    """Judge a model or samples of any project."""
+    request = JudgeRequest(
+        subject=subject,
+        protocol=protocol_named(protocol),
+        reference=reference,
+        source=_source(weights, sha256),
+    )
+    report = _answer(request, EvaluationReport)
+    print_json(report) if json else show_report(report)
+
+
+@reference_app.command("make")
+def make_command(
+    images: Annotated[Path, typer.Argument(help="An .npz in ADM's format or a folder of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o")],
+    network: Annotated[str, typer.Option(help=f"One of {', '.join(FEATURE_KINDS)}.")] = "inception",
+    weights: Weights = None,
+    sha256: Sha256 = None,
+    json: AsJson = False,
+) -> None:
+    """Look at a set of images once and keep what comparisons need."""
+    if network not in FEATURE_KINDS:
+        raise Refused([f"unknown feature network {network!r}{nearest(network, FEATURE_KINDS)}"])
+    request = ReferenceRequest(
+        images=str(images), feature_network=network, output=str(output), source=_source(weights, sha256)
+    )
+    view = _answer(request, ReferenceView)
+    print_json(view) if json else show_reference(view)
+
+
+@reference_app.command("show")
+def show_command(file: Path, json: AsJson = False) -> None:
+    """What a reference file holds, ADM's too."""
+    view = _answer(ShowRequest(file=str(file)), ReferenceView)
+    print_json(view) if json else show_reference(view)
+
+
+def protocol_named(name: str) -> EvaluationProtocol:
+    """Of a preset, or of a file with the protocol's fields. Raises Refused."""
+    if name in PRESET_NAMES:
+        return PRESETS[name].evaluate
+    if not Path(name).exists():
+        raise Refused([f"{name!r} is neither a preset ({', '.join(PRESET_NAMES)}) nor a file"])
+    document = read_design(Path(name))
+    try:
+        return EvaluationProtocol.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        problems = explain(error, document, EvaluationProtocol)
+        raise Refused([f"{name}: {problem}" for problem in problems]) from error
+
+
+def _source(weights: Path | None, sha256: str | None) -> FeatureSource | None:
+    if weights is None and sha256 is None:
+        return None
+    if weights is None or sha256 is None:
+        raise Refused(["--weights and --sha256 belong together: weights are opened only if they match"])
+    try:
+        return FeatureSource(path=str(weights), sha256=sha256)
+    except ValidationError as error:
+        raise Refused([f"--sha256: 64 hex digits in lower case are needed, not {sha256!r}"]) from error
+
+
+def _answer(request: BaseModel, model: type[M]) -> M:
+    command = [sys.executable, "-P", "-m", "grafting_core.evaluation.cli", request.model_dump_json()]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if not done.stdout:
+        raise typer.Exit(1)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "refused" in answer:
+        raise Refused([answer["refused"]])
+    return model.model_validate_json(json.dumps(answer))
+
+
+def show_report(report: EvaluationReport) -> None:
+    """Figures with intervals and what these hold, then what to be wary of, then what they depend on."""
+    rows = table("metric", "value", "95 %", right=("value",))
+    for name, value in report.values.items():
+        interval = report.intervals.get(name)
+        rows.add_row(name, f"{value:,.5g}", f"{interval[0]:,.5g} to {interval[1]:,.5g}" if interval else "")
+    out.print(rows)
+    if report.intervals:
+        out.print(INTERVALS)
+    for warning in report.warnings:
+        out.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
+    fingerprint = report.fingerprint
+    out.print(f"protocol {fingerprint.digest[:12]}, reference {fingerprint.reference[:12]}, ", end="")
+    out.print(
+        f"feature network {str(fingerprint.feature_network)[:12]}, samples {report.samples_digest[:12]}"
+    )
+
+
+def show_reference(view: ReferenceView) -> None:
+    """One line a fact."""
+    for name, value in view.model_dump(exclude={"notes"}).items():
+        out.print(f"{name.replace('_', ' ')}: {'not known' if value is None else value}")
+    for note in view.notes:
+        out.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)

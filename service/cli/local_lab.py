@@ -1,0 +1,216 @@
+"""`graft up`, `graft down` and `graft demo`: a lab on this machine."""
+
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.markup import escape
+
+from grafting_core.specs.documents.parsing import read_document
+from service.cli.console import Refused, out
+from service.cli.discovery import data_folder, forget_address, lock, read_address, user_name
+from service.cli.progress import follow
+from service.cli.views import show_leaderboard
+from service.client import GraftlabClient
+from service.domain.tracking_endpoints import PREFIX
+from service.lab.ports import NoFreePort
+from service.lab.processes import end_strays, mark_of
+from service.lab.scratch import remove_scratch
+from service.lab.supervisor import StartFailed, Supervisor
+from service.local_keys import first_key
+from service.locking import holder, is_held
+from service.settings import cores
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+DEMO_DESIGNS = ("teacher", "hyena-x-half", "window-half", "mlp-ratio-3-half")
+TRACKING_SECONDS = 30.0
+Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Of the API and pages; another one where it is taken.")
+]
+Cpus = Annotated[int, typer.Option(min=1, help="That runs may use together.")]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DOWN_SECONDS = 75.0
+"""A lab whose parts all have to be killed takes a minute."""
+CORES = cores()
+
+
+def up_command(data: Data = Path("graftlab-data"), port: Port = 8000, cpus: Cpus = CORES) -> None:
+    """Start a lab on this machine and keep it running; Ctrl-C stops all of it."""
+    with _running(data, port, cpus) as supervisor:
+        _say_where(supervisor)
+        out.print("Ctrl-C stops the lab.")
+        _tend_for_ever(supervisor)
+
+
+def down_command(data: Data = Path("graftlab-data")) -> None:
+    """Stop the lab of a data folder."""
+    folder = data_folder(data)
+    if not folder.is_dir():
+        raise Refused([f"no lab is running on {folder}: there is no such folder"])
+    if is_held(folder):
+        return _stop_holder(folder)
+    held = lock(folder)
+    try:
+        # Where the supervisor itself was killed, its processes may still be there.
+        strays = end_strays(mark_of(folder))
+        address = read_address(folder)
+        remove_scratch(address.scratch if address else "")
+        forget_address(folder)
+    finally:
+        held.close()
+    if not strays:
+        raise Refused([f"no lab is running on {folder}"])
+    return out.print(f"{strays} processes that a killed lab had left on {escape(str(folder))} are ended")
+
+
+def _stop_holder(folder: Path) -> None:
+    """SIGTERM to the process that holds the folder, then SIGKILL. Raises Refused or StartFailed."""
+    found = holder(folder)
+    if found is None:
+        owner = user_name((folder / "lab.lock").stat().st_uid)
+        where = f"a process that cannot be seen from here (of {owner}, or in another container) runs the lab"
+        raise Refused([f"{where} on {folder}; stop it there"])
+    forced = False
+    try:
+        found.terminate()
+        try:
+            found.wait(DOWN_SECONDS)
+        except psutil.TimeoutExpired:
+            forced = True
+            found.kill()
+            found.wait(10)
+    except psutil.AccessDenied as error:
+        raise Refused([f"the lab on {folder} is {found.username()}'s (process {found.pid})"]) from error
+    except psutil.TimeoutExpired as error:
+        raise StartFailed(f"process {found.pid}, which runs the lab on {folder}, cannot be ended") from error
+    except psutil.NoSuchProcess:
+        pass
+    end_strays(mark_of(folder))
+    address = read_address(folder)
+    remove_scratch(address.scratch if address else "")
+    forget_address(folder)
+    how = f" by force: it did not heed SIGTERM for {DOWN_SECONDS:.0f} s" if forced else ""
+    out.print(f"the lab on {escape(str(folder))} has stopped{how}")
+
+
+def demo_command(
+    data: Data = Path("graftlab-demo"),
+    port: Port = 8000,
+    cpus: Cpus = CORES,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the lab running until Ctrl-C.")] = False,
+) -> None:
+    """Graft a real pretrained diffusion transformer three ways and rank the results: about ten minutes."""
+    with _running(data, port, cpus) as supervisor:
+        client = _client(supervisor)
+        _say_where(supervisor)
+        documents = [read_document((EXAMPLES / f"{name}.yaml").read_text()) for name in DEMO_DESIGNS]
+        run_ids = [client.submit(document).run_id for document in documents]
+        runs = follow(client, run_ids, supervisor.tend)
+        _await_tracking(client, run_ids)
+        show_leaderboard(client.leaderboard())
+        if keep:
+            _say_where(supervisor)
+            out.print("Ctrl-C stops the lab.")
+            _tend_for_ever(supervisor)
+        if any(run.state != "SUCCEEDED" for run in runs):
+            raise typer.Exit(1)
+    again = f"{_program()} up --data {shlex.quote(str(data))}"
+    out.print(
+        f"The lab has stopped; everything it found is kept in {escape(str(data))}. To look at the pages,"
+    )
+    out.print(f"start it again and open the link that it prints:\n\n  {escape(again)}\n", soft_wrap=True)
+
+
+def _program() -> str:
+    """`graft` as this user can type it."""
+    ours = Path(sys.argv[0])
+    found = shutil.which("graft")
+    return (
+        "graft" if ours.name != "graft" or (found and ours.exists() and ours.samefile(found)) else str(ours)
+    )
+
+
+def _await_tracking(client: GraftlabClient, run_ids: list[str]) -> None:
+    """MLflow is a few seconds behind; give it the time to show what the leaderboard shows."""
+    end = time.monotonic() + TRACKING_SECONDS
+    while time.monotonic() < end and not all(client.run(run_id).mlflow_url for run_id in run_ids):
+        time.sleep(0.5)
+
+
+@contextmanager
+def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
+    """A lab that is ready, and stopped at the end whatever happens."""
+    folder = data_folder(data)
+    held = lock(folder)
+    previous = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        supervisor = Supervisor(folder, port, cpus)
+        _heed_signals()
+        try:
+            out.print(f"starting the lab in {escape(str(data))} ...", soft_wrap=True)
+            began = time.monotonic()
+            _start(supervisor)
+            out.print(f"ready after {time.monotonic() - began:.0f} s")
+            yield supervisor
+        finally:
+            # A second Ctrl-C, or a second SIGTERM, must not leave half a lab behind.
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_IGN)
+            supervisor.stop()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        held.close()
+
+
+def _heed_signals() -> None:
+    """SIGINT too: a shell without job control starts background commands with it ignored.
+
+    But `nohup` ignores SIGHUP on purpose: the lab is to go on when the terminal is closed.
+    """
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _start(supervisor: Supervisor) -> None:
+    try:
+        supervisor.start()
+        supervisor.wait_ready()
+    except NoFreePort:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StartFailed(f"the lab cannot start: {error.strerror or error}{where}") from error
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _tend_for_ever(supervisor: Supervisor) -> None:
+    while True:
+        supervisor.tend()
+        time.sleep(0.5)
+
+
+def _client(supervisor: Supervisor) -> GraftlabClient:
+    """With this lab's own key, whatever key the environment has for another."""
+    return GraftlabClient(supervisor.address.url, key=first_key(supervisor.folder))
+
+
+def _say_where(supervisor: Supervisor) -> None:
+    link = _client(supervisor).login_link()
+    out.print(f"  pages   {link}  (works once; `graft open` prints another)", soft_wrap=True)
+    out.print(f"  MLflow  {supervisor.address.url}{PREFIX}/")
+    for line in supervisor.without():
+        out.print(escape(line), soft_wrap=True)

@@ -1,0 +1,310 @@
+"""The tables. State is here alone; storage holds what was made."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from grafting_core.specs.budget import Spend
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """Aware UTC in Python on both databases; SQLite itself keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def where(condition: str) -> dict[str, Any]:
+    """Arguments of an index that holds only the rows for which the condition is true."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+class Base(DeclarativeBase):
+    """Names of constraints are fixed, so that migrations can speak of them."""
+
+    type_annotation_map = {dict[str, Any]: JSON, datetime: UtcTime}
+
+
+class ExperimentRow(Base):
+    """One submission of any kind of work, resolved. The idempotency key makes a repeated request find it."""
+
+    __tablename__ = "experiments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), server_default="graft")
+    study: Mapped[str | None] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(200))
+    backbone: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    protocol_digest: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    owner: Mapped[str] = mapped_column(String(64), server_default="lab", index=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    """Digest of owner and key, so that two people may choose the same one."""
+    request_digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class RunRow(Base):
+    """One carrying-out of an experiment. `state` is written by `lifecycle.transition` alone."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        Index("ix_runs_state_created_at", "state", "created_at"),
+        Index("ix_runs_queue", "state", "owner", "precedence", "id"),
+        Index("ix_runs_swept", "swept", "ended_at"),
+        Index("ix_runs_experiment", "experiment_id"),
+        Index("ix_runs_name", "name", "id"),
+        Index("ix_runs_state", "state", "id"),
+        Index("ix_runs_owner", "owner", "id"),
+        Index("ix_runs_owner_state", "owner", "state", "id"),
+        Index("ix_runs_mlflow_run_id", "mlflow_run_id"),
+        Index("ix_runs_mlflow_behind", "id", **where("last_event > mlflow_event")),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
+    owner: Mapped[str] = mapped_column(String(64), server_default="lab", default="lab")
+    name: Mapped[str] = mapped_column(String(200), server_default="", default="")
+    """The experiment's, kept here as well so that lists are read by one index."""
+    study: Mapped[str | None] = mapped_column(String(64))
+    precedence: Mapped[int] = mapped_column(server_default="0", default=0)
+    """Minus the priority, so that one ascending index gives the order of the queue."""
+    workers: Mapped[int] = mapped_column(server_default="1", default=1)
+    cpus: Mapped[int] = mapped_column(server_default="1", default=1)
+    gpus: Mapped[int] = mapped_column(server_default="0", default=0)
+    """What all workers together ask for: an attempt gets all of it or none."""
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str | None] = mapped_column(String(500))
+    attempt: Mapped[int] = mapped_column(default=0)
+    last_event: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=now, index=True)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    kill_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    failures: Mapped[int] = mapped_column(server_default="0", default=0)
+    """Ended attempts that count against the limit; an explicit retry begins anew."""
+    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    """Parts a training batch is computed in; doubled when memory runs out."""
+    extra_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    """Granted beyond the budget it was submitted with."""
+    planned: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """Stage -> FLOPs and images by formula, where the kind of work has one."""
+    reserved_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    reserved_flops: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    """What a live attempt may still claim of shared budgets."""
+    swept: Mapped[str] = mapped_column(String(8), server_default="", default="")
+    """How far its checkpoints have been let go since it ended: see `retention`."""
+    stage: Mapped[str | None] = mapped_column(String(16))
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int] = mapped_column(default=0)
+    seconds_left: Mapped[float | None] = mapped_column(Float)
+    forecast: Mapped[dict[str, Any] | None]
+    mlflow_url: Mapped[str | None] = mapped_column(String(500))
+    """Read and written by 0.1 alone."""
+    mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
+    mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
+    mlflow_event: Mapped[int] = mapped_column(server_default="0", default=0)
+    """The last event that MLflow was told of."""
+    mlflow_error: Mapped[str | None] = mapped_column(String(500))
+    """What MLflow could not be told of this run."""
+    experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
+
+    @property
+    def devices(self) -> int:
+        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        return max(self.workers, self.gpus)
+
+
+OPEN = text("ended_at IS NULL")
+
+
+class AttemptRow(Base):
+    """One Ray job. The number is the fencing token; `event_seq` is how far its events were taken in."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_open", "run_id", sqlite_where=OPEN, postgresql_where=OPEN),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    submitted_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    ended_at: Mapped[datetime | None]
+    event_seq: Mapped[int] = mapped_column(default=0)
+    device_seconds: Mapped[float] = mapped_column(default=0.0)
+    flops: Mapped[float] = mapped_column(default=0.0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
+    lease_until: Mapped[float | None]
+    """Seconds since 1970 by the database's clock; an attempt not renewed by then is lost."""
+    reason: Mapped[str | None] = mapped_column(String(32))
+    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    job: Mapped[str | None] = mapped_column(String(64))
+    """The Ray job that carries it out: its own, or one that an earlier attempt left waiting."""
+    turn: Mapped[int] = mapped_column(server_default="1", default=1)
+    """Which ticket of that job it is."""
+
+    @property
+    def spend(self) -> Spend:
+        return Spend(
+            device_seconds=self.device_seconds, flops=self.flops, training_images=self.training_images
+        )
+
+
+class StageRow(Base):
+    """One accepted report a run and stage."""
+
+    __tablename__ = "stage_reports"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(16), primary_key=True)
+    attempt: Mapped[int]
+    report: Mapped[dict[str, Any]]
+
+
+class NeedRow(Base):
+    """A run needs what is published under `<folder>/<key>`. The figures are what it pays for, or is paid."""
+
+    __tablename__ = "needs"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    folder: Mapped[str] = mapped_column(String(16))
+    device_seconds: Mapped[float] = mapped_column(Float, default=0.0)
+    flops: Mapped[float] = mapped_column(Float, default=0.0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class EventRow(Base):
+    """What happened to a run, numbered from 1 without gaps."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("run_id", "seq", name="uq_events_run_id_seq"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    seq: Mapped[int]
+    at: Mapped[datetime] = mapped_column(default=now)
+    kind: Mapped[str] = mapped_column(String(16))
+    body: Mapped[dict[str, Any]]
+
+
+class LeaderRow(Base):
+    """The one scheduler that leads, until when."""
+
+    __tablename__ = "scheduler_lease"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    until: Mapped[float] = mapped_column(Float)
+    """Seconds since 1970 by the database's clock."""
+
+
+class AccountRow(Base):
+    """What one user, one study or the lab may use, and has used by attempts that have ended."""
+
+    __tablename__ = "accounts"
+
+    scope: Mapped[str] = mapped_column(String(8), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """A `Budget`; what is not in it is unlimited."""
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    max_cpus: Mapped[int | None]
+    max_gpus: Mapped[int | None]
+    device_seconds: Mapped[float] = mapped_column(default=0.0)
+    flops: Mapped[float] = mapped_column(default=0.0)
+    training_images: Mapped[int] = mapped_column(BigInteger, default=0)
+    share_of_pretraining: Mapped[float] = mapped_column(default=0.0)
+    recent_seconds: Mapped[float] = mapped_column(default=0.0)
+    """Device-seconds that halve every day, for fair shares."""
+    recent_at: Mapped[float] = mapped_column(default=0.0)
+
+
+class TrackingRow(Base):
+    """Read and written by 0.1 alone; by now the run itself says how far it was projected to MLflow."""
+
+    __tablename__ = "tracking_cursors"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
+    last_seq: Mapped[int] = mapped_column(default=0)
+    closed: Mapped[bool] = mapped_column(default=False)
+
+
+class KeyRow(Base):
+    """An API key, login code or browser session. The secret is not here: `digest` is its SHA-256."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    prefix: Mapped[str] = mapped_column(String(16), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(8))
+    sees: Mapped[str] = mapped_column(String(8))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
+    """The key that opened this session; revoked with it."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class StandingRow(Base):
+    """What the leaderboard shows of a succeeded graft. An experiment that ran twice is current once."""
+
+    __tablename__ = "standings"
+    __table_args__ = (
+        Index("ix_standings_rank", "is_current", "protocol_digest", "value", "run_id"),
+        Index("ix_standings_teacher", "is_teacher", "is_current", "protocol_digest", "value"),
+        Index("ix_standings_owner", "owner", "protocol_digest", "value"),
+    )
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    protocol_digest: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64), index=True)
+    backbone: Mapped[str] = mapped_column(String(200))
+    owner: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(200))
+    is_teacher: Mapped[bool]
+    is_current: Mapped[bool]
+    metric: Mapped[str] = mapped_column(String(100))
+    value: Mapped[float]
+    num_params: Mapped[int] = mapped_column(BigInteger)
+    flops_per_image: Mapped[int] = mapped_column(BigInteger)
+    first_run_id: Mapped[str | None] = mapped_column(String(32))
+    """The first run that succeeded with this design, its owner, and when."""
+    first_owner: Mapped[str | None] = mapped_column(String(64))
+    first_at: Mapped[datetime | None]
+    made_device_seconds: Mapped[float | None]
+    """What that run used, and the full price of what it found made. None: not known."""
+    made_flops: Mapped[float | None]
+    made_training_images: Mapped[int | None] = mapped_column(BigInteger)

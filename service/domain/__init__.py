@@ -1,0 +1,1 @@
+"""The rules of runs, queue, budgets, bank, leaderboard and studies, over a session."""

@@ -1,0 +1,183 @@
+"""API keys, login codes and browser sessions: one table, secrets kept as digests only."""
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from service.db.tables import KeyRow, now
+from service.schemas.runs import Role, Sees
+
+Kind = Literal["key", "login", "session"]
+ROLES: tuple[Role, ...] = ("viewer", "runner", "admin")
+"""Each may do what the ones before it may."""
+
+LIVES: dict[Kind, timedelta | None] = {
+    "key": None,
+    "login": timedelta(minutes=10),
+    "session": timedelta(days=7),
+}
+LAST_USED_STEP = timedelta(minutes=1)
+PREFIX_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks: a user in a role, by which key, until when."""
+
+    owner: str
+    role: Role
+    sees: Sees = "lab"
+    key_id: int | None = None
+    kind: Kind = "key"
+    expires_at: datetime | None = None
+    rights_from: int | None = None
+    """The key whose rights these are: a session's own row has none."""
+
+    @property
+    def only_owner(self) -> str | None:
+        """The owner whose objects alone are shown, or None where all of the lab is."""
+        return self.owner if self.sees == "own" else None
+
+    def may(self, role: Role) -> bool:
+        """Whether this principal's role includes the given one."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def may_change(self, owner: str) -> bool:
+        """Runners change what is theirs, admins everything."""
+        return self.role == "admin" or (self.may("runner") and self.owner == owner)
+
+
+def make_key(
+    session: Session,
+    principal: Principal,
+    *,
+    kind: Kind = "key",
+    days: int | None = None,
+    secret: str | None = None,
+) -> tuple[KeyRow, str]:
+    """A new key that acts as `principal`, and its secret, which is kept nowhere. 256 bits of chance.
+
+    Where the principal came by a key, its rights are looked up from there; those in the row are not read.
+    """
+    secret = secret or f"gl{kind[0]}_{secrets.token_urlsafe(32)}"
+    life = timedelta(days=days) if days else LIVES[kind]
+    row = KeyRow(
+        kind=kind,
+        prefix=secret[:PREFIX_LENGTH],
+        digest=_digest(secret),
+        owner=principal.owner,
+        role=principal.role,
+        sees=principal.sees,
+        parent_id=principal.key_id,
+        expires_at=now() + life if life else None,
+    )
+    session.add(row)
+    session.flush()
+    return row, secret
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def find_principal(session: Session, secret: str, kinds: tuple[Kind, ...]) -> Principal | None:
+    """Whom a secret stands for; None where it is unknown, expired or revoked, or what it came from is.
+
+    Login codes and sessions act with the rights that their key has now, until the first of them expires.
+    """
+    query = select(KeyRow).where(KeyRow.prefix == secret[:PREFIX_LENGTH])
+    # Compared in constant time, with something where there is nothing, so that all failures look alike.
+    rows = session.scalars(query).all()
+    found = [row for row in rows if hmac.compare_digest(row.digest, _digest(secret))]
+    if not rows:
+        hmac.compare_digest(_digest(""), _digest(secret))
+    if not found or found[0].kind not in kinds:
+        return None
+    line = _line(session, found[0])
+    return _principal(line) if all(map(_is_valid, line)) else None
+
+
+def _line(session: Session, row: KeyRow) -> list[KeyRow]:
+    """A row, and from parent to parent up to the key that it acts for."""
+    line = [row]
+    while line[-1].parent_id is not None:
+        line.append(session.get_one(KeyRow, line[-1].parent_id))
+    return line
+
+
+def _is_valid(row: KeyRow) -> bool:
+    return row.revoked_at is None and (row.expires_at is None or row.expires_at > now())
+
+
+def _principal(line: list[KeyRow]) -> Principal:
+    shown, key = line[0], line[-1]
+    return Principal(
+        owner=key.owner,
+        role=key.role,  # type: ignore[arg-type]  # the column holds nothing else
+        sees=key.sees,  # type: ignore[arg-type]
+        key_id=shown.id,
+        kind=shown.kind,  # type: ignore[arg-type]
+        expires_at=min((row.expires_at for row in line if row.expires_at), default=None),
+        rights_from=key.id,
+    )
+
+
+def use_is_due(session: Session, key_id: int) -> bool:
+    """Whether the last use that is noted is a minute old."""
+    last = session.scalar(select(KeyRow.last_used_at).where(KeyRow.id == key_id))
+    return last is None or last < now() - LAST_USED_STEP
+
+
+def note_use(session: Session, key_id: int) -> None:
+    """Keep when a key was last used, to the minute."""
+    due = KeyRow.last_used_at.is_(None) | (KeyRow.last_used_at < now() - LAST_USED_STEP)
+    session.execute(update(KeyRow).where(KeyRow.id == key_id, due).values(last_used_at=now()))
+
+
+def use_login_code(session: Session, code: str) -> str | None:
+    """Trade a login code, once, for a new session's secret. None where it is not valid (any more)."""
+    principal = find_principal(session, code, ("login",))
+    if principal is None:
+        return None
+    taken = session.execute(
+        update(KeyRow)
+        .where(KeyRow.id == principal.key_id, KeyRow.revoked_at.is_(None))
+        .values(revoked_at=now())
+    )
+    if not taken.rowcount:  # type: ignore[attr-defined]  # an update has one
+        return None
+    parent = session.get_one(KeyRow, principal.key_id).parent_id
+    return make_key(session, replace(principal, key_id=parent), kind="session")[1]
+
+
+def revoke(session: Session, key_id: int) -> KeyRow | None:
+    """End a key, and with it every session it opened. Twice is once."""
+    row = session.get(KeyRow, key_id)
+    if row is not None and row.kind == "key":
+        row.revoked_at = row.revoked_at or now()
+        return row
+    return None
+
+
+def change_rights(row: KeyRow, role: Role | None, sees: Sees | None, days: int | None) -> None:
+    """Give a key other rights or another end; None leaves what is."""
+    row.role, row.sees = role or row.role, sees or row.sees
+    row.expires_at = now() + timedelta(days=days) if days else row.expires_at
+
+
+def list_keys(session: Session) -> list[KeyRow]:
+    """Keys of people and programs, newest first; sessions are not shown."""
+    query = select(KeyRow).where(KeyRow.kind == "key").order_by(KeyRow.id.desc())
+    return list(session.scalars(query))
+
+
+def ensure_admin(session: Session, secret: str) -> None:
+    """Make the lab's first key known to its database; one that was revoked stays so."""
+    if session.scalar(select(KeyRow.id).where(KeyRow.digest == _digest(secret))) is None:
+        make_key(session, Principal(owner="lab", role="admin"), secret=secret)

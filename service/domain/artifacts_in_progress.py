@@ -1,0 +1,87 @@
+"""What runs under way are making, and which queued runs wait for it."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import Session
+
+from service.db.tables import NeedRow, RunRow
+from service.domain.artifact_dependencies import WAITS
+from service.domain.run_lifecycle import LIVE
+
+Published = Callable[[str, str], bool]
+"""Folder and key -> whether something is published there."""
+
+
+class Made(NamedTuple):
+    """One key that a run under way needs, and makes unless it is published."""
+
+    run_id: str
+    folder: str
+    key: str
+
+
+class Making:
+    """Of one look at the queue; a run that starts within it is making things from then on."""
+
+    def __init__(self, session: Session, published: Published) -> None:
+        self._session, self._published = session, published
+        self._by_key: dict[str, list[Made]] | None = None
+        self._shared: dict[str, set[str]] = {}
+        """Queued run -> those of its keys that runs under way need too."""
+        self._started: list[str] = []
+        self._known: dict[Made, bool] = {}
+
+    def prepare(self, ids: Collection[str]) -> None:
+        """Look up what these queued runs share with runs under way, all in one query."""
+        if not ids or not self._made():
+            return
+        under_way = select(RunRow.id).where(or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started)))
+        self._look(ids, NeedRow.key.in_(select(NeedRow.key).where(NeedRow.run_id.in_(under_way))))
+
+    def started(self, run_id: str, waiting: Collection[str]) -> None:
+        """A run starts: those of the waiting that were looked up, and share a key with it, wait for it."""
+        self._started.append(run_id)
+        self._by_key = None
+        self._look(waiting, NeedRow.key.in_(select(NeedRow.key).where(NeedRow.run_id == run_id)))
+
+    def _look(self, ids: Collection[str], among: ColumnElement[bool]) -> None:
+        query = select(NeedRow.run_id, NeedRow.key).where(NeedRow.run_id.in_(list(ids)), among)
+        for run_id, key in self._session.execute(query):
+            self._shared.setdefault(run_id, set()).add(key)
+
+    def wait_of(self, run_id: str) -> str | None:
+        """Why a queued run that was looked up should wait, or None where nobody makes what it needs."""
+        shared = self._shared.get(run_id)
+        if not shared:
+            return None
+        made = [each for key in shared for each in self._made().get(key, ()) if each.run_id != run_id]
+        missing = sorted(each for each in made if not self._is_there(each))
+        return waiting_text(missing) if missing else None
+
+    def _made(self) -> dict[str, list[Made]]:
+        if self._by_key is None:
+            self._by_key = {}
+            under_way = or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started))
+            query = select(NeedRow.run_id, NeedRow.folder, NeedRow.key).join(RunRow).where(under_way)
+            for row in self._session.execute(query):
+                self._by_key.setdefault(row.key, []).append(Made(*row))
+        return self._by_key
+
+    def _is_there(self, made: Made) -> bool:
+        if made not in self._known:
+            self._known[made] = self._published(made.folder, made.key)
+        return self._known[made]
+
+
+def waiting_text(making: Sequence[Made]) -> str:
+    """What the first of the runs is making, in words."""
+    first = making[0].run_id
+    theirs = [made.folder for made in making if made.run_id == first]
+    what = "the evaluation"
+    if "scions" in theirs:
+        what = f"{theirs.count('scions')} of the scions"
+    elif "models" in theirs:
+        what = "the model"
+    return f"{WAITS}{first}, which is making {what} that this one needs"

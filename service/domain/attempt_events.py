@@ -1,0 +1,113 @@
+"""An attempt's events become the run's state. A stale attempt's change nothing."""
+
+from collections.abc import Mapping
+
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.jobs import LAST_STAGES
+from service.db.tables import AttemptRow, RunRow, StageRow
+from service.domain.artifact_dependencies import share_costs
+from service.domain.budgets import settle
+from service.domain.run_lifecycle import LIVE, after_attempt, record, transition
+from service.settings import Settings
+from workers.contract import (
+    AttemptFailed,
+    AttemptStarted,
+    AttemptStopped,
+    AttemptSucceeded,
+    Event,
+    Progress,
+    Reason,
+    StageDone,
+    StageReport,
+    StageStarted,
+)
+
+
+def apply_event(session: Session, settings: Settings, event: Event) -> bool:
+    """Take one event in, exactly once and in order. False where it is stale, repeated or early."""
+    run = session.get(RunRow, event.run_id, with_for_update=True)
+    attempt = session.get(AttemptRow, (event.run_id, event.attempt))
+    if run is None or attempt is None or not _is_next(run, attempt, event):
+        return False
+    attempt.event_seq = event.seq
+    record(session, run, "attempt", event.model_dump(mode="json"))
+    _apply(session, settings, run, attempt, event)
+    return True
+
+
+def _is_next(run: RunRow, attempt: AttemptRow, event: Event) -> bool:
+    """The attempt number is the fencing token: only the current one of a live run may write."""
+    current = run.attempt == event.attempt and run.state in LIVE
+    return current and event.seq == attempt.event_seq + 1
+
+
+def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRow, event: Event) -> None:
+    match event.body:
+        case AttemptStarted():
+            transition(session, run, "RUNNING")
+        case StageStarted(stage=stage, step=step, total_steps=total):
+            run.stage, run.step, run.total_steps, run.seconds_left = stage, step, total, None
+        case Progress() as progress:
+            run.stage, run.step, run.total_steps = progress.stage, progress.step, progress.total_steps
+            run.seconds_left = progress.seconds_left
+            add_spend(attempt, progress.spend)
+        case StageDone(report=report):
+            if session.get(StageRow, (run.id, report.stage)) is None:
+                share_costs(session, run, report)
+            _keep_report(session, attempt, report)
+        case AttemptSucceeded(spend=spend):
+            add_spend(attempt, spend)
+            _succeed(session, settings, run, attempt)
+        case AttemptStopped(reason=reason, spend=spend):
+            add_spend(attempt, spend)
+            end_attempt(session, settings, run, attempt, reason, STOPPED.get(reason, "stopped early"))
+        case AttemptFailed(reason=reason, message=message, spend=spend):
+            add_spend(attempt, spend)
+            end_attempt(session, settings, run, attempt, reason, message)
+
+
+STOPPED: Mapping[Reason, str] = {
+    "user_request": "stopped on request",
+    "budget_exhausted": "the budget is spent; what is done stays, and `graft extend` goes on from there",
+}
+
+
+def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> None:
+    """One report a stage. What an earlier attempt of this run did is not overwritten by "reused"."""
+    row = session.get(StageRow, (attempt.run_id, report.stage))
+    if row is not None and report.stop_cause == "reused":
+        return
+    row = row or StageRow(run_id=attempt.run_id, stage=report.stage)
+    row.attempt, row.report = attempt.number, report.model_dump(mode="json")
+    session.add(row)
+
+
+def add_spend(attempt: AttemptRow, spend: Spend) -> None:
+    """An attempt reports its total so far, never less than before."""
+    attempt.device_seconds = max(attempt.device_seconds, spend.device_seconds)
+    attempt.flops = max(attempt.flops, spend.flops)
+    attempt.training_images = max(attempt.training_images, spend.training_images)
+
+
+def end_attempt(
+    session: Session, settings: Settings, run: RunRow, attempt: AttemptRow, reason: Reason, message: str
+) -> None:
+    """Charge the attempt; another one where the reason's policy says so, else the run has ended."""
+    settle(session, run, attempt, reason)
+    limits = {"max_attempts": settings.max_attempts, "retry_seconds": settings.retry_seconds}
+    after_attempt(session, run, reason, message, **limits)  # type: ignore[arg-type]  # an int and a float
+
+
+def _succeed(session: Session, settings: Settings, run: RunRow, attempt: AttemptRow) -> None:
+    """Done, unless its last stage is missing or somebody wished it cancelled first."""
+    last = LAST_STAGES[run.experiment.kind]
+    if session.get(StageRow, (run.id, last)) is None:
+        text = f"the attempt ended without its {last} stage"
+        end_attempt(session, settings, run, attempt, "internal_error", text)
+    elif run.cancel_requested_at is not None or run.kill_requested_at is not None:
+        end_attempt(session, settings, run, attempt, "user_request", "cancelled")
+    else:
+        settle(session, run, attempt, None)
+        transition(session, run, "SUCCEEDED")

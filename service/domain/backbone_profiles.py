@@ -1,0 +1,44 @@
+"""Profiles of backbones, found by the digest of what was measured."""
+
+from contextlib import suppress
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.profile import BackboneProfile, default_band
+from grafting_core.storage.artifacts import DamagedArtifact, read_beside
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import ExperimentRow, RunRow, StageRow
+
+
+def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> BackboneProfile | None:
+    """Of the latest finished analysis of these very weights; None where there was none."""
+    # A profile lies under the digest of the analysis that asked for it, and runs are found by that.
+    keys = storage.names(f"profiles/{backbone_digest}")
+    query = (
+        select(StageRow.report)
+        .join(RunRow, RunRow.id == StageRow.run_id)
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .where(ExperimentRow.digest.in_(keys), StageRow.stage == "analyze", RunRow.state == "SUCCEEDED")
+        .order_by(RunRow.id.desc())
+    )
+    for report in session.scalars(query):
+        folder, _, name = report["artifacts"]["profile.json"].rpartition("/")
+        with suppress(FileNotFoundError, DamagedArtifact, ValueError):
+            return read_beside(storage, folder, name, BackboneProfile)
+    return None
+
+
+def completed_card(database: Database, storage: Storage, card: BackboneCard) -> BackboneCard:
+    """With the measured locality, by which `top_local` and `low_local` rank, where the card has none."""
+    if card.locality is not None:
+        return card
+    with database.reading() as session:
+        found = newest_profile(session, storage, card.digest)
+    if found is None:
+        return card
+    usual = default_band(card.dims.num_tokens)
+    row = min(found.locality, key=lambda row: abs(row.band - usual))
+    return card.model_copy(update={"locality": row.blocks, "locality_band": row.band})

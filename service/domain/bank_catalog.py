@@ -1,0 +1,174 @@
+"""What of a plan is in the bank, what is on its way, what is new and what the new costs; and what may go."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
+from grafting_core.specs.experiment import ExperimentSpec, scions_of
+from grafting_core.specs.scions import ScionCard
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.tables import NeedRow, RunRow
+from service.domain.artifact_dependencies import is_there, needed_by_others
+from service.schemas.bank import Cleared, ScionPage, ScionView
+from service.schemas.runs import Holding, KeyState
+
+FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
+DAY = 86_400.0
+LOOKED_AT = 250
+"""Cards that are opened for one page."""
+
+
+def holdings(session: Session, storage: Storage, planned: ExperimentPlan) -> list[Holding]:
+    """One a stage of the plan."""
+    keys = [key for stage in planned.stages for key in stage.keys.values()]
+    wanted = needed_by_others(session, keys)
+    return [_holding(planned.experiment, storage, stage, wanted) for stage in planned.stages]
+
+
+def _holding(spec: ExperimentSpec, storage: Storage, stage: StagePlan, wanted: Mapping[str, str]) -> Holding:
+    states = {name: _state(storage, stage, key, wanted) for name, key in stage.keys.items()}
+    new = [name for name, state in states.items() if state == "new"]
+    spend = _distil_cost(spec, new) if stage.stage == "distill" else stage.spend if new else Spend()
+    runs = {wanted[stage.keys[name]] for name, state in states.items() if state == "in_flight"}
+    return Holding(stage=stage.stage, states=states, new_spend=spend, waits_for=sorted(runs))
+
+
+def _state(storage: Storage, stage: StagePlan, key: str, wanted: Mapping[str, str]) -> KeyState:
+    if is_there(storage, FOLDERS[stage.stage], key):
+        return "banked"
+    return "in_flight" if key in wanted else "new"
+
+
+def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Spend:
+    """One pass over what is new."""
+    parts = [scion.part for scion in scions_of(spec) if scion.name in names]
+    images = spec.distill.steps * spec.distill.batch_size if parts else 0
+    card = backbone_cards()[spec.backbone.name]
+    return Spend(flops=float(images * pass_flops_per_image(card, parts)), training_images=images)
+
+
+def scion_page(
+    session: Session,
+    bank: Bank,
+    *,
+    limit: int,
+    after: str,
+    prefix: str,
+    kind: str | None,
+    backbone: str | None,
+) -> ScionPage:
+    """In the order of keys. Where few of many fit, a page may be short, and even empty, and not the last."""
+    keys = [key for key in bank.names() if key > after and key.startswith(prefix)]
+    cards: list[ScionCard] = []
+    reached = ""
+    for key in keys[:LOOKED_AT]:
+        card = bank.card(key)
+        if card is not None and _fits(card, kind, backbone):
+            cards.append(card)
+        reached = key
+        if len(cards) == limit:
+            break
+    needed = needed_by_others(session, [card.key for card in cards])
+    views = [scion_view(card, needed.get(card.key)) for card in cards]
+    return ScionPage(scions=views, next_cursor=reached if keys and reached != keys[-1] else None)
+
+
+def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:
+    return kind in (None, card.scion.kind) and backbone in (None, card.scion.backbone.name)
+
+
+def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
+    """A line of the list."""
+    return ScionView(
+        key=card.key,
+        site=card.scion.name,
+        kind=card.scion.kind,
+        operator=card.scion.operator,
+        backbone=card.scion.backbone.name,
+        nmse=card.nmse,
+        replace_one=card.scores.get("replace_one/noise"),
+        steps=card.steps,
+        ending=card.ending,
+        spend=card.spend,
+        size=card.size,
+        made_by=card.made_by,
+        made_at=card.made_at,
+        needed_by=needed_by,
+    )
+
+
+def clear(
+    database: Database, bank: Bank, *, older_than_days: float | None, max_bytes: int | None, dry_run: bool
+) -> Cleared:
+    """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
+
+    What a run that has not ended needs stays. What is left of scions that never were goes as well: progress
+    of cancelled runs, divergences, damage. Age counts from the last run that asked, by the database's
+    record, else from when it was made. No lock is held while storage works: right before each scion goes it
+    is asked once more whether a run needs it by now, and one that asks a moment later has it made anew.
+    """
+    cards, names = list(bank.cards()), bank.names()
+    with database.reading() as session:
+        needed = needed_by_others(session, names)
+        asked = _last_asked(session, [card.key for card in cards])
+    free = sorted(
+        (card for card in cards if card.key not in needed), key=lambda c: asked.get(c.key, c.made_at)
+    )
+    total = sum(card.size for card in cards)
+    chosen = list(_chosen(free, asked, total, older_than_days, max_bytes))
+    there = {card.key for card in cards}
+    remains = [key for key in names if key not in there and key not in needed]
+    if dry_run:
+        removed, freed = [card.key for card in chosen], sum(card.size for card in chosen)
+    else:
+        gone = {key: _remove(database, bank, key) for key in [*(card.key for card in chosen), *remains]}
+        removed = [card.key for card in chosen if gone[card.key] is not None]
+        remains = [key for key in remains if gone[key] is not None]
+        freed = sum(size or 0 for size in gone.values())
+    return Cleared(
+        removed=removed,
+        bytes=freed,
+        remains=len(remains),
+        kept_for_runs=len(there & needed.keys()),
+        dry_run=dry_run,
+    )
+
+
+def _remove(database: Database, bank: Bank, key: str) -> int | None:
+    """Bytes freed; None for what a run needs by now."""
+    with database.reading() as session:
+        needed = needed_by_others(session, [key])
+    return None if needed else bank.remove(key)
+
+
+def _chosen(
+    free: Sequence[ScionCard],
+    asked: Mapping[str, float],
+    total: int,
+    older_than_days: float | None,
+    max_bytes: int | None,
+) -> Iterator[ScionCard]:
+    for card in free:
+        age = (time.time() - asked.get(card.key, card.made_at)) / DAY
+        too_old = older_than_days is not None and age > older_than_days
+        if too_old or (max_bytes is not None and total > max_bytes):
+            total -= card.size
+            yield card
+
+
+def _last_asked(session: Session, keys: Sequence[str]) -> dict[str, float]:
+    """Key -> seconds since 1970 of the youngest run that needs or needed it."""
+    query = (
+        select(NeedRow.key, func.max(RunRow.created_at).label("at"))
+        .join(RunRow, RunRow.id == NeedRow.run_id)
+        .where(NeedRow.key.in_(keys))
+        .group_by(NeedRow.key)
+    )
+    return {row.key: row.at.timestamp() for row in session.execute(query)}

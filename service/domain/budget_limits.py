@@ -1,0 +1,80 @@
+"""Accounts as people see and set them."""
+
+from typing import Annotated
+
+from pydantic import Field
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.budget import Budget, Spend
+from service.db.tables import AccountRow
+from service.domain.budgets import Key, LiveUse, commitments, live_use, open_accounts
+from service.schemas.runs import AccountView
+
+Quota = Annotated[int, Field(ge=0, le=10**9)] | None
+
+
+class AccountLimits(Frozen):
+    """What an account may use in all, and, of a user, at a time."""
+
+    budget: Budget = Budget()
+    max_queued: Quota = None
+    max_running: Quota = None
+    max_cpus: Quota = None
+    max_gpus: Quota = None
+
+
+def all_accounts(session: Session, owner: str | None = None) -> list[AccountView]:
+    """The lab first, then users, then studies; of one owner its own alone."""
+    query = select(AccountRow).order_by(AccountRow.scope, AccountRow.name)
+    if owner is not None:
+        query = query.where(AccountRow.scope == "user", AccountRow.name == owner)
+    live = live_use(session)
+    order = ("lab", "user", "study")
+    rows = sorted(session.scalars(query), key=lambda row: (order.index(row.scope), row.name))
+    return [_view(row, live) for row in rows]
+
+
+def set_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
+    """Replace the limits; use is kept."""
+    open_accounts(session, [key])
+    row = session.get_one(AccountRow, key, with_for_update=True)
+    row.limits = given.budget.model_dump(exclude_none=True)
+    row.max_queued, row.max_running = given.max_queued, given.max_running
+    row.max_cpus, row.max_gpus = given.max_cpus, given.max_gpus
+    session.flush()
+    return _view(row, live_use(session))
+
+
+def change_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
+    """Change the limits that are given, None to none at all; the others stay. Use is kept."""
+    open_accounts(session, [key])
+    row = session.get_one(AccountRow, key, with_for_update=True)
+    named = given.budget.model_fields_set if "budget" in given.model_fields_set else set()
+    changed = row.limits | given.budget.model_dump(include=named)
+    row.limits = {name: limit for name, limit in changed.items() if limit is not None}
+    for name in given.model_fields_set - {"budget"}:
+        setattr(row, name, getattr(given, name))
+    session.flush()
+    return _view(row, live_use(session))
+
+
+def _view(row: AccountRow, live: list[LiveUse]) -> AccountView:
+    claimed = commitments((row.scope, row.name), live)
+    return AccountView(
+        scope=row.scope,
+        name=row.name,
+        limits=Budget(**row.limits),
+        max_queued=row.max_queued,
+        max_running=row.max_running,
+        max_cpus=row.max_cpus,
+        max_gpus=row.max_gpus,
+        spent=Spend(device_seconds=row.device_seconds, flops=row.flops, training_images=row.training_images),
+        share_of_pretraining=row.share_of_pretraining,
+        claimed=Spend(
+            device_seconds=claimed.device_seconds,
+            flops=claimed.flops,
+            training_images=int(claimed.training_images),
+        ),
+    )

@@ -1,0 +1,191 @@
+"""Finished runs, ranked among those measured in the very same way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.cost import image_flops
+from grafting_core.specs.experiment import own_fingerprint
+from grafting_core.specs.plans import EvaluationProtocol
+from service.db.tables import ExperimentRow, RunRow, StandingRow
+from service.domain.design_cost import without
+from service.domain.leaderboard_entries import cost_known
+from service.domain.rank_ranges import with_ties
+from service.domain.run_queries import parsed, spends_of
+from service.domain.stopped_runs import cut_short
+from service.domain.visibility import first_to
+from service.schemas.runs import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
+
+PAGE = 100
+GROUPS = 10
+"""Groups that one answer holds, those of most runs; the others are asked for by their protocol."""
+
+
+class BadCursor(ValueError):
+    """Not a place in the ranking that we gave out."""
+
+
+def leaderboard(
+    session: Session,
+    owner: str | None = None,
+    *,
+    protocol: str | None = None,
+    after: str | None = None,
+    limit: int = PAGE,
+) -> Leaderboard:
+    """The best of the largest groups, groups by protocol digest; an experiment that ran twice counts once, by
+    its latest run. With `protocol`, that group alone, from the run id `after` on. Raises BadCursor.
+    """
+    ranked = _ranked(owner)
+    if protocol is not None:
+        ranked.append(StandingRow.protocol_digest == protocol)
+    counts = _counts(session, ranked)
+    if after is not None and not counts:
+        raise BadCursor(after)
+    shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
+    return Leaderboard(
+        groups=[
+            _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit, owner)
+            for digest, count in shown
+        ],
+        other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
+        cut_short=cut_short(session, owner, protocol),
+    )
+
+
+def _ranked(owner: str | None) -> list[ColumnElement[bool]]:
+    return [StandingRow.is_current.is_(True)] if owner is None else [StandingRow.owner == owner]
+
+
+def _counts(session: Session, ranked: Sequence[ColumnElement[bool]]) -> list[tuple[str, int]]:
+    query = select(StandingRow.protocol_digest, func.count()).where(*ranked)
+    grouped = query.group_by(StandingRow.protocol_digest).order_by(StandingRow.protocol_digest)
+    return [(digest, count) for digest, count in session.execute(grouped)]
+
+
+def _group(
+    session: Session,
+    ranked: Sequence[ColumnElement[bool]],
+    total: int,
+    after: str | None,
+    limit: int,
+    owner: str | None,
+) -> LeaderboardGroup:
+    query = select(StandingRow).where(*ranked).order_by(StandingRow.value, StandingRow.run_id)
+    start = 0 if after is None else _place(session, ranked, after)
+    if after is not None:
+        query = query.where(_behind(session.get_one(StandingRow, after)))
+    rows = session.scalars(query.limit(limit + 1)).all()
+    shown = rows[:limit]
+    # Not kept beside the value: what a run pays changes when another shares its work.
+    spends = spends_of(session, [row.run_id for row in shown])
+    first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
+    subject, protocol = judged_by(session, first.run_id)
+    fingerprint = own_fingerprint(subject, protocol)
+    card = backbone_cards().get(first.backbone)
+    teacher = Teacher.of(
+        _teacher(session, ranked), card if card and card.digest == subject else None, protocol
+    )
+    return LeaderboardGroup(
+        backbone=first.backbone,
+        protocol_digest=first.protocol_digest,
+        protocol=protocol,
+        # Of runs that an older version of the arithmetic has judged, the digest alone is left.
+        fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
+        metric=first.metric,
+        total=total,
+        rows=with_ties(
+            session,
+            [
+                _row(start + index, row, spends.get(row.run_id, Spend()), teacher, owner)
+                for index, row in enumerate(shown, 1)
+            ],
+        ),
+        next_cursor=shown[-1].run_id if len(rows) > limit else None,
+    )
+
+
+def judged_by(session: Session, run_id: str) -> tuple[str, EvaluationProtocol]:
+    """Digest of the backbone and the protocol of a graft; the rest of its document is left alone."""
+    spec = ExperimentRow.spec
+    query = select(spec["design"]["backbone"]["digest"].as_string(), spec["evaluate"])
+    subject, protocol = session.execute(query.join(RunRow).where(RunRow.id == run_id)).one()
+    return subject, parsed(EvaluationProtocol, protocol)
+
+
+def _behind(row: StandingRow) -> ColumnElement[bool]:
+    """Ranked after this one."""
+    return tuple_(StandingRow.value, StandingRow.run_id) > tuple_(row.value, row.run_id)
+
+
+def _place(session: Session, ranked: Sequence[ColumnElement[bool]], run_id: str) -> int:
+    """Rank of a run in its group. Raises BadCursor where it has none."""
+    row = session.scalars(select(StandingRow).where(*ranked, StandingRow.run_id == run_id)).first()
+    if row is None:
+        raise BadCursor(run_id)
+    behind = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked, _behind(row)))
+    total = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked))
+    return int(total or 0) - int(behind or 0)
+
+
+def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> StandingRow | None:
+    query = select(StandingRow).where(*ranked, StandingRow.is_teacher.is_(True))
+    return session.scalars(query.order_by(StandingRow.value).limit(1)).first()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What rows are compared with: quality must have been measured, size and FLOPs are arithmetic."""
+
+    value: float | None
+    num_params: int | None
+    flops_per_image: int | None
+
+    @classmethod
+    def of(
+        cls, row: StandingRow | None, card: BackboneCard | None, protocol: EvaluationProtocol
+    ) -> "Teacher":
+        """The measured teacher, else what its card says; None for each that neither tells."""
+        if row is not None:
+            return cls(row.value, row.num_params, row.flops_per_image)
+        if card is None:
+            return cls(None, None, None)
+        return cls(None, card.num_params, image_flops(protocol, card, card.forward_flops()))
+
+
+def _row(rank: int, row: StandingRow, paid: Spend, teacher: Teacher, owner: str | None) -> LeaderboardRow:
+    card, made = backbone_cards().get(row.backbone), cost_known(row)
+    return LeaderboardRow(
+        rank=rank,
+        rank_from=rank,
+        rank_to=rank,
+        run_id=row.run_id,
+        name=row.name,
+        is_teacher=row.is_teacher,
+        metric=row.metric,
+        value=row.value,
+        value_change=_change(row.value, teacher.value),
+        num_params=row.num_params,
+        params_change=_change(row.num_params, teacher.num_params),
+        flops_per_image=row.flops_per_image,
+        flops_change=_change(row.flops_per_image, teacher.flops_per_image),
+        made=made,
+        spend=paid,
+        saved=without(made, paid) if made else None,
+        first=_first(row, owner),
+        share_of_pretraining=made.flops / card.pretraining.flops if made and card else None,
+    )
+
+
+def _first(row: StandingRow, owner: str | None) -> FirstMade | None:
+    if row.first_run_id is None or row.first_owner is None:
+        return None
+    return first_to(owner, FirstMade(run_id=row.first_run_id, owner=row.first_owner, at=row.first_at))
+
+
+def _change(value: float, teachers: float | None) -> float | None:
+    return value / teachers - 1 if teachers else None

@@ -1,0 +1,67 @@
+"""What the leaderboard ranks by, written once when a run succeeds, so that ranking reads no documents."""
+
+import json
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.budget import Spend
+from service.db.tables import RunRow, StageRow, StandingRow
+from service.domain.design_cost import cost_of_making
+from service.domain.run_queries import spec_of
+from workers.contract import StageReport
+
+
+def stand(session: Session, run: RunRow) -> None:
+    """Give a succeeded graft its place; an earlier run of the same experiment gives up its own."""
+    experiment = run.experiment
+    stage = session.get(StageRow, (run.id, "evaluate"))
+    if experiment.kind != "graft" or stage is None:
+        return
+    metrics = StageReport.model_validate_json(json.dumps(stage.report)).metrics
+    spec = spec_of(run)
+    metric = spec.evaluate.fid_name
+    if not {metric, "num_params", "flops_per_image"} <= metrics.keys():
+        return
+    earlier = _give_up(session, experiment.digest)
+    row = session.get(StandingRow, run.id) or StandingRow(run_id=run.id)
+    row.protocol_digest, row.digest = experiment.protocol_digest, experiment.digest
+    row.backbone, row.owner, row.name = experiment.backbone, experiment.owner, experiment.name
+    row.metric, row.value = metric, metrics[metric]
+    row.num_params, row.flops_per_image = int(metrics["num_params"]), int(metrics["flops_per_image"])
+    row.is_teacher, row.is_current = spec.design.is_teacher, True
+    _credit(session, row, run, earlier)
+    session.add(row)
+
+
+def _give_up(session: Session, digest: str) -> StandingRow | None:
+    """Take the current place of an experiment from the run that has it."""
+    query = select(StandingRow).where(StandingRow.digest == digest, StandingRow.is_current.is_(True))
+    row = session.scalars(query).first()
+    if row is not None:
+        row.is_current = False
+    return row
+
+
+def _credit(session: Session, row: StandingRow, run: RunRow, earlier: StandingRow | None) -> None:
+    """Note who made the design first and what that cost: a later run does not change it."""
+    if earlier is None:
+        row.first_run_id, row.first_owner, row.first_at = run.id, run.owner, run.ended_at
+    else:
+        row.first_run_id, row.first_owner = earlier.first_run_id, earlier.first_owner
+        row.first_at = earlier.first_at
+    made = cost_known(earlier) or cost_of_making(session, run)
+    if made is not None:
+        row.made_device_seconds, row.made_flops = made.device_seconds, made.flops
+        row.made_training_images = made.training_images
+
+
+def cost_known(row: StandingRow | None) -> Spend | None:
+    """What making a design has cost, where its row says so."""
+    if row is None or row.made_device_seconds is None or row.made_flops is None:
+        return None
+    return Spend(
+        device_seconds=row.made_device_seconds,
+        flops=row.made_flops,
+        training_images=row.made_training_images or 0,
+    )

@@ -1,0 +1,163 @@
+"""The queue as people see it: who is next, what each run waits for, and when it should start."""
+
+import heapq
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.budget import Spend
+from service.db.tables import ExperimentRow, RunRow
+from service.domain.admission import Verdict, Walk
+from service.domain.artifacts_in_progress import Published
+from service.domain.queue_order import COLUMNS, OWNERS, Room, Waiting, in_order, room, shares
+from service.domain.run_lifecycle import LIVE
+from service.domain.run_queries import spends_of
+from service.schemas.runs import QueueEntry, QueueView
+
+FOLLOWED = 1_000
+"""Places up to which the turns of all owners are followed; further behind, priority and age say enough."""
+
+
+def queue_view(
+    session: Session,
+    cpus: int,
+    gpus: int,
+    limit: int,
+    only: str | None = None,
+    *,
+    published: Published = lambda folder, key: False,
+    hold_line_seconds: float = 600.0,
+) -> QueueView:
+    """The first `limit` runs, or the one asked for, in the order in which they start if nothing overtakes.
+
+    Those that cannot start here at all come last. What each lacks is what admission finds, which has to be
+    told by the same `published` and `hold_line_seconds`. Of one that is far behind the place is told by
+    priority and age, and no start.
+    """
+    capacity, free = Room(cpus, gpus), room(session, cpus, gpus)
+    order = _as_far_as(session, capacity, limit, only)
+    shown = [(index, run) for index, run in enumerate(order) if only is None or run.id == only][:limit]
+    starts = _starts(session, [run for run in order if capacity.fits(run)], Room(free.cpus, free.gpus))
+    if only is not None and not shown:
+        order, shown, starts = [], _far_behind(session, only), []
+    walk = Walk(session, capacity, hold_line_seconds, published)
+    verdicts = {run.id: verdict for run, verdict in walk.steps()} if shown else {}
+    walk.prepare([run for _, run in shown])
+    names = _names(session, [run.id for _, run in shown])
+    entries = [
+        _entry(run, index, _ahead(order, index), verdicts.get(run.id) or walk.explain(run), names, starts)
+        for index, run in shown
+    ]
+    queued = select(func.count()).select_from(RunRow).where(RunRow.state == "QUEUED")
+    return QueueView(
+        cpus=cpus,
+        free_cpus=max(0, free.cpus),
+        gpus=gpus,
+        free_gpus=max(0, free.gpus),
+        queued=session.scalar(queued) or 0,
+        entries=entries,
+    )
+
+
+def _as_far_as(session: Session, capacity: Room, limit: int, only: str | None) -> list[Waiting]:
+    """The beginning of the queue that a view needs: its first runs, or all up to the one asked for."""
+    owners = session.scalars(OWNERS).all()
+    ahead = in_order(session, shares(session, capacity.cpus, capacity.gpus, owners))
+    if only is None:
+        able = list(islice(ahead, limit))
+        return able + _set_aside(session, capacity, limit - len(able))
+    order: list[Waiting] = []
+    for run in islice(ahead, FOLLOWED):
+        order.append(run)
+        if run.id == only:
+            break
+    return order
+
+
+def _set_aside(session: Session, capacity: Room, count: int) -> list[Waiting]:
+    """Some of the runs that cannot start here at all."""
+    beyond = (RunRow.cpus > capacity.cpus) | (RunRow.gpus > capacity.gpus)
+    query = select(*COLUMNS).where(RunRow.state == "QUEUED", beyond)
+    query = query.order_by(RunRow.owner, RunRow.precedence, RunRow.id).limit(count)
+    return [Waiting(*row) for row in session.execute(query)] if count else []
+
+
+def _far_behind(session: Session, run_id: str) -> list[tuple[int, Waiting]]:
+    """A waiting run with how many are ahead of it by priority and age; nothing where it does not wait."""
+    row = session.execute(select(*COLUMNS).where(RunRow.id == run_id, RunRow.state == "QUEUED")).first()
+    if row is None:
+        return []
+    run = Waiting(*row)
+    older = (RunRow.precedence == run.precedence) & (RunRow.id < run.id)
+    ahead = select(func.count()).select_from(RunRow)
+    ahead = ahead.where(RunRow.state == "QUEUED", (RunRow.precedence < run.precedence) | older)
+    return [(session.scalar(ahead) or 0, run)]
+
+
+def _ahead(order: Sequence[Waiting], index: int) -> list[str]:
+    """The three runs before it, nearest first."""
+    return [run.id for run in reversed(order[max(0, index - 3) : index])]
+
+
+def _names(session: Session, ids: Sequence[str]) -> dict[str, str]:
+    query = select(RunRow.id, ExperimentRow.name).join(RunRow.experiment).where(RunRow.id.in_(ids))
+    return {row.id: row.name for row in session.execute(query)}
+
+
+def _entry(
+    run: Waiting,
+    index: int,
+    behind: list[str],
+    verdict: Verdict,
+    names: Mapping[str, str],
+    starts: Sequence[float | None],
+) -> QueueEntry:
+    return QueueEntry(
+        run_id=run.id,
+        name=names[run.id],
+        owner=run.owner,
+        priority=-run.precedence,
+        position=index + 1,
+        behind=behind,
+        lacks=verdict.lacks,
+        waits_for=verdict.text,
+        expected_start_seconds=starts[index] if index < len(starts) else None,
+    )
+
+
+def _starts(session: Session, order: Sequence[Waiting], free: Room) -> list[float | None]:
+    """Seconds from now, by letting the queue run dry in order; None from where durations are unknown."""
+    live = _live(session)
+    spends = spends_of(session, [run.id for run in live])
+    ends = [(_left(run, spends.get(run.id, Spend())), run.cpus, run.gpus) for run in live]
+    busy = [(left, cpus, gpus) for left, cpus, gpus in ends if left is not None]
+    heapq.heapify(busy)
+    starts: list[float | None] = []
+    clock = 0.0
+    queue = deque(order)
+    while queue:
+        run = queue[0]
+        while not free.fits(run) and busy:
+            end, cpus, gpus = heapq.heappop(busy)
+            clock, free.cpus, free.gpus = max(clock, end), free.cpus + cpus, free.gpus + gpus
+        if not free.fits(run):
+            return starts + [None] * len(queue)
+        starts.append(clock)
+        queue.popleft()
+        free.take(run)
+        if run.seconds is not None:
+            heapq.heappush(busy, (clock + run.seconds, run.cpus, run.gpus))
+    return starts
+
+
+def _live(session: Session) -> list[Waiting]:
+    return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE)))]
+
+
+def _left(run: Waiting, spent: Spend) -> float | None:
+    if run.seconds is None:
+        return None
+    return max(0.0, run.seconds - spent.device_seconds / run.devices)

@@ -1,0 +1,249 @@
+"""The order of the queue: priority first, then whose turn it is, then age.
+
+Priorities are never inverted: age decides among equals, and lets a run that has waited long hold back
+smaller ones of its own and lower priorities, so that a gang is not overtaken for ever.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import func, select, text, tuple_
+from sqlalchemy.orm import Session
+
+from service.db.tables import AccountRow, RunRow, now
+from service.domain.budgets import Key, accounts, keys_of, recent_seconds
+from service.domain.run_lifecycle import LIVE
+
+OWNERS = text(
+    "WITH RECURSIVE waiting(owner) AS ("
+    "SELECT min(owner) FROM runs WHERE state = 'QUEUED' UNION ALL "
+    "SELECT (SELECT min(owner) FROM runs WHERE state = 'QUEUED' AND owner > waiting.owner) "
+    "FROM waiting WHERE waiting.owner IS NOT NULL) "
+    "SELECT owner FROM waiting WHERE owner IS NOT NULL"
+)
+"""Steps through the index from one owner to the next, however many runs each has waiting."""
+HEADS = text(
+    OWNERS.text.replace(
+        "SELECT owner FROM waiting",
+        "SELECT (SELECT id FROM runs WHERE state = 'QUEUED' AND owner = waiting.owner "
+        "ORDER BY precedence, id LIMIT 1) FROM waiting",
+    )
+)
+PIECE = 8
+"""Runs of one owner that are read beyond the first, and twice as many each time after."""
+
+
+@dataclass
+class Room:
+    """Devices that nobody has."""
+
+    cpus: int
+    gpus: int
+
+    def fits(self, run: "Waiting") -> bool:
+        """A gang starts whole or not at all."""
+        return run.cpus <= self.cpus and (not run.gpus or run.gpus <= self.gpus)
+
+    def take(self, run: "Waiting") -> None:
+        """Also to hold devices free for a run that waits: what it lacks goes below zero."""
+        self.cpus, self.gpus = self.cpus - run.cpus, self.gpus - run.gpus
+
+    def short_of(self, run: "Waiting") -> Literal["cpus", "gpus"]:
+        """The first kind that is short."""
+        return "gpus" if run.gpus > max(0, self.gpus) else "cpus"
+
+    def lacks(self, run: "Waiting", there: str = "") -> str:
+        """Of the first kind that is short: `it asks for 4 CPUs and 2 are free`, or and what `there` says."""
+        asked, kind, left = (run.gpus, "GPUs", self.gpus)
+        if self.short_of(run) == "cpus":
+            asked, kind, left = run.cpus, "CPUs", self.cpus
+        left = max(0, left)
+        return f"it asks for {asked} {kind} and {f'{there} {left}' if there else f'{left} are free'}"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the queue knows of a run."""
+
+    id: str
+    owner: str
+    study: str | None
+    precedence: int
+    cpus: int
+    gpus: int
+    created_at: datetime
+    not_before: datetime | None
+    workers: int
+    forecast: dict[str, Any] | None
+    reason: str | None
+    message: str | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall-clock that it is expected to take, or None where nobody knows."""
+        seconds = self.forecast.get("device_seconds") if isinstance(self.forecast, dict) else None
+        return seconds / self.devices if isinstance(seconds, int | float) else None
+
+    @property
+    def devices(self) -> int:
+        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        return max(self.workers, self.gpus)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return keys_of(self.owner, self.study)
+
+    def waited_seconds(self) -> float:
+        return (now() - self.created_at).total_seconds()
+
+
+COLUMNS = tuple(getattr(RunRow, name) for name in Waiting.__dataclass_fields__)
+
+
+def waiting(session: Session) -> dict[str, deque[Waiting]]:
+    """All, by owner, in the order each would have them started."""
+    query = select(*COLUMNS).where(RunRow.state == "QUEUED")
+    lines: dict[str, deque[Waiting]] = {}
+    for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
+        lines.setdefault(row.owner, deque()).append(Waiting(*row))
+    return lines
+
+
+@dataclass
+class Shares:
+    """What each user has of the cluster now; ties go to who has used least of late."""
+
+    cpus: int
+    gpus: int
+    running: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    accounts: Mapping[Key, AccountRow] = field(default_factory=dict)
+
+    def add(self, run: Waiting) -> None:
+        """Dominant share: of whichever kind of device the user has more of."""
+        count = self.counts.setdefault(run.owner, [0, 0, 0])
+        for index, amount in enumerate((1, run.cpus, run.gpus)):
+            count[index] += amount
+        self.running[run.owner] = max(count[1] / max(1, self.cpus), count[2] / max(1, self.gpus))
+
+    def of(self, owner: str) -> tuple[float, float]:
+        return self.running.get(owner, 0.0), recent_seconds(self.accounts.get(("user", owner)))
+
+    def left(self, owner: str) -> list[tuple[Any, int]] | None:
+        """Column of a run -> the most that quotas leave its owner; None where they leave no run at all."""
+        account = self.accounts.get(("user", owner))
+        if account is None:
+            return []
+        runs, cpus, gpus = self.counts.get(owner, [0, 0, 0])
+        if account.max_running is not None and runs >= account.max_running:
+            return None
+        limits = ((RunRow.cpus, account.max_cpus, cpus), (RunRow.gpus, account.max_gpus, gpus))
+        return [(column, max(0, most - used)) for column, most, used in limits if most is not None]
+
+    def quota(self, run: Waiting) -> str | None:
+        """Which of the user's quotas this run would exceed."""
+        account = self.accounts.get(("user", run.owner))
+        if account is None:
+            return None
+        limits = (account.max_running, account.max_cpus, account.max_gpus)
+        has = self.counts.get(run.owner, [0, 0, 0])
+        kinds = zip(("runs", "CPUs", "GPUs"), limits, has, (1, run.cpus, run.gpus), strict=True)
+        for kind, limit, used, asked in kinds:
+            if limit is not None and asked and used + asked > limit:
+                return f"{run.owner} may use {limit} {kind} at a time and has {used}"
+        return None
+
+
+def shares(session: Session, cpus: int, gpus: int, owners: Iterable[str]) -> Shares:
+    """Of the runs under way."""
+    live = session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE))).all()
+    users = {("user", owner) for owner in owners} | {("user", row.owner) for row in live}
+    found = Shares(cpus, gpus, accounts=accounts(session, users))
+    for row in live:
+        found.add(Waiting(*row))
+    return found
+
+
+def room(session: Session, cpus: int, gpus: int) -> Room:
+    """What live runs leave."""
+    asked = select(func.coalesce(func.sum(RunRow.cpus), 0), func.coalesce(func.sum(RunRow.gpus), 0))
+    used: Any = session.execute(asked.where(RunRow.state.in_(LIVE))).one()
+    return Room(cpus - int(used[0]), gpus - int(used[1]))
+
+
+def pop_next(lines: dict[str, deque[Waiting]], given: Shares) -> Waiting:
+    """The run whose turn it is. The lines must not be empty."""
+    owner = min(lines, key=lambda name: (lines[name][0].precedence, given.of(name), lines[name][0].id))
+    run = lines[owner].popleft()
+    if not lines[owner]:
+        del lines[owner]
+    return run
+
+
+def in_order(session: Session, given: Shares) -> Iterator[Waiting]:
+    """The runs that can start here at all, as if every one fitted now, read as far as it is asked for.
+
+    `given` is used up. The order is `pop_next`'s: of all that it compares, only what the owner of the run
+    that was taken has of the cluster changes, so the others keep their places in a heap.
+    """
+    capacity = Room(given.cpus, given.gpus)
+    begun = {run.owner: Line(session, run, capacity) for run in _heads(session)}
+    firsts = {owner: run for owner, line in begun.items() if (run := line.next_or_none()) is not None}
+    lines = {owner: begun[owner] for owner in firsts}
+    recent = {owner: given.of(owner)[1] for owner in lines}
+
+    def place(run: Waiting) -> tuple[int, float, float, str, Waiting]:
+        return run.precedence, given.running.get(run.owner, 0.0), recent[run.owner], run.id, run
+
+    heap = [place(run) for run in firsts.values()]
+    heapq.heapify(heap)
+    while heap:
+        run = heap[0][-1]
+        given.add(run)
+        following = lines[run.owner].next_or_none()
+        if following is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, place(following))
+        yield run
+
+
+class Line:
+    """One owner's waiting runs that can start here at all, in order, read in pieces that grow."""
+
+    def __init__(self, session: Session, head: Waiting, capacity: Room) -> None:
+        self._session, self._capacity, self._size, self._last = session, capacity, PIECE, head
+        self._ahead = deque([head] if capacity.fits(head) else [])
+
+    def next(self) -> Waiting:
+        """Raises IndexError at the end."""
+        if not self._ahead and self._size:
+            self._ahead.extend(self._read())
+        return self._ahead.popleft()
+
+    def next_or_none(self) -> Waiting | None:
+        try:
+            return self.next()
+        except IndexError:
+            return None
+
+    def _read(self) -> list[Waiting]:
+        last = self._last
+        behind = tuple_(RunRow.precedence, RunRow.id) > tuple_(last.precedence, last.id)
+        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == last.owner, behind)
+        query = query.where(RunRow.cpus <= self._capacity.cpus, RunRow.gpus <= self._capacity.gpus)
+        query = query.order_by(RunRow.precedence, RunRow.id).limit(self._size)
+        found = [Waiting(*row) for row in self._session.execute(query)]
+        self._size = self._size * 2 if len(found) == self._size else 0
+        self._last = found[-1] if found else last
+        return found
+
+
+def _heads(session: Session) -> list[Waiting]:
+    """The first waiting run of every owner."""
+    ids = list(session.scalars(HEADS))
+    return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.id.in_(ids)))]

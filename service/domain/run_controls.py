@@ -1,0 +1,137 @@
+"""What people ask of runs. Asking for what is so already changes nothing; other refusals are IllegalMove."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.storage.failpoints import failpoint
+from service.db.tables import EventRow, RunRow, now
+from service.domain.budgets import budget_of
+from service.domain.run_lifecycle import LIVE, IllegalMove, record, transition
+from service.domain.submission import KeyReused
+from service.schemas.runs import TERMINAL
+
+Action = Literal["pause", "resume", "cancel", "kill", "retry"]
+MAX_PRIORITY = 1000
+
+
+def act(session: Session, run: RunRow, action: Action) -> bool:
+    """Do one of the actions; whether anything changed. Raises IllegalMove."""
+    before = run.last_event
+    ACTIONS[action](session, run)
+    failpoint(f"wish/{action}")
+    return run.last_event != before
+
+
+def cancel(session: Session, run: RunRow) -> None:
+    """Queued or paused: at once. Under way: after the next checkpoint, by force after a while."""
+    _end(session, run, "cancel")
+
+
+def kill(session: Session, run: RunRow) -> None:
+    """Now; what came after the last checkpoint is lost."""
+    _end(session, run, "kill")
+
+
+def _end(session: Session, run: RunRow, wish: Literal["cancel", "kill"]) -> None:
+    if run.state == "CANCELLED":
+        return
+    _refuse_ended(run, wish)
+    if run.state not in LIVE:
+        transition(session, run, "CANCELLED", "user_request")
+    elif wish == "kill" and run.kill_requested_at is None:
+        run.kill_requested_at = now()
+        record(session, run, "wish", {"wish": "kill"})
+    elif wish == "cancel" and run.cancel_requested_at is None:
+        run.cancel_requested_at = now()
+        record(session, run, "wish", {"wish": "cancel"})
+
+
+def pause(session: Session, run: RunRow) -> None:
+    """Queued: at once. Under way: after the next checkpoint."""
+    _refuse_ended(run, "pause")
+    if run.state == "QUEUED":
+        transition(session, run, "PAUSED", "user_request")
+    elif run.state in LIVE and run.pause_requested_at is None:
+        run.pause_requested_at = now()
+        record(session, run, "wish", {"wish": "pause"})
+
+
+def resume(session: Session, run: RunRow) -> None:
+    """Back into the queue, at the place its age and priority give it; or a pause withdrawn in time."""
+    _refuse_ended(run, "resume")
+    if run.state == "PAUSED":
+        _requeue(session, run)
+    elif run.pause_requested_at is not None:
+        run.pause_requested_at = None
+        record(session, run, "wish", {"wish": "resume"})
+
+
+def retry(session: Session, run: RunRow) -> None:
+    """A run that ended without success begins anew from its last checkpoint, its attempts uncounted."""
+    if run.state == "SUCCEEDED":
+        raise IllegalMove("a run that SUCCEEDED has nothing left to do")
+    if run.state in TERMINAL:
+        run.failures = 0
+        _requeue(session, run)
+
+
+def extend(session: Session, run: RunRow, device_seconds: float, key: str | None = None) -> bool:
+    """Grant more device-seconds; a run that a spent budget stopped goes on. Once for the same key.
+
+    Raises IllegalMove where the run is done, or has no limit that could be extended, and KeyReused where the
+    key came with another number of seconds before.
+    """
+    if key is not None and _granted(session, run, device_seconds, key):
+        return False
+    if run.state in ("SUCCEEDED", "CANCELLED"):
+        raise IllegalMove(f"a run that {run.state} does not go on")
+    if budget_of(run).device_seconds is None:
+        raise IllegalMove("the run has no limit of device-seconds that could be extended")
+    run.extra_device_seconds += device_seconds
+    wish = f"extend by {device_seconds:g} device-seconds"
+    record(session, run, "wish", {"wish": wish, "key": key, "device_seconds": device_seconds})
+    failpoint("wish/extend")
+    if run.state == "STOPPED" and run.reason == "budget_exhausted":
+        _requeue(session, run)
+    return True
+
+
+def _granted(session: Session, run: RunRow, device_seconds: float, key: str) -> bool:
+    query = select(EventRow.body).where(EventRow.run_id == run.id, EventRow.kind == "wish")
+    earlier = next((body for body in session.scalars(query) if body.get("key") == key), None)
+    if earlier is not None and earlier.get("device_seconds", device_seconds) != device_seconds:
+        raise KeyReused(f"key {key!r} was used before: {earlier['wish']}")
+    return earlier is not None
+
+
+def prioritise(session: Session, run: RunRow, priority: int) -> bool:
+    """Higher goes first. Changes the place of a queued run at once, and that of others when next queued."""
+    _refuse_ended(run, "change the priority of")
+    if run.precedence == -priority:
+        return False
+    run.precedence = -priority
+    record(session, run, "wish", {"wish": f"priority {priority}"})
+    failpoint("wish/priority")
+    return True
+
+
+def _refuse_ended(run: RunRow, verb: str) -> None:
+    if run.state in TERMINAL:
+        raise IllegalMove(f"run {run.id} is {run.state}; only unfinished runs allow to {verb} them")
+
+
+def _requeue(session: Session, run: RunRow) -> None:
+    run.cancel_requested_at = run.kill_requested_at = run.pause_requested_at = run.not_before = None
+    transition(session, run, "QUEUED", "user_request")
+
+
+ACTIONS: Mapping[Action, Callable[[Session, RunRow], None]] = {
+    "pause": pause,
+    "resume": resume,
+    "cancel": cancel,
+    "kill": kill,
+    "retry": retry,
+}

@@ -1,0 +1,150 @@
+"""Agreement of the fidelity ladder's rungs, and latency by hardware, over the newest standings."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import case, func, select
+from sqlalchemy.orm import Session, aliased
+
+from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.results import Latency, MeasuredCost
+from grafting_core.specs.studies.ladder import agreements, comparable_digest, ladder_of
+from service.db.tables import ExperimentRow, NeedRow, RunRow, StageRow, StandingRow
+from service.domain.run_queries import parsed
+from service.schemas.rung_agreement import LadderGroup, LatencyGroup, LatencyRow, Measured
+
+NEWEST = 200
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One finished run with its evaluation."""
+
+    run_id: str
+    name: str
+    backbone: str
+    subject: str
+    """Digest of the backbone."""
+    protocol: EvaluationProtocol
+    model: str
+    """Names the network that was judged: equal names, one network."""
+    metrics: dict[str, float]
+    cost: MeasuredCost | None
+
+
+def measured(session: Session, owner: str | None = None) -> Measured:
+    """Of the newest 200 runs on the leaderboard; of one owner where it is given."""
+    judged = _judged(session, owner)
+    return Measured(ladders=_ladders(judged), latencies=_latencies(judged))
+
+
+def _judged(session: Session, owner: str | None) -> list[Judged]:
+    ranked = StandingRow.is_current.is_(True) if owner is None else StandingRow.owner == owner
+    newest = (
+        select(StandingRow.run_id, StandingRow.is_teacher)
+        .where(ranked)
+        .order_by(StandingRow.run_id.desc())
+        .limit(NEWEST)
+        .subquery()
+    )
+    spec, finetuned = ExperimentRow.spec, aliased(StageRow)
+    model = func.coalesce(finetuned.report["key"].as_string(), NeedRow.key, RunRow.id)
+    query = (
+        select(
+            RunRow.id,
+            ExperimentRow.name,
+            spec["design"]["backbone"],
+            spec["evaluate"],
+            case((newest.c.is_teacher, "teacher"), else_=model),
+            StageRow.report,
+        )
+        .join(newest, newest.c.run_id == RunRow.id)
+        .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+        .join(StageRow, (StageRow.run_id == RunRow.id) & (StageRow.stage == "evaluate"))
+        .outerjoin(finetuned, (finetuned.run_id == RunRow.id) & (finetuned.stage == "finetune"))
+        .outerjoin(NeedRow, (NeedRow.run_id == RunRow.id) & (NeedRow.folder == "models"))
+        .order_by(RunRow.id.desc())
+    )
+    return [_judged_run(*row) for row in session.execute(query)]
+
+
+def _judged_run(
+    run_id: str,
+    name: str,
+    backbone: dict[str, str],
+    protocol: dict[str, Any],
+    model: str,
+    report: dict[str, Any],
+) -> Judged:
+    return Judged(
+        run_id=run_id,
+        name=name,
+        backbone=backbone["name"],
+        subject=backbone["digest"],
+        protocol=parsed(EvaluationProtocol, protocol),
+        model=model,
+        metrics=report["metrics"],
+        cost=parsed(MeasuredCost, report["cost"]) if report.get("cost") else None,
+    )
+
+
+def _ladders(judged: Iterable[Judged]) -> list[LadderGroup]:
+    groups: dict[str, list[Judged]] = {}
+    for each in judged:
+        alike = comparable_digest(each.subject, each.protocol)
+        groups.setdefault(alike, []).append(each)
+    return [_ladder(members) for _, members in sorted(groups.items())]
+
+
+def _ladder(members: list[Judged]) -> LadderGroup:
+    dearest = max((each.protocol for each in members), key=lambda protocol: protocol.samples)
+    models: dict[str, dict[str, float]] = {}
+    for each in members:
+        models.setdefault(each.model, {}).update(each.metrics)
+    known: list[Mapping[str, float]] = list(models.values())
+    return LadderGroup(
+        backbone=members[0].backbone,
+        protocol=dearest,
+        models=len(models),
+        agreements=list(agreements(ladder_of(dearest), known)),
+    )
+
+
+def _latencies(judged: Iterable[Judged]) -> list[LatencyGroup]:
+    groups: dict[tuple[str, str, int], list[tuple[Judged, MeasuredCost, Latency]]] = {}
+    for each in judged:
+        if each.cost is None:
+            continue
+        hardware = each.cost.hardware.digest
+        for latency in each.cost.latencies:
+            groups.setdefault((each.backbone, hardware, latency.batch), []).append((each, each.cost, latency))
+    return [_latency_group(*key, members) for key, members in sorted(groups.items())]
+
+
+def _latency_group(
+    backbone: str, digest: str, batch: int, members: list[tuple[Judged, MeasuredCost, Latency]]
+) -> LatencyGroup:
+    ordered = sorted(members, key=lambda member: member[2].ratio)
+    return LatencyGroup(
+        backbone=backbone,
+        hardware=members[0][1].hardware,
+        hardware_digest=digest,
+        batch=batch,
+        rows=[_latency_row(rank, *member) for rank, member in enumerate(ordered, 1)],
+    )
+
+
+def _latency_row(rank: int, judged: Judged, cost: MeasuredCost, latency: Latency) -> LatencyRow:
+    return LatencyRow(
+        rank=rank,
+        run_id=judged.run_id,
+        name=judged.name,
+        milliseconds=1e3 * latency.median,
+        ratio=latency.ratio,
+        ratio_low=latency.ratio_low,
+        ratio_high=latency.ratio_high,
+        verdict=latency.verdict,
+        images_per_second=cost.images_per_second,
+        peak_bytes=cost.peak_bytes,
+    )

@@ -1,0 +1,221 @@
+"""Everything the pages, the API and the reports read of studies."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import String, case, cast, func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.studies.ladder import MODELS_NEEDED, rank_correlation
+from grafting_core.specs.studies.study import StudySpec
+from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
+from service.db.tables import RunRow, StageRow
+from service.domain.run_queries import parsed, spends_of
+from service.domain.studies import runs_of, spec_of_study, study_spends, trials_of
+from service.domain.tracking_endpoints import link
+from service.schemas.studies import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
+
+NONE = ("{}", "null")
+"""Of a document that is stored as text: nothing in it."""
+
+
+def study_page(
+    session: Session,
+    limit: int,
+    only_owner: str | None = None,
+    *,
+    before: str | None = None,
+    prefix: str | None = None,
+) -> StudyPage:
+    """Newest first: those older than the study `before`, those whose id begins with `prefix`."""
+    query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit + 1)
+    if only_owner is not None:
+        query = query.where(StudyRow.owner == only_owner)
+    if before is not None:
+        query = query.where(StudyRow.id < before)
+    if prefix is not None:
+        query = query.where(StudyRow.id.startswith(prefix, autoescape=True))
+    rows = session.scalars(query).all()
+    shown = _study_views(session, rows[:limit])
+    return StudyPage(studies=shown, next_cursor=shown[-1].id if len(rows) > limit else None)
+
+
+def study_view(session: Session, study: StudyRow) -> StudyView:
+    """One line of the list."""
+    return _study_views(session, [study])[0]
+
+
+def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyView]:
+    """With three queries, however many there are."""
+    ids = [study.id for study in studies]
+    counts, finals, spends = _counts(session, ids), _finals(session, ids), study_spends(session, ids)
+    return [
+        _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Spend()))
+        for study in studies
+    ]
+
+
+def _counts(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Study -> how many designs it has, has screened and has finished."""
+    screened = case((cast(TrialRow.screened, String).not_in(NONE), 1), else_=0)
+    finished = case((cast(TrialRow.final, String).not_in(NONE), 1), else_=0)
+    query = select(TrialRow.study_id, func.count(), func.sum(screened), func.sum(finished))
+    found = session.execute(query.where(TrialRow.study_id.in_(ids)).group_by(TrialRow.study_id))
+    return {study: (trials, int(screened), int(finished)) for study, trials, screened, finished in found}
+
+
+def _finals(session: Session, ids: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """Study -> figures of the designs that it promoted and that have finished."""
+    promoted = select(StudyRunRow.study_id, StudyRunRow.trial).where(
+        StudyRunRow.study_id.in_(ids), StudyRunRow.role.in_(("promote", "calibrate"))
+    )
+    which = promoted.distinct().subquery()
+    query = select(TrialRow.study_id, TrialRow.final).join(
+        which, (which.c.study_id == TrialRow.study_id) & (which.c.trial == TrialRow.number)
+    )
+    found: dict[str, list[dict[str, float]]] = {}
+    for study, final in session.execute(query):
+        found.setdefault(study, []).append(final or {})
+    return found
+
+
+def _view(
+    study: StudyRow, counts: tuple[int, int, int], finals: Sequence[Mapping[str, float]], spend: Spend
+) -> StudyView:
+    """The document is read as it is stored: it was checked when the study was made."""
+    spec, quality = study.spec, study.spec["quality"]
+    trials, screened, finished = counts
+    return StudyView(
+        id=study.id,
+        name=study.name,
+        backbone=study.backbone,
+        owner=study.owner,
+        state=study.state,
+        phase=study.phase,
+        round=study.round,
+        rounds=spec["rounds"],
+        message=study.message,
+        quality=quality,
+        objectives=[quality, *spec["costs"]],
+        trials=trials,
+        screened=screened,
+        finished=finished,
+        best=min((final[quality] for final in finals if quality in final), default=None),
+        budget=parsed(Budget, spec["budget"]),
+        spend=spend,
+        version=study.version,
+        created_at=study.created_at,
+        ended_at=study.ended_at,
+        mlflow_url=link(study.mlflow_experiment_id, study.mlflow_run_id),
+        mlflow_error=study.mlflow_error,
+    )
+
+
+def study_detail(session: Session, study: StudyRow) -> StudyDetail:
+    """One study with its trials, runs and how its best stands against the baselines."""
+    spec, trials = spec_of_study(study), trials_of(session, study.id)
+    runs = _runs(session, spec, study.id, trials)
+    best, view = best_run(runs), study_view(session, study)
+    return StudyDetail(
+        **view.model_dump(exclude={"budget", "spend"}),
+        budget=view.budget,
+        spend=view.spend,
+        spec=spec,
+        sampler=study.sampler,
+        findings=study.findings,
+        trial_rows=[_trial(trial) for trial in trials],
+        runs=runs,
+        comparisons=comparisons(runs, trials),
+        best_trial=best.trial if best else None,
+        rank_correlation=_correlation(spec, trials),
+    )
+
+
+def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
+    """The best design that the study itself promoted, by quality."""
+    own = [run for run in runs if run.role in ("promote", "calibrate") and run.quality is not None]
+    return min(own, key=lambda run: run.quality or 0.0, default=None)
+
+
+def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Comparison]:
+    """The best promoted against every baseline, also against one whose design was promoted itself."""
+    best, by_trial = best_run(runs), {run.trial: run for run in runs if run.trial is not None}
+    named = {name: run for run in runs if run.role == "baseline" for name in run.label.split(SHARED)}
+    for trial in trials:
+        if trial.source.startswith("baseline ") and trial.number in by_trial:
+            for name in trial.source.removeprefix("baseline ").split(SHARED):
+                named.setdefault(name, by_trial[trial.number])
+    return [_against(best, name, run) for name, run in named.items()]
+
+
+def _against(best: StudyRun | None, name: str, run: StudyRun) -> Comparison:
+    known = run.quality is not None and best is not None and best.quality is not None
+    ahead = (run.quality or 0.0) - (best.quality or 0.0) if known and best else None
+    return Comparison(baseline=name, run_id=run.run_id, value=run.quality, ahead=ahead)
+
+
+def _final(spec: StudySpec, trial: TrialRow) -> float | None:
+    return (trial.final or {}).get(spec.quality)
+
+
+def _correlation(spec: StudySpec, trials: Sequence[TrialRow]) -> float | None:
+    first = spec.rungs[0].metric
+    both = [
+        (trial.screened[first], final)
+        for trial in trials
+        if first in trial.screened and (final := _final(spec, trial)) is not None
+    ]
+    return rank_correlation(*zip(*both, strict=True)) if len(both) >= MODELS_NEEDED else None
+
+
+def _trial(row: TrialRow) -> StudyTrial:
+    names = StudyTrial.model_fields
+    return StudyTrial(**{name: getattr(row, name) for name in names})
+
+
+def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[TrialRow]) -> list[StudyRun]:
+    """With a fixed number of queries, however many runs the study has."""
+    rows = runs_of(session, study_id)
+    ids = [run.id for _, run in rows]
+    reports = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
+    figures = {report.run_id: report.report for report in reports}
+    spends = spends_of(session, ids)
+    costs = {trial.number: (trial.flops, float(trial.params)) for trial in trials}
+    return [
+        _run(spec, row, run, figures.get(run.id, {}), costs, spends.get(run.id, Spend())) for row, run in rows
+    ]
+
+
+def _run(
+    spec: StudySpec,
+    row: StudyRunRow,
+    run: RunRow,
+    figures: Mapping[str, Any],
+    costs: Mapping[int, tuple[float, float]],
+    spend: Spend,
+) -> StudyRun:
+    metrics = figures.get("metrics", {}) if run.state == "SUCCEEDED" else {}
+    cost = figures.get("cost") or {}
+    whole = (float(spec.space.base_flops), float(spec.space.base_params))
+    flops, params = costs.get(-1 if row.trial is None else row.trial, whole)
+    share = _step_share(spec, run) if row.label == "fewer_steps" else 1.0
+    return StudyRun(
+        role=row.role,
+        label=row.label,
+        run_id=run.id,
+        trial=row.trial,
+        state=run.state,
+        quality=metrics.get(spec.quality),
+        flops=flops * share if row.role in ("promote", "calibrate", "baseline") else None,
+        params=params if row.role in ("promote", "calibrate", "baseline") else None,
+        sampling_steps=run.experiment.spec.get("evaluate", {}).get("sampling_steps"),
+        seconds_per_image=1 / cost["images_per_second"] if cost.get("images_per_second") else None,
+        hardware=cost.get("hardware", {}).get("processor"),
+        device_seconds=spend.device_seconds,
+    )
+
+
+def _step_share(spec: StudySpec, run: RunRow) -> float:
+    steps: int = run.experiment.spec["evaluate"]["sampling_steps"]
+    return steps / spec.evaluate.sampling_steps

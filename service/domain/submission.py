@@ -1,0 +1,122 @@
+"""A submission becomes an experiment and a queued run."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.cost import plan
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.jobs import Work, protocol_of
+from grafting_core.storage.failpoints import failpoint
+from service.db.tables import ExperimentRow, RunRow
+from service.domain.artifact_dependencies import record_needs
+from service.domain.budgets import Key, keys_of, open_accounts
+from service.domain.run_lifecycle import enter, new_run_id
+from service.schemas.runs import Forecast
+
+
+class KeyReused(Exception):
+    """An idempotency key came back with another body."""
+
+
+class QuotaReached(Exception):
+    """The user has as many runs in the queue as allowed."""
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Which study a submission serves, and how urgent it is: higher priorities go first."""
+
+    study: str | None = None
+    priority: int = 0
+
+
+ANYWHERE = Placing()
+
+
+def submit(
+    session: Session,
+    work: Work,
+    request_digest: str,
+    idempotency_key: str | None,
+    forecast: Forecast | None = None,
+    owner: str = "lab",
+    placing: Placing = ANYWHERE,
+) -> RunRow:
+    """The run of this submission; the same one for the same owner and key. Raises KeyReused, QuotaReached.
+
+    Two at once with one key: the second raises IntegrityError on PostgreSQL, and finds the run on a repeat.
+    """
+    stored = None if idempotency_key is None else _stored_key(owner, idempotency_key)
+    if stored is not None:
+        earlier = _by_key(session, stored)
+        if earlier is not None:
+            if earlier.experiment.request_digest != request_digest:
+                raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
+            return earlier
+    _check_quota(session, owner, open_accounts(session, keys_of(owner, placing.study)))
+    experiment = ExperimentRow(
+        kind=work.kind,
+        study=placing.study,
+        name=work.name,
+        backbone=work.backbone.name,
+        digest=work.digest,
+        protocol_digest=protocol_of(work),
+        spec=work.model_dump(mode="json"),
+        owner=owner,
+        idempotency_key=stored,
+        request_digest=request_digest,
+    )
+    run = _queued(work, experiment, forecast, placing)
+    enter(session, run)
+    record_needs(session, run, work)
+    failpoint("submit")
+    return run
+
+
+def _stored_key(owner: str, key: str) -> str:
+    return hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
+
+
+def _by_key(session: Session, key: str) -> RunRow | None:
+    query = select(RunRow).join(RunRow.experiment).where(ExperimentRow.idempotency_key == key)
+    return session.scalars(query.order_by(RunRow.created_at)).first()
+
+
+def _check_quota(session: Session, owner: str, quotas: Mapping[Key, int | None]) -> None:
+    most = quotas.get(("user", owner))
+    if most is not None:
+        queued = select(func.count()).where(RunRow.state == "QUEUED", RunRow.owner == owner)
+        if (session.scalar(queued) or 0) >= most:
+            raise QuotaReached(f"{owner} has {most} runs in the queue already, and may have no more")
+
+
+def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, placing: Placing) -> RunRow:
+    asked = work.resources
+    return RunRow(
+        id=new_run_id(),
+        experiment=experiment,
+        owner=experiment.owner,
+        name=experiment.name,
+        study=placing.study,
+        precedence=-placing.priority,
+        workers=asked.workers,
+        cpus=asked.workers * asked.cpus_per_worker,
+        gpus=asked.workers * asked.gpus_per_worker,
+        planned=planned(work),
+        forecast=forecast.model_dump() if forecast else None,
+        state="QUEUED",
+        attempt=0,
+        last_event=0,
+    )
+
+
+def planned(work: Work) -> dict[str, Any] | None:
+    """Stage -> FLOPs and training images by formula; None for work that has no plan."""
+    if not isinstance(work, ExperimentSpec):
+        return None
+    return {stage.stage: stage.spend.model_dump() for stage in plan(work).stages}

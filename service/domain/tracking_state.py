@@ -1,0 +1,62 @@
+"""How far MLflow is behind the lab, by the lab's own cursors and MLflow's own word."""
+
+from datetime import datetime
+
+import httpx
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from service.db.engine import Database
+from service.db.study_tables import StudyRow
+from service.db.tables import EventRow, RunRow
+from service.domain.tracking_endpoints import Refused, server_url
+from service.schemas.runs import TrackingState
+from service.settings import Settings
+
+
+def read_tracking(database: Database, settings: Settings) -> TrackingState:
+    """Reads what is behind, not what was projected."""
+    with database.reading() as session:
+        runs, events = session.execute(
+            select(func.count(), func.coalesce(func.sum(RunRow.last_event - RunRow.mlflow_event), 0)).where(
+                RunRow.last_event > RunRow.mlflow_event
+            )
+        ).one()
+        studies = session.scalar(
+            select(func.count()).select_from(StudyRow).where(StudyRow.version > StudyRow.mlflow_version)
+        )
+        errors = [
+            session.scalar(select(func.count()).select_from(table).where(table.mlflow_error.is_not(None)))
+            for table in (RunRow, StudyRow)
+        ]
+        return TrackingState(
+            runs=runs,
+            events=events,
+            studies=studies or 0,
+            since=_oldest(session),
+            wrong=ask_server(settings),
+            with_errors=sum(filter(None, errors)),
+        )
+
+
+def _oldest(session: Session) -> datetime | None:
+    next_one = and_(EventRow.run_id == RunRow.id, EventRow.seq == RunRow.mlflow_event + 1)
+    query = select(func.min(EventRow.at)).select_from(RunRow).join(EventRow, next_one)
+    return session.scalar(query.where(RunRow.last_event > RunRow.mlflow_event))
+
+
+def ask_server(settings: Settings) -> str | None:
+    """Why MLflow's server cannot be used, in its own words where it has some; None where it can."""
+    token = settings.mlflow_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        url = server_url(settings.mlflow_url, "/health")
+        answer = httpx.get(url, headers=headers, timeout=5, trust_env=False)
+    except (httpx.HTTPError, Refused) as error:
+        return f"{settings.mlflow_url} does not answer ({type(error).__name__})"
+    if answer.status_code == 200:
+        return None
+    try:
+        return str(answer.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{settings.mlflow_url} answers with status {answer.status_code}"

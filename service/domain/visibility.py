@@ -1,0 +1,93 @@
+"""Answers to those who see only their own do not name the runs of others that theirs wait for or use."""
+
+import re
+from collections.abc import Iterable
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db.tables import RunRow
+from service.domain.artifact_dependencies import WAITS
+from service.schemas.bank import ScionView
+from service.schemas.runs import FirstMade, QueueView, RunEvent
+from workers.contract import StageDone, StageReport
+
+ANOTHERS = "another's"
+"""Stands for the id of a run that the reader does not see."""
+AWAITED = re.compile(f"^{WAITS}([0-9a-z]+)")
+
+
+def shown_to(session: Session, owner: str | None, run_ids: Iterable[str]) -> set[str]:
+    """Those of the runs that someone sees who sees this owner's runs only, or all (None)."""
+    wanted = set(run_ids)
+    if owner is None or not wanted:
+        return wanted
+    query = select(RunRow.id).where(RunRow.id.in_(wanted), RunRow.owner == owner)
+    return set(session.scalars(query))
+
+
+def message_to(session: Session, owner: str | None, message: str | None) -> str | None:
+    """What a run waits for, without the id of another's run."""
+    found = AWAITED.match(message or "")
+    if found is None or shown_to(session, owner, [found[1]]):
+        return message
+    return f"{WAITS}{ANOTHERS}{(message or '')[found.end() :]}"
+
+
+def report_to(session: Session, owner: str | None, report: StageReport) -> StageReport:
+    """A stage's report; whose work it found and used is left out where the reader does not see the run."""
+    if owner is None or not report.made_by:
+        return report
+    seen = shown_to(session, owner, report.made_by.values())
+    kept = {name: run_id if run_id in seen else ANOTHERS for name, run_id in report.made_by.items()}
+    return report.model_copy(update={"made_by": kept})
+
+
+def event_to(session: Session, owner: str | None, event: RunEvent) -> RunEvent:
+    """An event of a run, with the report in it as `report_to` gives it."""
+    if event.event is None or not isinstance(event.event.body, StageDone):
+        return event
+    done = event.event.body
+    body = done.model_copy(update={"report": report_to(session, owner, done.report)})
+    return event.model_copy(update={"event": event.event.model_copy(update={"body": body})})
+
+
+def scions_to(session: Session, owner: str | None, views: list[ScionView]) -> list[ScionView]:
+    """Scions are the lab's; who made them, and whose run needs them, is shown where the run is."""
+    seen = shown_to(session, owner, {run for view in views for run in (view.made_by, view.needed_by) if run})
+    if owner is None:
+        return views
+    return [
+        view.model_copy(
+            update={
+                "made_by": view.made_by if view.made_by in seen else ANOTHERS,
+                "needed_by": view.needed_by if view.needed_by in seen else None,
+            }
+        )
+        for view in views
+    ]
+
+
+def first_to(owner: str | None, first: FirstMade) -> FirstMade:
+    """Who made a design first, for someone who sees this owner's runs only, or all (None)."""
+    if owner is None or first.owner == owner:
+        return first
+    return first.model_copy(update={"run_id": ANOTHERS, "owner": ANOTHERS, "visible": False})
+
+
+def queue_to(session: Session, owner: str | None, view: QueueView) -> QueueView:
+    """The entries of the runs that the reader sees; of others only how many are ahead."""
+    if owner is None:
+        return view
+    own = [entry for entry in view.entries if entry.owner == owner]
+    seen = shown_to(session, owner, {run_id for entry in own for run_id in entry.behind})
+    entries = [
+        entry.model_copy(
+            update={
+                "behind": [run_id for run_id in entry.behind if run_id in seen],
+                "waits_for": message_to(session, owner, entry.waits_for),
+            }
+        )
+        for entry in own
+    ]
+    return view.model_copy(update={"entries": entries})

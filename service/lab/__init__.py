@@ -1,0 +1,1 @@
+"""The embedded lab: starts and supervises the processes of `graft up`."""

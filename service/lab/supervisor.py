@@ -1,0 +1,366 @@
+"""Start the lab's processes, keep them running, and end them and nothing else."""
+
+import logging
+import os
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+
+from service.cli.discovery import LabAddress, forget_address, read_address, write_address
+from service.domain.tracking_endpoints import PREFIX
+from service.lab.environment import environment_of
+from service.lab.guardian import DONE
+from service.lab.modes import close_to_others, write_secret
+from service.lab.parts import OPTIONAL, Part, shorten
+from service.lab.ports import LOOPBACK, Claims, is_address, is_free, listen, listeners
+from service.lab.processes import (
+    GUARDIAN,
+    INSTANCE,
+    MARK,
+    PART,
+    descends,
+    end_politely,
+    end_strays,
+    mark_of,
+)
+from service.lab.scratch import make_scratch, remove_scratch
+from service.local_keys import first_key, forget_lab, mlflow_token, note_lab
+from service.settings import mlflow_database
+from service.startup import (
+    CannotStart,
+    check_database,
+    check_packages,
+    check_storage,
+    checked_settings,
+)
+
+log = logging.getLogger("graftlab.supervisor")
+STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
+AGENT_SECONDS = 120.0
+"""How long Ray may take until its job agent listens, on a busy machine."""
+RAY_TRIES = 2
+"""A cluster that ends while the lab starts is tried once more: it has many ports, and may have lost one."""
+STEADY_SECONDS = 60.0
+"""A part that has run for so long has not been restarted in vain."""
+LOG_SECONDS = 10.0
+"""Between two looks at how long the logs are."""
+
+
+class StartFailed(Exception):
+    """A part of the lab did not become ready."""
+
+
+@dataclass
+class Supervisor:
+    """The lab of one data folder, whose lock the caller holds."""
+
+    folder: Path
+    port: int
+    cpus: int
+    parts: list[Part] = field(default_factory=list)
+    agent_port: int = 0
+    """Of the process through which Ray starts jobs."""
+    agent_listens: bool = False
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self.settings = checked_settings(data_dir=self.folder)
+        self.host = LOOPBACK
+        """Of every part but the API, which listens where the settings say."""
+        self.address = LabAddress("", "", "", os.getpid(), secrets.token_hex(8))
+        self.mark = ""
+        self._claims = Claims()
+        self._listening: socket.socket | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._said: dict[str, str] = {}
+        self._logs_seen = 0.0
+        self._umask: int | None = None
+
+    def _commands(self) -> dict[str, list[str]]:
+        python = sys.executable
+        return {
+            "ray": self._ray_command(),
+            "mlflow": [python, "-P", "-m", "service.processes.mlflow"],
+            "api": [python, "-P", "-m", "service.processes.api"],
+            "scheduler": [python, "-P", "-m", "service.processes.scheduler"],
+            "tracking": [python, "-P", "-m", "service.processes.tracking"],
+        }
+
+    def _ray_command(self) -> list[str]:
+        """With ports chosen anew."""
+        self.agent_port = self._claims.claim()
+        others = ("port", "ray-client-server-port")
+        return [
+            *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            f"--num-cpus={self.cpus}",
+            f"--node-ip-address={self.host}",
+            f"--dashboard-host={self.host}",
+            f"--dashboard-port={_port(self.address.ray_dashboard)}",
+            "--disable-usage-stats",
+            f"--temp-dir={Path(self.address.scratch) / 'ray'}",
+            f"--dashboard-agent-listen-port={self.agent_port}",
+            *(f"--{name}={self._claims.claim()}" for name in others),
+        ]
+
+    def environment(self, part: str) -> dict[str, str]:
+        """What every process of the lab is told."""
+        address = self.address
+        return {
+            **environment_of(part, self.folder),
+            MARK: self.mark,
+            PART: part,
+            INSTANCE: address.lab_id,
+            "GRAFTLAB_DATABASE_URL": self.settings.database_url,
+            "GRAFTLAB_OPTUNA_URL": self.settings.optuna_url,
+            "GRAFTLAB_STORAGE": self.settings.storage,
+            "GRAFTLAB_HOST": self.settings.host,
+            "GRAFTLAB_PORT": _port(address.url),
+            "GRAFTLAB_RAY_DASHBOARD": address.ray_dashboard,
+            "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
+            "GRAFTLAB_MLFLOW_URL": address.mlflow_url,
+            "GRAFTLAB_CPUS": str(self.cpus),
+            "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
+        }
+
+    def _token_file(self) -> Path:
+        return self.folder / "ray-token"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    def start(self) -> None:
+        """Clear what a killed predecessor left, check what the lab needs, then start every part.
+
+        Raises CannotStart, NoFreePort or OSError, and nothing runs then.
+        """
+        if not self.parts:
+            self.prepare()
+        self._watch()
+        for part in self.parts:
+            self._spawn(part)
+        self._write_down()
+
+    def prepare(self) -> None:
+        """Everything before the first process, strays first: they may hold the ports that are wanted."""
+        self._umask = os.umask(0o077)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.mark = mark_of(self.folder)
+        end_strays(self.mark)
+        before = read_address(self.folder)
+        if before is not None:
+            remove_scratch(before.scratch)
+        self._check()
+        close_to_others(self.folder)
+        if not self._token_file().exists() or not self._token_file().read_text().strip():
+            write_secret(self._token_file(), secrets.token_hex(32))
+        mlflow_token(self.folder)
+        self._choose_addresses()
+        self.parts = [Part(name, command) for name, command in self._commands().items()]
+
+    def _check(self) -> None:
+        check_packages(sys.executable)
+        if not is_address(self.settings.host):
+            wrong = f"GRAFTLAB_HOST={self.settings.host} is no address of this machine"
+            raise CannotStart(f"{wrong}; {LOOPBACK} is right for a lab of one machine")
+        check_storage(self.settings)
+        check_database(self.settings)
+
+    def _choose_addresses(self) -> None:
+        bound = self.settings.host
+        self._listening = listen(bound, self.port, self._claims)
+        shown = {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(bound, f"[{bound}]" if ":" in bound else bound)  # noqa: S104
+        self.address = replace(
+            self.address,
+            url=f"http://{shown}:{self._listening.getsockname()[1]}",
+            mlflow_url=f"http://{self.host}:{self._claims.claim(5000)}{PREFIX}",
+            ray_dashboard=f"http://{self.host}:{self._claims.claim(8265)}",
+            scratch=str(make_scratch()),
+        )
+
+    def _watch(self) -> None:
+        """Start the process that ends the others if this one is killed."""
+        words = (self.mark, self.address.lab_id, str(self.folder))
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-P", "-m", "service.lab.guardian", *words],
+            env=self.environment(GUARDIAN),
+            cwd="/",
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def _spawn(self, part: Part) -> None:
+        listening = self._listening if part.name == "api" else None
+        handed = () if listening is None else (listening.fileno(),)
+        told = {} if listening is None else {"GRAFTLAB_LISTEN_FD": str(listening.fileno())}
+        part.spawn({**self.environment(part.name), **told}, self.logs, handed)
+        self.agent_listens = self.agent_listens and part.name != "ray"
+
+    def _write_down(self) -> None:
+        write_address(self.folder, self.address)
+        note_lab(self.address.url, self.folder)
+
+    def tend(self) -> None:
+        """Restart what has died, later and later where it keeps dying. What fails here is tried again."""
+        self._try("the guardian", self._tend_guardian)
+        self._try("ray's job agent", self._tend_agent)
+        for part in self.parts:
+            self._try(part.name, lambda part=part: self._tend_part(part))  # type: ignore[misc]  # mypy: defaults
+        self._try("the logs", self._tend_logs)
+
+    def _try(self, what: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+            self._said.pop(what, None)
+        except (OSError, psutil.Error) as error:
+            if self._said.get(what) != str(error):
+                log.warning("%s: %s; tried again in a moment", what, error)
+            self._said[what] = str(error)
+
+    def _tend_guardian(self) -> None:
+        if self._guardian is not None and self._guardian.poll() is not None:
+            self._watch()
+
+    def _tend_part(self, part: Part) -> None:
+        if not part.has_ended:
+            return
+        if not part.due:
+            if time.monotonic() - part.started > STEADY_SECONDS:
+                part.restarts = 0
+            part.put_off()
+        elif time.monotonic() >= part.due:
+            part.restarts += 1
+            part.put_off()  # for the case that it cannot be started
+            end_strays(self.mark, part.name)
+            self._renew_ports(part)
+            self._spawn(part)
+
+    def _renew_ports(self, part: Part) -> None:
+        """It may have ended because somebody has one of its ports. Who asks it is told of another."""
+        before = self.address
+        if part.name == "ray":
+            port = self._claims.claim(int(_port(before.ray_dashboard)))
+            self.address = replace(before, ray_dashboard=f"http://{self.host}:{port}")
+            part.command = self._ray_command()
+        elif part.name == "mlflow":
+            port = self._claims.claim(int(_port(before.mlflow_url)))
+            self.address = replace(before, mlflow_url=f"http://{self.host}:{port}{PREFIX}")
+        if self.address != before:
+            self._write_down()
+            askers = ("api", "scheduler") if part.name == "ray" else ("api", "tracking")
+            for each in self.parts:
+                if each.name in askers and each.process is not None and not each.has_ended:
+                    each.due = time.monotonic()
+                    each.process.terminate()
+
+    def _tend_agent(self) -> None:
+        """Start a cluster anew whose job agent could not have its port: it stays up and takes no jobs."""
+        (ray,) = (part for part in self.parts if part.name == "ray")
+        if self.agent_listens or ray.process is None or ray.has_ended:
+            return
+        taken = not is_free(self.agent_port)
+        # Looked at in this order: if it is our agent that has the port, it listens by now.
+        self.agent_listens = any(descends(each, ray.process.pid) for each in listeners(self.agent_port))
+        late = time.monotonic() - ray.started > AGENT_SECONDS
+        if not self.agent_listens and (taken or late):
+            ray.due = time.monotonic()
+            end_politely(ray.process)
+
+    def _tend_logs(self) -> None:
+        if time.monotonic() - self._logs_seen < LOG_SECONDS:
+            return
+        self._logs_seen = time.monotonic()
+        for part in self.parts:
+            with suppress(FileNotFoundError):
+                shorten(part.log(self.logs))
+
+    def wait_ready(self, seconds: float = 300.0) -> None:
+        """Until API, scheduler and Ray answer. Raises StartFailed naming what does not, or has ended."""
+        end, waiting = time.monotonic() + seconds, "the API does not answer yet"
+        while time.monotonic() < end:
+            self._check_parts()
+            self.tend()
+            waiting = self._missing()
+            if not waiting:
+                return
+            time.sleep(0.3)
+        raise StartFailed(f"not ready after {seconds:.0f} s: {waiting}; see {self.logs}")
+
+    def _check_parts(self) -> None:
+        """A part that the lab cannot do without and that ends while it starts will not do better later."""
+        for part in self.parts:
+            if part.process is None or not part.has_ended or part.due or part.name in OPTIONAL:
+                continue
+            if part.name == "ray" and part.restarts < RAY_TRIES - 1:
+                continue
+            words, code = part.last_words(self.logs), part.process.returncode
+            raise StartFailed(f"{part.name} ended with code {code}: {words}; see {part.log(self.logs)}")
+
+    def _missing(self) -> str:
+        headers = {"Authorization": f"Bearer {first_key(self.folder)}"}
+        try:
+            alive = httpx.get(f"{self.address.url}/healthz", timeout=1, trust_env=False).json()
+            if alive.get("lab") != self.address.lab_id:
+                return f"another program answers at {self.address.url}"
+            ready = httpx.get(
+                f"{self.address.url}/readyz", headers=headers, timeout=5, trust_env=False
+            ).json()
+            wrong = [f"{name}: {state}" for name, state in ready["parts"].items() if state != "ok"]
+        except (httpx.HTTPError, ValueError, KeyError, AttributeError):
+            return "the API does not answer yet"
+        if not self.agent_listens:
+            wrong.append(f"ray: its job agent does not listen on port {self.agent_port} yet")
+        return "; ".join(wrong)
+
+    def without(self) -> list[str]:
+        """What the lab does without at the moment, and what to do about it."""
+        data = shlex.quote(mlflow_database(self.folder))
+        remedy = f"`mlflow db upgrade {data}` brings an older database to this version; move another"
+        remedy += " one away, start the lab again, and `graft tracking rebuild` fills a new one"
+        return [
+            f"{part.name} does not run: {part.last_words(self.logs)}; runs go on without it. {remedy}"
+            for part in self.parts
+            if part.name in OPTIONAL and part.has_ended
+        ]
+
+    def stop(self) -> None:
+        """End all parts in order, politely, then whatever carries this lab's mark."""
+        by_name = {part.name: part for part in self.parts}
+        for name in STOP_ORDER:
+            if name in by_name:
+                end_politely(by_name[name].process)
+        if self.mark:
+            end_strays(self.mark)
+        forget_address(self.folder, self.address.lab_id)
+        forget_lab(self.address.url)
+        remove_scratch(self.address.scratch)
+        if self._listening is not None:
+            self._listening.close()
+        self._claims.close()
+        self._dismiss()
+        if self._umask is not None:
+            os.umask(self._umask)
+
+    def _dismiss(self) -> None:
+        """Tell the guardian that nothing is left to end."""
+        if self._guardian is None or self._guardian.stdin is None:
+            return
+        with suppress(OSError):
+            self._guardian.stdin.write(DONE)
+            self._guardian.stdin.close()
+        self._guardian.wait()
+
+
+def _port(url: str) -> str:
+    return str(urlsplit(url).port)

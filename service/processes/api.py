@@ -1,0 +1,72 @@
+"""The API and the pages as processes: `python -m service.processes.api`."""
+
+import os
+import shutil
+import socket
+import sys
+from contextlib import suppress
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from service.api.middleware.http_protocol import GuardedProtocol
+from service.app import RATES, create_app
+from service.logging import setup_logging
+from service.settings import Settings
+from service.startup import settings_of_part
+
+
+def serving() -> FastAPI:
+    """The application of one process of the API, which logs as the first one does."""
+    setup_logging()
+    return create_app()
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT. Our own log has a line a request, uvicorn's is off."""
+    setup_logging()
+    settings = settings_of_part()
+    if settings.servers > 1:
+        _share_metrics(settings)
+        (settings.data_dir / RATES).unlink(missing_ok=True)
+    config = uvicorn.Config(
+        "service.processes.api:serving",
+        factory=True,
+        workers=settings.servers,
+        host=settings.host,
+        port=settings.port,
+        http=GuardedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    given = settings.listen_fd
+    _serve(config, config.bind_socket() if given is None else socket.socket(fileno=given))
+
+
+def _serve(config: uvicorn.Config, listening: socket.socket) -> None:
+    """As `uvicorn.run` does, which knows no socket that listens already."""
+    if config.workers > 1:
+        return Multiprocess(config, sockets=[listening]).run()
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(3)
+    return None
+
+
+def _share_metrics(settings: Settings) -> None:
+    """A scrape reaches one process and asks for all: they count in files, anew at every start."""
+    folder = settings.data_dir / "metrics"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
+if __name__ == "__main__":
+    main()

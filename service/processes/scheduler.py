@@ -1,0 +1,56 @@
+"""The scheduler as a process: `python -m service.processes.scheduler`."""
+
+import logging
+import signal
+import threading
+
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.leader_lease import LostLeadership
+from service.db.migrate import upgrade
+from service.logging import setup_logging
+from service.scheduler.checkpoint_cleanup import keep_house
+from service.scheduler.loop import Scheduler
+from service.scheduler.ray_jobs import RayJobs
+from service.scheduler.wakeup import News
+from service.startup import settings_of_part
+from service.studies.thread import drive_studies
+from service.webhooks.delivery import LAST_SECONDS, send_webhooks
+
+log = logging.getLogger("graftlab.scheduler")
+
+
+def main() -> None:
+    """Round after round until SIGTERM or SIGINT; attempts under way go on without us."""
+    setup_logging()
+    settings = settings_of_part()
+    database = Database(settings.database_url)
+    upgrade(database)
+    scheduler = Scheduler(settings, database, Storage(settings.storage), RayJobs(settings))
+    ended = threading.Event()
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(wanted, lambda *_: ended.set())
+    drive_studies(scheduler, ended)
+    keep_house(scheduler, ended)
+    post = send_webhooks(settings, database, ended) if settings.webhooks else None
+    news = News(database)
+    while not news.await_news(ended, settings.round_seconds):
+        news.begin()
+        _round(scheduler)
+    scheduler.leadership.release()
+    if post is not None:
+        post.join(LAST_SECONDS + 1)
+
+
+def _round(scheduler: Scheduler) -> None:
+    """Whatever goes wrong ends the round, not the process: the next one starts from what is."""
+    try:
+        scheduler.round()
+    except LostLeadership as error:
+        log.warning("%s", error)
+    except Exception:
+        log.exception("this round failed; the next one starts anew")
+
+
+if __name__ == "__main__":
+    main()

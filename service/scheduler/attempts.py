@@ -1,0 +1,268 @@
+"""One attempt under way: submit it, take its events in, pass wishes on, and end it when it is lost."""
+
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from grafting_core.specs.budget import Budget
+from grafting_core.storage.failpoints import failpoint
+from grafting_core.storage.storage import Storage
+from service.db.leader_lease import LostLeadership
+from service.db.tables import AttemptRow, RunRow, now
+from service.domain.attempt_events import apply_event, end_attempt
+from service.domain.budgets import budget_of
+from service.domain.queue_order import room
+from service.domain.run_lifecycle import LIVE
+from service.domain.run_queries import spend_of, work_of
+from service.log_once import AWAY, brief
+from service.scheduler.live_attempts import LiveAttempt
+from service.scheduler.ray_jobs import FINISHED
+from workers.contract import (
+    Event,
+    Reason,
+    RunTicket,
+    Stop,
+    attempt_folder,
+    budget_path,
+    event_path,
+    submission_id,
+    ticket_path,
+)
+
+if TYPE_CHECKING:
+    from service.scheduler.loop import Scheduler
+
+log = logging.getLogger("graftlab.scheduler")
+STATUS_SECONDS = 3.0
+"""How often Ray is asked after an attempt that shows life."""
+
+
+@dataclass
+class Watch:
+    """What this process has seen of one attempt, by its own monotonic clock."""
+
+    beat: bytes
+    seen: float
+    fresh: bool = True
+    """Whether it has shown life since its lease was renewed."""
+    asked: float = 0.0
+    stopped_for: Reason | None = None
+    budget: Budget | None = None
+
+
+class Tender:
+    """Takes one step for each live attempt a round."""
+
+    def __init__(self, scheduler: "Scheduler") -> None:
+        self._lab = scheduler
+        self.watched: dict[tuple[str, int], Watch] = {}
+
+    def forget(self) -> None:
+        """Another scheduler leads: what was seen so far says nothing about now."""
+        self.watched.clear()
+
+    def forget_all_but(self, live: Sequence[LiveAttempt]) -> None:
+        for key in self.watched.keys() - {attempt.key for attempt in live}:
+            del self.watched[key]
+
+    def alive(self, live: Sequence[LiveAttempt]) -> list[tuple[str, int]]:
+        """Attempts whose lease is due to be renewed, because they have shown life."""
+        keys = [a.key for a in live if a.key in self.watched and self.watched[a.key].fresh]
+        for key in keys:
+            self.watched[key].fresh = False
+        return keys
+
+    def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
+        """Submit, listen, pass on, judge.
+
+        Raises RayUnavailable, OSError, LostLeadership or what of `AWAY` may pass; anything else is the run's.
+        """
+        if attempt.wrong is not None:
+            return self.end(attempt, "internal_error", attempt.wrong)
+        if not attempt.submitted:
+            attempt = replace(attempt, job=self._submit(*attempt.key))
+        if not self._take_events(attempt):
+            return
+        watch = self._look(attempt)
+        if attempt.kill:
+            return self.end(attempt, "user_request", "killed on request")
+        if spent is not None:
+            self._write_stop(attempt, watch, "budget_exhausted")
+        if attempt.stop_wished_at is not None:
+            self._write_stop(attempt, watch, "user_request")
+            if attempt.wished_seconds > self._lab.settings.cancel_grace_seconds:
+                return self.end(attempt, "user_request", "killed after the grace period")
+        self._pass_budget(attempt, watch)
+        return self._judge(attempt, watch, clock)
+
+    def _submit(self, run_id: str, number: int) -> str:
+        """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
+        ticket = self._ticket(run_id, number)
+        self._lab.storage.write_model(ticket_path(run_id, number), ticket)
+        job, turn = self._place(ticket)
+        if turn > 1:
+            self._lab.hosts.hand_over(job, turn, ticket)
+        else:
+            self._lab.hosts.make_room(*self._free())
+            self._lab.ray.submit(job, self._entrypoint(run_id, number))
+        with self._lab.leading() as session:
+            session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
+        log.info("run %s attempt %s: submitted as turn %s of %s", run_id, number, turn, job)
+        return job
+
+    def _place(self, ticket: RunTicket) -> tuple[str, int]:
+        """Job and turn of an attempt: what was decided before, else a host that waits, else a job of its own.
+
+        Written down before anybody hears of it, so that a repetition after a crash decides the same.
+        """
+        host = self._lab.hosts.find(ticket)
+        with self._lab.leading() as session:
+            row = session.get_one(AttemptRow, (ticket.run_id, ticket.attempt))
+            if row.job is None and host is not None:
+                row.job, row.turn = host.job, host.turn + 1
+            elif row.job is None:
+                row.job = submission_id(ticket.run_id, ticket.attempt)
+            return row.job, row.turn
+
+    def _free(self) -> tuple[int, int]:
+        with self._lab.database.reading() as session:
+            left = room(session, self._lab.settings.cpus, self._lab.settings.gpus)
+        return left.cpus, left.gpus
+
+    def _ticket(self, run_id: str, number: int) -> RunTicket:
+        settings = self._lab.settings
+        with self._lab.database.reading() as session:
+            run = session.get_one(RunRow, run_id)
+            return RunTicket(
+                run_id=run_id,
+                attempt=number,
+                work=work_of(run),
+                storage=settings.storage,
+                spent=spend_of(session, run_id),
+                budget=budget_of(run),
+                micro_batches=run.micro_batches,
+                heartbeat_seconds=min(5.0, settings.silence_seconds / 12),
+                silence_seconds=settings.silence_seconds,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                keep_checkpoints=settings.keep_checkpoints,
+                keep_best=settings.keep_best,
+                warm_seconds=settings.warm_seconds,
+            )
+
+    def _entrypoint(self, run_id: str, number: int) -> str:
+        words = [self._lab.settings.worker_python, "-P", "-m", "workers.driver"]
+        words += ["--storage", self._lab.settings.storage, "--run", run_id, "--attempt", str(number)]
+        return shlex.join(words)
+
+    def _take_events(self, attempt: LiveAttempt) -> bool:
+        """Take in what is new, in order; False where the attempt is no longer live."""
+        seq = attempt.event_seq + 1
+        while self._lab.storage.exists(event_path(*attempt.key, seq)):
+            try:
+                state = self._take(attempt, seq)
+            except (LostLeadership, OSError, *AWAY):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with an event ends its attempt
+                self.end(attempt, "internal_error", f"event {seq} cannot be taken in: {brief(error)}")
+                return False
+            if state not in LIVE:
+                return False
+            seq += 1
+        return True
+
+    def _take(self, attempt: LiveAttempt, seq: int) -> str | None:
+        """The run's state after this event; None where the attempt is no longer the run's.
+
+        Raises what is wrong with the event, and then it has changed nothing.
+        """
+        event = _read_event(self._lab.storage, attempt, seq)
+        with self._lab.leading() as session:
+            if not apply_event(session, self._lab.settings, event):
+                return None
+            state = session.get_one(RunRow, attempt.run_id).state
+            failpoint("event")
+        if event.body.type != "progress":
+            log.info("run %s attempt %s: %s", *attempt.key, event.body.type)
+        return state
+
+    def _look(self, attempt: LiveAttempt) -> Watch:
+        beat = _beat(self._lab.storage, f"{attempt_folder(*attempt.key)}/heartbeat")
+        watch = self.watched.setdefault(attempt.key, Watch(beat, time.monotonic(), fresh=bool(beat)))
+        if beat != watch.beat:
+            watch.beat, watch.seen, watch.fresh = beat, time.monotonic(), True
+        return watch
+
+    def _write_stop(self, attempt: LiveAttempt, watch: Watch, reason: Reason) -> None:
+        if watch.stopped_for != reason:
+            self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason=reason))
+            watch.stopped_for = reason
+
+    def _pass_budget(self, attempt: LiveAttempt, watch: Watch) -> None:
+        """Tell the worker of an extension; the first look only notes what its ticket says."""
+        if (watch.budget is not None and watch.budget != attempt.budget) or watch.budget is None:
+            self._lab.storage.write_model(budget_path(*attempt.key), attempt.budget)
+            watch.budget = attempt.budget
+
+    def _judge(self, attempt: LiveAttempt, watch: Watch, clock: float) -> None:
+        """End an attempt that Ray says is over, or whose lease ran out in silence."""
+        settings = self._lab.settings
+        patience = settings.silence_seconds if watch.beat else settings.start_seconds
+        silent = time.monotonic() - watch.seen
+        # A clock that was set back must not make a lease endless.
+        over = attempt.lease_until < clock or attempt.lease_until > clock + 2 * patience
+        if silent > patience and over:
+            return self.end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
+        if time.monotonic() - watch.asked < STATUS_SECONDS:
+            return None
+        watch.asked = time.monotonic()
+        return self._ask(attempt)
+
+    def _ask(self, attempt: LiveAttempt) -> None:
+        status = self._lab.ray.status(attempt.job)
+        if status is not None and status not in FINISHED:
+            return
+        # Its last event may have been written since we looked.
+        with self._lab.database.reading() as session:
+            seq = session.get_one(AttemptRow, attempt.key).event_seq
+        if self._take_events(LiveAttempt(**{**attempt.__dict__, "event_seq": seq})):
+            # A job that the cluster has lost, or a host that went home as it was called: no fault of the run.
+            guest = attempt.job != submission_id(*attempt.key) and seq == 0
+            reason: Reason = "worker_lost" if status and not guest else "node_fault"
+            message = f"the worker ended without a word (Ray says {status or 'nothing'})"
+            self.end(attempt, reason, message)
+
+    def end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
+        """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
+        self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
+        self._lab.ray.stop(attempt.job)
+        with self._lab.leading() as session:
+            run = session.get_one(RunRow, attempt.run_id, with_for_update=True)
+            if run.attempt != attempt.number or run.state not in LIVE:
+                return
+            row = session.get_one(AttemptRow, attempt.key)
+            end_attempt(session, self._lab.settings, run, row, reason, message)
+        log.warning("run %s attempt %s: ended: %s", *attempt.key, message)
+
+
+def _read_event(storage: Storage, attempt: LiveAttempt, seq: int) -> Event:
+    """The event with this number. Raises ValueError where the file holds none, or another's."""
+    path = event_path(*attempt.key, seq)
+    try:
+        event = storage.read_model(path, Event)
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder") from error
+    if (event.run_id, event.attempt, event.seq) != (*attempt.key, seq):
+        told = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
+        raise ValueError(f"it says that it is {told}")
+    return event
+
+
+def _beat(storage: Storage, path: str) -> bytes:
+    """The newest sign of life; what cannot be read is none."""
+    try:
+        return storage.read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return b""

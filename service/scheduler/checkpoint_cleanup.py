@@ -1,0 +1,65 @@
+"""Beside the scheduler's rounds: what ended runs leave behind goes, a few runs at a time."""
+
+import logging
+import threading
+
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.domain.checkpoint_retention import EndedRun, Policy, excess, let_go, note_swept, unswept_runs
+from service.log_once import AWAY, Once, brief
+from service.scheduler.loop import Scheduler
+from service.scheduler.periodic import beside
+from service.settings import Settings
+
+log = logging.getLogger("graftlab.scheduler")
+RUNS = 200
+"""That one round looks through."""
+PAUSE_SECONDS = 5.0
+
+
+class Housekeeper:
+    """Level-triggered: runs are looked through once after their end and once more when they come of age."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self._policy = Policy.of(settings)
+        self._say = Once(log)
+        self._refused: set[str] = set()
+        self._database, self._storage = database, storage
+
+    def round(self) -> int:
+        """Let go what may go; how many runs were looked through. Safe to repeat and to be killed in."""
+        with self._database.reading() as session:
+            runs = unswept_runs(session, self._policy, RUNS + len(self._refused))
+        # Those whose files refuse to go are tried again when there is nothing else to do.
+        runs = ([run for run in runs if run.id not in self._refused] or runs)[:RUNS]
+        clean = [run for run in runs if self._is_clean(run)]
+        if clean:
+            with self._database.writing() as session:
+                note_swept(session, clean, self._policy)
+        return len(runs)
+
+    def _is_clean(self, run: EndedRun) -> bool:
+        """Whether there was nothing to let go; what there was has gone, unless its files refuse to."""
+        try:
+            spare = excess(self._storage, run, self._policy)
+            if not spare.paths:
+                return True
+            gone = let_go(self._database, self._storage, spare, self._policy)
+            self._say.well(run.id)
+            self._refused.discard(run.id)
+        except AWAY:
+            raise
+        except Exception as error:  # noqa: BLE001 - the files of one run keep no other's
+            text = f"run {run.id}: its checkpoints are left for the next round: {brief(error)}"
+            self._say(run.id, text, level=logging.ERROR, trace=True)
+            self._refused.add(run.id)
+            return False
+        if gone:
+            log.info("run %s: %s checkpoint files let go", run.id, len(spare.paths))
+        return False
+
+
+def keep_house(scheduler: Scheduler, ended: threading.Event) -> threading.Thread:
+    """A thread that tidies up as long as this scheduler leads."""
+    keeper = Housekeeper(scheduler.settings, scheduler.database, scheduler.storage)
+    return beside(scheduler, ended, "housekeeping", PAUSE_SECONDS, keeper.round)

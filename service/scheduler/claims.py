@@ -1,0 +1,119 @@
+"""Which queued runs start now: looked for without a lock, then claimed in one short transaction."""
+
+import logging
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from grafting_core.storage.failpoints import failpoint
+from grafting_core.storage.storage import Storage
+from service.db.tables import AttemptRow, RunRow
+from service.domain.admission import Verdict, Walk, set_aside_text
+from service.domain.artifact_dependencies import WAITS, is_there
+from service.domain.budgets import budget_of
+from service.domain.queue_order import COLUMNS, Room, Waiting, room
+from service.domain.run_lifecycle import transition
+from service.domain.run_queries import spend_of
+from service.log_once import AWAY, Once, brief
+from service.settings import Settings
+
+log = logging.getLogger("graftlab.scheduler")
+say = Once(log)
+Decided = tuple[Waiting, Verdict]
+ASIDE = "set aside: "
+
+
+def decide(session: Session, settings: Settings, storage: Storage) -> list[Decided]:
+    """What a round has to do in the queue: runs to start, to end, and to tell what they wait for.
+
+    Reads database and storage; holds nobody up and changes nothing.
+    """
+    capacity = Room(settings.cpus, settings.gpus)
+    if room(session, settings.cpus, settings.gpus).cpus <= 0:
+        return []
+    walk = Walk(session, capacity, settings.hold_line_seconds, lambda *place: is_there(storage, *place))
+    found: list[Decided] = []
+    for run, verdict in walk.steps():
+        if verdict.what != "wait" or _news(run, verdict) != run.message:
+            found.append((run, verdict))
+        if walk.free.cpus <= 0:
+            break
+    return found
+
+
+def _news(run: Waiting, verdict: Verdict) -> str | None:
+    """The message that a waiting run should have: of another run, or what it had for other reasons."""
+    if verdict.lacks == "another run":
+        return verdict.text
+    told = (run.message or "").startswith((WAITS, ASIDE))
+    return None if told else run.message
+
+
+def admit(session: Session, settings: Settings, decided: Sequence[Decided], clock: float) -> list[str]:
+    """Carry out what was decided, as far as each run is still queued; ids of those started."""
+    started = []
+    for waiting, verdict in decided:
+        try:
+            with session.begin_nested():
+                if _carry_out(session, waiting, verdict, clock + settings.start_seconds):
+                    started.append(waiting.id)
+        except (OSError, *AWAY):
+            raise
+        except Exception as error:  # noqa: BLE001 - what is wrong with one run keeps no other from starting
+            text = f"run {waiting.id}: cannot be admitted: {type(error).__name__}: {brief(error)}"
+            say(waiting.id, text, trace=True)
+    return started
+
+
+def _carry_out(session: Session, waiting: Waiting, verdict: Verdict, lease_until: float) -> bool:
+    """Whether the run was started. It may have been cancelled, paused or extended since it was looked at."""
+    run = session.get(RunRow, waiting.id, with_for_update=True, populate_existing=True)
+    if run is None or run.state != "QUEUED":
+        return False
+    if verdict.what == "wait":
+        run.message = _news(waiting, verdict)
+    elif verdict.what == "fail":
+        log.warning("run %s: %s", run.id, verdict.text)
+        transition(session, run, "FAILED", "internal_error", verdict.text)
+    elif budget_of(run).exceeded_by(spend_of(session, run.id)):
+        transition(session, run, "STOPPED", "budget_exhausted", "the run's own budget is spent")
+    elif verdict.what == "start":
+        _claim(session, run, verdict, lease_until)
+        return True
+    return False
+
+
+def _claim(session: Session, run: RunRow, verdict: Verdict, lease_until: float) -> None:
+    want = verdict.want
+    run.attempt += 1
+    run.forecast = verdict.forecast
+    run.reserved_device_seconds, run.reserved_flops = want.device_seconds, want.flops
+    run.reserved_images = want.training_images
+    session.add(
+        AttemptRow(
+            run_id=run.id, number=run.attempt, lease_until=lease_until, micro_batches=run.micro_batches
+        )
+    )
+    transition(session, run, "STARTING")
+    failpoint("claim")
+    log.info("run %s attempt %s: claimed", run.id, run.attempt)
+
+
+def tell_set_aside(session: Session, settings: Settings) -> int:
+    """Tell the queued runs that ask for more devices than the lab has, as after a restart with fewer; how
+    many there are. Those that were told so before and can start again are told that too.
+    """
+    capacity = Room(settings.cpus, settings.gpus)
+    beyond = or_(RunRow.cpus > settings.cpus, RunRow.gpus > settings.gpus)
+    query = select(*COLUMNS).where(RunRow.state == "QUEUED", or_(beyond, RunRow.message.startswith(ASIDE)))
+    aside = 0
+    for row in session.execute(query).all():
+        waiting = Waiting(*row)
+        text = None if capacity.fits(waiting) else f"{ASIDE}{set_aside_text(waiting, capacity)}"
+        run = session.get_one(RunRow, waiting.id, with_for_update=True)
+        if run.state == "QUEUED" and run.message != text:
+            run.message = text
+            log.warning("run %s: %s", run.id, text or "can start again")
+        aside += text is not None
+    return aside

@@ -1,0 +1,162 @@
+"""The level-triggered loop: compare what should be with what is, and take the next step."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.leader_lease import Leadership, LostLeadership, leading
+from service.db.tables import RunRow
+from service.domain.budgets import live_use, spent_accounts
+from service.log_once import AWAY, Once, brief
+from service.scheduler.attempts import Tender
+from service.scheduler.claims import admit, decide, tell_set_aside
+from service.scheduler.live_attempts import LiveAttempt, live_attempts, renew
+from service.scheduler.ray_jobs import RayJobs, RayUnavailable
+from service.scheduler.warm_workers import Hosts
+from service.settings import Settings
+from workers.contract import attempt_of
+
+log = logging.getLogger("graftlab.scheduler")
+ORPHAN_SECONDS = 15.0
+"""How often Ray is searched for jobs that nobody waits for."""
+IDS = 500
+"""Of runs that one query looks for."""
+
+
+class Scheduler:
+    """Claims queued runs, submits them to Ray, takes their events in, and ends what is lost."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage, ray: RayJobs) -> None:
+        self.settings, self.database, self.storage, self.ray = settings, database, storage, ray
+        self.leadership = Leadership(database, settings.lead_seconds)
+        self.hosts = Hosts(storage, ray)
+        self.tender = Tender(self)
+        self._say = Once(log)
+        self._orphans_sought = -ORPHAN_SECONDS
+        self._suspects: set[str] = set()
+        self._aside_told = False
+
+    def round(self) -> None:
+        """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
+        if not self.leadership.claim():
+            self.tender.forget()
+            self._aside_told = False
+            return
+        for step in (self._tend_all, self._end_orphans, self.admit):
+            self._carry_out(step)
+
+    def _carry_out(self, step: Callable[[], object]) -> None:
+        """What goes wrong in one step keeps the next ones from nothing, unless database or lease are gone."""
+        try:
+            step()
+            self._say.well(step.__name__)
+        except (LostLeadership, *AWAY):
+            raise
+        except Exception as error:  # noqa: BLE001 - named once, with its traceback
+            fault = f"a step of the round failed: {type(error).__name__}: {brief(error)}"
+            self._say(step.__name__, fault, level=logging.ERROR, trace=True)
+
+    def _tend_all(self) -> None:
+        with self.database.reading() as session:
+            live = live_attempts(session)
+            stops = spent_accounts(session, live_use(session))
+            clock = self.database.clock(session)
+        for attempt in live:
+            self._tend(attempt, clock, stops.get(attempt.run_id))
+        self.tender.forget_all_but(live)
+        alive = self.tender.alive(live)
+        if alive:
+            with self.leading() as session:
+                until = self.database.clock(session) + self.settings.silence_seconds
+                renew(session, alive, until)
+
+    def _tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
+        """What is wrong with one attempt ends that one, or leaves it for the next round: others go on."""
+        about = "run {} attempt {}".format(*attempt.key)
+        try:
+            try:
+                self.tender.tend(attempt, clock, spent)
+            except (LostLeadership, RayUnavailable, OSError, *AWAY):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt
+                self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
+                self.tender.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
+            self._say.well(attempt.key)
+        except (LostLeadership, *AWAY):
+            raise
+        except RayUnavailable as error:
+            self._say(attempt.key, f"{about}: Ray cannot be reached: {error}", fault="ray")
+        except Exception as error:  # noqa: BLE001 - named once, with its traceback
+            text = f"{about}: left for the next round: {type(error).__name__}: {brief(error)}"
+            self._say(attempt.key, text, level=logging.ERROR, trace=True)
+
+    def admit(self) -> list[str]:
+        """Start queued runs; their ids. Nothing is locked while storage is asked."""
+        if not self._aside_told:
+            with self.leading() as session:
+                tell_set_aside(session, self.settings)
+            self._aside_told = True
+        with self.database.reading() as session:
+            decided = decide(session, self.settings, self.storage)
+        if not decided:
+            return []
+        with self.leading() as session:
+            return admit(session, self.settings, decided, self.database.clock(session))
+
+    def _end_orphans(self) -> None:
+        """Stop jobs that no live attempt waits for: what a replaced worker or scheduler left.
+
+        At the second look alone: a driver that has just had its last word is about to go by itself.
+        """
+        if time.monotonic() - self._orphans_sought < ORPHAN_SECONDS:
+            return
+        self._orphans_sought = time.monotonic()
+        try:
+            orphans = set(self._orphans(self.ray.running()))
+            for job in orphans & self._suspects:
+                log.warning("%s: no attempt waits for it; stopped", job)
+                self.ray.stop(job)
+            self._suspects = orphans
+            self._say.well("orphans")
+        except RayUnavailable as error:
+            self._say("orphans", f"orphans cannot be sought: {error}", fault="ray")
+
+    def _orphans(self, jobs: list[str]) -> list[str]:
+        """Those whose run we know and which neither work for a live attempt nor wait for one.
+
+        Other labs' jobs are not ours.
+        """
+        named = {job: attempt[0] for job in jobs if (attempt := attempt_of(job)) is not None}
+        for job in jobs:
+            if job not in named:
+                self._say(("job", job), f"job {job!r:.100} is not this lab's; left alone", level=logging.INFO)
+        wanted = {host.job for host in self.hosts.idle()}
+        with self.database.reading() as session:
+            ours = _known(session, sorted(set(named.values())))
+            wanted |= {attempt.job for attempt in live_attempts(session)}
+        return [job for job, run in named.items() if run in ours and job not in wanted]
+
+    def leads(self) -> bool:
+        """Whether this scheduler is the one that does what only one should."""
+        with self.database.reading() as session:
+            return self.leadership.holds(session)
+
+    @contextmanager
+    def leading(self) -> Iterator[Session]:
+        """A write transaction that only the leader can commit. Raises LostLeadership."""
+        with leading(self.database, self.leadership) as session:
+            yield session
+
+
+def _known(session: Session, ids: Sequence[str]) -> set[str]:
+    """Those of the ids that runs of this lab have."""
+    parts = (ids[start : start + IDS] for start in range(0, len(ids), IDS))
+    return {
+        found for part in parts for found in session.scalars(select(RunRow.id).where(RunRow.id.in_(part)))
+    }

@@ -1,1 +1,0 @@
-"""Studies: a space, limits and objectives become runs in the ordinary queue."""

@@ -1,0 +1,1 @@
+"""Studies: proposing, promoting, reporting."""

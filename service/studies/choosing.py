@@ -1,0 +1,50 @@
+"""Which screened designs are finetuned: the best, by prediction where there is one, and a few spread out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from grafting_core.specs.studies.ladder import Rung
+from grafting_core.specs.studies.selection import survivors
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A screened trial that has not been finetuned."""
+
+    number: int
+    screened: Mapping[str, float]
+    costs: tuple[float, ...]
+    predicted: float | None
+
+
+def promoted(candidates: Sequence[Candidate], rungs: Sequence[Rung], count: int) -> list[int]:
+    """Numbers of the best: those who climbed highest first, by front of (quality, costs) on each rung."""
+    chosen: list[int] = []
+    for rung in reversed(rungs):
+        standing = [each for each in candidates if rung.metric in each.screened and each.number not in chosen]
+        if not standing:
+            continue
+        points = [(_quality(each, rung.metric, standing), *each.costs) for each in standing]
+        chosen += [standing[at].number for at in survivors(points, count - len(chosen))]
+    return chosen[:count]
+
+
+def _quality(candidate: Candidate, metric: str, beside: Sequence[Candidate]) -> float:
+    """The prediction if all have one, else the rung's number."""
+    if all(each.predicted is not None for each in beside):
+        assert candidate.predicted is not None
+        return candidate.predicted
+    return candidate.screened[metric]
+
+
+def spread(candidates: Sequence[Candidate], metric: str, count: int) -> list[int]:
+    """Numbers of `count` trials at even steps of the first rung's ranking, from best to worst."""
+    ranked = sorted(
+        (each for each in candidates if metric in each.screened), key=lambda e: e.screened[metric]
+    )
+    if count <= 0 or not ranked:
+        return []
+    if len(ranked) <= count:
+        return [each.number for each in ranked]
+    steps = [round(at * (len(ranked) - 1) / max(1, count - 1)) for at in range(count)]
+    return [ranked[at].number for at in dict.fromkeys(steps)]

@@ -1,0 +1,265 @@
+"""The step that carries every study on: compare what it has with what its phase wants, do the next thing.
+
+fill -> screen -> promote -> learn -> screen ... Each change is one transaction on the locked study, together
+with the runs and trials it brings about; whatever is slow (Optuna, storage, the integer program) happens
+before it, and is thrown away if the study has moved on meanwhile. So it may be killed anywhere.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from optuna.exceptions import OptunaError
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+from grafting_core.specs.studies.study import StudySpec
+from grafting_core.storage.failpoints import failpoint
+from grafting_core.storage.storage import Storage
+from service.db.engine import Database
+from service.db.study_tables import StudyRow, TrialRow
+from service.db.tables import RunRow
+from service.domain.studies import (
+    advance,
+    ask_runs,
+    fail_unread,
+    move,
+    remaining,
+    run_for,
+    runs_of,
+    spec_of_study,
+    study_spend,
+    submit_for,
+    touch,
+    trials_of,
+)
+from service.log_once import AWAY, Once, brief
+from service.schemas.runs import TERMINAL
+from service.settings import Settings
+from service.studies.promotion import collect_finals, submit_finals
+from service.studies.publishing import publish_report
+from service.studies.specs import available, fill_work, item_scores, screening_work, unreadable
+from service.studies.subprocess import proposals
+from service.studies.trial_round import note_predictions, numbers_of, open_book
+
+log = logging.getLogger("graftlab.search")
+
+
+class Driver:
+    """Carries out one step of every running study."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self.settings, self.database, self.storage = settings, database, storage
+        self._say = Once(log)
+        self._phases: Mapping[str, Callable[[StudyRow], None]] = {
+            "fill": self._fill,
+            "screen": self._screen,
+            "promote": self._promote,
+            "learn": self._learn,
+        }
+
+    def round(self) -> None:
+        """One step of each; a study that cannot go on fails alone. Each fault is logged once."""
+        with self.database.reading() as session:
+            running = list(session.scalars(select(StudyRow.id).where(StudyRow.state == "RUNNING")))
+        for study_id in running:
+            try:
+                self._step(study_id)
+                self._say.well(study_id)
+            except (OptunaError, OSError, IntegrityError, StaleDataError, *AWAY) as error:
+                # Another scheduler may have been a moment ahead.
+                text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
+                self._say(study_id, text, trace=True)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
+                self._give_up(study_id, error)
+
+    def _step(self, study_id: str) -> None:
+        """Raises ValueError where the study cannot go on."""
+        with self.database.reading() as session:
+            study = session.get(StudyRow, study_id)
+        if study is None or study.state != "RUNNING":
+            return
+        if study.phase not in self._phases:
+            raise ValueError(f"there is no phase {study.phase!r}; a study is in {', '.join(self._phases)}")
+        self._phases[study.phase](study)
+
+    def _give_up(self, study_id: str, error: Exception) -> None:
+        """The study fails with the reason, whatever of it can still be read."""
+        known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
+        reason = str(error) if known else f"internal error: {type(error).__name__}: {brief(error)}"
+        self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=True)
+        try:
+            with self.database.reading() as session:
+                study = session.get_one(StudyRow, study_id)
+            self._fail(study, reason)
+        except (OSError, *AWAY):
+            return  # the next round tries again
+        except Exception as worse:  # noqa: BLE001 - a row that cannot even be loaded is ended as it is
+            self._say(("end", study_id), f"study {study_id}: ended as it is: {brief(worse)}", trace=True)
+            with self.database.writing() as session:
+                fail_unread(session, study_id, reason)
+
+    @contextmanager
+    def _changing(self, study: StudyRow) -> Iterator[tuple[Session, StudyRow | None]]:
+        """A write transaction on one study; None for the study where it has moved on since it was read."""
+        with self.database.writing() as session:
+            row = session.get(StudyRow, study.id, with_for_update=True)
+            seen = (study.state, study.phase, study.round)
+            same = row is not None and (row.state, row.phase, row.round) == seen
+            yield session, row if same else None
+
+    def _fail(self, study: StudyRow, message: str) -> None:
+        with self._changing(study) as (session, row):
+            if row is not None:
+                ask_runs(session, row.id, "cancel")
+                move(session, row, "FAILED", message)
+
+    def _fill(self, study: StudyRow) -> None:
+        """One run that distils every (site, kind); its scores are the integer program's."""
+        spec = spec_of_study(study)
+        with self.database.reading() as session:
+            run = run_for(session, study.id, "fill", "bank")
+        if run is not None and run.state not in TERMINAL:
+            return
+        if run is None and self._submit_fill(study, spec):
+            return
+        if run is not None and run.state != "SUCCEEDED":
+            return self._fail(study, f"the bank could not be filled: {run.message or run.state}")
+        space, scores = available(spec, self.storage), item_scores(spec, self.storage)
+        unread = unreadable(spec, self.storage)
+        for key in unread:
+            self._say(("scion", key), f"study {study.id}: the card of scion {key} cannot be read; left out")
+        with self._changing(study) as (_, row):
+            if row is not None:
+                if unread:
+                    row.message = f"left out, for their cards cannot be read: scions {', '.join(unread)}"[
+                        :500
+                    ]
+                row.spec = spec.model_copy(update={"space": space}).model_dump(mode="json")
+                row.scores = scores
+                failpoint("study/filled")
+                advance(row, "screen")
+
+    def _submit_fill(self, study: StudyRow, spec: StudySpec) -> bool:
+        """False where there is nothing to distil."""
+        with self._changing(study) as (session, row):
+            work = row and fill_work(spec, remaining(spec.budget, study_spend(session, study.id)))
+            if row is not None and work:
+                submit_for(session, row, work, "fill", "bank")
+            return bool(work) or row is None
+
+    def _screen(self, study: StudyRow) -> None:
+        """Propose, judge in one run, take the numbers in."""
+        spec = spec_of_study(study)
+        with self.database.reading() as session:
+            trials = [trial for trial in trials_of(session, study.id) if trial.round == study.round]
+            run = run_for(session, study.id, "screen", str(study.round))
+        if not trials:
+            self._propose(study)
+        elif run is None:
+            self._submit_screening(study, spec, trials)
+        elif run.state in TERMINAL:
+            self._take_numbers(study, spec, trials, run)
+        else:
+            self._hold_to_budget(study, spec)
+
+    def _propose(self, study: StudyRow) -> None:
+        with self.database.reading() as session:
+            earlier = trials_of(session, study.id)
+        proposed = proposals(self.settings.optuna_url, study, earlier)
+        failpoint("study/proposed")
+        with self._changing(study) as (session, row):
+            if row is not None and len(trials_of(session, row.id)) == len(earlier):
+                session.add_all(proposed)
+                if proposed:
+                    touch(row)
+                else:
+                    advance(row, "learn")
+
+    def _submit_screening(self, study: StudyRow, spec: StudySpec, trials: Sequence[TrialRow]) -> None:
+        with self._changing(study) as (session, row):
+            if row is None:
+                return
+            spent = study_spend(session, row.id)
+            if spec.budget.exceeded_by(spent):
+                return advance(row, "learn")
+            work = screening_work(spec, row.round, trials, remaining(spec.budget, spent))
+            submit_for(session, row, work, "screen", str(row.round))
+
+    def _take_numbers(
+        self, study: StudyRow, spec: StudySpec, trials: Sequence[TrialRow], run: RunRow
+    ) -> None:
+        numbers = numbers_of(spec, trials, self.storage)
+        if not any(numbers.values()):
+            return self._fail(study, f"the screening ended without a number: {run.message or run.state}")
+        with self._changing(study) as (session, row):
+            if row is None:
+                return
+            for trial in trials_of(session, row.id):
+                if trial.number in numbers:
+                    trial.screened = numbers[trial.number]
+                    trial.state = "SCREENED" if len(trial.screened) == len(spec.rungs) else "PRUNED"
+            failpoint("study/screened")
+            advance(row, "promote")
+
+    def _promote(self, study: StudyRow) -> None:
+        """Finetune and evaluate the chosen, in the ordinary queue."""
+        spec = spec_of_study(study)
+        with self.database.reading() as session:
+            finals = runs_of(session, study.id, ("promote", "calibrate", "baseline"))
+        if not any(row.label.startswith(f"{study.round}/") for row, _ in finals):
+            self._submit_finals(study, spec)
+        elif all(run.state in TERMINAL for _, run in finals):
+            with self._changing(study) as (session, row):
+                if row is not None:
+                    collect_finals(session, row)
+                    failpoint("study/promoted")
+                    advance(row, "learn")
+        else:
+            self._hold_to_budget(study, spec)
+
+    def _submit_finals(self, study: StudyRow, spec: StudySpec) -> None:
+        with self._changing(study) as (session, row):
+            if row is None:
+                return
+            spent = study_spend(session, row.id)
+            if spec.budget.exceeded_by(spent) or not submit_finals(
+                session, row, remaining(spec.budget, spent)
+            ):
+                advance(row, "learn")
+
+    def _learn(self, study: StudyRow) -> None:
+        """Refit; go on with the next round while rounds and budget last."""
+        spec = spec_of_study(study)
+        with self._changing(study) as (session, row):
+            if row is None:
+                return
+            note_predictions(session, row, trials_of(session, row.id))
+            failpoint("study/learned")
+            spent, trials = self._spent(session, row, spec), trials_of(session, row.id)
+        open_book(self.settings.optuna_url, study, trials)
+        ends = spent or study.round >= spec.rounds
+        # Before the study ends, so that whoever waits for its end finds the report.
+        publish_report(self.database, self.storage, study.id, "DONE" if ends else None)
+        with self._changing(study) as (session, row):
+            if row is None or row.version != study.version:
+                return  # extended meanwhile: the report is written once more
+            if ends:
+                move(session, row, "DONE", "the budget is spent; what was found is kept" if spent else None)
+            else:
+                advance(row, "screen")
+
+    def _spent(self, session: Session, study: StudyRow, spec: StudySpec) -> bool:
+        return spec.budget.exceeded_by(study_spend(session, study.id)) is not None
+
+    def _hold_to_budget(self, study: StudyRow, spec: StudySpec) -> None:
+        """Where the budget is spent, unfinished runs end: it is a limit, not a wish."""
+        with self.database.reading() as session:
+            if not self._spent(session, study, spec):
+                return
+        with self._changing(study) as (session, row):
+            if row is not None:
+                ask_runs(session, row.id, "cancel")

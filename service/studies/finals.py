@@ -1,0 +1,136 @@
+"""Finished runs of a study, baselines among them: final quality against each stated cost and against time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from grafting_core.specs.studies.selection import fronts
+from service.schemas.studies import StudyDetail, StudyRun
+
+Kind = tuple[str, str, str]
+KINDS: tuple[Kind, ...] = (("design", "o", "circle"), ("baseline", "s", "square"))
+"""What a point is, and its marker in either library."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """One finished run: its objectives, and whether no other finished run is better in all of them."""
+
+    run: StudyRun
+    name: str
+    quality: float
+    on_front: bool
+
+    @property
+    def kind(self) -> str:
+        return "baseline" if self.run.role == "baseline" else "design"
+
+
+def name_of(run: StudyRun) -> str:
+    """`trial 7`, `trial 7 (greedy)`, or the baseline's name where no trial is behind it."""
+    if run.trial is None:
+        return run.label
+    return f"trial {run.trial} ({run.label})" if run.role == "baseline" else f"trial {run.trial}"
+
+
+def finals(detail: StudyDetail) -> list[Final]:
+    """Best quality first."""
+    done = [run for run in detail.runs if run.quality is not None and run.flops is not None]
+    points = [
+        (run.quality or 0.0, *(float(getattr(run, cost)) for cost in detail.spec.costs)) for run in done
+    ]
+    front = set(fronts(points)[0]) if points else set()
+    found = [Final(run, name_of(run), run.quality or 0.0, at in front) for at, run in enumerate(done)]
+    return sorted(found, key=lambda each: each.quality)
+
+
+def costs_shown(detail: StudyDetail) -> tuple[str, ...]:
+    """What final quality is plotted against: the stated costs, or FLOPs where there is none."""
+    return detail.spec.costs or ("flops",)
+
+
+def _share(detail: StudyDetail, run: StudyRun, cost: str) -> float:
+    return float(getattr(run, cost)) / float(getattr(detail.spec.space, f"base_{cost}"))
+
+
+def front_figure(detail: StudyDetail) -> Any:
+    """Interactive; None where nothing is finished."""
+    done, costs = finals(detail), costs_shown(detail)
+    if not done:
+        return None
+    figure = make_subplots(cols=len(costs), shared_yaxes=True)
+    for column, cost in enumerate(costs, 1):
+        for kind, _, symbol in KINDS:
+            some = [each for each in done if each.kind == kind]
+            figure.add_trace(
+                go.Scatter(
+                    x=[_share(detail, each.run, cost) for each in some],
+                    y=[each.quality for each in some],
+                    text=[each.name for each in some],
+                    mode="markers+text",
+                    textposition="top center",
+                    marker={"symbol": symbol, "size": 9},
+                    name=kind,
+                    showlegend=column == 1,
+                ),
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title_text=f"{cost}, of the backbone", row=1, col=column)
+    figure.update_yaxes(title_text=detail.quality, row=1, col=1)
+    return figure
+
+
+def front_picture(detail: StudyDetail) -> Any:
+    """The same as a still picture."""
+    done, costs = finals(detail), costs_shown(detail)
+    if not done:
+        return None
+    picture, panels = plt.subplots(1, len(costs), sharey=True, squeeze=False)
+    for axes, cost in zip(panels[0], costs, strict=True):
+        _draw(axes, [(each, _share(detail, each.run, cost)) for each in done])
+        axes.set_xlabel(f"{cost}, of the backbone")
+    panels[0][0].set_ylabel(detail.quality)
+    panels[0][0].legend(fontsize=7)
+    return picture
+
+
+def _draw(axes: Any, placed: Sequence[tuple[Final, float]]) -> None:
+    """Every run at its cost and quality, with its name; those on the front in bold."""
+    for kind, marker, _ in KINDS:
+        some = [(place, each.quality) for each, place in placed if each.kind == kind]
+        axes.scatter([x for x, _ in some], [y for _, y in some], marker=marker, label=kind)
+    for each, place in placed:
+        weight = "bold" if each.on_front else "normal"
+        axes.annotate(each.name, (place, each.quality), fontsize=7, fontweight=weight)
+
+
+def step_rows(detail: StudyDetail) -> list[list[str]]:
+    """Quality, sampling steps and time an image of the untouched backbone and of the best promoted design.
+
+    The first row is the head; there are no others where neither is finished.
+    """
+    head = ["sampled", "steps", detail.quality, "FLOPs an image", "seconds an image", "measured on"]
+    named = {run.label: run for run in detail.runs if run.role == "baseline" and run.trial is None}
+    best = next(
+        (run for run in detail.runs if run.trial is not None and run.trial == detail.best_trial), None
+    )
+    curves = [("the backbone", named.get("teacher")), ("the backbone", named.get("fewer_steps"))]
+    shown = [*curves, (f"the best promoted design, {name_of(best)}" if best else "", best)]
+    return [head, *(_step_row(detail, name, run) for name, run in shown if run and run.quality is not None)]
+
+
+def _step_row(detail: StudyDetail, name: str, run: StudyRun) -> list[str]:
+    seconds = "not measured" if run.seconds_per_image is None else f"{run.seconds_per_image:.4g}"
+    return [
+        name,
+        str(run.sampling_steps or "-"),
+        f"{run.quality:.4g}",
+        f"{_share(detail, run, 'flops'):.3f}x",
+        seconds,
+        run.hardware or "-",
+    ]

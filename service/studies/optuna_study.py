@@ -1,0 +1,179 @@
+"""Optuna's side of a study: a database of its own, asked and told, never trusted to remember.
+
+Our tables say what was proposed and found; whatever Optuna lacks is told again. Its trials carry our
+numbers, and one that has none (a crash between its commit and ours) is told to have failed. Our runs are
+leased by the scheduler, so Optuna's heartbeats are off.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.studies.space import MERGED, Space
+from grafting_core.specs.studies.study import Sampler, SamplerKind
+
+NUMBER = "graftlab_trial"
+ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    "tpe": {
+        "n_startup_trials": 10,
+        "n_ei_candidates": 24,
+        "multivariate": True,
+        "group": True,
+        "constant_liar": True,
+    },
+    "nsga2": {"population_size": 20, "crossover_prob": 0.9, "swapping_prob": 0.5, "mutation_prob": None},
+    "gp": {"n_startup_trials": 10, "deterministic_objective": True},
+    "random": {},
+    "milp": {},
+}
+"""Every argument that we choose, so that another version's defaults change nothing."""
+BUILDERS: Mapping[str, Callable[..., BaseSampler]] = {
+    "tpe": TPESampler,
+    "nsga2": NSGAIISampler,
+    "gp": GPSampler,
+    "random": RandomSampler,
+    "milp": RandomSampler,
+}
+
+
+def quiet() -> None:
+    """Optuna tells of every trial, and warns of what it may rename; our versions are pinned."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+def pinned(sampler: Sampler) -> dict[str, object]:
+    """What is recorded of a sampler: its class, its arguments and Optuna's version."""
+    return {
+        "class": getattr(BUILDERS[sampler.kind], "__name__", ""),
+        "arguments": dict(ARGUMENTS[sampler.kind]),
+        "seed": sampler.seed,
+        "optuna": optuna.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class Known:
+    """A trial as our tables have it. `values` are its objectives, where they are known."""
+
+    number: int
+    assignment: Mapping[str, str]
+    values: tuple[float, ...] | None
+    optuna_number: int | None
+
+
+class Book:
+    """One study in Optuna's database."""
+
+    def __init__(
+        self, url: str, study_id: str, space: Space, sampler: Sampler, objectives: Sequence[str]
+    ) -> None:
+        self._space, self._sampler = space, sampler
+        quiet()
+        self.study = optuna.create_study(
+            study_name=study_id,
+            storage=RDBStorage(url, heartbeat_interval=None),
+            directions=["minimize"] * len(objectives),
+            load_if_exists=True,
+        )
+        self.study.set_metric_names(list(objectives))
+
+    def reconcile(self, known: Sequence[Known]) -> None:
+        """Make Optuna know exactly what we know. Safe to repeat; rebuilds a lost database."""
+        for _ in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            self.tell(self.study.ask().number, None)  # its process died while it was entered
+        ours = {trial.optuna_number: trial for trial in known if trial.optuna_number is not None}
+        told: set[int] = set()
+        for frozen in self.study.get_trials(deepcopy=False):
+            number = frozen.user_attrs.get(NUMBER)
+            if frozen.state == TrialState.COMPLETE and isinstance(number, int):
+                told.add(number)
+            elif frozen.state == TrialState.RUNNING:
+                told |= self._settle(frozen, ours.get(frozen.number))
+        for trial in known:
+            if trial.values is not None and trial.number not in told:
+                self._add(trial)
+
+    def _settle(self, frozen: optuna.trial.FrozenTrial, ours: Known | None) -> set[int]:
+        """Tell an open trial what became of it; ones that nobody knows have failed."""
+        if ours is None or frozen.params != self._params(ours.assignment):
+            self.study.tell(frozen.number, state=TrialState.FAIL)
+            return set()
+        if ours.values is None:
+            return set()
+        self.study._storage.set_trial_user_attr(frozen._trial_id, NUMBER, ours.number)
+        self.study.tell(frozen.number, list(ours.values))
+        return {ours.number}
+
+    def _add(self, trial: Known) -> None:
+        assert trial.values is not None
+        entered = self._entered(trial.assignment)
+        entered.set_user_attr(NUMBER, trial.number)
+        self.tell(entered.number, trial.values)
+
+    def enter(self, assignment: Mapping[str, str]) -> int:
+        """Optuna's number of a design that its sampler did not propose: it counts as if it had."""
+        return self._entered(assignment).number
+
+    def _entered(self, assignment: Mapping[str, str]) -> optuna.Trial:
+        self.study.sampler = RandomSampler()
+        self.study.enqueue_trial(self._params(assignment))
+        trial = self.study.ask()
+        self._suggest(trial)
+        if (
+            self._sampler.kind == "nsga2"
+        ):  # it breeds from trials of a generation, and gives entered ones none
+            frozen = self.study.get_trials(deepcopy=False)[trial.number]
+            NSGAIISampler(**ARGUMENTS["nsga2"]).get_trial_generation(self.study, frozen)
+        return trial
+
+    def _labels(self, name: str) -> tuple[str, ...]:
+        return self._space.parameters[name]
+
+    def _params(self, assignment: Mapping[str, str]) -> dict[str, str]:
+        return {name: assignment[name] for name in self._names(assignment)}
+
+    def _names(self, assignment: Mapping[str, str]) -> list[str]:
+        """Parameters that are settled and have a choice."""
+        return [
+            name for name, labels in self._space.parameters.items() if name in assignment and len(labels) > 1
+        ]
+
+    def ask(self, draw: int, kind: SamplerKind) -> tuple[int, dict[str, str]]:
+        """(Optuna's number, assignment) of a new proposal; the same draw of the same history is the same."""
+        seed = int(digest({"seed": self._sampler.seed, "draw": draw})[:8], 16)
+        self.study.sampler = BUILDERS[kind](seed=seed, **ARGUMENTS[kind])
+        trial = self.study.ask()
+        return trial.number, self._suggest(trial)
+
+    def _suggest(self, trial: optuna.Trial) -> dict[str, str]:
+        merged = {
+            pair.variable: trial.suggest_categorical(pair.variable, self._labels(pair.variable))
+            for pair in self._space.pairs
+        }
+        covered = {
+            site for pair in self._space.pairs if merged[pair.variable] == MERGED for site in pair.sites
+        }
+        chosen = {
+            variable.name: trial.suggest_categorical(variable.name, variable.labels)
+            if len(variable.labels) > 1
+            else variable.labels[0]
+            for variable in self._space.variables
+            if covered.isdisjoint(variable.items[0].sites)
+        }
+        return {**merged, **chosen}
+
+    def tell(self, optuna_number: int, values: Sequence[float] | None) -> None:
+        """A value that is known at once, or none: the proposal came to nothing."""
+        if values is None:
+            self.study.tell(optuna_number, state=TrialState.FAIL)
+        else:
+            self.study.tell(optuna_number, list(values))

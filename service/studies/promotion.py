@@ -1,0 +1,96 @@
+"""The step from screening to ordinary runs, and back with what they found."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.budget import Budget
+from grafting_core.specs.studies.study import StudySpec
+from service.db.study_tables import StudyRow, TrialRow
+from service.db.tables import RunRow, StageRow
+from service.domain.studies import Role, runs_of, spec_of_study, submit_for, trials_of
+from service.log_once import Once, brief
+from service.studies.baselines import fewer_steps
+from service.studies.choosing import Candidate, promoted, spread
+from service.studies.specs import costs_of, graft_work
+from workers.contract import StageReport
+
+say = Once(logging.getLogger("graftlab.search"))
+
+
+def submit_finals(session: Session, study: StudyRow, budget: Budget) -> int:
+    """Queue the round's promotions, calibrations and, in the first round, baselines; how many there are."""
+    spec = spec_of_study(study)
+    trials = {trial.number: trial for trial in trials_of(session, study.id)}
+    candidates = [
+        _candidate(spec, trial) for trial in trials.values() if trial.state in ("SCREENED", "PRUNED")
+    ]
+    done = Counter(row.role for row, _ in runs_of(session, study.id, ("promote", "calibrate")))
+    chosen = promoted(candidates, spec.rungs, spec.share(spec.promote - done["promote"], study.round))
+    rest = [each for each in candidates if each.number not in chosen]
+    count = spec.share(spec.calibrate - done["calibrate"], study.round)
+    spread_out = spread(rest, spec.rungs[0].metric, count)
+    plan: list[tuple[Role, int]] = [("promote", number) for number in chosen]
+    plan += [("calibrate", number) for number in spread_out]
+    for role, number in plan:
+        work = graft_work(spec, trials[number], role, budget)
+        submit_for(session, study, work, role, f"{study.round}/{number}", number)
+        trials[number].state = "PROMOTED"
+    baselines = (
+        _submit_baselines(session, study, spec, list(trials.values()), budget) if study.round == 1 else 0
+    )
+    return len(plan) + baselines
+
+
+def _candidate(spec: StudySpec, trial: TrialRow) -> Candidate:
+    return Candidate(trial.number, trial.screened, costs_of(spec, trial), trial.predicted)
+
+
+def _submit_baselines(
+    session: Session, study: StudyRow, spec: StudySpec, trials: Sequence[TrialRow], budget: Budget
+) -> int:
+    """Those that are no trial's design are submitted as they are; a promoted one has its run already."""
+    count = 0
+    for trial in trials:
+        if trial.source.startswith("baseline ") and trial.state in ("SCREENED", "PRUNED"):
+            name = trial.source.removeprefix("baseline ")
+            work = graft_work(spec, trial, name, budget)
+            submit_for(session, study, work, "baseline", name, trial.number)
+            trial.state = "PROMOTED"
+            count += 1
+    teacher = spec.experiment(f"{spec.name}: teacher", spec.space.design(()), budget)
+    fewer = fewer_steps(spec, teacher.model_copy(update={"name": f"{spec.name}: teacher, fewer steps"}))
+    for name, each in (("teacher", teacher), ("fewer_steps", fewer)):
+        if each is not None and name in spec.baselines:
+            submit_for(session, study, each, "baseline", name)
+            count += 1
+    return count
+
+
+def collect_finals(session: Session, study: StudyRow) -> None:
+    """Take in the figures of every finished run of a trial."""
+    trials = {trial.number: trial for trial in trials_of(session, study.id)}
+    for row, run in runs_of(session, study.id, ("promote", "calibrate", "baseline")):
+        if row.trial is None:
+            continue
+        figures = final_metrics(session, run)
+        trial = trials[row.trial]
+        trial.final = figures
+        trial.state = "FINISHED" if figures else ("FAILED" if run.ended_at else "PROMOTED")
+
+
+def final_metrics(session: Session, run: RunRow) -> dict[str, float] | None:
+    """The evaluation's figures, or None."""
+    stage = session.get(StageRow, (run.id, "evaluate"))
+    if stage is None or run.state != "SUCCEEDED":
+        return None
+    try:
+        return StageReport.model_validate_json(json.dumps(stage.report)).metrics
+    except ValidationError as error:
+        run.message = f"its evaluation's report cannot be read: {brief(error)}"
+        say(run.id, f"run {run.id}: {run.message}")
+        return None

@@ -1,0 +1,215 @@
+"""A study's report: what was asked, what was found, how it stands against the baselines, and the plots."""
+
+from html import escape
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.studies.selection import fronts
+from service.domain.study_report_paths import FIGURES
+from service.schemas.studies import StudyDetail, StudyRun
+from service.studies.figures import best_designs, interactive, pictures
+from service.studies.finals import finals, name_of, step_rows
+
+TITLES = {
+    "pareto": "Quality against cost: the Pareto front",
+    "screening": "Screening: the first rung against cost, before any finetuning",
+    "history": "History of screening",
+    "parallel": "Parallel coordinates of screening",
+    "importances": "Which layers matter in screening",
+    "map": "Operators by layer in the best designs",
+}
+BEST_LISTED = 20
+FEW_TOKENS = 600
+"""Below it attention is too small a part of a block for its replacement to pay."""
+STYLE = (
+    "body{font:15px system-ui;max-width:72rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
+td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}"
+)
+
+
+def report_files(detail: StudyDetail) -> dict[str, bytes]:
+    """File name -> content: `report.md` with still pictures, `report.html` that needs nothing else."""
+    stills = pictures(detail)
+    files = {f"{name}.png": content for name, content in stills.items()}
+    files["report.md"] = markdown(detail, list(stills)).encode()
+    files["report.html"] = page(detail, interactive(detail)).encode()
+    return files
+
+
+def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
+    """(heading, table): the first row of each table is its head."""
+    return [
+        ("The study", _facts(detail)),
+        ("Best promoted design against the baselines, at the same limits", _baselines(detail)),
+        ("Finished designs and baselines", _finished(detail)),
+        ("Fewer operations or fewer steps", step_rows(detail)),
+        ("Designs", _designs(detail)),
+    ]
+
+
+def remarks(detail: StudyDetail) -> list[str]:
+    """What readers should know before they believe the figures."""
+    told = [
+        "Screening judges designs before finetuning: a baseline is in its plots only where a trial has the "
+        "same design. Final quality decides, and every finished run is in that plot.",
+        f"Of quality over sampling steps this study has {len(step_rows(detail)) - 1} points, those in the "
+        "table: at most the backbone's at the protocol's steps and at as many as the limit on FLOPs pays "
+        "for, and the best promoted design's at the protocol's. That design at fewer steps was not measured. "
+        "Times of different hardware cannot be compared.",
+    ]
+    card = backbone_cards().get(detail.backbone)
+    if card is not None and card.dims.num_tokens < FEW_TOKENS:
+        told.append(
+            f"With {card.dims.num_tokens} tokens attention is a small part of a block: replacing it saves "
+            "little, and fewer sampling steps save more. Which layers and which loss are best here need not "
+            f"be best on backbones of {FEW_TOKENS} tokens and more."
+        )
+    return told
+
+
+def verdict(detail: StudyDetail) -> str:
+    """Who won, and by how much; where there are several objectives, whom nobody beats in all of them."""
+    front = front_of(detail)
+    if not front:
+        return _winner(detail)
+    numbers = ", ".join(str(number) for number in front)
+    return f"{_winner(detail)} On the Pareto front of {' and '.join(detail.objectives)}: trials {numbers}."
+
+
+def front_of(detail: StudyDetail) -> list[int]:
+    """Finished trials that no other finished one dominates; none where quality is the only objective."""
+    done = [trial for trial in detail.trial_rows if trial.final and detail.quality in trial.final]
+    if not done or not detail.spec.costs:
+        return []
+    points = [
+        ((trial.final or {})[detail.quality], *(float(getattr(trial, cost)) for cost in detail.spec.costs))
+        for trial in done
+    ]
+    return sorted(done[at].number for at in fronts(points)[0])
+
+
+def _winner(detail: StudyDetail) -> str:
+    measured = [each for each in detail.comparisons if each.value is not None and each.baseline != "teacher"]
+    if detail.best is None or not measured:
+        return "Nothing to compare yet."
+    ahead = [each for each in measured if (each.ahead or 0.0) >= 0]
+    rival = min(measured, key=lambda each: each.value or 0.0)
+    if len(ahead) == len(measured):
+        text = f"The best promoted design ({detail.best:.4g}) is behind no baseline; "
+        return text + f"the nearest is {rival.baseline} with {rival.value:.4g}."
+    text = f"The baseline {rival.baseline} won with {rival.value:.4g}; the best promoted design has "
+    return text + f"{detail.best:.4g}, ahead of {len(ahead)} of {len(measured)} baselines."
+
+
+def _facts(detail: StudyDetail) -> list[list[str]]:
+    limits = ", ".join(f"{each.cost} <= {each.of_backbone:.4g}x" for each in detail.spec.limits) or "none"
+    correlation = detail.rank_correlation
+    return [
+        ["", ""],
+        ["state", f"{detail.state.lower()}, phase {detail.phase}, round {detail.round} of {detail.rounds}"],
+        ["space", f"{detail.spec.space.size:.4g} designs on {detail.backbone}"],
+        ["objectives", ", ".join(detail.objectives)],
+        ["limits", limits],
+        [
+            "sampler",
+            f"{detail.sampler['class']}, seed {detail.sampler['seed']}, Optuna {detail.sampler['optuna']}",
+        ],
+        ["designs", f"{detail.trials} proposed, {detail.screened} screened, {detail.finished} finished"],
+        ["device-seconds", f"{detail.spend.device_seconds:.0f}"],
+        ["rank correlation", "-" if correlation is None else f"{correlation:.3f} (first rung against final)"],
+    ]
+
+
+def _baselines(detail: StudyDetail) -> list[list[str]]:
+    head = ["baseline", detail.quality, "ahead by", "FLOPs", "params"]
+    by_id = {run.run_id: run for run in detail.runs}
+    rows = []
+    for each in detail.comparisons:
+        run = by_id[each.run_id]
+        ahead = "-" if each.ahead is None else f"{each.ahead:+.4g}"
+        rows.append([each.baseline, _number(each.value, run.state), ahead, *_costs(detail, run)])
+    compared = {each.baseline for each in detail.comparisons}
+    missing = [name for name in detail.spec.baselines if name not in compared]
+    return [head, *rows, *([name, "none at these limits", "-", "-", "-"] for name in missing)]
+
+
+def _number(value: float | None, state: str) -> str:
+    return state.lower() if value is None else f"{value:.4g}"
+
+
+def _costs(detail: StudyDetail, run: StudyRun) -> list[str]:
+    space = detail.spec.space
+    return [f"{(run.flops or 0) / space.base_flops:.3f}x", f"{(run.params or 0) / space.base_params:.3f}x"]
+
+
+def _finished(detail: StudyDetail) -> list[list[str]]:
+    screened = detail.spec.rungs[0].metric
+    head = ["design", "as", "source", f"{screened} in screening", "predicted", detail.quality]
+    trials = {trial.number: trial for trial in detail.trial_rows}
+    front = {each.run.run_id for each in finals(detail) if each.on_front}
+    rows = []
+    shown = [run for run in detail.runs if run.trial is not None or run.role == "baseline"]
+    for run in sorted(shown, key=lambda run: run.quality if run.quality is not None else float("inf")):
+        trial = None if run.trial is None else trials[run.trial]
+        first = trial.screened.get(screened) if trial else None
+        predicted = trial.predicted if trial else None
+        rows.append(
+            [
+                name_of(run),
+                run.role,
+                trial.source if trial else "-",
+                "-" if first is None else f"{first:.4g}",
+                "-" if predicted is None else f"{predicted:.4g}",
+                _number(run.quality, run.state),
+                *_costs(detail, run),
+                "-" if run.seconds_per_image is None else f"{run.seconds_per_image:.4g}",
+                "yes" if run.run_id in front else "",
+            ]
+        )
+    return [[*head, "FLOPs", "params", "seconds an image", "on the front"], *rows]
+
+
+def _designs(detail: StudyDetail) -> list[list[str]]:
+    names = [variable.name for variable in detail.spec.space.variables if len(variable.items) > 1]
+    shown = best_designs(detail)[:BEST_LISTED]
+    rows = [[name, *(assignment.get(n, "merged") for n in names)] for name, assignment in shown]
+    return [["design", *names], *rows]
+
+
+def markdown(detail: StudyDetail, plots: list[str]) -> str:
+    """The report with links to the pictures beside it."""
+    parts = [f"# {detail.name}", verdict(detail)]
+    for heading, table in sections(detail):
+        parts += [f"## {heading}", _markdown_table(table)]
+    parts += ["## What the figures say, and what not", *remarks(detail)]
+    parts += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)" for name in FIGURES if name in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: list[list[str]]) -> str:
+    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
+    """One file with plotly inside: it can be sent to anybody."""
+    parts = [f"<h1>{escape(detail.name)}</h1><p>{escape(verdict(detail))}</p>"]
+    for heading, table in sections(detail):
+        parts.append(f"<h2>{escape(heading)}</h2>{_html_table(table)}")
+    parts.append("<h2>What the figures say, and what not</h2>")
+    parts += [f"<p>{escape(remark)}</p>" for remark in remarks(detail)]
+    for name, figure in figures.items():
+        parts.append(f"<h2>{TITLES[name]}</h2>{figure.to_html(full_html=False, include_plotlyjs=False)}")
+    head = f"<meta charset='utf-8'><title>{escape(detail.name)}</title><style>{STYLE}</style>"
+    head += f"<script>{get_plotlyjs()}</script>"
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _html_table(table: list[list[str]]) -> str:
+    head, *rows = table
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -1,0 +1,139 @@
+"""Proposing a round's designs, reading what screening found, and refitting the predictor."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
+from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
+from grafting_core.specs.studies.space import design_key
+from grafting_core.specs.studies.study import StudySpec
+from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.storage import Storage
+from service.db.study_tables import StudyRow, TrialRow
+from service.domain.studies import spec_of_study
+from service.log_once import Once
+from service.studies.baselines import baseline_designs
+from service.studies.optuna_study import Book, Known
+from service.studies.predictor import Predictor, Seen, fit, refined_scores
+from service.studies.proposing import Proposal, Round
+from service.studies.specs import costs_of, screening_work
+
+say = Once(logging.getLogger("graftlab.search"))
+
+
+def known_trials(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Known]:
+    """What Optuna is told: the first rung's number, which all have, and the costs."""
+    first = spec.rungs[0].metric
+    return [
+        Known(
+            number=trial.number,
+            assignment=trial.assignment,
+            values=(trial.screened[first], *costs_of(spec, trial)) if first in trial.screened else None,
+            optuna_number=trial.optuna_number,
+        )
+        for trial in trials
+    ]
+
+
+def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> Book:
+    """Optuna's side of the study, knowing exactly what our tables know."""
+    spec = spec_of_study(study)
+    names = (spec.rungs[0].metric, *spec.costs)
+    book = Book(url, study.id, spec.space, spec.sampler, names)
+    book.reconcile(known_trials(spec, trials))
+    return book
+
+
+def propose(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials of the study's current round, not yet stored. Raises ValueError where there can be none."""
+    spec = spec_of_study(study)
+    scores = learned_scores(spec, study, trials)
+    proposer = Proposer(spec.space, scores, spec.limits)
+    known = {trial.design_key: each for trial, each in zip(trials, known_trials(spec, trials), strict=True)}
+    baselines: Mapping[str, Chosen] = {}
+    if study.round == 1:
+        named = baseline_designs(spec, backbone_cards()[spec.backbone.name], study.scores)
+        baselines = {str(name): chosen for name, chosen in named.items()}
+    book = open_book(url, study, trials)
+    try:
+        found = Round(spec, study.round, proposer, book, known).collect(baselines)
+    except NoDesign as error:
+        raise ValueError("with what could be distilled no design meets the limits") from error
+    return [_trial(study, spec, scores, len(trials) + at, each) for at, each in enumerate(found)]
+
+
+def _trial(
+    study: StudyRow, spec: StudySpec, scores: Mapping[str, float], number: int, proposal: Proposal
+) -> TrialRow:
+    chosen = proposal.chosen
+    return TrialRow(
+        study_id=study.id,
+        number=number,
+        round=study.round,
+        source=proposal.source,
+        state="PROPOSED",
+        assignment=spec.space.assignment(chosen),
+        design_key=design_key(spec.space.design(chosen)),
+        params=spec.space.params(chosen),
+        flops=float(spec.space.flops(chosen)),
+        score=sum(scores.get(item.key, 0.0) for item in chosen),
+        screened={},
+        optuna_number=proposal.optuna_number,
+    )
+
+
+def learned_scores(spec: StudySpec, study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, float]:
+    """Replace-one scores, refined by what the mixes screened so far say beyond them."""
+    first = spec.rungs[0].metric
+    seen = [
+        (spec.space.chosen(trial.assignment), trial.screened[first])
+        for trial in trials
+        if first in trial.screened
+    ]
+    return refined_scores(spec.space, study.scores, seen)
+
+
+def numbers_of(spec: StudySpec, trials: Sequence[TrialRow], storage: Storage) -> dict[int, dict[str, float]]:
+    """Trial -> rung -> number, for all that storage has, whatever became of the run that made them."""
+    work = screening_work(spec, 1, trials)
+    designs = zip(trials, work.designs, strict=True)
+    return {trial.number: _numbers(work, at, storage) for at, (trial, _) in enumerate(designs)}
+
+
+def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for rung in work.rungs:
+        path = result_path(work.result_key(work.designs[at], rung))
+        known = read_vouched(storage, path, Screened)
+        if known is None:
+            break
+        found[rung.metric] = known.value
+    return found
+
+
+def fitted(spec: StudySpec, trials: Sequence[TrialRow]) -> Predictor | None:
+    """The predictor of final quality from every trial that is finished."""
+    return fit([Seen(features_of(trial), _final(spec, trial)) for trial in trials])
+
+
+def features_of(trial: TrialRow) -> dict[str, float]:
+    """What is known of a trial before it is finetuned."""
+    return {"score": trial.score, **{name: float(value) for name, value in trial.screened.items()}}
+
+
+def _final(spec: StudySpec, trial: TrialRow) -> float | None:
+    value = (trial.final or {}).get(spec.quality)
+    return None if value is None else float(value)
+
+
+def note_predictions(session: Session, study: StudyRow, trials: Sequence[TrialRow]) -> None:
+    """Refit, and keep for every trial what is expected of it."""
+    spec = spec_of_study(study)
+    predictor = fitted(spec, trials)
+    for trial in trials:
+        trial.predicted = predictor.predict(features_of(trial)) if predictor else None
+    found = predictor.summary() if predictor else {"trained_on": 0}
+    study.findings = {**study.findings, str(study.round): found}

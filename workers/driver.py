@@ -1,0 +1,138 @@
+"""The driver of one attempt: `python -m workers.driver --storage URI --run RUN --attempt N`.
+
+Exit code 0 when the attempt ended as it says in its last event, whatever that is; others mean that even
+that could not be written.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+import ray
+
+from grafting_core.specs.budget import Spend
+from grafting_core.storage.storage import Storage
+from workers.contract import (
+    SELF_DRIVEN,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptStopped,
+    AttemptSucceeded,
+    EventBody,
+    RunTicket,
+    attempt_folder,
+    ticket_path,
+)
+from workers.events import EventLog
+from workers.failures import classify
+from workers.launch_single import train_alone
+from workers.liveness import HeartbeatThread
+from workers.logs import setup_logging
+from workers.reuse import Host
+
+REPORTED = ("torch", "diffusers", "ray")
+
+
+def main() -> int:
+    """Parse the command line and carry the attempt out, and those that are handed over after it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", required=True)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--attempt", required=True, type=int)
+    given = parser.parse_args()
+    setup_logging()
+    storage = Storage(given.storage)
+    ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
+    host = Host(storage, ticket, lambda each: _begin(storage, each))
+    try:
+        carry_out(storage, ticket, host)
+    finally:
+        host.close()
+    return 0
+
+
+def _begin(storage: Storage, ticket: RunTicket) -> Callable[[], None]:
+    """Log, heartbeat and first event of an attempt; returns what ends the heartbeat."""
+    if storage.is_local:
+        _print_to(storage, ticket)
+    heartbeat = HeartbeatThread(storage, ticket)
+    heartbeat.start()
+    EventLog(storage, ticket).write(_started())
+    return heartbeat.stop
+
+
+def _print_to(storage: Storage, ticket: RunTicket) -> None:
+    """Let this process and its children print into the attempt's folder, where the service finds it."""
+    path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/log.txt"
+    storage.write_bytes(path, b"")
+    descriptor = os.open(storage.local_path(path), os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+
+
+def _started() -> AttemptStarted:
+    versions = {name: version(name) for name in REPORTED}
+    return AttemptStarted(host=platform.node(), pid=os.getpid(), device=platform.machine(), versions=versions)
+
+
+def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
+    """Run the worker group to its end. What breaks it ends the attempt that it was at, if any."""
+    began = time.monotonic()
+    if first.work.kind not in SELF_DRIVEN:
+        host.start()
+    try:
+        _fit(first, time.time())
+        if first.work.kind in SELF_DRIVEN:
+            spend = Spend(device_seconds=(time.monotonic() - began) * first.work.resources.devices)
+            EventLog(storage, first).write(AttemptSucceeded(spend=spend))
+    except Exception as error:
+        if host.ticket is None:
+            raise
+        # A new log: rank 0 has continued the numbers meanwhile.
+        EventLog(storage, host.ticket).write(_ending(storage, host.ticket, host.began, error))
+
+
+def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception) -> EventBody:
+    """Spend is time alone; FLOPs and images are in the last progress event."""
+    reason, message = classify(error)
+    spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.devices)
+    if reason in ("user_request", "budget_exhausted", "preempted"):
+        return AttemptStopped(reason=reason, spend=spend)
+    text = "".join(traceback.format_exception(error))
+    storage.write_bytes(f"{attempt_folder(ticket.run_id, ticket.attempt)}/error.txt", text.encode())
+    print(text, file=sys.stderr, flush=True)
+    return AttemptFailed(reason=reason, message=message, spend=spend)
+
+
+def _fit(ticket: RunTicket, started: float) -> None:
+    ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
+    DRIVERS.get(ticket.work.kind, _train)(ticket, started)
+
+
+def _screen(ticket: RunTicket, started: float) -> None:
+    """Imported here: other kinds of work need no Tune and start seconds sooner."""
+    from workers.stages.screen import screen  # noqa: PLC0415
+
+    screen(ticket, started)
+
+
+def _train(ticket: RunTicket, started: float) -> None:
+    """Imported here: a group of one needs no Train and starts seconds sooner."""
+    if ticket.work.resources.workers == 1:
+        return train_alone(ticket, started)
+    from workers.launch_ddp import train_together  # noqa: PLC0415
+
+    return train_together(ticket, started)
+
+
+DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}
+"""What carries the self-driven kinds out; all others are walked by a worker group."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What every process of the worker group runs: the stages of one attempt, in order."""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+
+import torch
+
+from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.specs.jobs import Work
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
+from grafting_core.training.observer import StopRequested
+from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
+from workers.events import EventLog
+from workers.logs import setup_logging
+from workers.observer import AttemptStoppedEarly, Brake
+from workers.preemption import DrainWatch, own_node_drains
+from workers.reuse import tickets
+from workers.stages import analyze, distill, evaluate, fill, finetune
+from workers.stages.context import Context, Group, Stage
+from workers.usage import Meter, difference
+
+log = logging.getLogger(__name__)
+STAGES: Mapping[StageName, Stage] = {
+    "distill": distill.run,
+    "finetune": finetune.run,
+    "evaluate": evaluate.run,
+}
+
+
+def train_loop(first: RunTicket, started: float, group: Group | None = None) -> None:
+    """What one process does from the first ticket, whose attempt began at `started`, to the last."""
+    setup_logging()
+    group = group or alone(first.work)
+    storage = Storage(first.storage)
+    began: float | None = started
+    watch = DrainWatch(storage, first, own_node_drains)
+    watch.start()
+    for ticket in tickets(storage, first, group.leads):
+        watch.ticket = ticket
+        _serve(ticket, began or time.time(), group)
+        began = None
+
+
+def alone(work: Work) -> Group:
+    """A process without others, on the device that its work asks for."""
+    return Group(Share(), device=torch.device("cuda" if work.resources.gpus_per_worker else "cpu"))
+
+
+def _serve(ticket: RunTicket, started: float, group: Group) -> None:
+    """Carry one ticket out; what it held in memory is gone before the next."""
+    torch.set_num_threads(ticket.work.resources.cpus_per_worker)
+    context = _context(ticket, started, group)
+    log.info("attempt %s of %s on %s", ticket.attempt, ticket.work.name, group.device)
+    WALKS[ticket.work.kind](context)
+    if context.events is not None:
+        context.events.write(AttemptSucceeded(spend=context.meter.total()))
+    del context
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@lru_cache(maxsize=1)
+def _backbone(name: str, device: torch.device) -> Backbone:
+    """Kept from ticket to ticket: no stage changes it."""
+    return load_backbone(name, device)
+
+
+def _context(ticket: RunTicket, started: float, group: Group) -> Context:
+    storage = Storage(ticket.storage)
+    meter = Meter(ticket.work, started)
+    backbone = _backbone(ticket.work.backbone.name, group.device)
+    if backbone.card.digest != ticket.work.backbone.digest:
+        raise ValueError("this worker has other weights of the backbone than the work was planned for")
+    events = EventLog(storage, ticket) if group.leads else None
+    return Context(ticket, storage, backbone, group, meter, Brake(storage, ticket, meter), events)
+
+
+def run_stages(context: Context) -> None:
+    """Walk the stages; the teacher alone is only evaluated."""
+    stages: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
+    for stage in stages[-1:] if context.spec.design.is_teacher else stages:
+        run_stage(context, STAGES[stage])
+
+
+def run_stage(context: Context, stage: Stage) -> None:
+    """One stage and its report. Raises AttemptStoppedEarly with the reason."""
+    before = context.meter.total()
+    log.info("%s begins", stage.__module__.rsplit(".", 1)[-1])
+    try:
+        report = stage(context)
+    except StopRequested as stop:
+        raise AttemptStoppedEarly(str(context.brake.reason())) from stop
+    spend = difference(context.meter.total(), before)
+    log.info("%s %s after %.1f device-seconds", report.stage, report.stop_cause, spend.device_seconds)
+    if context.events is not None:
+        context.events.write(StageDone(report=report.model_copy(update={"spend": spend})))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+WALKS: Mapping[str, Callable[[Context], None]] = {
+    "graft": run_stages,
+    "fill": partial(run_stage, stage=fill.run),
+    "analysis": partial(run_stage, stage=analyze.run),
+}
+"""Kind of work -> what carries it out."""

@@ -1,0 +1,70 @@
+"""A sign of life from a thread of its own, so that a busy training loop does not look dead."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from grafting_core.storage.failpoints import failpoint
+from grafting_core.storage.storage import Storage
+from workers.contract import Heartbeat, RunTicket, attempt_folder
+
+SELF_STOP_SHARE = 2 / 3
+"""Of the silence after which the attempt is replaced: by then this worker must be gone."""
+
+
+def kill_self() -> None:
+    """At once, whatever the other threads are doing; the driver's death ends its worker group."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HeartbeatThread(threading.Thread):
+    """Rewrites the attempt's heartbeat file until stopped.
+
+    A second thread ends the process when no beat was shown for too long by the monotonic clock: writing may
+    fail, hang for ever, or the whole process may have been frozen and thawed.
+    """
+
+    def __init__(self, storage: Storage, ticket: RunTicket, give_up: Callable[[], None] = kill_self) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._storage, self._seconds, self._give_up = storage, ticket.heartbeat_seconds, give_up
+        self._patience = ticket.silence_seconds * SELF_STOP_SHARE
+        self._path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/heartbeat"
+        self._stopped = threading.Event()
+        self._shown = time.monotonic()
+        self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._shown = time.monotonic()
+        super().start()
+        self._watchdog.start()
+
+    def run(self) -> None:
+        beat = 0
+        while not self._stopped.is_set():
+            beat += 1
+            began = time.monotonic()
+            if self._show(beat):
+                # What was begun before a freeze vouches for the time before it.
+                self._shown = began
+            self._stopped.wait(self._seconds)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._patience / 10)):
+            if time.monotonic() - self._shown > self._patience:
+                return self._give_up()
+
+    def _show(self, beat: int) -> bool:
+        try:
+            failpoint("heartbeat")
+            self._storage.write_model(self._path, Heartbeat(beat=beat, pid=os.getpid()))
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End both threads and wait for them."""
+        self._stopped.set()
+        self.join()
+        self._watchdog.join()

@@ -1,0 +1,210 @@
+"""Brings the scions that a work needs into the bank: what is missing is distilled in one pass and scored."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
+from grafting_core.distillation.merge_init import fit_merges, merge_candidate
+from grafting_core.operators.table import build
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.cost import part_flops, pass_flops_per_image
+from grafting_core.specs.design import ParallelPair, ReplaceOperator
+from grafting_core.specs.scions import ScionCard, ScionSpec
+from grafting_core.storage.bank import Bank, payload_name
+from grafting_core.surgery.operate import operate
+from grafting_core.surgery.parallel_blocks import mean_merge
+from workers.scion_checkpoints import ScionProgress
+from workers.stages.context import Context
+from workers.usage import StepCost
+
+
+@dataclass(frozen=True)
+class Deposit:
+    """What came of it: which were missing, which this run has made, notes, and why others came to nothing."""
+
+    missing: int
+    made: dict[str, Spend]
+    """By any of the run's attempts."""
+    notes: tuple[str, ...]
+    diverged: dict[str, str]
+    """Label of the scion -> reason."""
+
+
+def deposit(
+    context: Context,
+    scions: Sequence[ScionSpec],
+    stage_key: str,
+    read: dict[str, bytes] | None = None,
+) -> Deposit:
+    """Bring all of them into the bank, each rank its share of what is missing; all of one stream.
+
+    The verified weights of those that are there already are put into `read`, for whoever builds with them.
+    """
+    bank = Bank(context.storage)
+    wanted = {scion.key: scion for scion in scions}
+    there = [key for key in wanted if bank.has(key)]
+    damaged = {key: wrong for key in there if (wrong := bank.take_in(key, read)) is not None}
+    notes = [f"{wanted[key].label}: {wrong}; made anew" for key, wrong in damaged.items()]
+    lacking = [key for key in wanted if key in damaged or key not in there]
+    missing = [wanted[key] for key in lacking if not bank.divergence(key)]
+    # Everybody looks before anybody publishes: else shares would be cut from different lists.
+    context.group.barrier()
+    if missing:
+        _distil(context, bank, missing, stage_key)
+    context.group.barrier()
+    _score(context, bank, list(wanted.values()))
+    context.group.barrier()
+    cards = [card for key in wanted if (card := bank.card(key)) is not None]
+    made = {card.key: card.spend for card in cards if card.made_by == context.ticket.run_id}
+    failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
+    diverged = {label: reason or "it vanished" for label, reason in failed.items()}
+    return Deposit(len(missing), made, tuple(notes), diverged)
+
+
+def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_key: str) -> None:
+    ranks = context.group.share.world
+    own = {scion.key: scion for scion in missing[context.group.share.rank :: ranks]}
+    card, plan = context.backbone.card, missing[0].plan
+    teachers = min(ranks, len(missing))
+    flops = pass_flops_per_image(card, [s.part for s in missing]) + (teachers - 1) * card.forward_flops()
+    context.meter.price("distill", StepCost(plan.batch_size * flops, plan.batch_size))
+    if not own:
+        return  # more workers than scions
+    latents = context.latents(plan.images)
+    distill(
+        context.backbone,
+        candidates_of(context.backbone, list(own.values()), latents),
+        latents,
+        context.held_out(),
+        observer=context.pass_observer("distill", stage_key),
+        checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
+        done=_filing(context, bank, own),
+        micro_batches=context.ticket.micro_batches,
+    )
+
+
+def _filing(
+    context: Context, bank: Bank, own: Mapping[str, ScionSpec]
+) -> Callable[[Candidate, ScionResult], None]:
+    """Publishes each scion the moment it is done, so that whatever ends the attempt cannot take it away."""
+
+    def done(candidate: Candidate, result: ScionResult) -> None:
+        scion, card = own[candidate.key], context.backbone.card
+        if result.diverged:
+            bank.note_divergence(candidate.key, result.reason)
+            return
+        payload = save(result.state)
+        file, sha256 = payload_name(payload)
+        bank.publish(
+            ScionCard(
+                key=candidate.key,
+                scion=scion,
+                errors=result.errors,
+                held_out=card.held_out.digest if card.held_out else None,
+                curve=tuple(result.curve),
+                steps=result.steps,
+                ending="plateau" if result.ending == "plateau" else "completed",
+                reason=result.reason,
+                spend=_share(context, scion, result, len(own)),
+                made_by=context.ticket.run_id,
+                made_at=time.time(),
+                hardware=f"{platform.machine()} {context.backbone.device.type}, torch {torch.__version__}",
+                file=file,
+                sha256=sha256,
+                size=len(payload),
+            ),
+            payload,
+        )
+
+    return done
+
+
+def _share(context: Context, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
+    """An equal share of the teacher, and its own training."""
+    card, images = context.backbone.card, result.steps * scion.plan.batch_size
+    flops = card.forward_flops() / sharers + part_flops(card, scion.part)
+    seconds = result.seconds * context.ticket.work.resources.devices_per_worker
+    return Spend(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
+
+
+def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
+    """Add replace-one scores to the cards that have none yet, each rank its share."""
+    cards = [bank.card(scion.key) for scion in scions]
+    unscored = {card.key: card for card in cards if card is not None and not card.scores}
+    own = list(unscored)[context.group.share.rank :: context.group.share.world]
+    if not own:
+        return
+    places = {key: placing(context.backbone, bank, unscored[key].scion) for key in own}
+    for key, scores in replace_one(context.backbone, places, context.held_out()).items():
+        bank.amend(unscored[key].model_copy(update={"scores": scores}))
+
+
+def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
+    """Add restore-one scores under this design's digest to the cards that have none for it yet."""
+    bank, backbone, name = Bank(context.storage), context.backbone, digest(context.spec.design)
+    cards = {scion.key: bank.card(scion.key) for scion in scions}
+    if all(card is None or name in card.restored for card in cards.values()):
+        return
+    modules = {scion.key: module_of(backbone, bank, scion) for scion in scions}
+
+    def place_all_but(left_out: Sequence[str]) -> Undoable:
+        return _operate(backbone, [(s, modules[s.key]) for s in scions if s.key not in left_out])
+
+    places = dict.fromkeys(modules, place_all_but)
+    for key, scores in restore_one(backbone, places, context.held_out()).items():
+        card = cards[key]
+        if card is not None:
+            bank.amend(card.model_copy(update={"restored": {**card.restored, name: scores}}))
+
+
+def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) -> Undoable:
+    edits = {s.part: module for s, module in placed if isinstance(s.part, ReplaceOperator)}
+    merges = {s.part: module for s, module in placed if isinstance(s.part, ParallelPair)}
+    operators = {edit.site: module for edit, module in edits.items()}
+    dims = backbone.card.dims
+    return operate(
+        backbone.transformer, list(edits), dims, operators=operators, pairs=list(merges), merges=merges
+    )
+
+
+def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
+    """Puts this one scion into the backbone's transformer when called."""
+    module = module_of(backbone, bank, scion)
+
+    def place() -> Undoable:
+        return _operate(backbone, [(scion, module)])
+
+    return place
+
+
+def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Latents) -> list[Candidate]:
+    """What the pass is to train for these scions of one stream; merges start from a fit made here."""
+    pairs = [scion.part for scion in scions if isinstance(scion.part, ParallelPair)]
+    starts = fit_merges(backbone, pairs, latents, scions[0].plan.seed)
+    return [
+        merge_candidate(scion.part, scion.plan, scion.key, starts[scion.part])
+        if isinstance(scion.part, ParallelPair)
+        else replacement_candidate(scion.part, scion.plan, scion.key)
+        for scion in scions
+    ]
+
+
+def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec, payload: bytes | None = None) -> nn.Module:
+    """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact.
+
+    `payload` are the weights, where somebody has read and verified them already.
+    """
+    part, dims = scion.part, backbone.card.dims
+    module = mean_merge(dims.width) if isinstance(part, ParallelPair) else build(part.operator, dims)
+    module.load_state_dict(load(bank.read(scion.key) if payload is None else payload))
+    return module.to(backbone.device).eval()

@@ -1,0 +1,51 @@
+"""What is kept of every chunk of samples: features and hashes, from which all figures follow.
+
+Sealed: one that was damaged is set aside when an attempt begins, and made anew.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from grafting_core.evaluation.evaluate import EvaluatedChunk
+from grafting_core.evaluation.features.base import Features
+from grafting_core.storage.checksums import is_sound, opened, sealed
+from grafting_core.storage.storage import Storage
+
+SUFFIX = ".chunk"
+PARTS = ("pool", "spatial", "logits")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Of one evaluation, by the index of their first sample. Written whole; again is harmless."""
+
+    storage: Storage
+    key: str
+
+    def has(self, first: int) -> bool:
+        """Whether it is there and whole."""
+        return is_sound(self.storage, self._path(first))
+
+    def add(self, chunk: EvaluatedChunk) -> None:
+        parts = {name: getattr(chunk.features, name) for name in PARTS}
+        kept = {name: rows for name, rows in parts.items() if rows is not None}
+        buffer = io.BytesIO()
+        np.savez(buffer, asked=chunk.asked, hashes=chunk.hashes, **kept)
+        self.storage.write_bytes(self._path(chunk.first), sealed(buffer.getvalue()))
+
+    def all(self) -> list[EvaluatedChunk]:
+        """In index order. Raises ValueError where one is damaged: the next attempt finds that."""
+        names = self.storage.names(f"evaluations/{self.key}/chunks")
+        return [self._read(name) for name in names if name.endswith(SUFFIX)]
+
+    def _read(self, name: str) -> EvaluatedChunk:
+        raw = io.BytesIO(opened(self.storage.read_bytes(f"evaluations/{self.key}/chunks/{name}")))
+        with np.load(raw, allow_pickle=False) as arrays:
+            features = Features(arrays["pool"], arrays.get("spatial"), arrays.get("logits"))
+            first = int(name.removesuffix(SUFFIX))
+            return EvaluatedChunk(first, features, arrays["asked"], arrays["hashes"])
+
+    def _path(self, first: int) -> str:
+        return f"evaluations/{self.key}/chunks/{first:08d}{SUFFIX}"

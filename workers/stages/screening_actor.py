@@ -1,0 +1,51 @@
+"""What a warm screening worker holds: the backbone, and scions out of the bank as they are needed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.evaluation.screening import Screener
+from grafting_core.specs.design import Part
+from grafting_core.specs.scions import ScionSpec
+from grafting_core.specs.screening import ScreeningSpec, result_path
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.checksums import write_vouched
+from grafting_core.storage.storage import Storage
+from workers.contract import RunTicket
+from workers.stages.distill_missing import module_of
+
+
+@dataclass
+class Judge:
+    """Judges hybrids of one screening and publishes each number."""
+
+    spec: ScreeningSpec
+    storage: Storage
+    screener: Screener
+
+    @classmethod
+    def of(cls, ticket_json: str) -> "Judge":
+        """Loads the backbone. Raises ValueError where its weights are not the planned ones."""
+        ticket = RunTicket.model_validate_json(ticket_json)
+        assert isinstance(ticket.work, ScreeningSpec)
+        spec, storage = ticket.work, Storage(ticket.storage)
+        torch.set_num_threads(spec.resources.cpus_per_worker)
+        device = "cuda" if torch.cuda.is_available() and spec.resources.gpus_per_worker else "cpu"
+        backbone = load_backbone(spec.backbone.name, torch.device(device))
+        if backbone.card.digest != spec.backbone.digest:
+            raise ValueError("this worker has other weights of the backbone than the study was planned for")
+
+        bank = Bank(storage)
+
+        def scion(part: Part) -> nn.Module:
+            return module_of(backbone, bank, ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill))
+
+        return cls(spec, storage, Screener(backbone, spec.evaluate, scion))
+
+    def __call__(self, hybrid: int, rung: int) -> float:
+        design, judged_on = self.spec.designs[hybrid], self.spec.rungs[rung]
+        screened = self.screener.judge(design, judged_on)
+        write_vouched(self.storage, result_path(self.spec.result_key(design, judged_on)), screened)
+        return screened.value

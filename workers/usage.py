@@ -1,0 +1,114 @@
+"""What an attempt has used so far, by clock and by formula."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from grafting_core.specs.analysis import AnalysisSpec
+from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.budget import Spend
+from grafting_core.specs.cost import (
+    design_cost,
+    distill_flops_per_image,
+    finetune_flops_per_image,
+    image_flops,
+    pass_flops_per_image,
+)
+from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.jobs import Work
+from grafting_core.specs.screening import ScreeningSpec
+from grafting_core.specs.studies.ladder import rung_cost
+from workers.contract import StageName
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """FLOPs and training images of one step of a stage."""
+
+    flops: float
+    images: int = 0
+
+
+StepCosts = Mapping[StageName, StepCost]
+
+
+def _graft_costs(spec: ExperimentSpec) -> StepCosts:
+    card = backbone_cards()[spec.backbone.name]
+    forward = design_cost(spec, card).flops_per_forward
+    distill, finetune = spec.distill.batch_size, spec.finetune.batch_size
+    return {
+        "distill": StepCost(distill * distill_flops_per_image(spec, card), distill),
+        "finetune": StepCost(finetune * finetune_flops_per_image(spec, card), finetune),
+        "evaluate": StepCost(image_flops(spec.evaluate, card, forward)),
+    }
+
+
+def _fill_costs(spec: FillSpec) -> StepCosts:
+    card, batch = backbone_cards()[spec.backbone.name], spec.plan.batch_size
+    flops = pass_flops_per_image(card, [scion.part for scion in spec.scions])
+    return {"distill": StepCost(batch * flops, batch)}
+
+
+def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
+    """A step is a sample: every sampling step of it, both halves of the guidance."""
+    forward = backbone_cards()[asked.backbone.name].forward_flops()
+    return {"analyze": StepCost(2 * asked.sampling_steps * forward)}
+
+
+def _screening_costs(spec: ScreeningSpec) -> StepCosts:
+    """A step is one hybrid on one rung; the mean over all of them."""
+    card = backbone_cards()[spec.backbone.name]
+    counts, total, standing = 0, 0.0, len(spec.designs)
+    for rung in spec.rungs:
+        teacher = card.forward_flops()
+        total += standing * rung_cost(rung, teacher, image_flops(spec.evaluate, card, teacher))
+        counts += standing
+        standing = spec.survivors_of(standing)
+    return {"screen": StepCost(total / counts)}
+
+
+COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
+    "graft": _graft_costs,
+    "fill": _fill_costs,
+    "analysis": _analysis_costs,
+    "screening": _screening_costs,
+}
+"""Kind of work -> what a step of each of its stages costs."""
+
+
+class Meter:
+    """Device-seconds are wall-clock since `started` times devices; FLOPs and images follow from steps."""
+
+    def __init__(self, work: Work, started: float) -> None:
+        # The wall clock says once how long ago that was; from here on it may jump as it likes.
+        self._began = time.monotonic() - max(0.0, time.time() - started)
+        self._devices = work.resources.devices
+        self._costs = dict(COSTS[work.kind](work))
+        self._steps: dict[StageName, int] = {}
+
+    def price(self, stage: StageName, cost: StepCost) -> None:
+        """What a step of this stage really costs, where less is to be done than the formula expects."""
+        self._costs[stage] = cost
+
+    def did(self, stage: StageName, steps: int) -> None:
+        """`steps` steps of this stage were taken by this attempt, in all."""
+        self._steps[stage] = steps
+
+    def total(self) -> Spend:
+        """Of this attempt, all stages together."""
+        return Spend(
+            device_seconds=(time.monotonic() - self._began) * self._devices,
+            flops=float(sum(self._costs[stage].flops * steps for stage, steps in self._steps.items())),
+            training_images=sum(self._costs[stage].images * steps for stage, steps in self._steps.items()),
+        )
+
+
+def difference(later: Spend, earlier: Spend) -> Spend:
+    """What was used between two readings."""
+    return Spend(
+        device_seconds=max(0.0, later.device_seconds - earlier.device_seconds),
+        flops=later.flops - earlier.flops,
+        training_images=later.training_images - earlier.training_images,
+    )
