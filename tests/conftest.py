@@ -1,10 +1,13 @@
 """Small real things that many tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from grafting_core.backbones.registry import Backbone, load_backbone
 from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from tests.support.databases import postgres_server
 
 torch.set_num_threads(1)
 
@@ -25,3 +28,10 @@ def latents(backbone: Backbone) -> Latents:
 def held_out(backbone: Backbone) -> Latents:
     """Latents of its images that no training has seen."""
     return encode_held_out(backbone)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL server's database `postgres`."""
+    with postgres_server(tmp_path_factory.mktemp("pg")) as address:
+        yield address

@@ -8,7 +8,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,24 +20,17 @@ from service.db.engine import Database
 from service.domain.invariants import verify
 from service.schemas.runs import TERMINAL, RunDetail
 from service.settings import Settings
-from tests.builders import document
-from tests.chaos.faults import Target, strike
-from tests.chaos.undisturbed import weights_of
+from tests.chaos.baseline import weights_of
+from tests.chaos.faults import Target, inject_fault
+from tests.chaos.lab import SILENCE_SECONDS, start
+from tests.support.builders import document
 
-SILENCE_SECONDS = 15.0
-PATIENCE = {
-    "SILENCE_SECONDS": SILENCE_SECONDS,
-    "LEAD_SECONDS": 5.0,
-    "CHECKPOINT_SECONDS": 2.0,
-    "RETRY_SECONDS": 0.5,
-    "MAX_ATTEMPTS": 100,
-}
 COMPARED = 3
 """Designs carried out once more without faults, to compare the weights bit by bit."""
 
 
 def main() -> int:
-    """Start a lab, torment it, let it drain, and judge."""
+    """Start a lab, inject faults, let it drain, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; as much again to drain")
     parser.add_argument("--runs", type=int, default=100)
@@ -49,47 +41,30 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="graftlab-chaos-"))
     lab = start(folder, given.cpus)
     try:
-        return _torment(folder, given.minutes, given.runs, random.Random(given.seed))
+        return _run_under_faults(folder, given.minutes, given.runs, random.Random(given.seed))
     finally:
         lab.send_signal(signal.SIGINT)
         lab.wait(90)
 
 
-def start(folder: Path, cpus: int) -> subprocess.Popen[bytes]:
-    settings = {f"GRAFTLAB_{name}": str(value) for name, value in PATIENCE.items()}
-    words = ("-m", "service.cli.main", "up", "--data", str(folder), "--port", "0", "--cpus", str(cpus))
-    printed = folder / "printed"
-    with printed.open("wb") as file:
-        lab = subprocess.Popen(
-            [sys.executable, *words], stdout=file, stderr=file, env={**os.environ, **settings}
-        )
-    end = time.monotonic() + 240
-    while "Ctrl-C" not in printed.read_text():
-        if lab.poll() is not None or time.monotonic() > end:
-            lab.kill()
-            raise SystemExit(f"the lab did not start: {printed.read_text()}")
-        time.sleep(0.5)
-    return lab
-
-
-def _torment(folder: Path, minutes: float, count: int, chance: random.Random) -> int:
+def _run_under_faults(folder: Path, minutes: float, count: int, chance: random.Random) -> int:
     address = read_address(folder)
     assert address is not None
     client = GraftlabClient(address.url)
     documents = [_design(index) for index in range(count)]
     submitted = [client.submit(each, f"chaos {index}").run_id for index, each in enumerate(documents)]
     target = Target(folder, chance, SILENCE_SECONDS)
-    struck: Counter[str] = Counter()
+    injected: Counter[str] = Counter()
     end = time.monotonic() + minutes * 60
     while time.monotonic() < end and not _all_ended(client, submitted):
         time.sleep(min(chance.uniform(5, 40), max(0.0, end - time.monotonic())))
-        name, met = strike(target)
-        struck[name] += bool(met)
+        name, met = inject_fault(target)
+        injected[name] += bool(met)
         print(f"{time.strftime('%H:%M:%S')} {name}: {met} met", flush=True)
     for process in target.extra:
         process.kill()
     _drain(client, submitted, time.monotonic() + max(5.0, minutes) * 60)
-    return _judge(folder, address, client, submitted, struck)
+    return _judge(folder, address, client, submitted, injected)
 
 
 def _design(index: int) -> dict[str, object]:
@@ -116,7 +91,7 @@ def _drain(client: GraftlabClient, runs: list[str], end: float) -> None:
 
 
 def _judge(
-    folder: Path, address: LabAddress, client: GraftlabClient, runs: list[str], struck: Counter[str]
+    folder: Path, address: LabAddress, client: GraftlabClient, runs: list[str], injected: Counter[str]
 ) -> int:
     details = [client.run(run) for run in runs]
     database = Database(Settings(data_dir=folder).database_url)
@@ -124,7 +99,7 @@ def _judge(
         violations = verify(session)
     wrong = [*map(str, violations), *_unfinished(details), *_other_weights(folder, details)]
     attempts = sum(detail.attempt for detail in details)
-    print(f"faults: {', '.join(f'{name} {count}' for name, count in sorted(struck.items()))}")
+    print(f"faults: {', '.join(f'{name} {count}' for name, count in sorted(injected.items()))}")
     states = Counter(detail.state for detail in details)
     print(f"{len(runs)} runs: {dict(states)}; {attempts} attempts; {len(wrong)} things wrong")
     print("\n".join(wrong))
@@ -140,7 +115,7 @@ def _unfinished(details: list[RunDetail]) -> list[str]:
 
 
 def _other_weights(folder: Path, details: list[RunDetail]) -> list[str]:
-    """The most battered runs against undisturbed ones."""
+    """The most interrupted runs against undisturbed ones."""
     done = sorted((each for each in details if each.state == "SUCCEEDED"), key=lambda each: -each.attempt)
     wrong = []
     for detail in done[:COMPARED]:
@@ -148,7 +123,7 @@ def _other_weights(folder: Path, details: list[RunDetail]) -> list[str]:
         said = "equal" if expected == found else "differ"
         print(f"run {detail.id}: {detail.attempt} attempts, weights {said}")
         if expected != found:
-            wrong.append(f"run {detail.id} has other weights than undisturbed")
+            wrong.append(f"run {detail.id} has other weights than the baseline")
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""Faults that strike a running lab's processes and files, and nothing else on the machine."""
+"""Faults for a running lab's processes and files, and nothing else on the machine."""
 
 import os
 import random
@@ -78,11 +78,11 @@ def _kill_part(name: str) -> Callable[[Target], int]:
 
 
 def _kill_one(word: str) -> Callable[[Target], int]:
-    def strike(target: Target) -> int:
+    def inject(target: Target) -> int:
         found = target.running(word)
         return _send([target.chance.choice(found)], signal.SIGKILL) if found else 0
 
-    return strike
+    return inject
 
 
 def _freeze(target: Target, found: list[psutil.Process], seconds: float) -> int:
@@ -143,10 +143,10 @@ FAULTS: Mapping[str, Callable[[Target], int]] = {
     "checkpoint damaged": _flip_bit,
 }
 RARE = frozenset({"Ray head killed", "driver frozen"})
-"""They cost the lab the most; struck a quarter as often."""
+"""They cost the lab the most; injected a quarter as often."""
 
 
-def strike(target: Target) -> tuple[str, int]:
+def inject_fault(target: Target) -> tuple[str, int]:
     """One fault by chance; its name, and how many processes or files it met."""
     weights = [1 if name in RARE else 4 for name in FAULTS]
     name = target.chance.choices(list(FAULTS), weights)[0]

@@ -3,7 +3,7 @@
 Two labs with real Ray, one after the other, carry out the same small study. In the second the scheduler is
 killed whenever the study enters a phase, and as soon as a run of the phase is at work its workers are: in the
 first round those that compute, in the second the attempt itself. Exit code 0 when both studies end with the
-same trials, numbers and final figures, no purpose had two runs, all phases were struck and invariants hold.
+same trials, numbers and final figures, no purpose had two runs, faults hit all phases and invariants hold.
 """
 
 import os
@@ -21,9 +21,9 @@ from service.db.engine import Database
 from service.domain.invariants import verify
 from service.schemas.studies import StudyDetail, StudyTrial
 from service.settings import Settings
-from tests.builders import study_document
-from tests.chaos.__main__ import SILENCE_SECONDS, start
 from tests.chaos.faults import Target, kill
+from tests.chaos.lab import SILENCE_SECONDS, start
+from tests.support.builders import study_document
 
 COMPUTING = {"fill": "graft_worker", "screen": "Hybrid", "promote": "graft_worker"}
 """Phase -> a word in the command line of those that compute in it."""
@@ -39,12 +39,12 @@ STUDY = study_document(
 )
 
 
-class Strikes:
+class FaultInjector:
     """Once in every phase of every round the scheduler, and once those that work for it."""
 
     def __init__(self, folder: Path, client: GraftlabClient) -> None:
         self.target, self.client = Target(folder, random.Random(0), SILENCE_SECONDS), client
-        self.struck: dict[tuple[int, str, str], int] = {}
+        self.killed: dict[tuple[int, str, str], int] = {}
 
     def at(self, study: StudyDetail) -> None:
         self._once(study, "scheduler", lambda: kill(self.target.part("scheduler")))
@@ -52,10 +52,10 @@ class Strikes:
             word = COMPUTING[study.phase] if study.round == 1 else ATTEMPT
             self._once(study, "workers", lambda: kill(self.target.running(word)))
 
-    def _once(self, study: StudyDetail, whom: str, strike: Callable[[], int]) -> None:
+    def _once(self, study: StudyDetail, whom: str, kill_them: Callable[[], int]) -> None:
         key = (study.round, study.phase, whom)
-        if key not in self.struck and (met := strike()):
-            self.struck[key] = met
+        if key not in self.killed and (met := kill_them()):
+            self.killed[key] = met
             print(
                 f"{time.strftime('%H:%M:%S')} round {key[0]}, {key[1]}: {whom} killed, {met} met", flush=True
             )
@@ -67,26 +67,26 @@ class Strikes:
         return any(each is not None and 0 < each.step < each.total_steps for each in progress)
 
     def missed(self) -> Iterator[str]:
-        """What was over before it could be struck in the first round."""
+        """What was over before it could be killed in the first round."""
         wanted = [(1, phase, "scheduler") for phase in (*COMPUTING, "learn")]
         wanted += [(1, phase, "workers") for phase in COMPUTING]
         yield from (
-            f"not struck: {whom} in phase {phase}" for _, phase, whom in set(wanted) - set(self.struck)
+            f"not killed: {whom} in phase {phase}" for _, phase, whom in set(wanted) - set(self.killed)
         )
 
 
 def main() -> int:
     """Both studies, then what differs."""
     calm, *_ = _studied("calm", disturbed=False)
-    hard, wrong, strikes = _studied("hard", disturbed=True)
-    wrong += [*_differences(calm, hard), *strikes.missed()]
-    killed = sum(strikes.struck.values())
+    hard, wrong, injector = _studied("hard", disturbed=True)
+    wrong += [*_differences(calm, hard), *injector.missed()]
+    killed = sum(injector.killed.values())
     print(f"{len(hard.trial_rows)} trials, {len(hard.runs)} runs, {killed} processes killed")
     print("\n".join([f"{len(wrong)} things wrong", *wrong]))
     return 1 if wrong else 0
 
 
-def _studied(name: str, disturbed: bool) -> tuple[StudyDetail, list[str], Strikes]:
+def _studied(name: str, disturbed: bool) -> tuple[StudyDetail, list[str], FaultInjector]:
     """The ended study of a lab of its own, and which invariants do not hold there."""
     folder = Path(tempfile.mkdtemp(prefix=f"graftlab-{name}-"))
     lab, began = start(folder, os.cpu_count() or 1), time.monotonic()
@@ -94,26 +94,26 @@ def _studied(name: str, disturbed: bool) -> tuple[StudyDetail, list[str], Strike
         address = read_address(folder)
         assert address is not None
         client = GraftlabClient(address.url)
-        strikes = Strikes(folder, client)
-        study = _followed(client, client.create_study(STUDY).study_id, strikes if disturbed else None)
+        injector = FaultInjector(folder, client)
+        study = _followed(client, client.create_study(STUDY).study_id, injector if disturbed else None)
         print(f"{name}: {study.state} in {time.monotonic() - began:.0f} s", flush=True)
         database = Database(Settings(data_dir=folder).database_url)
         with database.reading() as session:
-            return study, [str(each) for each in verify(session)], strikes
+            return study, [str(each) for each in verify(session)], injector
     finally:
         lab.send_signal(signal.SIGINT)
         lab.wait(90)
 
 
-def _followed(client: GraftlabClient, study: str, strikes: Strikes | None) -> StudyDetail:
+def _followed(client: GraftlabClient, study: str, injector: FaultInjector | None) -> StudyDetail:
     """To its end, or as far as patience goes."""
     end, detail = time.monotonic() + PATIENCE_SECONDS, client.study(study)
     while detail.state == "RUNNING" and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
         try:
             detail = client.study(study)
-            if strikes is not None and detail.state == "RUNNING":
-                strikes.at(detail)
+            if injector is not None and detail.state == "RUNNING":
+                injector.at(detail)
         except (LabUnreachable, ApiProblem):
             continue
     return detail

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.cli.discovery import LabAddress, read_address
-from tests.service.labs import left, until
+from tests.support.supervised_lab import left, until
 
 DEMO = """
 import sys

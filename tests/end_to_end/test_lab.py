@@ -26,7 +26,7 @@ from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.lab.processes import MARK, PART, mark_of
 from service.local_keys import first_key
 from service.schemas.runs import RunDetail
-from tests.builders import document
+from tests.support.builders import document
 from workers.contract import RunTicket
 from workers.events import EventLog
 from workers.group import run_stages

@@ -17,13 +17,13 @@ from service.cli.discovery import LabAddress, read_address
 from service.client import GraftlabClient
 from service.lab.processes import MARK, mark_of
 from service.local_keys import first_key
-from tests.builders import document
-from tests.service.labs import left, until
+from tests.support.builders import document
+from tests.support.supervised_lab import left, until
 
 GRAFT = (str(Path(sys.executable).parent / "graft"),)
 HEEDING = ("env", "--default-signal=HUP")
 """Whoever runs these tests may have ignored it, as `nohup` does; a lab would do so, too."""
-STRANGER = Path(__file__).with_name("stranger.py")
+OTHER_USER = Path(__file__).parents[1] / "support" / "other_user.py"
 SHADOWS = ("random.py", "queue.py", "inspect.py", "secrets.py", "select.py", "profile.py")
 pytestmark = pytest.mark.timeout(600)
 
@@ -133,7 +133,7 @@ def test_another_user_reaches_nothing(lab: LabAddress, done: str, odd_folder: Pa
         "theft": f"cp '{odd_folder}/admin-key' '{stolen}'",
     }
     (tmp_path / "probes.json").write_text(json.dumps(probes))
-    command = [sys.executable, str(STRANGER), str(tmp_path / "probes.json")]
+    command = [sys.executable, str(OTHER_USER), str(tmp_path / "probes.json")]
     told = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == []

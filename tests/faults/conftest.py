@@ -4,10 +4,6 @@ import os
 
 import pytest
 
-from tests.service.conftest import postgres
-
-__all__ = ["postgres"]
-
 
 @pytest.fixture(scope="session")
 def model_examples() -> int:

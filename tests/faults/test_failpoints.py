@@ -22,31 +22,32 @@ from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.schemas.runs import RunState
 from service.schemas.webhooks import WebhookRequest
 from service.webhooks.delivery import Postman
-from tests.faults.rig import STARTED, Rig
-from tests.service.receiver import receiving
+from tests.support.lab_harness import LabHarness
+from tests.support.runs import STARTED
+from tests.support.webhook_server import serve_webhooks
 from workers.contract import AttemptFailed, AttemptStopped, checkpoints_folder
 
 ROOT = Path(__file__).parent.parent.parent
 BUDGET = {"device_seconds": 5.0}
 OVERSPENT = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=9.0))
 BROKEN = AttemptFailed(reason="internal_error", message="a bug")
-Scenario = Callable[[Rig], object]
+Scenario = Callable[[LabHarness], object]
 
 
-def _queued(rig: Rig, **changes: object) -> str:
-    return rig.submit(**changes)
+def _queued(harness: LabHarness, **changes: object) -> str:
+    return harness.submit(**changes)
 
 
-def _starting(rig: Rig, **changes: object) -> str:
-    run = rig.submit(**changes)
-    rig.round(2)
+def _starting(harness: LabHarness, **changes: object) -> str:
+    run = harness.submit(**changes)
+    harness.round(2)
     return run
 
 
-def _running(rig: Rig, **changes: object) -> str:
-    run = _starting(rig, **changes)
-    rig.say(run, STARTED)
-    rig.round()
+def _running(harness: LabHarness, **changes: object) -> str:
+    run = _starting(harness, **changes)
+    harness.say(run, STARTED)
+    harness.round()
     return run
 
 
@@ -54,22 +55,22 @@ FROM: dict[RunState, Callable[..., str]] = {"QUEUED": _queued, "STARTING": _star
 
 
 def _said(state: RunState, *bodies: AttemptFailed | AttemptStopped, **changes: object) -> Scenario:
-    def scenario(rig: Rig) -> None:
-        run = FROM[state](rig, **changes)
-        rig.say(run, *bodies)
-        rig.round()
+    def scenario(harness: LabHarness) -> None:
+        run = FROM[state](harness, **changes)
+        harness.say(run, *bodies)
+        harness.round()
 
     return scenario
 
 
 def _acted(state: RunState, *actions: str, lost: bool = False) -> Scenario:
-    def scenario(rig: Rig) -> None:
-        run = FROM[state](rig)
+    def scenario(harness: LabHarness) -> None:
+        run = FROM[state](harness)
         for action in actions:
-            rig.act(run, action)  # type: ignore[arg-type]  # a table of them
+            harness.act(run, action)  # type: ignore[arg-type]  # a table of them
         if lost:
-            rig.lose(run)
-        rig.round()
+            harness.lose(run)
+        harness.round()
 
     return scenario
 
@@ -78,33 +79,33 @@ def _lost(state: RunState) -> Scenario:
     return _acted(state, lost=True)
 
 
-def _finished(rig: Rig) -> None:
-    rig.finish(_starting(rig))
-    rig.round()
+def _finished(harness: LabHarness) -> None:
+    harness.finish(_starting(harness))
+    harness.round()
 
 
-def _stopped_again(rig: Rig) -> None:
-    run = _running(rig, budget=BUDGET)
-    rig.say(run, OVERSPENT)
-    rig.round()
-    rig.act(run, "retry")
-    rig.round()
+def _stopped_again(harness: LabHarness) -> None:
+    run = _running(harness, budget=BUDGET)
+    harness.say(run, OVERSPENT)
+    harness.round()
+    harness.act(run, "retry")
+    harness.round()
 
 
-def _failed_again(rig: Rig) -> None:
-    run = _running(rig)
-    rig.say(run, BROKEN)
-    rig.round()
-    rig.act(run, "retry")
+def _failed_again(harness: LabHarness) -> None:
+    run = _running(harness)
+    harness.say(run, BROKEN)
+    harness.round()
+    harness.act(run, "retry")
 
 
-def _unreadable(rig: Rig) -> None:
+def _unreadable(harness: LabHarness) -> None:
     """A queued run whose budget nobody can read."""
-    run = rig.submit()
-    with rig.database.writing() as session:
+    run = harness.submit()
+    with harness.database.writing() as session:
         experiment = session.get_one(RunRow, run).experiment
         experiment.spec = {**experiment.spec, "budget": {"device_seconds": -1}}
-    rig.round()
+    harness.round()
 
 
 SCENARIOS: dict[tuple[RunState, RunState], Scenario] = {
@@ -134,39 +135,39 @@ SCENARIOS: dict[tuple[RunState, RunState], Scenario] = {
 """How a test brings about each allowed move."""
 
 
-def _extended(rig: Rig) -> None:
-    run = rig.submit(budget=BUDGET)
-    with rig.database.writing() as session:
+def _extended(harness: LabHarness) -> None:
+    run = harness.submit(budget=BUDGET)
+    with harness.database.writing() as session:
         extend(session, session.get_one(RunRow, run), 60.0, "key")
 
 
-def _moved_up(rig: Rig) -> None:
-    run = rig.submit()
-    with rig.database.writing() as session:
+def _moved_up(harness: LabHarness) -> None:
+    run = harness.submit()
+    with harness.database.writing() as session:
         prioritise(session, session.get_one(RunRow, run), 3)
 
 
-def _told(rig: Rig) -> None:
+def _told(harness: LabHarness) -> None:
     """A run that ends while somebody listens."""
-    rig.settings.webhooks, rig.settings.webhook_hosts = True, ["127.0.0.1"]
-    with receiving() as receiver:
-        with rig.database.writing() as session:
-            register(session, WebhookRequest(url=receiver.url()), "ann")
-        rig.act(rig.submit(), "cancel")
-        postman = Postman(rig.settings, rig.database)
+    harness.settings.webhooks, harness.settings.webhook_hosts = True, ["127.0.0.1"]
+    with serve_webhooks() as webhook_server:
+        with harness.database.writing() as session:
+            register(session, WebhookRequest(url=webhook_server.url()), "ann")
+        harness.act(harness.submit(), "cancel")
+        postman = Postman(harness.settings, harness.database)
         postman.round()
         postman.wait(30)
 
 
-def _tidied(rig: Rig) -> None:
+def _tidied(harness: LabHarness) -> None:
     """A failed run with more checkpoints than anybody needs."""
-    run = _running(rig)
+    run = _running(harness)
     for step in (1, 2, 3):
         path = f"{checkpoints_folder(run)}/stage/{step:08d}-a0001.safetensors"
-        rig.storage.write_bytes(path, sealed(b"state"))
-    rig.say(run, BROKEN)
-    rig.round()
-    Housekeeper(rig.settings, rig.database, rig.storage).round()
+        harness.storage.write_bytes(path, sealed(b"state"))
+    harness.say(run, BROKEN)
+    harness.round()
+    Housekeeper(harness.settings, harness.database, harness.storage).round()
 
 
 PLACES: dict[str, Scenario] = {
@@ -212,10 +213,10 @@ def test_every_failpoint_of_the_code_is_in_the_catalogue() -> None:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty database, for tests to copy."""
-    rig = Rig(tmp_path_factory.mktemp("empty"))
-    upgrade(rig.database)
-    rig.database.engine.dispose()
-    return rig.settings.data_dir / "graftlab.db"
+    harness = LabHarness(tmp_path_factory.mktemp("empty"))
+    upgrade(harness.database)
+    harness.database.engine.dispose()
+    return harness.settings.data_dir / "graftlab.db"
 
 
 @pytest.fixture
@@ -230,9 +231,9 @@ def _in_child(folder: Path, armed: str, scenario: Scenario) -> int:
     if not child:
         code = 1
         try:
-            rig = Rig(folder)
+            harness = LabHarness(folder)
             arm(armed)
-            scenario(rig)
+            scenario(harness)
             code = 0
         finally:
             os._exit(code)
@@ -254,12 +255,12 @@ def test_whatever_happens_there_the_invariants_hold_and_the_next_process_ends_al
     code = _in_child(folder, place.format(action), PLACES[place])
     if action == "kill":
         assert code == -signal.SIGKILL, "the scenario never came by this failpoint"
-    rig = Rig(folder)
-    with rig.database.writing() as session:
+    harness = LabHarness(folder)
+    with harness.database.writing() as session:
         # The dead process leads until its lease runs out; waiting for that is not what is tested.
         session.execute(text("UPDATE scheduler_lease SET until = 0"))
-    assert rig.violations() == []
-    ended = rig.drain()
-    assert rig.violations() == []
+    assert harness.violations() == []
+    ended = harness.drain()
+    assert harness.violations() == []
     assert {state for state, _ in ended.values()} <= {"SUCCEEDED", "STOPPED", "CANCELLED", "FAILED"}
-    rig.database.engine.dispose()
+    harness.database.engine.dispose()

@@ -10,12 +10,12 @@ import pytest
 
 from service.db.migrate import upgrade
 from service.db.tables import LeaderRow
-from tests.faults.rig import Rig
+from tests.support.lab_harness import LabHarness
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(tmp_path)
+def harness(tmp_path: Path) -> Iterator[LabHarness]:
+    made = LabHarness(tmp_path)
     made.settings.lead_seconds = 0.6
     upgrade(made.database)
     made.scheduler = made.new_scheduler()
@@ -24,12 +24,12 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def child(rig: Rig) -> Iterator[int]:
+def child(harness: LabHarness) -> Iterator[int]:
     """Another scheduler, in a process of its own, round after round."""
     pid = os.fork()
     if not pid:
         try:
-            own = Rig(rig.settings.data_dir)
+            own = LabHarness(harness.settings.data_dir)
             own.settings.lead_seconds = 0.6
             own.scheduler = own.new_scheduler()
             while True:
@@ -49,35 +49,35 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def leader(rig: Rig) -> str:
-    with rig.database.reading() as session:
+def leader(harness: LabHarness) -> str:
+    with harness.database.reading() as session:
         row = session.get(LeaderRow, 1)
         return row.holder if row else ""
 
 
-def test_a_frozen_leader_that_is_thawed_changes_nothing(rig: Rig, child: int) -> None:
-    until(lambda: str(child) in leader(rig))
-    first = rig.submit(layers=[1])
-    until(lambda: rig.state(first) == "STARTING")
-    _freeze_between_transactions(rig, child)
-    rig.submit(layers=[2])
-    until(lambda: rig.scheduler.leadership.claim())
-    rig.scheduler.leadership._seconds = 60.0
-    before = rig.drain()
+def test_a_frozen_leader_that_is_thawed_changes_nothing(harness: LabHarness, child: int) -> None:
+    until(lambda: str(child) in leader(harness))
+    first = harness.submit(layers=[1])
+    until(lambda: harness.state(first) == "STARTING")
+    _freeze_between_transactions(harness, child)
+    harness.submit(layers=[2])
+    until(lambda: harness.scheduler.leadership.claim())
+    harness.scheduler.leadership._seconds = 60.0
+    before = harness.drain()
     assert set(before.values()) == {("SUCCEEDED", 1)}
     os.kill(child, signal.SIGCONT)
     time.sleep(1.0)
-    assert rig.states() == before
-    assert str(child) not in leader(rig)
-    assert rig.violations() == []
+    assert harness.states() == before
+    assert str(child) not in leader(harness)
+    assert harness.violations() == []
 
 
-def _freeze_between_transactions(rig: Rig, child: int) -> None:
+def _freeze_between_transactions(harness: LabHarness, child: int) -> None:
     """SQLite has one write lock: whoever is stopped with it in hand stops everybody, until it is killed."""
     while True:
         os.kill(child, signal.SIGSTOP)
         try:
-            rig.submit(layers=[4])
+            harness.submit(layers=[4])
         except Exception:  # noqa: BLE001 - it held the lock
             os.kill(child, signal.SIGCONT)
             time.sleep(0.05)

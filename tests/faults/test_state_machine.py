@@ -33,7 +33,8 @@ from service.domain.webhook_outbox import register
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.schemas.runs import TERMINAL
 from service.schemas.webhooks import WebhookRequest
-from tests.faults.rig import STARTED, Rig
+from tests.support.lab_harness import LabHarness
+from tests.support.runs import STARTED
 from workers.contract import (
     AttemptFailed,
     AttemptStopped,
@@ -75,27 +76,27 @@ class Lab(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="graftlab-model-"))
-        self.rig = Rig(self.folder, self.make_database(self.folder))
-        self.rig.settings.cpus = 2
-        self.rig.settings.max_attempts = 3
-        self.other = self.rig.new_scheduler()
+        self.harness = LabHarness(self.folder, self.make_database(self.folder))
+        self.harness.settings.cpus = 2
+        self.harness.settings.max_attempts = 3
+        self.other = self.harness.new_scheduler()
         self.numbers = itertools.count()
         self.acknowledged: set[str] = set()
-        with self.rig.database.writing() as session:
+        with self.harness.database.writing() as session:
             register(session, WebhookRequest(url="https://hooks.example/"), "ann")
 
     def teardown(self) -> None:
         """Faults end: everything comes to an end, and nothing acknowledged is missing."""
-        self.rig.database.offset = 1e6
+        self.harness.database.offset = 1e6
         for owner in ("ann", "bob"):
             self.limit(owner, None, None)
-        ended = self.rig.drain()
+        ended = self.harness.drain()
         assert {state for state, _ in ended.values()} <= TERMINAL
         assert ended.keys() == self.acknowledged
-        assert self.rig.violations() == []
-        with self.rig.database.reading() as session:
+        assert self.harness.violations() == []
+        with self.harness.database.reading() as session:
             assert set(session.scalars(select(DeliveryRow.subject))) == self.acknowledged
-        self.rig.database.engine.dispose()
+        self.harness.database.engine.dispose()
         shutil.rmtree(self.folder)
 
     @rule(target=runs, owner=OWNERS, workers=st.integers(1, 2), seconds=st.sampled_from([None, 5.0, 50.0]))
@@ -104,8 +105,8 @@ class Lab(RuleBasedStateMachine):
         budget = {"device_seconds": seconds} if seconds else {}
         distill = {"steps": 6, "seed": number, "batch_size": 16, "images": 200, "held_out": 16}
         changes = {"budget": budget, "resources": {"workers": workers}, "distill": distill}
-        run = self.rig.submit(owner, f"key {number}", **changes)
-        assert self.rig.submit(owner, f"key {number}", **changes) == run
+        run = self.harness.submit(owner, f"key {number}", **changes)
+        assert self.harness.submit(owner, f"key {number}", **changes) == run
         self.acknowledged.add(run)
         return run
 
@@ -122,7 +123,7 @@ class Lab(RuleBasedStateMachine):
         self._change(run, lambda session, row: prioritise(session, row, priority))
 
     def _change(self, run: str, change: Callable[[Session, RunRow], bool]) -> None:
-        with self.rig.database.writing() as session:
+        with self.harness.database.writing() as session:
             row = session.get_one(RunRow, run, with_for_update=True)
             try:
                 change(session, row)
@@ -131,13 +132,13 @@ class Lab(RuleBasedStateMachine):
 
     @rule(owner=OWNERS, seconds=st.sampled_from([None, 10.0, 1000.0]), running=st.sampled_from([None, 1]))
     def limit(self, owner: str, seconds: float | None, running: int | None) -> None:
-        with self.rig.database.writing() as session:
+        with self.harness.database.writing() as session:
             limits = AccountLimits(budget=Budget(device_seconds=seconds), max_running=running)
             set_limits(session, ("user", owner), limits)
 
     @rule()
     def schedule(self) -> None:
-        self.rig.round()
+        self.harness.round()
 
     @rule()
     def schedule_by_the_other(self) -> None:
@@ -147,66 +148,70 @@ class Lab(RuleBasedStateMachine):
     @rule()
     def a_frozen_leader_thaws(self) -> None:
         """It was stopped after it had looked; the lease has run out and another leads."""
-        before = self.rig.states()
-        with self.rig.database.reading() as session:
+        before = self.harness.states()
+        with self.harness.database.reading() as session:
             lease = session.get(LeaderRow, 1)
-            left = lease.until - self.rig.database.clock(session) if lease else 0.0
+            left = lease.until - self.harness.database.clock(session) if lease else 0.0
         # However far the clock was set back meanwhile.
-        self.rig.database.offset += max(1000.0, left + 1)
+        self.harness.database.offset += max(1000.0, left + 1)
         assert self.other.leadership.claim()
         with suppress(LostLeadership):  # where there is nothing to start, it writes nothing and is not told
-            assert self.rig.scheduler.admit() == []
-        assert self.rig.states() == before
+            assert self.harness.scheduler.admit() == []
+        assert self.harness.states() == before
 
     @rule(seconds=st.sampled_from([-7200.0, 5.0, 30.0, 100.0, 7200.0]))
     def the_clock_jumps(self, seconds: float) -> None:
-        self.rig.database.offset += seconds
+        self.harness.database.offset += seconds
 
     @rule(run=runs, attempt=st.integers(1, 4), fid=st.sampled_from(["finish", "start", "progress"]))
     def a_worker_works(self, run: str, attempt: int, fid: str) -> None:
         """Of any attempt there ever was, replaced ones too."""
-        if attempt > self.rig.states()[run][1] or not self.rig.storage.exists(ticket_path(run, attempt)):
+        if attempt > self.harness.states()[run][1] or not self.harness.storage.exists(
+            ticket_path(run, attempt)
+        ):
             return
         if fid == "finish":
-            return self.rig.finish(run, attempt)
-        events = self.rig.storage.names(f"{attempt_folder(run, attempt)}/events")
+            return self.harness.finish(run, attempt)
+        events = self.harness.storage.names(f"{attempt_folder(run, attempt)}/events")
         if not events:
-            self.rig.say(run, STARTED, attempt=attempt)
+            self.harness.say(run, STARTED, attempt=attempt)
         elif fid == "progress" and len(events) < 3:
             spend = Spend(device_seconds=7.0, flops=1e9, training_images=16)
             step = Progress(stage="finetune", step=1, total_steps=8, spend=spend)
-            self.rig.say(run, step, attempt=attempt)
+            self.harness.say(run, step, attempt=attempt)
 
     @rule(run=runs, attempt=st.integers(1, 4), reason=st.sampled_from(REASONS), stops=st.booleans())
     def a_worker_gives_up(self, run: str, attempt: int, reason: Reason, stops: bool) -> None:
-        if attempt > self.rig.states()[run][1] or not self.rig.storage.exists(ticket_path(run, attempt)):
+        if attempt > self.harness.states()[run][1] or not self.harness.storage.exists(
+            ticket_path(run, attempt)
+        ):
             return
         failed: EventBody = AttemptFailed(reason=reason, message="m", spend=Spend(device_seconds=2.0))
         if stops:
             failed = AttemptStopped(reason="user_request", spend=Spend(device_seconds=2.0))
-        self.rig.say(run, failed, attempt=attempt)
+        self.harness.say(run, failed, attempt=attempt)
 
     @rule(run=runs)
     def a_job_dies(self, run: str) -> None:
-        if self.rig.states()[run][0] in LIVE:
-            self.rig.lose(run)
+        if self.harness.states()[run][0] in LIVE:
+            self.harness.lose(run)
 
     @rule()
     def the_cluster_forgets_everything(self) -> None:
-        for job in self.rig.cluster.running():
-            self.rig.cluster.forget(job)
+        for job in self.harness.cluster.running():
+            self.harness.cluster.forget(job)
 
     @rule()
     def somebody_tidies_up(self) -> None:
-        Housekeeper(self.rig.settings, self.rig.database, self.rig.storage).round()
+        Housekeeper(self.harness.settings, self.harness.database, self.harness.storage).round()
 
     @rule()
     def the_scheduler_is_restarted(self) -> None:
-        self.rig.scheduler = self.rig.new_scheduler()
+        self.harness.scheduler = self.harness.new_scheduler()
 
     @invariant()
     def holds(self) -> None:
-        assert self.rig.violations() == []
+        assert self.harness.violations() == []
 
 
 def model(name: str, make: Callable[[Path], SkewedDatabase]) -> type[Lab]:

@@ -1,43 +1,11 @@
-"""torch-fidelity imports torchvision, of which the functions on features need nothing: a stub stands in."""
+"""Other people's implementations of metrics."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
-STUBBED = (
-    "torchvision",
-    "torchvision.models",
-    "torchvision.transforms",
-    "torchvision.transforms.functional",
-    "torchvision.datasets",
-)
-
-
-def _anything(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
-
-
-@contextmanager
-def imported_torch_fidelity() -> Iterator[Callable[[str], Any]]:
-    """Imports a module of torch-fidelity by its short name, and forgets all of them afterwards."""
-    before = set(sys.modules)
-    for name in STUBBED:
-        sys.modules[name] = _stub(name)
-    import_module("torch_fidelity")
-    for name in STUBBED:
-        del sys.modules[name]
-    yield lambda name: import_module(f"torch_fidelity.{name}")
-    for name in set(sys.modules) - before:
-        if name.startswith("torch_fidelity"):
-            del sys.modules[name]
+from tests.support.torch_fidelity import imported_torch_fidelity
 
 
 @pytest.fixture
@@ -45,19 +13,3 @@ def torch_fidelity() -> Iterator[Any]:
     """See `imported_torch_fidelity`."""
     with imported_torch_fidelity() as modules:
         yield modules
-
-
-def _stub(name: str) -> ModuleType:
-    stub = ModuleType(name)
-    stub.__path__ = []
-    stub.__getattr__ = _anything  # type: ignore[method-assign]
-    parent, _, child = name.rpartition(".")
-    if parent:
-        setattr(sys.modules[parent], child, stub)
-    return stub
-
-
-def features(count: int, dims: int, seed: int = 0) -> np.ndarray:
-    """Correlated, off centre, float64."""
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, dims)) @ rng.normal(size=(dims, dims)) + rng.normal(size=dims)

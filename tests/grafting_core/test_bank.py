@@ -17,7 +17,7 @@ from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, DamagedArtifact, payload_name
 from grafting_core.storage.storage import Storage
-from tests.builders import replacement
+from tests.support.builders import replacement
 
 BACKBONE = BackboneRef(name="b", digest="d")
 SCION = ScionSpec(backbone=BACKBONE, part=replacement("hyena_x", 3), plan=DistillPlan())

@@ -11,7 +11,8 @@ from grafting_core.distillation.distill import Candidate, ScionResult, distill, 
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.training.observer import NoCheckpoints, Part, Silent, StopRequested
-from tests.builders import MemoryCheckpoints, StopAfter, replacement, same
+from tests.support.builders import replacement, same
+from tests.support.training import MemoryCheckpoints, StopAfter
 
 PLAN = DistillPlan(steps=4, batch_size=8, learning_rate=1e-3, held_out=16, images=200)
 KINDS = ("hyena_x", "window_attention", "mamba2", "mlp", "conv_mlp")

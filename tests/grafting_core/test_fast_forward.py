@@ -19,7 +19,7 @@ from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.surgery.operate import operate
 from grafting_core.surgery.parallel_blocks import ParallelBlocks
-from tests.builders import replacement
+from tests.support.builders import replacement
 
 LABELS = torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])
 

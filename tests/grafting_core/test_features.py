@@ -24,7 +24,7 @@ from grafting_core.specs.features import (
     feature_digest,
     feature_sources,
 )
-from tests.builders import QUICK, document
+from tests.support.builders import QUICK, document
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)

@@ -13,7 +13,8 @@ from grafting_core.specs.plans import FinetunePlan
 from grafting_core.training.finetune import Share, finetune
 from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
 from grafting_core.training.optim import Diverged
-from tests.builders import MemoryCheckpoints, StopAfter, same
+from tests.support.builders import same
+from tests.support.training import MemoryCheckpoints, StopAfter
 
 PLAN = FinetunePlan(steps=5, batch_size=8, learning_rate=1e-3, warmup_steps=2, images=200)
 

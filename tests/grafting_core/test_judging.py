@@ -23,8 +23,8 @@ from grafting_core.testbed.assets import ASSETS
 from service.cli.console import Refused
 from service.cli.evaluate import protocol_named
 from service.cli.main import app
-from tests.builders import experiment
-from tests.workers.test_stages import context
+from tests.support.builders import experiment
+from tests.support.stages import context
 from workers.group import run_stages
 
 OWN = "testbed/dit-fashion"

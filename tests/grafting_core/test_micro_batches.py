@@ -11,7 +11,8 @@ from grafting_core.distillation.distill import distill, replacement_candidate
 from grafting_core.specs.plans import DistillPlan, FinetunePlan, Loss
 from grafting_core.training.finetune import finetune
 from grafting_core.training.observer import NoCheckpoints, Silent
-from tests.builders import MemoryCheckpoints, replacement, same
+from tests.support.builders import replacement, same
+from tests.support.training import MemoryCheckpoints
 
 FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)
 

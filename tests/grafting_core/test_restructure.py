@@ -22,7 +22,7 @@ from grafting_core.specs.plans import DistillPlan
 from grafting_core.surgery.operate import operate
 from grafting_core.surgery.parallel_blocks import PairRegion, ParallelBlocks, mean_merge, pair_blocks
 from grafting_core.training.observer import NoCheckpoints, Silent
-from tests.builders import replacement, same
+from tests.support.builders import replacement, same
 
 PAIR = ParallelPair(first=2)
 ALL = [ParallelPair(first=first) for first in range(0, 8, 2)]

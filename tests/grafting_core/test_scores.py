@@ -11,7 +11,7 @@ from grafting_core.backbones.registry import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.surgery.operate import operate
-from tests.builders import replacement, same
+from tests.support.builders import replacement, same
 
 SAME = replacement("mha", 2, init="inherit")
 HALF = replacement("mlp", 4, init="inherit", ratio=2.0)

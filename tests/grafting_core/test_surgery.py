@@ -10,7 +10,7 @@ from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.registry import Backbone
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.surgery.operate import new_operator, operate
-from tests.builders import replacement, same
+from tests.support.builders import replacement, same
 
 
 def output(backbone: Backbone) -> Tensor:

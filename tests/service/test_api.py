@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from service.client import ApiProblem, GraftlabClient
 from service.db.tables import ExperimentRow, RunRow, StageRow
 from service.domain.run_lifecycle import transition
-from tests.builders import document
+from tests.support.builders import document
 from workers.contract import StageReport
 
 SUBMIT = "/api/v1/experiments"

@@ -1,7 +1,6 @@
 """Nobody passes without a key, nobody passes as another, and the way in is short on the lab's own machine."""
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,17 +14,9 @@ from service.domain.api_keys import Principal, make_key
 from service.local_keys import find_key, first_key, forget_lab, note_lab
 from service.locking import hold
 from service.settings import Settings
-from tests.builders import document
-from tests.service.routes import ROUTES, request_of, routes_of
-
-
-def anonymous(client: TestClient) -> TestClient:
-    return TestClient(client.app, raise_server_exceptions=False, follow_redirects=False)
-
-
-def as_user(client: TestClient, owner: str, role: str = "runner", **rights: Any) -> TestClient:
-    key = client.post("/api/v1/keys", json={"owner": owner, "role": role, **rights}).json()["key"]
-    return TestClient(client.app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {key}"})
+from tests.support.builders import document
+from tests.support.clients import anonymous, as_user
+from tests.support.routes import ROUTES, request_of, routes_of
 
 
 def test_every_address_asks_for_a_key_but_the_open_ones(client: TestClient) -> None:

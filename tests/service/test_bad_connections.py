@@ -8,7 +8,7 @@ import pytest
 
 from service.api.middleware import http_protocol, limits
 from service.settings import Settings
-from tests.service.serving import serving
+from tests.support.api_server import serving
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from grafting_core.specs.documents.parsing import read_document
 from service.api import request_bodies
 from service.db.study_tables import StudyRow
 from service.db.tables import ExperimentRow
-from tests.builders import document
-from tests.service.test_bad_input import GET, POST, RUN, Case, accepted_or_misnamed, changed, edit, raw
+from tests.support.bad_requests import GET, POST, RUN, Case, accepted_or_misnamed, changed, edit, raw
+from tests.support.builders import document
 
 
 def yaml(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,18 +13,9 @@ from service.db.tables import ExperimentRow, RunRow
 from service.db.webhook_tables import WebhookRow
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.builders import document
-from tests.service.test_auth import anonymous, as_user
-
-SUBMIT = "/api/v1/experiments"
-JSON = {"Content-Type": "application/json"}
-
-
-def raw(text: str | bytes, **headers: str) -> dict[str, Any]:
-    return {
-        "content": text,
-        "headers": {**JSON, **{name.replace("_", "-"): value for name, value in headers.items()}},
-    }
+from tests.support.bad_requests import GET, POST, RUN, SUBMIT, Case, accepted_or_misnamed, changed, edit, raw
+from tests.support.builders import document
+from tests.support.clients import anonymous, as_user
 
 
 def bent(text: str) -> dict[str, Any]:
@@ -37,21 +27,10 @@ def bent(text: str) -> dict[str, Any]:
     )
 
 
-def changed(**changes: Any) -> dict[str, Any]:
-    return {"json": document(**changes)}
-
-
-def edit(**fields: Any) -> dict[str, Any]:
-    return changed(edits=[{"replace": "attention", "layers": [1], "with": {"kind": "mha"}, **fields}])
-
-
 def told(url: str) -> tuple[tuple[str, str], dict[str, Any]]:
     return ("POST", "/api/v1/webhooks"), {"json": {"url": url}}
 
 
-Case = tuple[int, str, tuple[str, str], dict[str, Any], int, str]
-POST, GET = ("POST", SUBMIT), "GET"
-RUN = "/api/v1/runs"
 CASES: list[Case] = [
     (1, "empty body", POST, raw(""), 422, "wrong-type"),
     (1, "null", POST, raw("null"), 422, "wrong-type"),
@@ -252,20 +231,6 @@ ELSEWHERE = {
 
 def test_every_number_is_accounted_for() -> None:
     assert {case[0] for case in CASES} | ELSEWHERE.keys() == set(range(1, 45))
-
-
-def accepted_or_misnamed(client: TestClient, cases: Iterable[Case]) -> list[tuple[Any, ...]]:
-    """Cases that are not refused as they should be, with what was answered."""
-    client.headers.pop("content-type", None)
-    wrong = []
-    for number, name, (method, path), request, status, code in cases:
-        answer = client.request(method, path, **request)
-        said = answer.json() if "json" in answer.headers["content-type"] else {}
-        codes = {said.get("code"), *(error["code"] for error in said.get("errors", []))}
-        if answer.status_code != status or code not in codes or len(answer.content) > 20_000:
-            wrong.append((number, name, answer.status_code, answer.text[:200]))
-        assert answer.status_code != 405 or answer.headers["allow"], path
-    return wrong
 
 
 def test_bad_input_ends_at_the_door(client: TestClient) -> None:

@@ -12,8 +12,9 @@ from service.domain.artifact_dependencies import needed_by_others
 from service.domain.run_queries import run_detail
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from tests.builders import experiment
-from tests.service.test_scheduler import Cluster, log_of, queue, state
+from tests.support.builders import experiment
+from tests.support.fakes import FakeCluster
+from tests.support.runs import log_of, queue, state
 from workers.contract import (
     AttemptStarted,
     AttemptSucceeded,
@@ -29,7 +30,7 @@ TWO = {"layers": [3, 5]}
 
 @pytest.fixture
 def scheduler(settings: Settings, database: Database) -> Scheduler:
-    return Scheduler(settings, database, Storage(settings.storage), Cluster())  # type: ignore[arg-type]  # its shape
+    return Scheduler(settings, database, Storage(settings.storage), FakeCluster())  # type: ignore[arg-type]  # its shape
 
 
 def publish(scheduler: Scheduler, folder: str, key: str) -> None:

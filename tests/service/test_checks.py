@@ -20,8 +20,8 @@ from service.db.tables import RunRow
 from service.domain.check_jobs import ALIVE_SECONDS, Checking, begin, check_view
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.builders import document
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import document
 from workers.contract import checkpoints_folder
 
 ROUTE = "/api/v1/admin/verify"

@@ -22,9 +22,8 @@ from service.db.tables import ExperimentRow
 from service.domain.studies import create_study
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.builders import document
-from tests.grafting_core.spec.test_bounds import study
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import document, minimal_study
 
 Graft = Callable[..., tuple[int, str, str]]
 
@@ -183,7 +182,7 @@ def test_lists_say_where_they_stop_and_give_all_when_asked(lab: GraftlabClient, 
 def test_studies_are_paged_and_found_by_how_their_id_begins(
     lab: GraftlabClient, graft: Graft, settings: Settings
 ) -> None:
-    database, spec = Database(settings.database_url), parse_study(study())
+    database, spec = Database(settings.database_url), parse_study(minimal_study())
     made = []
     for number in range(5):
         with database.writing() as session:

@@ -19,9 +19,9 @@ from service.domain.leaderboard import leaderboard
 from service.domain.submission import submit
 from service.schemas.runs import Leaderboard, LeaderboardRow
 from service.settings import Settings
-from tests.builders import experiment
-from tests.service.test_auth import as_user
-from tests.service.test_lifecycle import FIGURES, STARTED, begin, event
+from tests.support.builders import experiment
+from tests.support.clients import as_user
+from tests.support.runs import FIGURES, STARTED, begin, event
 from workers.contract import AttemptFailed, AttemptSucceeded, EventBody, StageDone, StageReport
 
 OTHER_PROTOCOL = {"samples": 40, "sampling_steps": 4, "micro_batch": 10}

@@ -5,36 +5,17 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
 from grafting_core.specs.cost import plan
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.tables import AttemptRow, RunRow, StageRow
+from service.db.tables import RunRow
 from service.domain.forecast import forecast, outstanding
 from service.domain.run_lifecycle import transition
-from service.domain.submission import submit
-from tests.builders import document, experiment
-from workers.contract import STAGES, StageReport
+from tests.support.builders import document, experiment
+from tests.support.runs import FLOPS, RATE, STARTING, finished_run
 
 BACKBONE = "testbed/dit-fashion"
-RATE, STARTING = 1e-9, 20.0
-FLOPS = {"distill": 4e10, "finetune": 1e11, "evaluate": 2e10}
-
-
-def finished(session: Session, slowness: float = 1.0, attempts: int = 1) -> RunRow:
-    """A run whose stages took `slowness` times what the lab usually takes."""
-    run = submit(session, experiment(), "digest", None)
-    run.state, run.attempt = "SUCCEEDED", attempts
-    for stage in STAGES[:3]:
-        spend = Spend(device_seconds=slowness * RATE * FLOPS[stage], flops=FLOPS[stage])
-        report = StageReport(stage=stage, key="k", spend=spend)
-        session.add(StageRow(run_id=run.id, stage=stage, attempt=1, report=report.model_dump(mode="json")))
-    total = slowness * RATE * sum(FLOPS.values()) + STARTING
-    session.add(AttemptRow(run_id=run.id, number=attempts, device_seconds=total, event_seq=0))
-    session.flush()
-    return run
 
 
 def test_a_lab_without_history_says_nothing(database: Database) -> None:
@@ -45,7 +26,7 @@ def test_a_lab_without_history_says_nothing(database: Database) -> None:
 def test_equal_runs_are_forecast_exactly_and_half_the_work_takes_half_the_time(database: Database) -> None:
     with database.writing() as session:
         for _ in range(6):
-            finished(session)
+            finished_run(session)
         found = forecast(session, BACKBONE, {name: amount / 2 for name, amount in FLOPS.items()})
     assert found is not None
     assert found.runs == 6
@@ -57,10 +38,10 @@ def test_the_interval_holds_four_of_five_runs_and_few_runs_make_it_wide(database
     slowness = [0.8, 0.9, 0.95, 1.0, 1.0, 1.0, 1.05, 1.1, 1.2, 9.0]
     with database.writing() as session:
         for value in slowness[:2]:
-            finished(session, value)
+            finished_run(session, value)
         few = forecast(session, BACKBONE, FLOPS)
         for value in slowness[2:]:
-            finished(session, value)
+            finished_run(session, value)
         many = forecast(session, BACKBONE, FLOPS)
     assert few is not None
     assert many is not None
@@ -72,7 +53,7 @@ def test_the_interval_holds_four_of_five_runs_and_few_runs_make_it_wide(database
 def test_every_device_of_a_run_waits_while_it_starts(database: Database) -> None:
     with database.writing() as session:
         for _ in range(6):
-            finished(session)
+            finished_run(session)
         eight = forecast(session, BACKBONE, FLOPS, devices=8)
         for run in session.scalars(select(RunRow)):
             run.gpus = 4
@@ -87,7 +68,7 @@ def test_every_device_of_a_run_waits_while_it_starts(database: Database) -> None
 
 def test_runs_that_were_interrupted_do_not_count_as_slow(database: Database) -> None:
     with database.writing() as session:
-        finished(session, attempts=2)
+        finished_run(session, attempts=2)
         assert forecast(session, BACKBONE, FLOPS) is None
 
 
@@ -102,7 +83,7 @@ def test_what_is_published_already_costs_nothing(tmp_path: Path) -> None:
 def test_a_run_keeps_its_forecast_beside_what_it_used(client: TestClient) -> None:
     database = client.app.state.lab.database  # type: ignore[attr-defined]  # Starlette's application
     with database.writing() as session:
-        finished(session)
+        finished_run(session)
     expected = client.post("/api/v1/experiments/plan", json=document()).json()["forecast"]
     run_id = client.post("/api/v1/experiments", json=document(name="new")).json()["run_id"]
     with database.writing() as session:

@@ -23,7 +23,7 @@ from service.domain.queue_explain import queue_view
 from service.domain.run_curves import POINTS, SPANS, WITHIN, loss_curves
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.service.conftest import empty_database
+from tests.support.databases import empty_database
 
 SIZES = (Size(200, 120, 400, 60), Size(800, 480, 1600, 240))
 """Pages are full at the first; the second is four times as large."""
@@ -220,7 +220,7 @@ def test_lists_are_filtered_in_the_database_and_paged_to_the_end(database: Datab
 def test_a_database_of_before_knows_the_names_of_its_runs(database_url: str) -> None:
     from service.db.migrate import downgrade
     from service.domain.submission import submit
-    from tests.builders import experiment
+    from tests.support.builders import experiment
 
     database = Database(database_url)
     upgrade(database)

@@ -7,8 +7,9 @@ from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from tests.builders import experiment
-from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
+from tests.support.builders import experiment
+from tests.support.fakes import FakeCluster
+from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import (
     Handover,
     IdleHost,
@@ -23,17 +24,17 @@ HOST = "run-old-1"
 
 
 @pytest.fixture
-def cluster() -> Cluster:
-    return Cluster()
+def cluster() -> FakeCluster:
+    return FakeCluster()
 
 
 @pytest.fixture
-def scheduler(settings: Settings, database: Database, cluster: Cluster) -> Scheduler:
+def scheduler(settings: Settings, database: Database, cluster: FakeCluster) -> Scheduler:
     return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
 
 
 def wait_idle(
-    scheduler: Scheduler, cluster: Cluster, turn: int = 1, cpus: int = 1, **changes: object
+    scheduler: Scheduler, cluster: FakeCluster, turn: int = 1, cpus: int = 1, **changes: object
 ) -> None:
     """A worker group that has done an earlier run of this shape."""
     shape = host_shape(experiment(**changes))
@@ -46,20 +47,22 @@ def handed_over(scheduler: Scheduler, turn: int = 2) -> Handover:
     return scheduler.storage.read_model(handover_path(HOST, turn), Handover)
 
 
-def test_a_run_goes_to_a_host_that_waits(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+def test_a_run_goes_to_a_host_that_waits(
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
+) -> None:
     wait_idle(scheduler, cluster, turn=3)
     run = queue(database)
     for _ in range(2):
         scheduler.round()
     assert handed_over(scheduler, 4) == Handover(run_id=run, attempt=1)
     assert list(cluster.jobs) == [HOST]
-    finish(log_of(scheduler, run))
+    write_success(log_of(scheduler, run))
     scheduler.round()
     assert state(database, run) == ("SUCCEEDED", 1)
 
 
 def test_a_host_is_given_one_run_at_a_time(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     wait_idle(scheduler, cluster)
     runs = [queue(database), queue(database, layers=[5])]
@@ -73,7 +76,7 @@ def test_a_kill_between_decision_and_handover_decides_the_same(
     scheduler: Scheduler,
     settings: Settings,
     database: Database,
-    cluster: Cluster,
+    cluster: FakeCluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wait_idle(scheduler, cluster)
@@ -96,7 +99,7 @@ def test_a_kill_between_decision_and_handover_decides_the_same(
 
 
 def test_a_host_that_died_while_it_waited_is_not_called(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     wait_idle(scheduler, cluster)
     cluster.jobs[HOST] = "FAILED"
@@ -108,7 +111,7 @@ def test_a_host_that_died_while_it_waited_is_not_called(
 
 
 def test_a_host_that_went_home_as_it_was_called_costs_the_run_no_try(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     wait_idle(scheduler, cluster)
     run = queue(database)
@@ -123,7 +126,9 @@ def test_a_host_that_went_home_as_it_was_called_costs_the_run_no_try(
         assert session.get_one(AttemptRow, (run, 1)).reason == "node_fault"
 
 
-def test_a_host_in_the_way_is_sent_home(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+def test_a_host_in_the_way_is_sent_home(
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
+) -> None:
     wait_idle(scheduler, cluster, cpus=1)
     queue(database, resources={"workers": 2})
     for _ in range(2):
@@ -132,7 +137,7 @@ def test_a_host_in_the_way_is_sent_home(scheduler: Scheduler, database: Database
 
 
 def test_a_host_that_is_not_in_the_way_may_stay(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     wait_idle(scheduler, cluster, resources={"cpus_per_worker": 2})
     queue(database)
@@ -142,12 +147,12 @@ def test_a_host_that_is_not_in_the_way_may_stay(
 
 
 def test_a_waiting_or_working_host_is_no_orphan(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     run = queue(database)
     for _ in range(2):
         scheduler.round()
-    finish(log_of(scheduler, run))
+    write_success(log_of(scheduler, run))
     scheduler.round()
     host = submission_id(run, 1)
     idle = IdleHost(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)

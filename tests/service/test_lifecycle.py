@@ -10,7 +10,7 @@ from grafting_core.specs.budget import Spend
 from service.cli.console import out
 from service.cli.views import show_leaderboard
 from service.db.engine import Database
-from service.db.tables import AttemptRow, RunRow, now
+from service.db.tables import RunRow, now
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
 from service.domain.run_lifecycle import MOVES, IllegalMove, transition
@@ -18,43 +18,17 @@ from service.domain.run_queries import events_after, run_detail
 from service.domain.submission import submit
 from service.schemas.runs import TERMINAL, Leaderboard
 from service.settings import Settings
-from tests.builders import experiment
+from tests.support.builders import experiment
+from tests.support.runs import FIGURES, STARTED, begin, event, started_run
 from workers.contract import (
     AttemptFailed,
-    AttemptStarted,
     AttemptStopped,
     AttemptSucceeded,
-    Event,
     EventBody,
     Progress,
     StageDone,
     StageReport,
 )
-
-STARTED = AttemptStarted(host="h", pid=1, device="cpu")
-FIGURES = {"fid40/fashion-cnn": 5.0, "num_params": 100.0, "flops_per_image": 1000.0}
-
-
-def started_run(session: Session, **changes: object) -> RunRow:
-    """A run whose first attempt is on its way."""
-    run = submit(session, experiment(**changes), "digest", None)
-    begin(session, run)
-    return run
-
-
-def begin(session: Session, run: RunRow) -> None:
-    run.attempt += 1
-    session.add(
-        AttemptRow(
-            run_id=run.id, number=run.attempt, event_seq=0, device_seconds=0.0, flops=0.0, training_images=0
-        )
-    )
-    transition(session, run, "STARTING")
-    session.flush()
-
-
-def event(run: RunRow, seq: int, body: EventBody, attempt: int | None = None) -> Event:
-    return Event(run_id=run.id, attempt=attempt or run.attempt, seq=seq, at=0.0, body=body)
 
 
 def evaluated(fid: float = 5.0) -> StageDone:

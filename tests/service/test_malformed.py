@@ -23,8 +23,9 @@ from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from service.studies.driver import Driver
 from service.studies.specs import item_scions
-from tests.builders import study_document
-from tests.service.test_scheduler import Cluster, finish, log_of, queue, state
+from tests.support.builders import study_document
+from tests.support.fakes import FakeCluster
+from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import event_path, submission_id
 
 SEED = 20261127
@@ -38,13 +39,13 @@ def database_kind() -> str:
 
 
 @pytest.fixture
-def cluster() -> Cluster:
-    return Cluster()
+def cluster() -> FakeCluster:
+    return FakeCluster()
 
 
 @pytest.fixture
 def scheduler(
-    settings: Settings, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> Scheduler:
     monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     settings.cpus, settings.lead_seconds = 10_000, 600.0
@@ -114,7 +115,7 @@ def job_id(rng: random.Random, index: int) -> str:
 
 
 def test_a_scheduler_among_a_thousand_malformed_items(
-    scheduler: Scheduler, database: Database, cluster: Cluster, caplog: pytest.LogCaptureFixture
+    scheduler: Scheduler, database: Database, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     rng = random.Random(SEED)
@@ -141,7 +142,7 @@ def test_a_scheduler_among_a_thousand_malformed_items(
     for _ in range(4):
         scheduler.round()
     assert state(database, good) == ("STARTING", 1)
-    finish(log_of(scheduler, good))
+    write_success(log_of(scheduler, good))
     scheduler.round()
     assert state(database, good) == ("SUCCEEDED", 1)
 
@@ -274,7 +275,7 @@ def test_a_study_whose_row_cannot_be_loaded_fails_and_leaves_no_connection_open(
 
 
 def test_a_note_of_a_newer_worker_is_read_and_what_it_says_beyond_is_passed_over(
-    scheduler: Scheduler, cluster: Cluster
+    scheduler: Scheduler, cluster: FakeCluster
 ) -> None:
     job = submission_id("0k3a", 1)
     known = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}

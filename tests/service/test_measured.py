@@ -21,8 +21,8 @@ from service.domain.leaderboard import leaderboard
 from service.domain.run_queries import run_detail
 from service.domain.rung_agreement import measured
 from service.settings import Settings
-from tests.builders import QUICK, experiment
-from tests.service.test_lifecycle import FIGURES, STARTED, event, started_run
+from tests.support.builders import QUICK, experiment
+from tests.support.runs import FIGURES, STARTED, event, started_run
 from workers.contract import AttemptSucceeded, StageDone, StageReport
 
 FID = "fid40/fashion-cnn"

@@ -15,7 +15,7 @@ from service.db.migrate import check, downgrade, upgrade, versions
 from service.db.tables import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.invariants import verify
 from service.domain.submission import submit
-from tests.builders import experiment
+from tests.support.builders import experiment
 
 RELEASED = Path(__file__).parent / "released"
 RELEASES = sorted({path.name.rsplit("-", 1)[0] for path in RELEASED.iterdir()})

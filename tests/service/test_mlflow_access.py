@@ -30,9 +30,9 @@ from service.lab.supervisor import Supervisor
 from service.local_keys import first_key, mlflow_token
 from service.settings import Settings
 from service.tracking.runs import Forwarder
-from tests.builders import experiment
-from tests.service.mlflow_server import ask, mlflow_server, settings_of
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import experiment
+from tests.support.mlflow_server import ask, mlflow_server, settings_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 API = "/api/2.0/mlflow"
@@ -52,8 +52,7 @@ class Lab:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     folder = tmp_path_factory.mktemp("lab")
-    with mlflow_server(folder) as url:
-        settings = settings_of(folder, url)
+    with mlflow_server(folder) as settings:
         headers = {"Authorization": f"Bearer {first_key(folder)}"}
         app = create_app(settings)
         with TestClient(app, raise_server_exceptions=False, headers=headers) as client:
@@ -311,29 +310,27 @@ def test_the_doctor_says_how_far_mlflow_is_behind(lab: Lab, tmp_path: Path) -> N
 def test_a_damaged_database_is_named_with_what_to_run(tmp_path: Path) -> None:
     """The lab works; its doctor, its pages and the server's log say what to do, and then it heals."""
     (tmp_path / "mlflow.db").write_bytes(b"this is no database at all" * 100)
-    with mlflow_server(tmp_path) as url:
-        settings = settings_of(tmp_path, url)
-        with serving(settings) as port:
-            lab = GraftlabClient(f"http://127.0.0.1:{port}", key=first_key(tmp_path))
-            wrong = lab.tracking().wrong
-            assert wrong is not None
-            assert "DatabaseError" in wrong
-            assert f"mv {tmp_path / 'mlflow.db'}" in wrong
-            assert "mv " in _compared(lab.tracking()).seen
-            headers = {"Authorization": f"Bearer {first_key(tmp_path)}"}
-            page = httpx.get(f"{lab.url}/mlflow/", headers=headers, trust_env=False)
-            assert page.status_code == 503
-            assert "mlflow db upgrade" in page.text
-            (tmp_path / "mlflow.db").rename(tmp_path / "mlflow.db.aside")
-            end = 30
-            while lab.tracking().wrong and end:
-                end -= 1
-                threading.Event().wait(1.0)
-            assert lab.tracking().wrong is None
-            (tmp_path / "mlflow.db").unlink()  # somebody clears it away while the server runs
-            found = ask(tmp_path, url, f"{API}/experiments/search?max_results=1")
-            assert found is not None
-            assert found.status_code == 200
+    with mlflow_server(tmp_path) as settings, serving(settings) as port:
+        lab = GraftlabClient(f"http://127.0.0.1:{port}", key=first_key(tmp_path))
+        wrong = lab.tracking().wrong
+        assert wrong is not None
+        assert "DatabaseError" in wrong
+        assert f"mv {tmp_path / 'mlflow.db'}" in wrong
+        assert "mv " in _compared(lab.tracking()).seen
+        headers = {"Authorization": f"Bearer {first_key(tmp_path)}"}
+        page = httpx.get(f"{lab.url}/mlflow/", headers=headers, trust_env=False)
+        assert page.status_code == 503
+        assert "mlflow db upgrade" in page.text
+        (tmp_path / "mlflow.db").rename(tmp_path / "mlflow.db.aside")
+        end = 30
+        while lab.tracking().wrong and end:
+            end -= 1
+            threading.Event().wait(1.0)
+        assert lab.tracking().wrong is None
+        (tmp_path / "mlflow.db").unlink()  # somebody clears it away while the server runs
+        found = ask(tmp_path, settings.mlflow_url, f"{API}/experiments/search?max_results=1")
+        assert found is not None
+        assert found.status_code == 200
 
 
 def test_the_forwarders_process_does_not_end_without_mlflow(tmp_path: Path) -> None:

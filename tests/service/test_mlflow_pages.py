@@ -18,9 +18,9 @@ from service.domain.submission import submit
 from service.local_keys import first_key
 from service.settings import Settings
 from service.tracking.runs import Forwarder
-from tests.builders import experiment
-from tests.service.mlflow_server import mlflow_server, settings_of
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import experiment
+from tests.support.mlflow_server import mlflow_server
 from workers.contract import Event, Progress, StageDone, StageReport
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
@@ -46,20 +46,18 @@ class Shown:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     folder = tmp_path_factory.mktemp("lab")
     folder.chmod(0o700)
-    with mlflow_server(folder) as mlflow_url:
-        settings = settings_of(folder, mlflow_url)
-        with serving(settings) as port:
-            database = Database(settings.database_url)
-            run_id = finished(database, Storage(settings.storage))
-            Forwarder(settings, database, Storage(settings.storage)).round()
-            url, key = f"http://127.0.0.1:{port}", first_key(folder)
-            with database.reading() as session:
-                tracked = session.get_one(RunRow, run_id).mlflow_run_id
-            view = httpx.get(f"{url}/api/v1/runs/{run_id}", headers={"Authorization": f"Bearer {key}"}).json()
-            assert tracked is not None
-            plant(folder, settings, tracked)
-            yield Shown(url, key, run_id, view["mlflow_url"], tracked)
-            database.engine.dispose()
+    with mlflow_server(folder) as settings, serving(settings) as port:
+        database = Database(settings.database_url)
+        run_id = finished(database, Storage(settings.storage))
+        Forwarder(settings, database, Storage(settings.storage)).round()
+        url, key = f"http://127.0.0.1:{port}", first_key(folder)
+        with database.reading() as session:
+            tracked = session.get_one(RunRow, run_id).mlflow_run_id
+        view = httpx.get(f"{url}/api/v1/runs/{run_id}", headers={"Authorization": f"Bearer {key}"}).json()
+        assert tracked is not None
+        plant(folder, settings, tracked)
+        yield Shown(url, key, run_id, view["mlflow_url"], tracked)
+        database.engine.dispose()
 
 
 def finished(database: Database, storage: Storage) -> str:

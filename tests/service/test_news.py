@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.db.engine import Database
 from service.scheduler.wakeup import News
-from tests.service.test_scheduler import queue
+from tests.support.runs import queue
 
 FOR_EVER = 10**6
 

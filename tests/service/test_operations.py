@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.settings import Settings
-from tests.builders import document
+from tests.support.builders import document
 
 
 def test_metrics_count_runs_and_requests(client: TestClient) -> None:

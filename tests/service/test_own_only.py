@@ -20,11 +20,11 @@ from service.domain.attempt_events import apply_event
 from service.domain.submission import Placing, submit
 from service.domain.visibility import ANOTHERS
 from service.settings import Settings
-from tests.builders import document, experiment, study_document
-from tests.service.routes import ROUTES, request_of
-from tests.service.test_auth import as_user
-from tests.service.test_lifecycle import FIGURES, STARTED, begin, event
-from tests.service.test_scions_api import deposit
+from tests.support.bank import deposit
+from tests.support.builders import document, experiment, study_document
+from tests.support.clients import as_user
+from tests.support.routes import ROUTES, request_of
+from tests.support.runs import FIGURES, STARTED, begin, event
 from workers.contract import AttemptSucceeded, EventBody, StageDone, StageReport
 
 UNKNOWN = {"run_id": "00000000000000", "study_id": "00000000000001"}

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.lab.ports import Claims, listen
 from service.local_keys import first_key
-from tests.builders import document
+from tests.support.builders import document
 
 REQUESTS = 40
 ENDED = (0, -signal.SIGTERM)

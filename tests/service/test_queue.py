@@ -22,8 +22,8 @@ from service.domain.submission import Placing, QuotaReached, submit
 from service.scheduler.claims import admit, decide
 from service.schemas.runs import Forecast
 from service.settings import Settings
-from tests.builders import experiment
-from tests.service.test_forecast import finished
+from tests.support.builders import experiment
+from tests.support.runs import finished_run
 
 BLOCKS = iter(range(10**6))
 
@@ -173,7 +173,7 @@ def test_runs_of_a_lab_without_history_claim_all_they_may_until_there_is_one(
     assert start() == []
     with database.writing() as session:
         end(session, session.get_one(RunRow, first.id), Spend(device_seconds=30.0))
-        finished(session)
+        finished_run(session)
     assert start() == ["second", "third"]
     with database.reading() as session:
         for run in session.scalars(select(RunRow).where(RunRow.state == "STARTING")):

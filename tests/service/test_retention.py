@@ -26,8 +26,8 @@ from service.local_keys import first_key
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.schemas.runs import RunState
 from service.settings import Settings
-from tests.builders import experiment
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import experiment
 from workers.contract import BEST, BestCheckpoint
 
 PATHS: dict[RunState, tuple[RunState, ...]] = {

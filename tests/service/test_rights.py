@@ -21,9 +21,9 @@ from service.domain.api_keys import Principal, make_key
 from service.domain.run_controls import act
 from service.domain.submission import submit
 from service.settings import Settings
-from tests.builders import document, experiment
-from tests.service.routes import ROUTES, request_of, routes_of
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import document, experiment
+from tests.support.routes import ROUTES, request_of, routes_of
 
 IDS = {"run_id": "nosuch", "study_id": "nosuch", "key": "0" * 64, "key_id": "999", "webhook_id": "999"}
 PROMISED_SECONDS = 10.0

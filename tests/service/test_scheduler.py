@@ -8,93 +8,46 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from grafting_core.specs.budget import Spend
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
 from service.db.leases import is_led, longest
 from service.db.tables import LeaderRow, RunRow
 from service.domain.run_controls import act
-from service.domain.submission import submit
 from service.scheduler.loop import Scheduler
 from service.scheduler.periodic import beside
 from service.settings import Settings
-from tests.builders import experiment
+from tests.support.fakes import FakeCluster
+from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import (
     AttemptFailed,
     AttemptStarted,
-    AttemptSucceeded,
-    RunTicket,
-    StageDone,
-    StageReport,
     Stop,
     attempt_folder,
     attempt_of,
     submission_id,
-    ticket_path,
 )
-from workers.events import EventLog
-
-
-class Cluster:
-    """Stands for Ray's job table alone; the real one is met in the end-to-end test."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, str] = {}
-        self.stopped: list[str] = []
-
-    def submit(self, job: str, entrypoint: str) -> None:
-        self.jobs.setdefault(job, "RUNNING")
-
-    def status(self, job: str) -> str | None:
-        return self.jobs.get(job)
-
-    def running(self) -> list[str]:
-        return [job for job, status in self.jobs.items() if status == "RUNNING"]
-
-    def stop(self, job: str) -> None:
-        self.stopped.append(job)
 
 
 @pytest.fixture
-def cluster() -> Cluster:
-    return Cluster()
+def cluster() -> FakeCluster:
+    return FakeCluster()
 
 
 @pytest.fixture
-def scheduler(settings: Settings, database: Database, cluster: Cluster) -> Scheduler:
+def scheduler(settings: Settings, database: Database, cluster: FakeCluster) -> Scheduler:
     return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
 
 
-def queue(database: Database, **changes: object) -> str:
-    with database.writing() as session:
-        return submit(session, experiment(**changes), "digest", None).id
-
-
-def state(database: Database, run: str) -> tuple[str, int]:
-    with database.reading() as session:
-        row = session.get_one(RunRow, run)
-        return row.state, row.attempt
-
-
-def log_of(scheduler: Scheduler, run: str, attempt: int = 1) -> EventLog:
-    ticket = scheduler.storage.read_model(ticket_path(run, attempt), RunTicket)
-    return EventLog(scheduler.storage, ticket)
-
-
-def finish(log: EventLog) -> None:
-    log.write(AttemptStarted(host="h", pid=1, device="cpu"))
-    log.write(StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/fashion-cnn": 1.0})))
-    log.write(AttemptSucceeded(spend=Spend()))
-
-
-def test_a_run_goes_from_queue_to_success(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+def test_a_run_goes_from_queue_to_success(
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
+) -> None:
     run = queue(database)
     scheduler.round()
     scheduler.round()
     assert state(database, run) == ("STARTING", 1)
     assert list(cluster.jobs) == [f"run-{run}-1"]
-    finish(log_of(scheduler, run))
+    write_success(log_of(scheduler, run))
     scheduler.round()
     assert state(database, run) == ("SUCCEEDED", 1)
 
@@ -115,7 +68,7 @@ def test_a_gang_that_has_waited_long_is_not_overtaken(
 
 
 def test_a_kill_between_claim_and_submit_is_made_good(
-    settings: Settings, database: Database, cluster: Cluster, scheduler: Scheduler
+    settings: Settings, database: Database, cluster: FakeCluster, scheduler: Scheduler
 ) -> None:
     run = queue(database)
     scheduler.admit() if scheduler.leadership.claim() else None
@@ -128,7 +81,7 @@ def test_a_kill_between_claim_and_submit_is_made_good(
 
 
 def test_a_job_that_ends_without_a_word_is_tried_again(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     run = queue(database)
     scheduler.round()
@@ -141,19 +94,19 @@ def test_a_job_that_ends_without_a_word_is_tried_again(
 
 
 def test_the_word_of_the_worker_stands_against_rays(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     run = queue(database)
     scheduler.round()
     scheduler.round()
-    finish(log_of(scheduler, run))
+    write_success(log_of(scheduler, run))
     cluster.jobs[f"run-{run}-1"] = "FAILED"
     scheduler.tender.forget()
     scheduler.round()
     assert state(database, run) == ("SUCCEEDED", 1)
 
 
-def test_silence_loses_the_attempt(scheduler: Scheduler, database: Database, cluster: Cluster) -> None:
+def test_silence_loses_the_attempt(scheduler: Scheduler, database: Database, cluster: FakeCluster) -> None:
     scheduler.settings.start_seconds = 0.0
     run = queue(database)
     scheduler.round()
@@ -163,7 +116,7 @@ def test_silence_loses_the_attempt(scheduler: Scheduler, database: Database, clu
 
 
 def test_a_wish_to_cancel_reaches_the_worker_and_then_kills(
-    scheduler: Scheduler, database: Database, cluster: Cluster
+    scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
     run = queue(database)
     scheduler.round()
@@ -203,7 +156,7 @@ def test_a_scheduler_that_lost_its_lease_writes_nothing(
 
 
 def test_a_job_that_no_attempt_waits_for_is_stopped_at_the_second_look(
-    scheduler: Scheduler, database: Database, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, database: Database, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     run = queue(database)
@@ -227,7 +180,7 @@ def test_a_job_of_somebody_else_is_no_attempt_of_ours(job: str) -> None:
 def test_jobs_with_rays_own_ids_keep_no_run_from_starting_and_are_named_once(
     scheduler: Scheduler,
     database: Database,
-    cluster: Cluster,
+    cluster: FakeCluster,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -250,7 +203,7 @@ def test_an_event_that_makes_no_legal_move_ends_its_run_and_the_others_go_on(
     scheduler.round()
     for _ in range(2):
         log_of(scheduler, bad).write(AttemptStarted(host="h", pid=1, device="cpu"))
-    finish(log_of(scheduler, good))
+    write_success(log_of(scheduler, good))
     scheduler.round()
     assert state(database, bad)[0] == "FAILED"
     assert state(database, good)[0] == "SUCCEEDED"

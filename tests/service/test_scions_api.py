@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.specs.budget import Spend
 from grafting_core.specs.experiment import evaluation_key, finetune_key, scions_of
-from grafting_core.specs.scions import ScionCard, ScionSpec
-from grafting_core.storage.bank import Bank, payload_name
+from grafting_core.specs.scions import ScionCard
+from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.settings import Settings
-from tests.builders import document, experiment
-from tests.grafting_core.spec.test_filling import fill
+from tests.support.bank import deposit
+from tests.support.builders import document, experiment, fill_document
 
 PAGE = "/api/v1/scions"
 
@@ -21,28 +20,6 @@ PAGE = "/api/v1/scions"
 @pytest.fixture
 def bank(settings: Settings) -> Bank:
     return Bank(Storage(settings.storage))
-
-
-def deposit(
-    bank: Bank, scion: ScionSpec, made_at: float = 0.0, size: int = 1000, made_by: str = "r1"
-) -> ScionCard:
-    payload = bytes(size)
-    file, sha256 = payload_name(payload)
-    card = ScionCard(
-        key=scion.key,
-        scion=scion,
-        errors={"nmse": 0.25, "nmse/t0-249": 0.5},
-        steps=6,
-        spend=Spend(device_seconds=2.0),
-        made_by=made_by,
-        made_at=made_at,
-        hardware="h",
-        file=file,
-        sha256=sha256,
-        size=size,
-    )
-    bank.publish(card, payload)
-    return card
 
 
 def deposited(bank: Bank, **changes: Any) -> list[ScionCard]:
@@ -118,14 +95,14 @@ def test_remains_of_scions_that_never_were_go_too(client: TestClient, bank: Bank
 
 def test_filling_queues_one_run(client: TestClient) -> None:
     headers = {"Idempotency-Key": "one"}
-    answer = client.post(f"{PAGE}:fill", json=fill(), headers=headers)
+    answer = client.post(f"{PAGE}:fill", json=fill_document(), headers=headers)
     assert answer.status_code == 202
     run = client.get(answer.json()["url"]).json()
     assert (run["kind"], run["state"], len(run["work"]["scions"])) == ("fill", "QUEUED", 4)
-    assert client.post(f"{PAGE}:fill", json=fill(), headers=headers).json() == answer.json()
-    refused = client.post(f"{PAGE}:fill", json=fill(backbone="dit-xl-2-256"))
+    assert client.post(f"{PAGE}:fill", json=fill_document(), headers=headers).json() == answer.json()
+    refused = client.post(f"{PAGE}:fill", json=fill_document(backbone="dit-xl-2-256"))
     assert refused.json()["code"] == "not-runnable"
-    wrong = client.post(f"{PAGE}:fill", json=fill({"replace": "mlp", "layers": "all", "with": []}))
+    wrong = client.post(f"{PAGE}:fill", json=fill_document({"replace": "mlp", "layers": "all", "with": []}))
     assert wrong.json()["pointer"] == "/offers/0/with"
 
 

@@ -11,7 +11,7 @@ from service.db.migrate import check, downgrade, upgrade
 from service.db.tables import Base
 from service.domain.submission import submit
 from service.settings import Settings
-from tests.builders import experiment
+from tests.support.builders import experiment
 
 
 def test_migrations_give_the_tables_of_the_models(database: Database) -> None:

@@ -22,7 +22,7 @@ from service.lab.scratch import make_scratch, remove_scratch
 from service.lab.supervisor import StartFailed, Supervisor
 from service.local_keys import find_key, first_key, note_lab
 from service.locking import holder, is_held
-from tests.service.labs import NAMES, WAIT, left, supervised, until, waiting
+from tests.support.supervised_lab import NAMES, WAIT, left, supervised, until, waiting
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 
@@ -152,7 +152,7 @@ def test_labs_that_start_together_share_no_port(tmp_path: Path) -> None:
 RACE = """
 import json, sys
 from pathlib import Path
-from tests.service.labs import waiting
+from tests.support.supervised_lab import waiting
 print("imported", flush=True)
 sys.stdin.readline()
 lab = waiting(Path(sys.argv[1]), int(sys.argv[2]))

@@ -11,8 +11,8 @@ from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.run_lifecycle import record, transition
 from service.settings import Settings
-from tests.builders import document
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import document
 
 TABS = 8
 """A browser opens six connections to a host, for all its tabs together."""

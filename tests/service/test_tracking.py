@@ -19,7 +19,7 @@ from service.domain.submission import submit
 from service.processes.tracking import Rounds
 from service.settings import Settings
 from service.tracking.runs import Forwarder
-from tests.builders import experiment
+from tests.support.builders import experiment
 from workers.contract import Event, Progress, StageDone, StageReport
 
 pytestmark = pytest.mark.filterwarnings("ignore")

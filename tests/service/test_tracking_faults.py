@@ -25,7 +25,7 @@ from service.processes.tracking import Rounds
 from service.settings import Settings
 from service.studies.optuna_study import pinned
 from service.tracking.runs import Forwarder
-from tests.builders import experiment, study_document
+from tests.support.builders import experiment, study_document
 from workers.contract import Event, Progress, StageDone, StageReport
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]

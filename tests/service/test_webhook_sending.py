@@ -15,24 +15,26 @@ from cryptography.x509.oid import NameOID
 
 from service.domain.webhook_addresses import Blocked, check, is_public
 from service.webhooks.http import Undelivered, post
-from tests.service.receiver import Receiver, receiving
+from tests.support.webhook_server import WebhookServer, serve_webhooks
 
 
-def test_a_name_that_changes_its_address_after_it_was_checked_is_not_called(receiver: Receiver) -> None:
+def test_a_name_that_changes_its_address_after_it_was_checked_is_not_called(
+    webhook_server: WebhookServer,
+) -> None:
     answers = [["93.184.216.34"], ["127.0.0.1"]]
 
     def rebinding(host: str, port: int) -> list[str]:
         return answers.pop(0)
 
-    url = receiver.url("hooks.example")
+    url = webhook_server.url("hooks.example")
     check(url, [], rebinding)
     with pytest.raises(Blocked, match=r"127\.0\.0\.1"):
         post(url, {}, b"{}", named=[], seconds=5, look_up=rebinding)
-    assert receiver.received == []
+    assert webhook_server.received == []
 
 
 def test_the_connection_goes_to_the_checked_address_and_the_name_stays_in_the_request(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -42,10 +44,10 @@ def test_the_connection_goes_to_the_checked_address_and_the_name_stays_in_the_re
         looked_up.append((host, port))
         return ["127.0.0.1"]
 
-    url = receiver.url("hooks.example")
+    url = webhook_server.url("hooks.example")
     assert post(url, {}, b"{}", named=["hooks.example"], seconds=5, look_up=once) == 204
-    assert looked_up == [("hooks.example", receiver.port)]
-    assert receiver.received[0].headers["host"] == f"hooks.example:{receiver.port}"
+    assert looked_up == [("hooks.example", webhook_server.port)]
+    assert webhook_server.received[0].headers["host"] == f"hooks.example:{webhook_server.port}"
 
 
 def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
@@ -72,15 +74,15 @@ def test_over_tls_the_certificate_has_to_be_the_names(
     certificate, key = _certificate(tmp_path, "hooks.example")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     named = {"named": ["hooks.example", "other.example"], "seconds": 5.0}
-    with receiving(tls=(certificate, key)) as receiver:
+    with serve_webhooks(tls=(certificate, key)) as webhook_server:
         for host in ("hooks.example", "other.example"):
-            url = receiver.url(host).replace("http:", "https:")
+            url = webhook_server.url(host).replace("http:", "https:")
             if host == "hooks.example":
                 assert post(url, {}, b"{}", **named, look_up=lambda host, port: ["127.0.0.1"]) == 204
             else:
                 with pytest.raises(Undelivered, match="ertificate"):
                     post(url, {}, b"{}", **named, look_up=lambda host, port: ["127.0.0.1"])
-    assert len(receiver.received) == 1
+    assert len(webhook_server.received) == 1
 
 
 @pytest.mark.parametrize(

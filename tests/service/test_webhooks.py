@@ -28,9 +28,9 @@ from service.local_keys import first_key
 from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
 from service.settings import Settings
 from service.webhooks.delivery import Postman, send_webhooks
-from tests.builders import document, experiment, study_document
-from tests.service.receiver import Received, Receiver, receiving
-from tests.service.serving import serving
+from tests.support.api_server import serving
+from tests.support.builders import document, experiment, study_document
+from tests.support.webhook_server import ReceivedRequest, WebhookServer, serve_webhooks
 
 HOOKS = "/api/v1/webhooks"
 
@@ -70,7 +70,7 @@ def deliveries(database: Database) -> list[tuple[str, int, int | None]]:
         return [(row.state, row.attempts, row.status) for row in rows]
 
 
-def signature(secret: str, request: Received) -> str:
+def signature(secret: str, request: ReceivedRequest) -> str:
     """As the standard describes it, without a line of ours."""
     key = base64.b64decode(secret[len("whsec_") :])
     signed = b".".join(
@@ -80,13 +80,13 @@ def signature(secret: str, request: Received) -> str:
 
 
 def test_an_end_is_told_once_and_signed(
-    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+    client: TestClient, database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    made = client.post(HOOKS, json={"url": receiver.url()}).json()
+    made = client.post(HOOKS, json={"url": webhook_server.url()}).json()
     run = cancelled(database)
     send(settings, database)
     send(settings, database)
-    (request,) = receiver.received
+    (request,) = webhook_server.received
     assert request.headers["webhook-signature"] == signature(made["secret"], request)
     now = datetime.now(UTC).timestamp()
     assert abs(now - int(request.headers["webhook-timestamp"])) < 60
@@ -101,16 +101,16 @@ def test_an_end_is_told_once_and_signed(
 
 
 def test_a_run_that_ends_again_is_told_again_under_another_id(
-    database: Database, settings: Settings, receiver: Receiver
+    database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url())
+    hook(database, webhook_server.url())
     run_id = cancelled(database)
     with database.writing() as session:
         run = session.get_one(RunRow, run_id)
         act(session, run, "retry")
         act(session, run, "cancel")
     send(settings, database)
-    assert len(set(receiver.ids)) == len(receiver.ids) == 2
+    assert len(set(webhook_server.ids)) == len(webhook_server.ids) == 2
     with database.reading() as session:
         assert verify(session) == []
         session.get_one(DeliveryRow, 1).number -= 1
@@ -120,9 +120,9 @@ def test_a_run_that_ends_again_is_told_again_under_another_id(
 
 
 def test_only_what_was_asked_for_is_told_and_what_was_not_committed_never_was(
-    database: Database, receiver: Receiver
+    database: Database, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url(), "run.failed")
+    hook(database, webhook_server.url(), "run.failed")
     cancelled(database)
     with database.writing() as session:
         run = submit(session, experiment(), "digest", None)
@@ -133,37 +133,37 @@ def test_only_what_was_asked_for_is_told_and_what_was_not_committed_never_was(
 
 
 def test_a_study_that_ends_is_told(
-    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+    client: TestClient, database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url(), "study.stopped")
+    hook(database, webhook_server.url(), "study.stopped")
     study = client.post("/api/v1/studies", json=study_document()).json()["study_id"]
     client.post(f"/api/v1/studies/{study}/stop")
     send(settings, database)
-    assert [json.loads(each.body)["data"]["id"] for each in receiver.received] == [study]
+    assert [json.loads(each.body)["data"]["id"] for each in webhook_server.received] == [study]
 
 
 def test_after_an_error_and_a_hang_it_is_sent_again_under_the_same_id(
     database: Database, settings: Settings
 ) -> None:
     hasty = settings.model_copy(update={"webhook_timeout_seconds": 0.3})
-    with receiving(500, 0, 200) as receiver:
-        hook(database, receiver.url())
+    with serve_webhooks(500, 0, 200) as webhook_server:
+        hook(database, webhook_server.url())
         cancelled(database)
         seen = []
         for _ in range(3):
             send(hasty, database)
             seen += deliveries(database)
     assert seen == [("PENDING", 1, 500), ("PENDING", 2, None), ("DELIVERED", 3, 200)]
-    assert len(receiver.ids) == 3
-    assert len(set(receiver.ids)) == 1
-    assert len({each.body for each in receiver.received}) == 1
+    assert len(webhook_server.ids) == 3
+    assert len(set(webhook_server.ids)) == 1
+    assert len({each.body for each in webhook_server.received}) == 1
 
 
 def test_after_the_last_attempt_it_has_failed_and_stays_to_be_looked_at(
     client: TestClient, database: Database, settings: Settings
 ) -> None:
-    with receiving(500, 503, 500, 200) as receiver:
-        hook(database, receiver.url())
+    with serve_webhooks(500, 503, 500, 200) as webhook_server:
+        hook(database, webhook_server.url())
         cancelled(database)
         for _ in range(5):
             send(settings, database)
@@ -175,22 +175,22 @@ def test_after_the_last_attempt_it_has_failed_and_stays_to_be_looked_at(
 
 
 def test_what_ends_its_sender_every_time_is_given_up(
-    database: Database, settings: Settings, receiver: Receiver
+    database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url())
+    hook(database, webhook_server.url())
     cancelled(database)
     database.engine.dispose()
     for _ in range(settings.webhook_attempts):
         assert _killed_while_sending(settings, "webhook/send/before:kill") == -signal.SIGKILL
     send(settings, database)
     assert deliveries(database) == [("FAILED", 3, None)]
-    assert receiver.received == []
+    assert webhook_server.received == []
 
 
-def test_attempts_grow_apart(database: Database, settings: Settings, receiver: Receiver) -> None:
+def test_attempts_grow_apart(database: Database, settings: Settings, webhook_server: WebhookServer) -> None:
     patient = settings.model_copy(update={"webhook_retry_seconds": 100.0})
-    receiver.answers = [500, 500]
-    hook(database, receiver.url())
+    webhook_server.answers = [500, 500]
+    hook(database, webhook_server.url())
     cancelled(database)
     waits = []
     for _ in range(2):
@@ -200,7 +200,7 @@ def test_attempts_grow_apart(database: Database, settings: Settings, receiver: R
             row = session.get_one(DeliveryRow, 1)
             waits.append(row.due - database.clock(session))
             row.due = 0.0
-    assert len(receiver.received) == 2
+    assert len(webhook_server.received) == 2
     assert 80 < waits[0] < 115
     assert 330 < waits[1] < 445
 
@@ -218,22 +218,24 @@ def _killed_while_sending(settings: Settings, armed: str) -> int:
 
 
 def test_killed_between_sending_and_noting_it_is_sent_again_under_the_same_id(
-    database: Database, settings: Settings, receiver: Receiver
+    database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url())
+    hook(database, webhook_server.url())
     cancelled(database)
     database.engine.dispose()
     assert _killed_while_sending(settings, "webhook/send/after:kill") == -signal.SIGKILL
     assert deliveries(database) == [("PENDING", 1, None)]
     send(settings, database)
     assert deliveries(database) == [("DELIVERED", 2, 204)]
-    assert len(receiver.ids) == 2
-    assert len(set(receiver.ids)) == 1
+    assert len(webhook_server.ids) == 2
+    assert len(set(webhook_server.ids)) == 1
 
 
-def test_who_claims_at_once_sends_once(database: Database, settings: Settings, receiver: Receiver) -> None:
+def test_who_claims_at_once_sends_once(
+    database: Database, settings: Settings, webhook_server: WebhookServer
+) -> None:
     patient = settings.model_copy(update={"webhook_retry_seconds": 100.0})
-    hook(database, receiver.url())
+    hook(database, webhook_server.url())
     for _ in range(4):
         cancelled(database)
     postmen = [Postman(patient, database) for _ in range(3)]
@@ -241,19 +243,19 @@ def test_who_claims_at_once_sends_once(database: Database, settings: Settings, r
         postman.round()
     for postman in postmen:
         postman.wait(30)
-    assert len(receiver.ids) == len(set(receiver.ids)) == 4
+    assert len(webhook_server.ids) == len(set(webhook_server.ids)) == 4
 
 
 def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
-    database: Database, settings: Settings, receiver: Receiver
+    database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    with receiving(0) as dead:
+    with serve_webhooks(0) as dead:
         hook(database, dead.url())
-        hook(database, receiver.url())
+        hook(database, webhook_server.url())
         cancelled(database)
         postman = Postman(settings, database)
         postman.round()
-        assert receiver.arrived.wait(20)
+        assert webhook_server.arrived.wait(20)
         assert dead.arrived.wait(20)
         assert not dead.released.is_set()
         postman.round()  # nobody else is sent to where one hangs
@@ -264,9 +266,9 @@ def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
 
 
 def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
-    database: Database, settings: Settings, receiver: Receiver
+    database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    hook(database, receiver.url())
+    hook(database, webhook_server.url())
     cancelled(database)
     send(settings, database)
     cancelled(database)
@@ -283,29 +285,29 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
 
 
 def test_redirects_are_not_followed(database: Database, settings: Settings) -> None:
-    with receiving(302, 308, 301) as receiver:
-        hook(database, receiver.url())
+    with serve_webhooks(302, 308, 301) as webhook_server:
+        hook(database, webhook_server.url())
         cancelled(database)
         for _ in range(3):
             send(settings, database)
-    assert [each.path for each in receiver.received] == ["/told"] * 3
+    assert [each.path for each in webhook_server.received] == ["/told"] * 3
     assert deliveries(database) == [("FAILED", 3, 301)]
 
 
 def test_a_lab_calls_nobody_unless_its_operator_allows_it(
-    client: TestClient, settings: Settings, receiver: Receiver
+    client: TestClient, settings: Settings, webhook_server: WebhookServer
 ) -> None:
     settings.webhooks = False
-    answer = client.post(HOOKS, json={"url": receiver.url()})
+    answer = client.post(HOOKS, json={"url": webhook_server.url()})
     assert (answer.status_code, answer.json()["code"]) == (409, "webhooks-off")
     assert not Settings().webhooks
 
 
 def test_one_address_is_registered_once_and_a_removed_webhook_is_told_nothing(
-    client: TestClient, database: Database, settings: Settings, receiver: Receiver
+    client: TestClient, database: Database, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    made = client.post(HOOKS, json={"url": receiver.url()}).json()
-    assert client.post(HOOKS, json={"url": receiver.url()}).status_code == 409
+    made = client.post(HOOKS, json={"url": webhook_server.url()}).json()
+    assert client.post(HOOKS, json={"url": webhook_server.url()}).status_code == 409
     cancelled(database)
     removed = client.delete(f"{HOOKS}/{made['id']}").json()
     assert client.delete(f"{HOOKS}/{made['id']}").json() == removed
@@ -314,14 +316,16 @@ def test_one_address_is_registered_once_and_a_removed_webhook_is_told_nothing(
     assert client.post(f"{HOOKS}/{made['id']}/test").status_code == 409
     cancelled(database)
     send(settings, database)
-    assert receiver.received == []
+    assert webhook_server.received == []
     with database.reading() as session:
         assert session.get_one(WebhookRow, made["id"]).secret == ""
         assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
 
 
-def test_deliveries_come_in_pages(client: TestClient, database: Database, receiver: Receiver) -> None:
-    made = client.post(HOOKS, json={"url": receiver.url()}).json()
+def test_deliveries_come_in_pages(
+    client: TestClient, database: Database, webhook_server: WebhookServer
+) -> None:
+    made = client.post(HOOKS, json={"url": webhook_server.url()}).json()
     for _ in range(3):
         cancelled(database)
     path, seen, cursor = f"{HOOKS}/{made['id']}/deliveries", [], None
@@ -337,20 +341,22 @@ def test_deliveries_come_in_pages(client: TestClient, database: Database, receiv
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_command_line_adds_tries_lists_and_removes(
-    settings: Settings, database: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.round_seconds = 0.05
     ended = threading.Event()
     with serving(settings) as port:
         monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
         thread = send_webhooks(settings, database, ended)
-        outputs = [_graft(port, *words) for words in (["add", receiver.url()], ["test", "1"], ["ls"])]
+        outputs = [_graft(port, *words) for words in (["add", webhook_server.url()], ["test", "1"], ["ls"])]
         outputs += [_graft(port, *words) for words in (["deliveries", "1"], ["rm", "1"], ["ls", "--json"])]
         ended.set()
         thread.join()
     secret = outputs[0].split()[1]
-    assert receiver.received[0].headers["webhook-signature"] == signature(secret, receiver.received[0])
-    assert json.loads(receiver.received[0].body)["type"] == "webhook.test"
+    assert webhook_server.received[0].headers["webhook-signature"] == signature(
+        secret, webhook_server.received[0]
+    )
+    assert json.loads(webhook_server.received[0].body)["type"] == "webhook.test"
     assert outputs[1] == "delivered: answered with status 204\n"
     assert secret not in "".join(outputs[1:])
     assert "webhook.test" in outputs[3]
@@ -359,11 +365,11 @@ def test_the_command_line_adds_tries_lists_and_removes(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_the_doctor_names_what_does_not_get_through(
-    settings: Settings, database: Database, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with receiving(500) as failing, serving(settings) as port:
+    with serve_webhooks(500) as failing, serving(settings) as port:
         monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
-        hook(database, receiver.url())
+        hook(database, webhook_server.url())
         hook(database, failing.url())
         cancelled(database)
         with database.writing() as session:

@@ -8,7 +8,7 @@ from PIL import Image
 from grafting_core.backbones.registry import Backbone
 from grafting_core.specs.analysis import parse_analysis
 from grafting_core.specs.profile import BackboneProfile
-from tests.workers.test_stages import context, events_of
+from tests.support.stages import context, events_of
 from workers.contract import StageDone
 from workers.group import WALKS
 

@@ -23,11 +23,11 @@ from service.db.engine import Database
 from service.db.migrate import upgrade
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
-from tests.builders import experiment
-from tests.grafting_core.spec.test_filling import fill as fill_document
-from tests.service.test_scheduler import Cluster, queue, state
-from tests.workers import passes
-from tests.workers.test_stages import context, events_of
+from tests.support import distill_rank
+from tests.support.builders import experiment, fill_document
+from tests.support.fakes import FakeCluster
+from tests.support.runs import queue, state
+from tests.support.stages import context, events_of
 from workers.contract import AttemptStarted, RunTicket, StageDone, StageReport, ticket_path
 from workers.group import run_stage, run_stages
 from workers.stages import distill, fill, finetune
@@ -47,7 +47,7 @@ def report_of(folder: Path, run: str = "r1", stage: str = "distill") -> StageRep
 
 def started(folder: Path, rank: int, world: int, steps: int) -> "subprocess.Popen[bytes]":
     words = [str(folder), "r1", str(rank), str(world), str(steps)]
-    return subprocess.Popen([sys.executable, "-m", "tests.workers.passes", *words])
+    return subprocess.Popen([sys.executable, "-m", "tests.support.distill_rank", *words])
 
 
 def counting(backbone: Backbone) -> tuple[list[int], "object"]:
@@ -62,7 +62,7 @@ def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
     database = Database(settings.database_url)
     upgrade(database)
     storage = Storage(settings.storage)
-    scheduler = Scheduler(settings, database, storage, Cluster())  # type: ignore[arg-type]  # its shape
+    scheduler = Scheduler(settings, database, storage, FakeCluster())  # type: ignore[arg-type]  # its shape
     first = queue(database, layers=[1, 3])
     second = queue(database, layers=[1, 3], finetune={"steps": 3, "batch_size": 8, "images": 200})
 
@@ -93,7 +93,7 @@ def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
 
 def test_a_pass_killed_with_kill_9_is_taken_up_where_it_was(tmp_path: Path, backbone: Backbone) -> None:
     steps, killed_after = 50, 10
-    spec, bank = passes.spec(steps), Bank(Storage(str(tmp_path)))
+    spec, bank = distill_rank.spec(steps), Bank(Storage(str(tmp_path)))
     process = started(tmp_path, 0, 1, steps)
     files = [tmp_path / bank.folder(scion.key) / "progress" for scion in scions_of(spec)]
     written: set[int] = set()
@@ -115,7 +115,7 @@ def test_a_pass_killed_with_kill_9_is_taken_up_where_it_was(tmp_path: Path, back
 
 
 def test_any_number_of_workers_makes_the_same_scions(tmp_path: Path, backbone: Backbone) -> None:
-    spec = passes.spec(steps=5)
+    spec = distill_rank.spec(steps=5)
     processes = [started(tmp_path, rank, 2, steps=5) for rank in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     run_stage(context(tmp_path / "alone", backbone, spec), distill.run)

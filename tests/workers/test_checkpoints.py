@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment, same
+from tests.support.builders import experiment, same
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import RunTicket, best_in
 

@@ -11,10 +11,9 @@ from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finet
 from grafting_core.specs.screening import Screened
 from grafting_core.storage.checksums import read_vouched, write_vouched
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment
-from tests.workers.test_stages import context
+from tests.support.builders import experiment
+from tests.support.stages import context, crash_at
 from workers.group import run_stages
-from workers.observer import StageObserver
 from workers.stages.feature_chunks import Chunks
 
 Harm = Callable[[bytes], bytes]
@@ -88,10 +87,6 @@ def test_a_damaged_result_is_made_anew_and_is_the_same(
     assert results(folder, spec) == results(undisturbed, spec)
 
 
-class Crash(Exception):
-    """The process is gone."""
-
-
 @pytest.mark.parametrize("harm", [flip, cut, empty])
 @pytest.mark.parametrize("part", ["chunks", "images"])
 def test_a_damaged_part_of_an_evaluation_fails_no_later_attempt(
@@ -101,17 +96,8 @@ def test_a_damaged_part_of_an_evaluation_fails_no_later_attempt(
     shutil.copytree(undisturbed, folder)
     evaluation = folder / f"evaluations/{evaluation_key(spec)}"
     shutil.rmtree(evaluation)
-    with pytest.MonkeyPatch.context() as patch:
-        progress = StageObserver.progress
-
-        def crashing(self: StageObserver, step: int, total: int, values: dict[str, float]) -> None:
-            if total == spec.evaluate.samples and step == 20:
-                raise Crash
-            progress(self, step, total, values)
-
-        patch.setattr(StageObserver, "progress", crashing)
-        with pytest.raises(Crash):
-            run_stages(context(folder, backbone, spec, run="r2"))
+    with crash_at(20, spec.evaluate.samples):
+        run_stages(context(folder, backbone, spec, run="r2"))
     [left] = sorted((evaluation / part).iterdir())
     left.write_bytes(harm(left.read_bytes()))
     run_stages(context(folder, backbone, spec, run="r2", attempt=2))

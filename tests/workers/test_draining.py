@@ -11,7 +11,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment
+from tests.support.builders import experiment
 from workers.contract import (
     AttemptStopped,
     Event,

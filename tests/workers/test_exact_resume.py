@@ -9,8 +9,8 @@ from grafting_core.backbones.registry import Backbone
 from grafting_core.specs.experiment import evaluation_key, finetune_key
 from grafting_core.storage.artifacts import read_card
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment
-from tests.workers.test_stages import context
+from tests.support.builders import experiment
+from tests.support.stages import context
 from workers.group import run_stages
 from workers.observer import StageObserver
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment
+from tests.support.builders import experiment
 from workers import reuse
 from workers.contract import (
     Handover,

@@ -9,7 +9,7 @@ import pytest
 from grafting_core.specs.budget import Budget, Spend
 from grafting_core.storage.failpoints import arm
 from grafting_core.storage.storage import Storage
-from tests.builders import experiment
+from tests.support.builders import experiment
 from workers.contract import RunTicket, attempt_folder, budget_path
 from workers.liveness import HeartbeatThread
 from workers.observer import Brake

@@ -15,12 +15,11 @@ from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.settings import Settings
-from tests.builders import experiment
-from tests.workers.test_stages import context, events_of, model
+from tests.support.builders import experiment
+from tests.support.stages import context, crash_at, events_of, model
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import StageStarted, checkpoints_folder
 from workers.group import STAGES, run_stage
-from workers.observer import StageObserver
 from workers.stages.context import Context
 
 BUDGET = {"device_seconds": 1000.0}
@@ -47,24 +46,11 @@ def train(context: Context) -> None:
             run_stage(context, STAGES[stage])
 
 
-class Crash(Exception):
-    """The process is gone."""
-
-
 def interrupted(folder: Path, backbone: Backbone, spec: ExperimentSpec, run: str) -> None:
     """An attempt that dies in the midst of finetuning, every step saved."""
-    with pytest.MonkeyPatch.context() as patch:
-        progress = StageObserver.progress
-
-        def crashing(self: StageObserver, step: int, total: int, values: dict[str, float]) -> None:
-            if total == spec.finetune.steps and step == STOPS_AT:
-                raise Crash
-            progress(self, step, total, values)
-
-        patch.setattr(StageObserver, "progress", crashing)
+    with pytest.MonkeyPatch.context() as patch, crash_at(STOPS_AT, spec.finetune.steps):
         patch.setattr(StoredCheckpoints, "due", lambda self: True)
-        with pytest.raises(Crash):
-            train(context(folder, backbone, spec, run=run))
+        train(context(folder, backbone, spec, run=run))
 
 
 @pytest.mark.parametrize(

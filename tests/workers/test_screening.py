@@ -5,7 +5,8 @@ from pathlib import Path
 from grafting_core.specs.screening import ScreeningSpec
 from grafting_core.specs.studies.ladder import FidRung, LossGapRung
 from grafting_core.storage.storage import Storage
-from tests.builders import StopAfter, experiment
+from tests.support.builders import experiment
+from tests.support.training import StopAfter
 from workers.stages.screen import FINISHED, TRIES, Climb, Rungs
 
 NEVER = StopAfter(10**9)

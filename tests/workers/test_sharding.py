@@ -17,8 +17,8 @@ from grafting_core.backbones.registry import Backbone
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.experiment import evaluation_key
 from grafting_core.training.finetune import Share
-from tests.builders import experiment
-from tests.workers.test_stages import context
+from tests.support.builders import experiment
+from tests.support.stages import context
 from workers.contract import StageReport
 from workers.stages import evaluate
 from workers.stages.context import Group

@@ -1,47 +1,20 @@
 """Stages publish whole artifacts, reuse what exists, and resume an interrupted attempt to the bit."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
 from grafting_core.specs.cost import design_cost
-from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys, scions_of
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.experiment import evaluation_key, scion_keys, scions_of
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Share
-from tests.builders import experiment, same
-from workers.contract import Event, RunTicket, StageDone, Stop, attempt_folder
-from workers.events import EventLog
+from tests.support.builders import experiment, same
+from tests.support.stages import context, events_of, model
+from workers.contract import StageDone, Stop, attempt_folder
 from workers.group import AttemptStoppedEarly, run_stages
-from workers.observer import Brake
 from workers.stages.context import Context, Group
 from workers.stages.distill_missing import deposit
-from workers.usage import Meter
-
-ENCODED: dict[int, Latents] = {}
-"""Encoding is the same for all; once is enough."""
-
-
-def context(folder: Path, backbone: Backbone, work: Work, run: str = "r1", attempt: int = 1) -> Context:
-    storage = Storage(str(folder))
-    ticket = RunTicket(run_id=run, attempt=attempt, work=work, storage=str(folder))
-    meter = Meter(work, time.time())
-    events = EventLog(storage, ticket)
-    brake = Brake(storage, ticket, meter)
-    return Context(ticket, storage, backbone, Group(Share()), meter, brake, events, ENCODED)
-
-
-def events_of(folder: Path, run: str = "r1", attempt: int = 1) -> list[Event]:
-    storage = Storage(str(folder))
-    inside = f"{attempt_folder(run, attempt)}/events"
-    return [storage.read_model(f"{inside}/{name}", Event) for name in storage.names(inside)]
-
-
-def model(folder: Path, spec: ExperimentSpec) -> bytes:
-    return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
 
 
 def test_three_stages_publish_and_report(tmp_path: Path, backbone: Backbone) -> None:

@@ -15,7 +15,7 @@ from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.profile import uniform_share
 from grafting_core.specs.site import GraftSite
 from grafting_core.training.observer import StopRequested
-from tests.builders import MemoryCheckpoints, StopAfter
+from tests.support.training import MemoryCheckpoints, StopAfter
 
 
 def test_uniform_attention_has_the_share_of_the_band() -> None:

@@ -13,7 +13,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from tests.grafting_core.conftest import imported_torch_fidelity
+from tests.support.torch_fidelity import imported_torch_fidelity
 
 GOLDEN = Path(__file__).parent / "golden"
 COUNTS = {"reference": 320, "near": 300, "far": 90}

@@ -12,7 +12,7 @@ from scipy.linalg import sqrtm
 
 from grafting_core.evaluation.metrics.frechet import Gaussian, fid, frechet_distance, frechet_of_rows
 from grafting_core.evaluation.metrics.moments import Moments, merge_all
-from tests.grafting_core.conftest import features
+from tests.support.feature_sets import features
 
 
 def test_equal_covariances_leave_the_distance_of_the_means() -> None:

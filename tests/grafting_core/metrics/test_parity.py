@@ -14,7 +14,7 @@ from grafting_core.evaluation.metrics.inception_score import adm_inception_score
 from grafting_core.evaluation.metrics.kid import kernel_distance, squared_mmd
 from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.evaluation.metrics.prdc import Manifold, overlap
-from tests.grafting_core.conftest import features
+from tests.support.feature_sets import features
 
 RANKS = [(400, 1e-8), (20, 1e-5)]
 

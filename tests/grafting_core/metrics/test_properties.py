@@ -16,7 +16,7 @@ from grafting_core.evaluation.metrics.intervals import frechet_interval, label_i
 from grafting_core.evaluation.metrics.kid import kernel_distance, kernel_interval
 from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.evaluation.metrics.prdc import Manifold, overlap
-from tests.grafting_core.conftest import features
+from tests.support.feature_sets import features
 
 RNG = np.random.default_rng(0)
 

@@ -11,6 +11,7 @@ from grafting_core.specs.documents.errors import Problem, SpecError
 from grafting_core.specs.filling import parse_fill
 from grafting_core.specs.naming import Name
 from grafting_core.specs.studies.parsing import parse_study
+from tests.support.builders import minimal_study
 
 TESTBED = "testbed/dit-fashion"
 UNSEEN = [
@@ -61,17 +62,6 @@ def graft(**changes: Any) -> dict[str, Any]:
     return {"name": "a", "backbone": TESTBED, "edits": [{**edit, **changes}]}
 
 
-def study(**changes: Any) -> dict[str, Any]:
-    space = {"attention": ["keep", "hyena_x"]}
-    return {
-        "name": "a",
-        "backbone": TESTBED,
-        "space": space,
-        "objectives": [{"minimize": "fid1k"}],
-        **changes,
-    }
-
-
 def refused(parse: Any, document: Any) -> list[Problem]:
     with pytest.raises(SpecError) as caught:
         parse(document)
@@ -90,20 +80,20 @@ def test_a_share_of_the_layers_is_at_most_all_of_them(strategy: str, share: floa
     ["inf", "1e308x", "1e400", "9" * 65, "9" * 60, 10**99, 1e300, "<= 1e30x", "1e20x", "\u0661", 0, -1],
 )
 def test_limits_of_a_study_are_numbers_that_mean_something(limit: Any) -> None:
-    problems = refused(parse_study, study(limits={"params": limit}))
+    problems = refused(parse_study, minimal_study(limits={"params": limit}))
     assert problems[0].pointer == "/limits/params"
 
 
 def test_runs_of_a_study_can_be_named_after_it() -> None:
-    (problem,) = refused(parse_study, study(name="n" * 171))
+    (problem,) = refused(parse_study, minimal_study(name="n" * 171))
     assert (problem.pointer, problem.code) == ("/name", "out-of-range")
-    assert parse_study(study(name="n" * 170)).name == "n" * 170
+    assert parse_study(minimal_study(name="n" * 170)).name == "n" * 170
 
 
 def test_repeated_baselines_are_refused() -> None:
-    twice = refused(parse_study, study(baselines=["teacher", "deep", "teacher"]))
+    twice = refused(parse_study, minimal_study(baselines=["teacher", "deep", "teacher"]))
     assert (twice[0].pointer, twice[0].code) == ("/baselines/2", "repeated-choice")
-    many = refused(parse_study, study(baselines=["teacher"] * 15_000))
+    many = refused(parse_study, minimal_study(baselines=["teacher"] * 15_000))
     assert (many[0].pointer, many[0].code) == ("/baselines", "out-of-range")
 
 

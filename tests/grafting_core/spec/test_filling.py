@@ -9,22 +9,11 @@ from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.documents.parsing import read_document
 from grafting_core.specs.experiment import scion_keys
 from grafting_core.specs.filling import parse_fill
-from tests.builders import QUICK, experiment
-
-OFFER = {
-    "replace": "attention",
-    "layers": [1, 3],
-    "with": [{"kind": "hyena_x"}, {"kind": "window_attention"}],
-}
-
-
-def fill(*offers: Any, **changes: Any) -> dict[str, Any]:
-    shared = {"backbone": "testbed/dit-fashion", "distill": QUICK["distill"]}
-    return {**shared, "offers": list(offers or [OFFER]), **changes}
+from tests.support.builders import OFFER, experiment, fill_document
 
 
 def test_every_operator_at_every_site_once() -> None:
-    spec = parse_fill(fill(OFFER, OFFER))
+    spec = parse_fill(fill_document(OFFER, OFFER))
     assert [scion.label for scion in spec.scions] == [
         "block 1 attention hyena_x",
         "block 3 attention hyena_x",
@@ -39,14 +28,14 @@ def test_the_example_is_sixteen_scions() -> None:
 
 
 def test_designs_find_what_was_filled() -> None:
-    filled = {scion.key for scion in parse_fill(fill()).scions}
+    filled = {scion.key for scion in parse_fill(fill_document()).scions}
     assert set(scion_keys(experiment(kind="hyena_x", layers=[1, 3])).values()) < filled
 
 
 def test_the_digest_names_the_set_whatever_the_order() -> None:
     turned = {**OFFER, "with": OFFER["with"][::-1]}
-    assert parse_fill(fill()).digest == parse_fill(fill(turned, name="other")).digest
-    assert parse_fill(fill()).digest != parse_fill(fill({**OFFER, "layers": [1]})).digest
+    assert parse_fill(fill_document()).digest == parse_fill(fill_document(turned, name="other")).digest
+    assert parse_fill(fill_document()).digest != parse_fill(fill_document({**OFFER, "layers": [1]})).digest
 
 
 @pytest.mark.parametrize(
@@ -61,7 +50,7 @@ def test_the_digest_names_the_set_whatever_the_order() -> None:
 )
 def test_problems_point_into_the_users_document(offer: dict[str, Any], pointer: str) -> None:
     with pytest.raises(SpecError) as caught:
-        parse_fill(fill(OFFER, {**OFFER, **offer}))
+        parse_fill(fill_document(OFFER, {**OFFER, **offer}))
     assert [problem.pointer for problem in caught.value.problems] == [pointer]
 
 
@@ -69,4 +58,4 @@ def test_a_fill_offers_something() -> None:
     with pytest.raises(SpecError):
         parse_fill({"backbone": "testbed/dit-fashion", "offers": []})
     with pytest.raises(SpecError, match="unknown backbone"):
-        parse_fill(fill(backbone="testbed/dit-fashio"))
+        parse_fill(fill_document(backbone="testbed/dit-fashio"))

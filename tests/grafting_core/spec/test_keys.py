@@ -13,7 +13,7 @@ from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scion_keys
 from grafting_core.specs.features import SETTING
 from grafting_core.specs.plans import EvaluationProtocol, FinetunePlan
-from tests.builders import document, experiment
+from tests.support.builders import document, experiment
 
 
 class Before(Frozen):

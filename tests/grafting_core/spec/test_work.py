@@ -7,7 +7,7 @@ import pytest
 from grafting_core.specs.analysis import parse_analysis
 from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.jobs import WORK, as_graft, protocol_of
-from tests.builders import experiment
+from tests.support.builders import experiment
 
 ANALYSIS = parse_analysis({"backbone": "testbed/dit-fashion"})
 

@@ -10,35 +10,35 @@ from grafting_core.storage.failpoints import arm
 from service.db.engine import Database
 from service.db.migrate import upgrade
 from service.settings import Settings
-from tests.service.conftest import empty_database
-from tests.service.search.bench import Bench
+from tests.support.databases import empty_database
+from tests.support.study_harness import StudyHarness
 
 
 @pytest.fixture
-def bench(new_bench: Callable[..., Bench], database_kind: str) -> Callable[..., Bench]:
+def new_study(new_harness: Callable[..., StudyHarness], database_kind: str) -> Callable[..., StudyHarness]:
     """Makes labs on each kind of database, each lab with one study."""
-    return lambda name, **changes: new_bench(database_kind, name, **changes)
+    return lambda name, **changes: new_harness(database_kind, name, **changes)
 
 
 @pytest.fixture
-def small(new_bench: Callable[..., Bench]) -> Callable[..., Bench]:
+def new_sqlite_study(new_harness: Callable[..., StudyHarness]) -> Callable[..., StudyHarness]:
     """Makes labs on SQLite, each with one study."""
-    return lambda name, **changes: new_bench("sqlite", name, **changes)
+    return lambda name, **changes: new_harness("sqlite", name, **changes)
 
 
 @pytest.fixture
-def new_bench(
+def new_harness(
     request: pytest.FixtureRequest, tmp_path: Path, backbone: Backbone
-) -> Iterator[Callable[..., Bench]]:
+) -> Iterator[Callable[..., StudyHarness]]:
     made: list[Database] = []
 
-    def make(kind: str, name: str, **changes: object) -> Bench:
+    def make(kind: str, name: str, **changes: object) -> StudyHarness:
         folder = tmp_path / name
         folder.mkdir()
         settings = Settings(data_dir=folder, database_url=empty_database(request, kind, folder))
         made.append(Database(settings.database_url))
         upgrade(made[-1])
-        return Bench(settings, made[-1], backbone, **changes)
+        return StudyHarness(settings, made[-1], backbone, **changes)
 
     yield make
     arm("")

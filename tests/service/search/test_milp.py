@@ -10,7 +10,7 @@ from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.space import Space
 from grafting_core.specs.studies.study import StudySpec
 from service.domain.study_feasibility import open_study
-from tests.builders import study_document
+from tests.support.builders import study_document
 
 SIX = {
     "attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}],

@@ -8,15 +8,8 @@ from grafting_core.specs.studies.selection import fronts
 from service.db.study_tables import TrialRow
 from service.domain.studies import trials_of
 from service.domain.study_queries import study_detail
-from tests.service.search.bench import Bench
-
-GROUPS = [[1], [3], [5], [7]]
-SPACE = {
-    "attention": ["keep", "hyena_x"],
-    "mlp": ["keep", {"kind": "mlp", "ratio": 3}],
-    "groups": {"attention": GROUPS, "mlp": GROUPS},
-}
-RUNGS = ["loss_gap", "fid20"]
+from tests.support.builders import MIXED_SPACE, TWO_RUNGS
+from tests.support.study_harness import StudyHarness
 
 
 def point(trial: TrialRow, quality: float, costs: list[str]) -> tuple[float, ...]:
@@ -25,16 +18,16 @@ def point(trial: TrialRow, quality: float, costs: list[str]) -> tuple[float, ...
 
 @pytest.mark.parametrize("costs", [["flops"], ["params"], ["flops", "params"]])
 def test_the_front_of_what_was_screened_is_finished_and_its_plot_and_trials_are_in_the_report(
-    small: Callable[..., Bench], costs: list[str]
+    new_sqlite_study: Callable[..., StudyHarness], costs: list[str]
 ) -> None:
     objectives = [{"minimize": name} for name in ("fid40", *costs)]
-    screening = {"trials": 16, "rungs": RUNGS, "reduction": 2, "loss_draws": 64}
-    lab = small("lab", space=SPACE, objectives=objectives, screening=screening, promote=3)
+    screening = {"trials": 16, "rungs": TWO_RUNGS, "reduction": 2, "loss_draws": 64}
+    lab = new_sqlite_study("lab", space=MIXED_SPACE, objectives=objectives, screening=screening, promote=3)
     study = lab.run()
     assert study.state == "DONE"
     with lab.database.reading() as session:
         trials, detail = trials_of(session, lab.id), study_detail(session, study)
-    climbed = [trial for trial in trials if len(trial.screened) == len(RUNGS)]
+    climbed = [trial for trial in trials if len(trial.screened) == len(TWO_RUNGS)]
     (top,) = {metric for trial in climbed for metric in trial.screened} - {"loss_gap"}
     front = fronts([point(trial, trial.screened[top], costs) for trial in climbed])[0]
     promoted = {run.trial for run in detail.runs if run.role == "promote"}

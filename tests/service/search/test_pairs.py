@@ -12,15 +12,15 @@ from grafting_core.storage.bank import Bank
 from service.domain.studies import spec_of_study, trials_of
 from service.domain.study_queries import study_detail
 from service.studies.specs import SCORE
-from tests.service.search.bench import Bench
-from tests.service.search.cluster import RealCluster
+from tests.support.study_harness import StudyHarness
+from tests.support.study_runs import InProcessCluster
 
 
 def test_a_study_with_pairs_fills_screens_and_finishes_them(
-    small: Callable[..., Bench], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    new_sqlite_study: Callable[..., StudyHarness], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("grafting_core.evaluation.cost.SECONDS", 0.0)
-    lab = small(
+    lab = new_sqlite_study(
         "lab",
         space={"parallel_pairs": "optional"},
         limits={"params": "<= 1.5x"},
@@ -31,7 +31,7 @@ def test_a_study_with_pairs_fills_screens_and_finishes_them(
         screening={"trials": 5, "rungs": ["loss_gap"], "loss_draws": 64},
         promote=2,
     )
-    lab.cluster = RealCluster(lab.database, lab.storage, backbone)
+    lab.cluster = InProcessCluster(lab.database, lab.storage, backbone)
     study = lab.run()
     assert (study.state, study.message) == ("DONE", None)
     spec, bank = spec_of_study(study), Bank(lab.storage)

@@ -11,17 +11,17 @@ from service.schemas.studies import StudyDetail
 from service.studies.figures import best_designs, interactive
 from service.studies.finals import finals, step_rows
 from service.studies.report import markdown, sections
-from tests.service.search.bench import Bench
-from tests.service.search.test_objectives import RUNGS, SPACE
+from tests.support.builders import MIXED_SPACE, TWO_RUNGS
+from tests.support.study_harness import StudyHarness
 
 COSTS = ["flops", "params"]
 
 
 @pytest.fixture
-def detail(small: Callable[..., Bench]) -> StudyDetail:
+def detail(new_sqlite_study: Callable[..., StudyHarness]) -> StudyDetail:
     """Of a finished study: its lab's figures make the untouched backbone the best of all."""
     objectives = [{"minimize": name} for name in ("fid40", *COSTS)]
-    screening = {"trials": 8, "rungs": RUNGS, "reduction": 2, "loss_draws": 64}
+    screening = {"trials": 8, "rungs": TWO_RUNGS, "reduction": 2, "loss_draws": 64}
     limits = {"flops": "<= 0.99x"}
     given = {
         "objectives": objectives,
@@ -30,7 +30,7 @@ def detail(small: Callable[..., Bench]) -> StudyDetail:
         "promote": 2,
         "baselines": ["teacher", "greedy", "fewer_steps"],
     }
-    lab = small("lab", space=SPACE, **given)
+    lab = new_sqlite_study("lab", space=MIXED_SPACE, **given)
     study = lab.run()
     assert study.state == "DONE"
     with lab.database.writing() as session:

@@ -16,7 +16,7 @@ from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.study import SamplerKind, StudySpec
 from service.db.study_tables import SHARED, TrialRow
 from service.studies import optuna_study
-from tests.service.search.rounds import FEW, TRIALS, document, rounds
+from tests.support.study_proposals import FEW, TRIALS, document, rounds
 
 KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
 LEARNING: tuple[SamplerKind, ...] = ("tpe", "gp")
@@ -108,7 +108,7 @@ def test_a_repeated_design_is_told_its_known_value_and_is_no_second_trial(
 
 @pytest.mark.timeout(900)  # a minute's work, on a machine with nothing else to do
 def test_only_a_process_of_its_own_loads_what_a_gaussian_process_needs(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tests.service.search.rounds", str(tmp_path), *HERE, "gp"]
+    words = [sys.executable, "-m", "tests.support.study_proposals", str(tmp_path), *HERE, "gp"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

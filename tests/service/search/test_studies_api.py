@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 from service.db.study_tables import StudyRow
-from tests.builders import study_document
+from tests.support.builders import study_document
 
 STUDIES = "/api/v1/studies"
 FAST_AND_GOOD = """

@@ -14,7 +14,7 @@ from service.settings import Settings
 from service.studies.optuna_study import pinned
 from service.studies.specs import fill_work
 from service.tracking.runs import Forwarder
-from tests.builders import study_document
+from tests.support.builders import study_document
 
 
 def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path) -> None:

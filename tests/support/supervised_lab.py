@@ -1,4 +1,4 @@
-"""A supervisor as a process of its own, over parts that only wait: what is asked is how they are kept."""
+"""A supervisor as a process of its own, over parts that only wait."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ PROGRAM = """
 import signal, sys, time
 from pathlib import Path
 from service.cli.discovery import lock
-from tests.service.labs import waiting
+from tests.support.supervised_lab import waiting
 if "deaf" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 held = lock(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Carries out what a study queued, without Ray: for real, or with figures that follow from the design."""
+"""Carry out the runs of a study without Ray: in this process, or with metrics computed from the design."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow, StageRow
 from service.domain.run_lifecycle import transition
 from service.domain.run_queries import work_of
-from tests.builders import stock
-from tests.workers.test_stages import context, events_of
+from tests.support.bank import stock
+from tests.support.stages import context, events_of
 from workers.contract import StageDone, StageReport
 from workers.group import run_stages
 from workers.stages import fill
@@ -39,7 +39,7 @@ def harm(design: GraftDesign) -> float:
     return len(design.edits) + len(design.pairs) + int(digest(design)[:4], 16) / 65536
 
 
-class PretendCluster:
+class SimulatedCluster:
     """Ends every queued run in success."""
 
     def __init__(self, database: Database, storage: Storage, backbone: Backbone) -> None:
@@ -91,7 +91,7 @@ class PretendCluster:
         self.storage.write_model(path, Screened(value=harm(design), seconds=0.0))
 
 
-class RealCluster(PretendCluster):
+class InProcessCluster(SimulatedCluster):
     """Carries everything out for real, in this process."""
 
     def _fill(self, work: FillSpec, run: str) -> None:

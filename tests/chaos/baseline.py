@@ -1,4 +1,4 @@
-"""What a design's weights are when nothing happens to it: carried out in this process, in an empty folder."""
+"""Weights of a design whose run nothing interrupts, computed in this process in an empty folder."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""Somebody who is told: a real HTTP server on loopback, whose answers a test writes down beforehand."""
+"""An HTTP server on loopback that records webhooks and answers as the test has set."""
 
 import ssl
 import threading
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass
-class Received:
+class ReceivedRequest:
     """One request."""
 
     path: str
@@ -19,11 +19,11 @@ class Received:
 
 
 @dataclass
-class Receiver:
+class WebhookServer:
     """Answers with the next of `answers`, else with 204; 0 means that it says nothing until released."""
 
     answers: list[int] = field(default_factory=list)
-    received: list[Received] = field(default_factory=list)
+    received: list[ReceivedRequest] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -35,7 +35,7 @@ class Receiver:
     def ids(self) -> list[str]:
         return [request.headers["webhook-id"] for request in self.received]
 
-    def answer(self, request: Received) -> int:
+    def answer(self, request: ReceivedRequest) -> int:
         self.received.append(request)
         self.arrived.set()
         status = self.answers.pop(0) if self.answers else 204
@@ -45,18 +45,18 @@ class Receiver:
 
 
 @contextmanager
-def receiving(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[Receiver]:
-    """With certificate and key it speaks TLS."""
-    receiver = Receiver(list(answers))
+def serve_webhooks(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[WebhookServer]:
+    """Start one; with a certificate and key it speaks TLS."""
+    webhook_server = WebhookServer(list(answers))
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            status = receiver.answer(Received(self.path, headers, body))
+            status = webhook_server.answer(ReceivedRequest(self.path, headers, body))
             try:
                 self.send_response(status)
-                self.send_header("location", receiver.url(path="/elsewhere"))
+                self.send_header("location", webhook_server.url(path="/elsewhere"))
                 self.end_headers()
             except OSError:
                 return  # who hung too long is no longer waited for
@@ -65,7 +65,7 @@ def receiving(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[R
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver.port = server.server_address[1]
+    webhook_server.port = server.server_address[1]
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*tls)
@@ -73,9 +73,9 @@ def receiving(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[R
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield receiver
+        yield webhook_server
     finally:
-        receiver.released.set()
+        webhook_server.released.set()
         server.shutdown()
         server.server_close()
         thread.join()

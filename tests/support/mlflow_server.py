@@ -18,8 +18,8 @@ START_SECONDS = 120
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """The server of a data folder; the address it answers at."""
+def mlflow_server(folder: Path, port: int = 0) -> Iterator[Settings]:
+    """Start the server of a data folder; the settings of a lab that uses it."""
     url = f"http://127.0.0.1:{port or Claims().claim()}/mlflow"
     environment = {**os.environ, "GRAFTLAB_DATA_DIR": str(folder), "GRAFTLAB_MLFLOW_URL": url}
     with (folder / "mlflow.log").open("ab") as log:
@@ -32,7 +32,7 @@ def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
             assert process.poll() is None, (folder / "mlflow.log").read_text()
             assert time.monotonic() < end, "MLflow does not answer"
             time.sleep(0.2)
-        yield url
+        yield settings_of(folder, url)
     finally:
         process.terminate()
         process.wait(30)
@@ -48,4 +48,5 @@ def ask(folder: Path, url: str, path: str) -> httpx.Response | None:
 
 
 def settings_of(folder: Path, url: str) -> Settings:
+    """Settings of a lab in this folder whose MLflow is at this address."""
     return Settings(data_dir=folder, database_url=f"sqlite:///{folder / 'lab.db'}", mlflow_url=url, cpus=2)

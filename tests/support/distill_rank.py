@@ -1,7 +1,7 @@
 """One rank of a DISTILL stage as a process of its own.
 
-`python -m tests.workers.passes FOLDER RUN RANK WORLD STEPS`: a checkpoint after every step. Ranks meet at
-files, as they meet at `torch.distributed` barriers in a lab.
+`python -m tests.support.distill_rank FOLDER RUN RANK WORLD STEPS` writes a checkpoint after every step. Ranks
+meet at files, as they meet at `torch.distributed` barriers in a lab.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from grafting_core.backbones.registry import load_backbone
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Share
-from tests.builders import experiment
+from tests.support.builders import experiment
 from workers.contract import RunTicket
 from workers.events import EventLog
 from workers.observer import Brake

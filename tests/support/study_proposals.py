@@ -1,7 +1,7 @@
 """A study's proposals without a lab: every design is judged by a formula as soon as it is proposed.
 
-As a program, `python -m tests.service.search.rounds FOLDER KIND...`, it prints which of torch, diffusers and
-ray its process has loaded when all those samplers have proposed.
+`python -m tests.support.study_proposals FOLDER KIND...` prints which of torch, diffusers and ray its process
+has loaded when all those samplers have proposed.
 """
 
 import sys

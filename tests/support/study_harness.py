@@ -1,4 +1,4 @@
-"""A lab with one study, and processes that live for one step."""
+"""A lab with one study, driven step by step without Ray."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,19 +15,19 @@ from service.domain.study_feasibility import open_study
 from service.settings import Settings
 from service.studies.driver import Driver
 from service.studies.optuna_study import pinned
-from tests.builders import study_document
-from tests.service.search.cluster import PretendCluster
+from tests.support.builders import study_document
+from tests.support.study_runs import SimulatedCluster
 
 STEPS = 60
 
 
-class Bench:
+class StudyHarness:
     """A lab with one study."""
 
     def __init__(self, settings: Settings, database: Database, backbone: Backbone, **changes: object) -> None:
         self.settings, self.database = settings, database
         self.storage = Storage(settings.storage)
-        self.cluster: PretendCluster = PretendCluster(database, self.storage, backbone)
+        self.cluster: SimulatedCluster = SimulatedCluster(database, self.storage, backbone)
         spec = open_study(study_document(**changes))
         with database.writing() as session:
             self.id = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab").id
@@ -51,10 +51,10 @@ class Bench:
             self.cluster.work()
         return self.study()
 
-    def book(self) -> optuna.Study:
+    def optuna_study(self) -> optuna.Study:
         return optuna.load_study(study_name=self.id, storage=self.settings.optuna_url)
 
-    def found(self) -> list[tuple[object, ...]]:
+    def trials(self) -> list[tuple[object, ...]]:
         with self.database.reading() as session:
             trials = trials_of(session, self.id)
             return [(t.number, t.source, t.design_key, t.screened, t.state, t.final) for t in trials]

@@ -1,4 +1,4 @@
-"""What another user of the machine can do to a lab: `python stranger.py PROBES`, as root, prints what leaked.
+"""What another user can do to a lab: `python other_user.py PROBES`, run as root, prints what leaked.
 
 Imports everything first and becomes `nobody` then: the interpreter itself may be out of that user's reach.
 """

@@ -1,7 +1,4 @@
-"""A control plane over a real database and real storage, whose cluster and workers are played by the test.
-
-The cluster's job table is a folder, so that it outlives the process that submits, as Ray's outlives ours.
-"""
+"""A scheduler over a real database and real storage; the test plays cluster and workers."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,6 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from grafting_core.specs.budget import Spend
-from grafting_core.storage.failpoints import failpoint
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.leader_lease import LostLeadership
@@ -22,9 +18,10 @@ from service.domain.submission import submit
 from service.scheduler.loop import Scheduler
 from service.schemas.runs import TERMINAL, RunState
 from service.settings import Settings
-from tests.builders import experiment
+from tests.support.builders import experiment
+from tests.support.fakes import FolderCluster
+from tests.support.runs import STARTED
 from workers.contract import (
-    AttemptStarted,
     AttemptSucceeded,
     EventBody,
     RunTicket,
@@ -35,43 +32,8 @@ from workers.contract import (
 )
 from workers.events import EventLog
 
-STARTED = AttemptStarted(host="h", pid=1, device="cpu")
 
-
-class FolderCluster:
-    """Ray's job table as files: name is the job, content its state."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def submit(self, job: str, entrypoint: str) -> None:
-        failpoint("ray/submit/before")
-        if self.status(job) is None:
-            (self._folder / job).write_text("RUNNING")
-        failpoint("ray/submit/after")
-
-    def status(self, job: str) -> str | None:
-        path = self._folder / job
-        return path.read_text() if path.exists() else None
-
-    def running(self) -> list[str]:
-        return [path.name for path in self._folder.iterdir() if path.read_text() == "RUNNING"]
-
-    def stop(self, job: str) -> None:
-        failpoint("ray/stop")
-        if self.status(job) == "RUNNING":
-            (self._folder / job).write_text("STOPPED")
-
-    def forget(self, job: str) -> None:
-        """As a cluster that was started anew."""
-        (self._folder / job).unlink()
-
-    def end(self, job: str, state: str) -> None:
-        (self._folder / job).write_text(state)
-
-
-class Rig:
+class LabHarness:
     """One scheduler and the workers of its runs."""
 
     def __init__(self, folder: Path, database: Database | None = None) -> None:

@@ -13,8 +13,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Mount
 
 from service.schemas.runs import Role
-from tests.builders import document, study_document
-from tests.grafting_core.spec.test_filling import fill
+from tests.support.builders import document, fill_document, study_document
 
 ToGuests = Literal["open", "shared", "own", "closed", "admin"]
 
@@ -100,7 +99,7 @@ ROUTES: dict[str, Call] = {
     "GET /api/v1/scions/{key}": viewers(reads_database=False),
     "POST /api/v1/scions:verify": runners(to_guests="closed", reads_database=False),
     "POST /api/v1/scions:gc": admins({}),
-    "POST /api/v1/scions:fill": runners(fill()),
+    "POST /api/v1/scions:fill": runners(fill_document()),
     "POST /api/v1/studies": runners(study_document()),
     "GET /api/v1/studies": viewers(),
     "GET /api/v1/studies/{study_id}": viewers(),

@@ -1,0 +1,62 @@
+"""Stages of a run carried out in this process, without Ray."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from grafting_core.backbones.registry import Backbone
+from grafting_core.data.latents import Latents
+from grafting_core.specs.experiment import ExperimentSpec, finetune_key
+from grafting_core.specs.jobs import Work
+from grafting_core.storage.storage import Storage
+from grafting_core.training.finetune import Share
+from workers.contract import Event, RunTicket, attempt_folder
+from workers.events import EventLog
+from workers.observer import Brake, StageObserver
+from workers.stages.context import Context, Group
+from workers.usage import Meter
+
+ENCODED: dict[int, Latents] = {}
+"""Latents by number of images, encoded once a process."""
+
+
+def context(folder: Path, backbone: Backbone, work: Work, run: str = "r1", attempt: int = 1) -> Context:
+    storage = Storage(str(folder))
+    ticket = RunTicket(run_id=run, attempt=attempt, work=work, storage=str(folder))
+    meter = Meter(work, time.time())
+    events = EventLog(storage, ticket)
+    brake = Brake(storage, ticket, meter)
+    return Context(ticket, storage, backbone, Group(Share()), meter, brake, events, ENCODED)
+
+
+def events_of(folder: Path, run: str = "r1", attempt: int = 1) -> list[Event]:
+    storage = Storage(str(folder))
+    inside = f"{attempt_folder(run, attempt)}/events"
+    return [storage.read_model(f"{inside}/{name}", Event) for name in storage.names(inside)]
+
+
+def model(folder: Path, spec: ExperimentSpec) -> bytes:
+    return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
+
+
+class Crash(Exception):
+    """Stands for the death of the process."""
+
+
+@contextmanager
+def crash_at(step: int, total_steps: int) -> Iterator[None]:
+    """Raise `Crash` at this step of the loop that has so many steps; the block must reach it."""
+
+    def crashing(self: StageObserver, at: int, total: int, values: Mapping[str, float]) -> None:
+        if (at, total) == (step, total_steps):
+            raise Crash
+        progress(self, at, total, values)
+
+    progress = StageObserver.progress
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageObserver, "progress", crashing)
+        with pytest.raises(Crash):
+            yield
