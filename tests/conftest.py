@@ -1,13 +1,14 @@
 """Small real things that many tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from grafting_core.backbones.registry import Backbone, load_backbone
 from grafting_core.data.latents import Latents, encode_held_out, encode_latents
-from tests.support.databases import postgres_server
+from tests.support.databases import migrated_postgres, migrated_sqlite, postgres_server
 
 torch.set_num_threads(1)
 
@@ -35,3 +36,15 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL server's database `postgres`."""
     with postgres_server(tmp_path_factory.mktemp("pg")) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: str) -> str:
+    """The name of a migrated database on that server; nobody connects to it."""
+    return migrated_postgres(postgres)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, to be copied."""
+    return migrated_sqlite(tmp_path_factory.mktemp("migrated"))

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import threading
@@ -23,9 +24,9 @@ SHORT_OF_SPACE = 40_000
 
 
 @pytest.fixture
-def on_sqlite(tmp_path: Path) -> Iterator[LabHarness]:
+def on_sqlite(tmp_path: Path, sqlite_template: Path) -> Iterator[LabHarness]:
+    shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     harness = LabHarness(tmp_path)
-    upgrade(harness.database)
     yield harness
     harness.database.engine.dispose()
 

@@ -13,7 +13,6 @@ from sqlalchemy import text
 from grafting_core.specs.budget import Spend
 from grafting_core.storage.checksums import sealed
 from grafting_core.storage.failpoints import POINTS, arm
-from service.db.migrate import upgrade
 from service.db.tables import RunRow
 from service.domain.run_controls import extend, prioritise
 from service.domain.run_lifecycle import MOVES, move_point
@@ -210,18 +209,9 @@ def test_every_failpoint_of_the_code_is_in_the_catalogue() -> None:
     assert named == {name for name in POINTS if "{" not in name}
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database, for tests to copy."""
-    harness = LabHarness(tmp_path_factory.mktemp("empty"))
-    upgrade(harness.database)
-    harness.database.engine.dispose()
-    return harness.settings.data_dir / "graftlab.db"
-
-
 @pytest.fixture
-def folder(tmp_path: Path, empty: Path) -> Path:
-    shutil.copy(empty, tmp_path)
+def folder(tmp_path: Path, sqlite_template: Path) -> Path:
+    shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     return tmp_path
 
 

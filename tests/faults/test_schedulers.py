@@ -1,6 +1,7 @@
 """Two schedulers as processes: one leads, and whichever is frozen and thawed changes nothing."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -8,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from service.db.migrate import upgrade
 from service.db.tables import LeaderRow
 from tests.support.lab_harness import LabHarness
 
 
 @pytest.fixture
-def harness(tmp_path: Path) -> Iterator[LabHarness]:
+def harness(tmp_path: Path, sqlite_template: Path) -> Iterator[LabHarness]:
+    shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     made = LabHarness(tmp_path)
     made.settings.lead_seconds = 0.6
-    upgrade(made.database)
     made.scheduler = made.new_scheduler()
     yield made
     made.database.engine.dispose()

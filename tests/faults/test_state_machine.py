@@ -16,13 +16,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.budget import Budget, Spend
 from service.db.engine import Database
 from service.db.leader_lease import LostLeadership
-from service.db.migrate import upgrade
 from service.db.tables import Base, LeaderRow, RunRow
 from service.db.webhook_tables import DeliveryRow
 from service.domain.budget_limits import AccountLimits, set_limits
@@ -33,6 +32,7 @@ from service.domain.webhook_outbox import register
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.schemas.runs import TERMINAL
 from service.schemas.webhooks import WebhookRequest
+from tests.support.databases import new_database
 from tests.support.lab_harness import LabHarness
 from tests.support.runs import STARTED
 from workers.contract import (
@@ -229,35 +229,19 @@ def run(machine: type[Lab], examples: int) -> None:
     run_state_machine_as_test(machine, settings=profile)
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "lab.db"
-    made = Database(f"sqlite:///{path}")
-    upgrade(made)
-    made.engine.dispose()
-    return path
-
-
-def test_the_invariants_hold_on_sqlite(empty: Path, model_examples: int) -> None:
+def test_the_invariants_hold_on_sqlite(sqlite_template: Path, model_examples: int) -> None:
     def make(folder: Path) -> SkewedDatabase:
-        shutil.copy(empty, folder / "lab.db")
+        shutil.copy(sqlite_template, folder / "lab.db")
         return SkewedDatabase(f"sqlite:///{folder / 'lab.db'}")
 
     run(model("OnSqlite", make), model_examples)
 
 
-@pytest.fixture(scope="module")
-def server_database(postgres: str) -> str:
-    with create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql("CREATE DATABASE model")
-    url = postgres.replace("/postgres?", "/model?")
-    made = Database(url)
-    upgrade(made)
-    made.engine.dispose()
-    return url
+def test_the_invariants_hold_on_postgresql(
+    request: pytest.FixtureRequest, tmp_path: Path, model_examples: int
+) -> None:
+    server_database = new_database(request, "postgresql", tmp_path)
 
-
-def test_the_invariants_hold_on_postgresql(server_database: str, model_examples: int) -> None:
     def make(folder: Path) -> SkewedDatabase:
         made = SkewedDatabase(server_database)
         with made.writing() as session:

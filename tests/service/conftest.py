@@ -8,10 +8,9 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.db.engine import Database
-from service.db.migrate import upgrade
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.support.databases import empty_database
+from tests.support.databases import new_database
 from tests.support.webhook_server import WebhookServer, serve_webhooks
 
 
@@ -23,8 +22,14 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    return empty_database(request, database_kind, tmp_path)
+    """A new database of each kind, migrated."""
+    return new_database(request, database_kind, tmp_path)
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> str:
+    """A new database of each kind without tables, for tests that migrate it."""
+    return new_database(request, database_kind, tmp_path, migrated=False)
 
 
 @pytest.fixture
@@ -35,7 +40,6 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     made = Database(settings.database_url)
-    upgrade(made)
     yield made
     made.engine.dispose()
 

@@ -23,7 +23,7 @@ from service.domain.queue_explain import queue_view
 from service.domain.run_curves import POINTS, SPANS, WITHIN, loss_curves
 from service.local_keys import first_key
 from service.settings import Settings
-from tests.support.databases import empty_database
+from tests.support.databases import new_database
 
 SIZES = (Size(200, 120, 400, 60), Size(800, 480, 1600, 240))
 """Pages are full at the first; the second is four times as large."""
@@ -98,7 +98,7 @@ def efforts(
     for number, size in enumerate(SIZES):
         folder = tmp_path / str(number)
         folder.mkdir()
-        url = empty_database(request, request.param, folder)
+        url = new_database(request, request.param, folder)
         found.append(dict(measured(Settings(data_dir=folder, database_url=url, cpus=4), size)))
     return found
 
@@ -223,7 +223,6 @@ def test_a_database_of_before_knows_the_names_of_its_runs(database_url: str) -> 
     from tests.support.builders import experiment
 
     database = Database(database_url)
-    upgrade(database)
     with database.writing() as session:
         run_id = submit(session, experiment(name="old one"), "digest", None).id
     downgrade(database, "0012")

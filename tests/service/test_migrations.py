@@ -55,8 +55,10 @@ def assert_as_released(database: Database) -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_released_schema_goes_up_down_and_up_again_with_its_data(release: str, database_url: str) -> None:
-    database = restore(release, database_url)
+def test_a_released_schema_goes_up_down_and_up_again_with_its_data(
+    release: str, empty_database_url: str
+) -> None:
+    database = restore(release, empty_database_url)
     upgrade(database)
     check(database)
     assert_as_released(database)
@@ -80,19 +82,19 @@ def _killed_at(url: str, step: int) -> int:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_migration_killed_at_any_step_is_rolled_back_and_done_by_the_next(
-    release: str, database_url: str
+    release: str, empty_database_url: str
 ) -> None:
-    restore(release, database_url).engine.dispose()
+    restore(release, empty_database_url).engine.dispose()
     for step in range(1, len(versions())):
-        assert _killed_at(database_url, step) == -signal.SIGKILL
-    database = Database(database_url)
+        assert _killed_at(empty_database_url, step) == -signal.SIGKILL
+    database = Database(empty_database_url)
     upgrade(database)
     assert_as_released(database)
     database.engine.dispose()
 
 
-def test_processes_that_start_together_migrate_once(database_url: str) -> None:
-    databases = [Database(database_url) for _ in range(3)]
+def test_processes_that_start_together_migrate_once(empty_database_url: str) -> None:
+    databases = [Database(empty_database_url) for _ in range(3)]
     failures: list[BaseException] = []
 
     def start(database: Database) -> None:
@@ -121,7 +123,6 @@ def test_a_newer_schema_is_refused(database: Database) -> None:
 
 def test_what_mlflow_was_told_stands_in_the_run_afterwards(database_url: str) -> None:
     database = Database(database_url)
-    upgrade(database)
     with database.writing() as session:
         run_id = submit(session, experiment(), "digest", None).id
     downgrade(database, "0012")

@@ -56,9 +56,9 @@ def get(address: str, key: str = "") -> httpx.Response:
 
 
 def test_processes_that_start_together_know_one_key_and_count_together(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GRAFTLAB_DATABASE_URL", database_url)
+    monkeypatch.setenv("GRAFTLAB_DATABASE_URL", empty_database_url)
     with serving(tmp_path, processes=3) as (url, _):
         get(f"{url}/healthz")
         key = first_key(tmp_path)

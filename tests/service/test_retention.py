@@ -235,7 +235,7 @@ def test_two_who_tidy_up_at_once_do_no_harm(database: Database, settings: Settin
     assert [left(storage, run) for run in runs] == [["3"]] * 5
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"])
 def test_the_command_line_says_what_would_go_and_lets_it_go(
     settings: Settings, database: Database, storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -155,8 +155,8 @@ def test_addresses_of_postgresql_are_taken_as_other_tools_write_them(scheme: str
     assert settings.optuna_url == "postgresql+psycopg://u:p@h/optuna"
 
 
-def test_a_live_postgresql_is_accepted(database_url: str, tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, database_url=database_url.replace("+psycopg", ""))
+def test_a_live_postgresql_is_accepted(empty_database_url: str, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, database_url=empty_database_url.replace("+psycopg", ""))
     check_database(settings)
     database = Database(settings.database_url)
     migrate.upgrade(database)

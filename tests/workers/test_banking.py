@@ -1,6 +1,7 @@
 """Scions come into the bank once, whatever is killed, damaged, shared out or asked for twice."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from grafting_core.training.optim import Diverged
 from service.db.engine import Database
-from service.db.migrate import upgrade
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from tests.support import distill_rank
@@ -56,11 +56,11 @@ def counting(backbone: Backbone) -> tuple[list[int], "object"]:
 
 
 def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
-    tmp_path: Path, backbone: Backbone
+    tmp_path: Path, backbone: Backbone, sqlite_template: Path
 ) -> None:
+    shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     settings = Settings(data_dir=tmp_path, cpus=2, retry_seconds=0.0)
     database = Database(settings.database_url)
-    upgrade(database)
     storage = Storage(settings.storage)
     scheduler = Scheduler(settings, database, storage, FakeCluster())  # type: ignore[arg-type]  # its shape
     first = queue(database, layers=[1, 3])

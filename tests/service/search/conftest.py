@@ -8,9 +8,8 @@ import pytest
 from grafting_core.backbones.registry import Backbone
 from grafting_core.storage.failpoints import arm
 from service.db.engine import Database
-from service.db.migrate import upgrade
 from service.settings import Settings
-from tests.support.databases import empty_database
+from tests.support.databases import new_database
 from tests.support.study_harness import StudyHarness
 
 
@@ -35,9 +34,8 @@ def new_harness(
     def make(kind: str, name: str, **changes: object) -> StudyHarness:
         folder = tmp_path / name
         folder.mkdir()
-        settings = Settings(data_dir=folder, database_url=empty_database(request, kind, folder))
+        settings = Settings(data_dir=folder, database_url=new_database(request, kind, folder))
         made.append(Database(settings.database_url))
-        upgrade(made[-1])
         return StudyHarness(settings, made[-1], backbone, **changes)
 
     yield make

@@ -1,12 +1,12 @@
 """MLflow shows a study as a parent run, and what serves it nested under it."""
 
+import shutil
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.migrate import upgrade
 from service.db.study_tables import StudyRow
 from service.domain.studies import create_study, move, submit_for
 from service.domain.study_feasibility import open_study
@@ -17,10 +17,10 @@ from service.tracking.runs import Forwarder
 from tests.support.builders import study_document
 
 
-def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path) -> None:
+def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path, sqlite_template: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     settings = Settings(data_dir=tmp_path, mlflow_url=f"sqlite:///{tmp_path / 'mlflow.db'}")
     database = Database(settings.database_url)
-    upgrade(database)
     spec = open_study(study_document())
     with database.writing() as session:
         study = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab")
