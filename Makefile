@@ -1,15 +1,21 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`; `make test-large` adds the long stories.
 VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test chaos chaos-study check load schemathesis format install install-dev browser clean
+.PHONY: demo test test-large chaos chaos-study check load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
 
+# Two tiers; a worker a core, one thread each, and never two of the tests that start Ray side by side.
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 test: $(VENV)/.installed-dev browser
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) -m "not large" $(PYTEST_ARGS)
+
+# The long stories: labs whose processes are killed, other users of the machine, many examples.
+test-large: $(VENV)/.installed-dev browser
+	$(PYTEST) -m large $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

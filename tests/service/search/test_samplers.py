@@ -106,6 +106,7 @@ def test_a_repeated_design_is_told_its_known_value_and_is_no_second_trial(
         assert any(optuna_study.NUMBER not in trial.user_attrs for trial in complete)
 
 
+@pytest.mark.large
 @pytest.mark.timeout(900)  # a minute's work, on a machine with nothing else to do
 def test_only_a_process_of_its_own_loads_what_a_gaussian_process_needs(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.support.study_proposals", str(tmp_path), *HERE, "gp"]
