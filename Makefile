@@ -8,8 +8,8 @@ PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --cons
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
 
-# Two tiers; a worker a core, one thread each, and never two of the tests that start Ray side by side.
-PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two tiers. PYTEST_ARGS="-n 2 --dist loadgroup --no-loadscope-reorder" runs files side by side.
+PYTEST = $(VENV)/bin/python -m pytest
 test: $(VENV)/.installed-dev browser
 	$(PYTEST) -m "not large" $(PYTEST_ARGS)
 

@@ -15,9 +15,8 @@ from service.settings import Settings
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[int]:
     """The application on a real socket; its port."""
-    config = uvicorn.Config(
-        create_app(settings), port=0, http=http_protocol.GuardedProtocol, log_level="error"
-    )
+    protocol = http_protocol.GuardedProtocol
+    config = uvicorn.Config(create_app(settings), port=0, http=protocol, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
