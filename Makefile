@@ -31,8 +31,8 @@ load: $(VENV)/.installed-dev
 
 # Many generated requests a route, all checks, on both databases.
 schemathesis: $(VENV)/.installed-dev
-	rm -f docs/contract.md
-	SCHEMATHESIS_EXAMPLES=200 SCHEMATHESIS_REPORT=docs/contract.md \
+	rm -f docs/results/contract.md
+	SCHEMATHESIS_EXAMPLES=200 SCHEMATHESIS_REPORT=docs/results/contract.md \
 		$(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
 
 # Ten minutes of faults at a lab of its own; CHAOS_ARGS="--minutes 2 --runs 10 --seed 1" for less.

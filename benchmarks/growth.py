@@ -1,7 +1,7 @@
 """Every page and route of a lab that has grown: `python -m benchmarks.growth [--write] [--runs 100000]`.
 
 Measures on SQLite and PostgreSQL what `benchmarks.routes` finds in the application, prints a table, and with
-`--write` puts it into docs/load.md. `benchmarks.service` has it made as well.
+`--write` puts it into docs/results/load.md. `benchmarks.service` has it made as well.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def of_all(kinds: Iterable[str], size: Size) -> str:
 def main() -> None:
     """Measure both databases, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/load.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results/load.md")
     parser.add_argument(
         "--runs", type=int, default=100_000, help="and as many events, a tenth as many queued"
     )

@@ -1,7 +1,7 @@
 """The service under load on SQLite and PostgreSQL: `python -m benchmarks.service [--write] [--soak 1800]`.
 
 Prints a table of p50/p95/p99 in milliseconds against the figures the service promises; `--write` puts it into
-docs/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API and database
+docs/results/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API and database
 share the machine.
 """
 
@@ -308,7 +308,7 @@ def measure(kind: str, soak: float) -> Iterator[Line]:
 def main() -> None:
     """Measure both databases, print, and write the report where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/load.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/results/load.md")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of half load for the memory line")
     parser.add_argument("--only", choices=["sqlite", "postgresql"], action="append")
     given = parser.parse_args()

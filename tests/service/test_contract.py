@@ -41,7 +41,7 @@ that is not there. Those refusals have their table in test_bad_input.py.
 
 
 REPORT = os.environ.get("SCHEMATHESIS_REPORT")
-"""Where to say what was sent; `make schemathesis` keeps it in docs/contract.md."""
+"""Where to say what was sent; `make schemathesis` keeps it in docs/results/contract.md."""
 
 
 MAX_ANSWER = 60_000

@@ -1,4 +1,4 @@
-"""Intervals hold the truth about as often as they say, in a small run of the table in docs/evaluation.md."""
+"""Intervals hold the truth about as often as they say, in a small run of the table in docs/concepts/evaluation.md."""
 
 import pytest
 
