@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-large chaos chaos-study check load schemathesis format install install-dev browser clean
+.PHONY: demo test chaos chaos-study check docs load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
@@ -23,6 +23,11 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m service.db.migrate --check
+
+# The pages, in ./site; their generated parts are written anew first.
+docs: $(VENV)/.installed-dev
+	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # About six minutes; `make load LOAD_ARGS="--write --soak 1800"` watches the memory for half an hour as well.
 LOAD_ARGS ?= --write
@@ -68,4 +73,4 @@ browser:
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 
 clean:
-	rm -rf $(VENV) graftlab-demo graftlab-data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site graftlab-demo graftlab-data .pytest_cache .mypy_cache .ruff_cache

@@ -25,7 +25,7 @@ from service.app import create_app
 from service.db.engine import Database
 from service.settings import Settings
 
-REPORT = Path(__file__).parent.parent / "docs" / "load.md"
+REPORT = Path(__file__).parent.parent / "docs" / "results" / "load.md"
 HEADING = "## Every page and route of a grown lab"
 PROMISED_MS, TIMES = 300.0, 20
 Figures = dict[str, tuple[float, float]]

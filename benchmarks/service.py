@@ -37,7 +37,7 @@ from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from workers.contract import Event, Progress
 
-REPORT = Path(__file__).parent.parent / "docs" / "load.md"
+REPORT = Path(__file__).parent.parent / "docs" / "results" / "load.md"
 HEAD = "| what | database | p50 | p95 | p99 | promised | kept |\n|---|---|---|---|---|---|---|"
 RUNS, EVENTS, LISTENERS = 100_000, 1_000_000, 200
 QUEUES = (100, 1_000, 10_000)
@@ -334,10 +334,10 @@ def report(lines: list[str]) -> str:
 
 INTRODUCTION = f"""# The service under load
 
-Measured by `make load` on {{machine}}, {{day}}; callers, API and database share the machine. SQLite commits
-with `synchronous=FULL`, PostgreSQL with `fsync`; the API is one process on SQLite and one a core on
-PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's lines are its own
-work: Ray is represented by a job table that answers at once.
+Measured by `make load` on {{machine}}, {{day}}. Clients, API and database share the
+machine. SQLite commits with `synchronous=FULL`, PostgreSQL with `fsync`. The API is one process on SQLite and one
+per core on PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's rows measure
+its own work: Ray is replaced by a job table that answers at once.
 
 {HEAD}
 """

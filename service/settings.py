@@ -21,12 +21,17 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GRAFTLAB_", extra="ignore")
 
     data_dir: Path = Path("graftlab-data")
+    """Folder of databases, storage, logs and secrets of the lab."""
     database_url: str = ""
+    """The service's database, SQLite or PostgreSQL; empty: `graftlab.db` in the data folder."""
     optuna_url: str = ""
     """Optuna's own database, never the service's: both have a table `alembic_version`."""
     storage: str = ""
+    """For artifacts and events: a folder or an fsspec URI; empty: `storage` in the data folder."""
     ray_dashboard: str = "http://127.0.0.1:8265"
+    """Address of Ray's dashboard, which takes jobs."""
     ray_token_file: Path | None = None
+    """File with the cluster's token; else Ray's own variable `RAY_AUTH_TOKEN`."""
     mlflow_url: str = "http://127.0.0.1:5000/mlflow"
     """Of MLflow's server, with the path under which it answers; the lab shows it under `/mlflow/`."""
     mlflow_bind: str = "127.0.0.1"
@@ -34,20 +39,25 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Of the API. Ray and MLflow of the embedded lab listen on loopback whatever this says."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Of the API and pages; 0: any free port."""
     listen_fd: int | None = None
     """A socket that listens already, handed over by whoever started this process; then `port` is its port."""
     lab_id: str = ""
     """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    """Host headers that the API answers to; `host` is added."""
     api_processes: int = Field(default=0, ge=0)
     """Of the API; 0: one on SQLite, which has one writer, else one a core up to four."""
     requests_per_second: float = Field(default=100.0, gt=0)
     """That one key, or one address without a valid key, may send in the long run; all processes count."""
     requests_burst: int = Field(default=400, ge=1)
+    """How many of these may come at once."""
     worker_python: str = sys.executable
+    """The Python that starts attempts on the cluster."""
     cpus: int = Field(default_factory=lambda: cores())
     """CPUs that running attempts may ask for together."""
     gpus: int = 0
+    """GPUs that running attempts may ask for together."""
 
     webhooks: bool = False
     """Whether the lab calls addresses that admins register when something has ended."""
@@ -58,9 +68,9 @@ class Settings(BaseSettings):
     webhook_retry_seconds: float = Field(default=5.0, ge=0)
     """After the first attempt; four times as long after each further one, six hours at most."""
     webhook_attempts: int = Field(default=8, ge=1)
+    """After the last of them a delivery has failed and stays to be looked at."""
     webhook_days: float = Field(default=30.0, ge=0)
     """How long deliveries that have ended stay to be looked at."""
-    """After the last of them a delivery has failed and stays to be looked at."""
 
     round_seconds: float = 1.0
     """The longest wait between two rounds; what is recorded meanwhile ends it."""
@@ -75,6 +85,7 @@ class Settings(BaseSettings):
     hold_line_seconds: float = 600.0
     """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
     checkpoint_seconds: float = 30.0
+    """Time between two checkpoints of a stage."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """How many of a stage's newest stay until its run ends; then the newest intact one does."""
     keep_best: bool = False
@@ -84,7 +95,9 @@ class Settings(BaseSettings):
     warm_seconds: float = Field(default=60.0, ge=0)
     """How long a worker group waits for another run of the same backbone and resources; 0: it does not."""
     retry_seconds: float = 2.0
+    """Pause before the second attempt; it doubles with each further one, ten minutes at most."""
     max_attempts: int = 5
+    """Attempts of a run that count against it before it fails."""
 
     def model_post_init(self, context: object) -> None:
         self.data_dir = self.data_dir.expanduser().absolute()
