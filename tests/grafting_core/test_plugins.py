@@ -1,7 +1,6 @@
-"""Other packages add operator kinds by entry points; the worked example of the README does as it says."""
+"""Other packages add operator kinds by entry points."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,17 +73,3 @@ def test_a_registered_kind_is_used_like_our_own(tmp_path: Path) -> None:
 def test_a_kind_that_exists_is_refused_by_name(tmp_path: Path) -> None:
     done = run(tmp_path, "hyena_x")
     assert "operator kind 'hyena_x' of halving_spec:Half exists: this package" in done.stderr
-
-
-def test_the_worked_example_of_the_readme_passes_the_health_report(tmp_path: Path) -> None:
-    """Its two modules and its entry points, word for word, but for the module's place."""
-    text = (ROOT / "grafting_core" / "README.md").read_text()
-    spec, module = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    module = module.replace("grafting_core.specs.operators.shift", "token_spec")
-    registered = re.findall(r'entry-points."(.*?)"\]\n(\w+) = "my_package\.\w+:(\w+)"', text)
-    names = {"TokenShift": "token_spec", "build_shift": "token_shift"}
-    points = "".join(f"[{group}]\n{kind} = {names[what]}:{what}\n" for group, kind, what in registered)
-    modules = {"token_spec": spec, "token_shift": module}
-    done = installed(tmp_path, modules, points, ["-m", "grafting_core.surgery.check_operator", "token_shift"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "a token sees -1 to +0" in done.stdout
