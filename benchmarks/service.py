@@ -1,8 +1,8 @@
 """The service under load on SQLite and PostgreSQL: `python -m benchmarks.service [--write] [--soak 1800]`.
 
 Prints a table of p50/p95/p99 in milliseconds against the figures the service promises; `--write` puts it into
-docs/results/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API and database
-share the machine.
+docs/results/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API and
+database share the machine.
 """
 
 import argparse
@@ -334,10 +334,10 @@ def report(lines: list[str]) -> str:
 
 INTRODUCTION = f"""# The service under load
 
-Measured by `make load` on {{machine}}, {{day}}. Clients, API and database share the
-machine. SQLite commits with `synchronous=FULL`, PostgreSQL with `fsync`. The API is one process on SQLite and one
-per core on PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's rows measure
-its own work: Ray is replaced by a job table that answers at once.
+Measured by `make load` on {{machine}}, {{day}}. Clients, API and database share the machine. SQLite commits
+with `synchronous=FULL`, PostgreSQL with `fsync`. The API is one process on SQLite and one per core on
+PostgreSQL, as by default. Figures are milliseconds unless a unit is named. The scheduler's rows measure its
+own work: Ray is replaced by a job table that answers at once.
 
 {HEAD}
 """

@@ -190,16 +190,16 @@ def test_every_operation_keeps_its_contract(client: TestClient, database_kind: s
 
 HEAD = """# The REST interface against its OpenAPI document
 
-`make schemathesis` generates valid and invalid requests from the OpenAPI document, sends them to the application
-over each database, and checks every answer: no server error; status, headers and body as documented; invalid data
-refused; deleted things not found; authentication required; undefined methods refused. Excluded are
-`/runs/{id}/events`, a stream that ends with its run, and `/readyz`, which the document does not link to; both have
-tests of their own. It is not checked that a valid request succeeds: a document may fit the schema and still name a
-layer that does not exist.
+`make schemathesis` generates valid and invalid requests from the OpenAPI document, sends them to the
+application over each database, and checks every answer: no server error; status, headers and body as
+documented; invalid data refused; deleted things not found; authentication required; undefined methods
+refused. Excluded are `/runs/{id}/events`, a stream that ends with its run, and `/readyz`, which the
+document does not link to; both have tests of their own. It is not checked that a valid request succeeds: a
+document may fit the schema and still name a layer that does not exist.
 
-The rows "bad kinds" are requests that the document forbids: bodies with huge numbers in every notation, with too
-many levels or characters, with repeated keys, aliases or tags, ids of thousands of characters, and invisible text.
-Every operation refuses them with a status from 400 to 499 and an answer below 60 kB.
+The rows "bad kinds" are requests that the document forbids: bodies with huge numbers in every notation,
+with too many levels or characters, with repeated keys, aliases or tags, ids of thousands of characters, and
+invisible text. Every operation refuses them with a status from 400 to 499 and an answer below 60 kB.
 
 | database | operations | good requests | bad requests | operations with a breach |
 |---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""Intervals hold the truth about as often as they say, in a small run of the table in docs/concepts/evaluation.md."""
+"""Intervals cover the true value about as often as docs/concepts/evaluation.md says, in a smaller run."""
 
 import pytest
 
