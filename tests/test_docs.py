@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ import sys
 from pathlib import Path
 from fastapi.testclient import TestClient
 from service.app import create_app
-from service.credentials import first_key
+from service.local_keys import first_key
 from service.settings import Settings
 folder = Path("data")
 headers = {"Authorization": f"Bearer {first_key(folder)}", "Content-Type": "application/yaml"}
@@ -42,6 +43,10 @@ assert answer.status_code == 200, answer.text
 edits = answer.json()["experiment"]["design"]["edits"]
 assert [edit["operator"]["kind"] for edit in edits] == ["token_shift", "token_shift"], edits
 """
+FOLDERS = (
+    *("grafting_core", "workers", "service", "migrations"),
+    *("tests", "benchmarks", "docker", "examples", "docs", "faults", "end_to_end"),
+)
 Done = subprocess.CompletedProcess[str]
 
 
@@ -125,6 +130,15 @@ def test_every_command_in_the_text_exists(page: Path) -> None:
                 break
             assert word in command.commands, f"graft {words}"
             command = command.commands[word]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_and_path_in_the_text_exists(page: Path) -> None:
+    for module in re.findall(r"`python -m ([\w.]+)", prose(page)):
+        assert find_spec(module) is not None, module
+    bases = (ROOT, ROOT / "tests") if page.name == "faults.md" else (ROOT,)
+    for path in re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", prose(page)):
+        assert any((base / path).exists() for base in bases), path
 
 
 @pytest.mark.parametrize("command", LOCAL)

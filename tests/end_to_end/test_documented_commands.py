@@ -18,9 +18,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from service.cli.lab import read_address
+from service.cli.discovery import read_address
 from service.client import GraftlabClient
-from service.credentials import first_key
+from service.local_keys import first_key
 from tests.support.documentation import LAB, ROOT, first_block
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(600)]

@@ -16,7 +16,7 @@ PAGES = (
 LANGUAGES = frozenset({"console", "python", "yaml", "toml", "ini", "text"})
 """Of code blocks. Commands are in `console` blocks alone, each on a line that begins with `$ `."""
 
-LOCAL = ("graft check-operator hyena_x", "python -m service.store.migrate --check")
+LOCAL = ("graft check-operator hyena_x", "python -m service.db.migrate --check")
 """Run without a lab in `tests/test_docs.py`."""
 PLUG_IN = (
     "pip install --no-deps --no-build-isolation ./my-package",
@@ -138,7 +138,7 @@ LAB = {
     ),
     "stop": (
         "graft down",
-        "python -m service.store.migrate",
+        "python -m service.db.migrate",
         "tar -czf graftlab-backup.tar.gz graftlab-data",
         "python -c \"import sqlite3; sqlite3.connect('graftlab-data/graftlab.db')"
         ".execute('VACUUM INTO \\'graftlab-backup.db\\'')\"",

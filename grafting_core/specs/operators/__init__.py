@@ -1,6 +1,6 @@
 """The one table of operator specs. Adding a kind: its class in a family file, one line in `BUILT_IN`.
 
-Other packages add kinds by entry points of the group `graftlab.operator_specs` (see grafting_core/README.md).
+Other packages add kinds by entry points of the group `graftlab.operator_specs`; docs/how-to/ shows how.
 """
 
 from importlib.metadata import entry_points
