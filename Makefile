@@ -27,7 +27,7 @@ check: $(VENV)/.installed-dev
 # The pages, in ./site; their generated parts are written anew first.
 docs: $(VENV)/.installed-dev
 	$(VENV)/bin/python docs/generate.py
-	$(VENV)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # About six minutes; `make load LOAD_ARGS="--write --soak 1800"` watches the memory for half an hour as well.
 LOAD_ARGS ?= --write

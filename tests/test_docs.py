@@ -6,11 +6,13 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
 from service.cli.main import app
+from service.domain.run_lifecycle import MOVES
 from tests.support.documentation import (
     DOCS,
     LAB,
@@ -27,6 +29,7 @@ from tests.support.documentation import (
     links,
     prose,
 )
+from workers.contract import Reason
 
 PLAN = """
 import sys
@@ -71,6 +74,19 @@ def test_every_setting_and_route_is_explained() -> None:
     for page in ("settings.md", "rest.md"):
         text = (DOCS / "reference" / page).read_text()
         assert not re.findall(r"^\| `[A-Z].*\|\s*\|$", text, re.MULTILINE)
+
+
+def test_the_table_of_states_is_that_of_the_service() -> None:
+    text = (DOCS / "architecture.md").read_text().split("## States of a run")[1]
+    moves: dict[str, set[str]] = {}
+    for states, allowed in re.findall(r"^\| ([`A-Z, ]+) \| (.*) \|$", text, re.MULTILINE):
+        moves |= {state: set(re.findall("[A-Z]+", allowed)) for state in re.findall("[A-Z]+", states)}
+    assert moves == {state: set(allowed) for state, allowed in MOVES.items()}
+
+
+def test_every_reason_is_explained() -> None:
+    text = (DOCS / "reference" / "events.md").read_text().split("## Reasons")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(get_args(Reason))
 
 
 def test_the_pages_build_and_load_nothing_from_elsewhere(tmp_path: Path) -> None:
