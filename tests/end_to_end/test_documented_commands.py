@@ -23,7 +23,7 @@ from service.client import GraftlabClient
 from service.local_keys import first_key
 from tests.support.documentation import LAB, ROOT, first_block
 
-pytestmark = [pytest.mark.large, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.large, pytest.mark.timeout(1800)]
 QUICK: dict[str, Any] = {
     "distill": {"steps": 4, "warmup_steps": 0, "batch_size": 16, "held_out": 16, "images": 200},
     "finetune": {"steps": 4, "warmup_steps": 0, "batch_size": 16, "images": 200},
