@@ -37,7 +37,11 @@ QUICK_STUDY: dict[str, Any] = {
     "promote": 1,
     "baselines": [],
 }
-LONG = {**QUICK, "finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
+LONG = {
+    **QUICK,
+    "budget": {"device_seconds": 600},
+    "finetune": {"steps": 100_000, "batch_size": 16, "images": 200},
+}
 MLFLOW_SCRIPT = """
 import mlflow
 mlflow.set_experiment("my own")
