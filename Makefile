@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test chaos chaos-study check docs load schemathesis format install install-dev browser clean
+.PHONY: demo test test-large chaos chaos-study check docs load schemathesis format install install-dev browser clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
