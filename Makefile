@@ -38,7 +38,7 @@ load: $(VENV)/.installed-dev
 schemathesis: $(VENV)/.installed-dev
 	rm -f docs/results/contract.md
 	SCHEMATHESIS_EXAMPLES=200 SCHEMATHESIS_REPORT=docs/results/contract.md \
-		$(VENV)/bin/python -m pytest --timeout 3600 tests/service/test_contract.py
+		$(VENV)/bin/python -m pytest --timeout 7200 -o faulthandler_timeout=0 tests/service/test_contract.py
 
 # Ten minutes of faults at a lab of its own; CHAOS_ARGS="--minutes 2 --runs 10 --seed 1" for less.
 chaos: $(VENV)/.installed-dev

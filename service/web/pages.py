@@ -18,7 +18,7 @@ from service.domain.leaderboard import leaderboard
 from service.domain.run_curves import loss_curves
 from service.domain.run_queries import find_runs
 from service.schemas.runs import RunDetail
-from service.web import login, studies
+from service.web import api_reference, login, studies
 from service.web.pictures import curves, quality_against_cost
 from service.web.rendering import HERE, templates
 
@@ -30,6 +30,7 @@ def mount(app: FastAPI) -> None:
     app.include_router(router)
     app.include_router(login.router)
     app.include_router(studies.router)
+    api_reference.mount(app)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 
 

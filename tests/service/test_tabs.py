@@ -1,17 +1,16 @@
 """Many tabs of runs under way in one real browser: all of them load, live, and leave room for others."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 
 from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.run_lifecycle import record, transition
 from service.settings import Settings
-from tests.support.api_server import serving
+from tests.support.browser import signed_in_browser
 from tests.support.builders import document
 
 TABS = 8
@@ -26,16 +25,8 @@ def database_kind() -> str:
 @pytest.fixture
 def browser(settings: Settings, client: TestClient) -> Iterator[tuple[BrowserContext, str]]:
     """Signed in, with the address of the lab."""
-    link = client.post("/api/v1/login-links").json()["path"]
-    with serving(settings) as port, sync_playwright() as driver:
-        path = shutil.which("chromium")
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        context, url = chromium.new_context(), f"http://127.0.0.1:{port}"
-        page = context.new_page()
-        page.goto(f"{url}{link}")
-        page.close()
-        yield context, url
-        chromium.close()
+    with signed_in_browser(settings, client) as opened:
+        yield opened
 
 
 def started(client: TestClient, database: Database) -> str:

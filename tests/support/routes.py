@@ -57,6 +57,8 @@ ROUTES: dict[str, Call] = {
     "GET /problems": constant(),
     "GET /problems/{code}": constant(fields={"code": "invalid"}),
     "GET /operators": constant(),
+    "GET /docs/api": constant(),
+    "MOUNT /static/swagger": constant(fields={"path": "swagger-ui.css"}),
     "GET /api/v1/operators": constant(),
     "GET /api/v1/backbones": constant(),
     "GET /api/v1/whoami": viewers(reads_database=False),
