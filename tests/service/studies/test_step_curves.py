@@ -159,7 +159,7 @@ def clocked(rate: float, processor: str) -> MeasuredCost:
     )
 
 
-def test_the_report_shows_both_curves_over_seconds_an_image_and_where_fewer_steps_win(
+def test_the_report_shows_both_curves_over_seconds_and_where_fewer_steps_win(
     lab: StudyHarness,
 ) -> None:
     """At 10 steps of the design the backbone has time for 5 and is better; at 2 it has time for none."""
