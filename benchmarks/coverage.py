@@ -1,16 +1,21 @@
 """How often 95 % intervals hold the truth: draws of known distributions, for every figure that has an
 interval.
 
-`python -m benchmarks.coverage [--dims 8 64] [--counts 50 5000] [--draws 200] [--only kid fid ...]` prints a
-table, figure x D x N, in per cent. A cell has two cases: samples of the reference's own distribution, and
-samples that are shifted and scaled. The truth is the population's own for `fid_infinity`, `kid` and
-`label_accuracy`; for the others, which are biased at N samples, it is what they are on average at N. Cells
-beyond 1,000 samples have a quarter of the draws.
+`python -m benchmarks.coverage [--dims 8 64] [--counts 50] [--draws 200] [--only kid fid] [--keep FOLDER]`
+prints a table, figure x D x N, in per cent, each with the 95 % range that its number of draws leaves. A cell
+has two cases: samples of the reference's own distribution, and samples that are shifted and scaled. The truth
+is the population's own for `fid_infinity`, `kid` and `label_accuracy`; for the others, which are biased at N
+samples, it is what they are on average at N.
+
+With `--keep` every draw is written down, and a later call, with more draws or after an interruption, goes on
+from those that are there.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +28,7 @@ from grafting_core.evaluation.metrics.intervals import (
     frechet_interval,
     label_interval,
     score_interval,
+    share_interval,
 )
 from grafting_core.evaluation.metrics.kid import kernel_distance, kernel_interval
 from grafting_core.evaluation.metrics.prdc import FIELDS, Manifold, overlap
@@ -30,9 +36,18 @@ from grafting_core.evaluation.metrics.prdc_intervals import overlap_intervals
 from grafting_core.evaluation.metrics.report import KID_SUBSETS
 
 Rows = npt.NDArray[np.float64]
-DIMS, COUNTS, DRAWS = (8, 24, 64), (50, 500, 5_000), 100
+DIMS, COUNTS = (8, 24, 64), (50, 500, 5_000)
 CLASSES, ACCURACY = 10, 0.9
 MANY = 1_000
+DRAWS: Mapping[str, tuple[int, int]] = {
+    "fid": (1_000, 1_000),
+    "fid_infinity": (400, 400),
+    "kid": (1_000, 100),
+    "overlap": (200, 100),
+    "is": (1_000, 1_000),
+    "label_accuracy": (1_000, 1_000),
+}
+"""Of a cell up to `MANY` samples, and beyond: as many as a processor makes in about ten minutes."""
 
 
 @dataclass(frozen=True)
@@ -147,21 +162,61 @@ TRUTH: Mapping[str, Callable[[Case], float]] = {
 }
 
 
-def coverage(
-    name: str, case: Case, draws: int, seed: int = 0, shrink: float = 1.0
-) -> dict[str, float | None]:
-    """Share of draws whose interval holds the truth, by figure; None where the figure has no interval.
+@dataclass(frozen=True)
+class Share:
+    """Of so many draws so many had an interval that held the truth."""
 
-    `shrink` narrows the intervals around their values, to see whether they are wider than need be.
+    hits: int
+    draws: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.draws
+
+    @property
+    def interval(self) -> Interval:
+        """95 % for the share of all draws that there could be."""
+        return share_interval(self.value, self.draws)
+
+
+def coverage(
+    name: str, case: Case, draws: int, shrink: float = 1.0, kept: Path | None = None
+) -> dict[str, Share | None]:
+    """How many draws' intervals hold the truth, by figure; None where the figure has no interval.
+
+    `shrink` narrows the intervals around their values, to see whether they are wider than need be. `kept` is
+    the file of this case's draws: those in it are not made again.
 
     Without a closed form the truth is the mean over these draws, which is far closer to it than one draw is.
     """
-    rng = np.random.default_rng(seed)
-    found = [DRAWING[name](case, rng) for _ in range(draws)]
+    found = _draws(name, case, draws, kept)
     return {figure: _share(case, figure, [drawn[figure] for drawn in found], shrink) for figure in found[0]}
 
 
-def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> float | None:
+def _draws(name: str, case: Case, draws: int, kept: Path | None) -> list[dict[str, Drawn]]:
+    """Draw i depends on i alone."""
+    lines = kept.read_text().splitlines() if kept and kept.exists() else []
+    found = [_read(line) for line in lines[:draws]]
+    for index in range(len(found), draws):
+        found.append(DRAWING[name](case, np.random.default_rng((0, index))))
+        if kept is not None:
+            with kept.open("a") as file:
+                file.write(_written(found[-1]) + "\n")
+    return found
+
+
+def _written(found: Mapping[str, Drawn]) -> str:
+    return json.dumps({figure: [drawn.value, drawn.interval] for figure, drawn in found.items()})
+
+
+def _read(line: str) -> dict[str, Drawn]:
+    return {
+        figure: Drawn(value, tuple(interval) if interval else None)
+        for figure, (value, interval) in json.loads(line).items()
+    }
+
+
+def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> Share | None:
     intervals = [
         tuple(each.value + shrink * (end - each.value) for end in each.interval)
         for each in drawn
@@ -171,13 +226,19 @@ def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> fl
         return None
     exact = TRUTH.get(figure)
     truth = exact(case) if exact else float(np.mean([each.value for each in drawn]))
-    return float(np.mean([low <= truth <= high for low, high in intervals]))
+    return Share(sum(low <= truth <= high for low, high in intervals), len(drawn))
 
 
-def both_cases(name: str, dims: int, count: int, draws: int) -> dict[str, tuple[float | None, ...]]:
+def both_cases(
+    name: str, dims: int, count: int, draws: int | None = None, folder: Path | None = None
+) -> dict[str, tuple[Share | None, ...]]:
     """Coverage in either case, by figure."""
-    cases = (Case(dims, count), Case(dims, count, shift=0.5, scale=1.2))
-    found = [coverage(name, case, draws if count <= MANY else draws // 4) for case in cases]
+    cases = {"same": Case(dims, count), "moved": Case(dims, count, shift=0.5, scale=1.2)}
+    most = draws or DRAWS[name][count > MANY]
+    found = [
+        coverage(name, case, most, kept=folder and folder / f"{name}-{dims}-{count}-{which}.jsonl")
+        for which, case in cases.items()
+    ]
     return {figure: tuple(each[figure] for each in found) for figure in found[0]}
 
 
@@ -186,25 +247,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dims", type=int, nargs="+", default=list(DIMS))
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--draws", type=int, help="of every cell, in place of the figure's own number")
+    parser.add_argument("--keep", type=Path, help="a folder for the draws of every cell")
     parser.add_argument("--only", nargs="+", choices=DRAWING, default=list(DRAWING))
     given = parser.parse_args()
+    if given.keep:
+        given.keep.mkdir(parents=True, exist_ok=True)
     print(f"| figure | D | {' | '.join(f'N = {count:,}' for count in given.counts)} |")
     print("|---" * (2 + len(given.counts)) + "|", flush=True)
     for name in given.only:
         for dims in given.dims:
-            print_rows(dims, [both_cases(name, dims, count, given.draws) for count in given.counts])
+            columns = [both_cases(name, dims, count, given.draws, given.keep) for count in given.counts]
+            print_rows(dims, columns)
 
 
-def print_rows(dims: int, columns: Sequence[dict[str, tuple[float | None, ...]]]) -> None:
+def print_rows(dims: int, columns: Sequence[dict[str, tuple[Share | None, ...]]]) -> None:
     for figure in columns[0]:
         cells = [_cell(column[figure]) for column in columns]
         print(f"| `{figure}` | {dims} | {' | '.join(cells)} |", flush=True)
 
 
-def _cell(shares: tuple[float | None, ...]) -> str:
-    """`none` where there is no interval."""
-    return ", ".join("none" if share is None else f"{share * 100:.0f}" for share in shares)
+def _cell(shares: tuple[Share | None, ...]) -> str:
+    """`95 (93-97)` of each case; `none` where there is no interval."""
+    return ", ".join("none" if share is None else _shown(share) for share in shares)
+
+
+def _shown(share: Share) -> str:
+    low, high = share.interval
+    return f"{share.value * 100:.0f} ({low * 100:.0f}-{high * 100:.0f})"
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ class StudyRunRow(Base):
 
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
     role: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """`fill`, `screen`, `promote`, `calibrate`, `baseline`."""
+    """`fill`, `screen`, `promote`, `calibrate`, `baseline`, `curve`."""
     label: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The round, the trial's number or the baseline's name."""
+    """The round, the trial's number, the baseline's name or what is sampled in how many steps."""
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), unique=True)
     trial: Mapped[int | None]

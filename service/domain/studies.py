@@ -23,7 +23,7 @@ from service.log_once import plain
 from service.schemas.runs import TERMINAL, StudyPhase, StudyState
 from service.schemas.studies import StudyExtension
 
-Role = Literal["fill", "screen", "promote", "calibrate", "baseline"]
+Role = Literal["fill", "screen", "promote", "calibrate", "baseline", "curve"]
 MOVES: dict[StudyState, frozenset[StudyState]] = {
     "RUNNING": frozenset({"PAUSED", "DONE", "STOPPED", "FAILED"}),
     "PAUSED": frozenset({"RUNNING", "STOPPED"}),

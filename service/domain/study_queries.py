@@ -12,10 +12,13 @@ from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
 from service.db.tables import RunRow, StageRow
 from service.domain.run_queries import parsed, spends_of
-from service.domain.studies import runs_of, spec_of_study, study_spends, trials_of
+from service.domain.studies import Role, runs_of, spec_of_study, study_spends, trials_of
 from service.domain.tracking_endpoints import link
 from service.schemas.studies import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
 
+FINISHING: tuple[Role, ...] = ("promote", "calibrate", "baseline")
+"""Runs that finish a design under the study's own protocol."""
+EVALUATED: tuple[Role, ...] = (*FINISHING, "curve")
 NONE = ("{}", "null")
 """Of a document that is stored as text: nothing in it."""
 
@@ -140,7 +143,8 @@ def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
 
 def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Comparison]:
     """The best promoted against every baseline, also against one whose design was promoted itself."""
-    best, by_trial = best_run(runs), {run.trial: run for run in runs if run.trial is not None}
+    best = best_run(runs)
+    by_trial = {run.trial: run for run in runs if run.trial is not None and run.role in FINISHING}
     named = {name: run for run in runs if run.role == "baseline" for name in run.label.split(SHARED)}
     for trial in trials:
         if trial.source.startswith("baseline ") and trial.number in by_trial:
@@ -199,7 +203,6 @@ def _run(
     cost = figures.get("cost") or {}
     whole = (float(spec.space.base_flops), float(spec.space.base_params))
     flops, params = costs.get(-1 if row.trial is None else row.trial, whole)
-    share = _step_share(spec, run) if row.label == "fewer_steps" else 1.0
     return StudyRun(
         role=row.role,
         label=row.label,
@@ -207,8 +210,8 @@ def _run(
         trial=row.trial,
         state=run.state,
         quality=metrics.get(spec.quality),
-        flops=flops * share if row.role in ("promote", "calibrate", "baseline") else None,
-        params=params if row.role in ("promote", "calibrate", "baseline") else None,
+        flops=flops * _step_share(spec, run) if row.role in EVALUATED else None,
+        params=params if row.role in EVALUATED else None,
         sampling_steps=run.experiment.spec.get("evaluate", {}).get("sampling_steps"),
         seconds_per_image=1 / cost["images_per_second"] if cost.get("images_per_second") else None,
         hardware=cost.get("hardware", {}).get("processor"),

@@ -1,6 +1,6 @@
 """Where a study's report is; apart from what renders it, which loads plotting libraries."""
 
-FIGURES = ("pareto", "screening", "history", "parallel", "importances", "map")
+FIGURES = ("pareto", "steps", "screening", "history", "parallel", "importances", "map")
 REPORT_FILES = ("report.md", "report.html", *(f"{name}.png" for name in FIGURES))
 
 

@@ -42,6 +42,7 @@ from service.settings import Settings
 from service.studies.promotion import collect_finals, submit_finals
 from service.studies.publishing import publish_report
 from service.studies.specs import available, fill_work, item_scores, screening_work, unreadable
+from service.studies.step_curves import submit_curves
 from service.studies.subprocess import proposals
 from service.studies.trial_round import note_predictions, numbers_of, open_book
 
@@ -232,8 +233,12 @@ class Driver:
                 advance(row, "learn")
 
     def _learn(self, study: StudyRow) -> None:
-        """Refit; go on with the next round while rounds and budget last."""
+        """Refit; go on with the next round while rounds and budget last. The last one has the step curves
+        measured first.
+        """
         spec = spec_of_study(study)
+        if study.round >= spec.rounds and self._measures_curves(study, spec):
+            return
         with self._changing(study) as (session, row):
             if row is None:
                 return
@@ -251,6 +256,21 @@ class Driver:
                 move(session, row, "DONE", "the budget is spent; what was found is kept" if spent else None)
             else:
                 advance(row, "screen")
+
+    def _measures_curves(self, study: StudyRow, spec: StudySpec) -> bool:
+        """Submit what is missing of the step curves, within the budget; False where nothing is under way."""
+        with self.database.reading() as session:
+            under_way = any(run.state not in TERMINAL for _, run in runs_of(session, study.id, ("curve",)))
+        if under_way:
+            self._hold_to_budget(study, spec)
+            return True
+        with self._changing(study) as (session, row):
+            if row is None:
+                return True
+            spent = study_spend(session, row.id)
+            if spec.budget.exceeded_by(spent):
+                return False
+            return submit_curves(session, row, remaining(spec.budget, spent)) > 0
 
     def _spent(self, session: Session, study: StudyRow, spec: StudySpec) -> bool:
         return spec.budget.exceeded_by(study_spend(session, study.id)) is not None

@@ -19,6 +19,7 @@ from service.domain.study_report_paths import FIGURES
 from service.schemas.studies import StudyDetail, StudyTrial
 from service.studies.finals import costs_shown, finals, front_figure, front_picture
 from service.studies.optuna_study import quiet
+from service.studies.step_figures import steps_figure, steps_picture
 
 mpl.use("Agg")
 BEST_SHOWN = 10
@@ -57,6 +58,7 @@ def interactive(detail: StudyDetail) -> dict[str, Any]:
             study, target=_quality, target_name=metric
         ),
         "pareto": lambda: front_figure(detail),
+        "steps": lambda: steps_figure(detail),
         "screening": lambda: visualization.plot_pareto_front(study, target_names=_screened(detail)),
         "parallel": lambda: visualization.plot_parallel_coordinate(
             study, target=_quality, target_name=metric
@@ -75,6 +77,7 @@ def pictures(detail: StudyDetail) -> dict[str, bytes]:
     plots: Mapping[str, Callable[[], Any]] = {
         "history": lambda: still.plot_optimization_history(study, target=_quality, target_name=metric),
         "pareto": lambda: front_picture(detail),
+        "steps": lambda: steps_picture(detail),
         "screening": lambda: still.plot_pareto_front(study, target_names=_screened(detail)),
         "parallel": lambda: still.plot_parallel_coordinate(study, target=_quality, target_name=metric),
         "importances": lambda: still.plot_param_importances(study, target=_quality, target_name=metric),

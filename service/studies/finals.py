@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from grafting_core.specs.studies.selection import fronts
+from service.domain.study_queries import FINISHING
 from service.schemas.studies import StudyDetail, StudyRun
 
 Kind = tuple[str, str, str]
@@ -39,7 +40,7 @@ def name_of(run: StudyRun) -> str:
 
 def finals(detail: StudyDetail) -> list[Final]:
     """Best quality first."""
-    done = [run for run in detail.runs if run.quality is not None and run.flops is not None]
+    done = [run for run in detail.runs if run.role in FINISHING and run.quality is not None]
     points = [
         (run.quality or 0.0, *(float(getattr(run, cost)) for cost in detail.spec.costs)) for run in done
     ]
@@ -107,30 +108,3 @@ def _draw(axes: Any, placed: Sequence[tuple[Final, float]]) -> None:
     for each, place in placed:
         weight = "bold" if each.on_front else "normal"
         axes.annotate(each.name, (place, each.quality), fontsize=7, fontweight=weight)
-
-
-def step_rows(detail: StudyDetail) -> list[list[str]]:
-    """Quality, sampling steps and time an image of the untouched backbone and of the best promoted design.
-
-    The first row is the head; there are no others where neither is finished.
-    """
-    head = ["sampled", "steps", detail.quality, "FLOPs an image", "seconds an image", "measured on"]
-    named = {run.label: run for run in detail.runs if run.role == "baseline" and run.trial is None}
-    best = next(
-        (run for run in detail.runs if run.trial is not None and run.trial == detail.best_trial), None
-    )
-    curves = [("the backbone", named.get("teacher")), ("the backbone", named.get("fewer_steps"))]
-    shown = [*curves, (f"the best promoted design, {name_of(best)}" if best else "", best)]
-    return [head, *(_step_row(detail, name, run) for name, run in shown if run and run.quality is not None)]
-
-
-def _step_row(detail: StudyDetail, name: str, run: StudyRun) -> list[str]:
-    seconds = "not measured" if run.seconds_per_image is None else f"{run.seconds_per_image:.4g}"
-    return [
-        name,
-        str(run.sampling_steps or "-"),
-        f"{run.quality:.4g}",
-        f"{_share(detail, run, 'flops'):.3f}x",
-        seconds,
-        run.hardware or "-",
-    ]

@@ -7,13 +7,16 @@ from plotly.offline import get_plotlyjs
 
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.studies.selection import fronts
+from service.domain.study_queries import FINISHING
 from service.domain.study_report_paths import FIGURES
 from service.schemas.studies import StudyDetail, StudyRun
 from service.studies.figures import best_designs, interactive, pictures
-from service.studies.finals import finals, name_of, step_rows
+from service.studies.finals import finals, name_of
+from service.studies.step_figures import step_remarks, step_rows
 
 TITLES = {
     "pareto": "Quality against cost: the Pareto front",
+    "steps": "Step curves: quality against time an image, by number of sampling steps",
     "screening": "Screening: the first rung against cost, before any finetuning",
     "history": "History of screening",
     "parallel": "Parallel coordinates of screening",
@@ -54,10 +57,7 @@ def remarks(detail: StudyDetail) -> list[str]:
     told = [
         "Screening judges designs before finetuning: a baseline is in its plots only where a trial has the "
         "same design. Final quality decides, and every finished run is in that plot.",
-        f"Of quality over sampling steps this study has {len(step_rows(detail)) - 1} points, those in the "
-        "table: at most the backbone's at the protocol's steps and at as many as the limit on FLOPs pays "
-        "for, and the best promoted design's at the protocol's. That design at fewer steps was not measured. "
-        "Times of different hardware cannot be compared.",
+        *step_remarks(detail),
     ]
     card = backbone_cards().get(detail.backbone)
     if card is not None and card.dims.num_tokens < FEW_TOKENS:
@@ -150,7 +150,7 @@ def _finished(detail: StudyDetail) -> list[list[str]]:
     trials = {trial.number: trial for trial in detail.trial_rows}
     front = {each.run.run_id for each in finals(detail) if each.on_front}
     rows = []
-    shown = [run for run in detail.runs if run.trial is not None or run.role == "baseline"]
+    shown = [run for run in detail.runs if run.role in FINISHING]
     for run in sorted(shown, key=lambda run: run.quality if run.quality is not None else float("inf")):
         trial = None if run.trial is None else trials[run.trial]
         first = trial.screened.get(screened) if trial else None

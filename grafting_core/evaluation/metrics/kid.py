@@ -73,7 +73,7 @@ class _Variances:
 
     @classmethod
     def of(cls, ones: Floats, others: Floats) -> "_Variances":
-        """Unbiased but for being cut off at zero: a row's mean holds a share of the pairs' variance."""
+        """Unbiased: a row's mean holds a share of the pairs' variance. A row's own may come out negative."""
         within, beyond, across = _kernel(ones, ones), _kernel(others, others), _kernel(ones, others)
         np.fill_diagonal(within, (within.sum(axis=1) - np.diag(within)) / (len(ones) - 1))
         np.fill_diagonal(beyond, (beyond.sum(axis=1) - np.diag(beyond)) / (len(others) - 1))
@@ -82,13 +82,18 @@ class _Variances:
         pairs = [_centred_square(kernel) for kernel in (within, beyond, across)]
         one -= pairs[0] / len(ones) + pairs[2] / len(others)
         other -= pairs[1] / len(others) + pairs[2] / len(ones)
-        return cls(max(0.0, one), max(0.0, other), *pairs)
+        return cls(one, other, *pairs)
 
     def at(self, count: int, other_count: int) -> float:
-        """The variance of the distance of so many rows."""
+        """The variance of the distance of so many rows.
+
+        Two draws of one distribution have the pairs' variance alone, and an estimate of the rows' that is
+        above zero as often as below: cutting it off at zero would make their intervals too wide.
+        """
         rows = 4 * self.one / count + 4 * self.other / other_count
         pairs = 2 * self.ones / count**2 + 2 * self.others / other_count**2
-        return rows + pairs + 4 * self.between / (count * other_count)
+        pairs += 4 * self.between / (count * other_count)
+        return max(rows + pairs, pairs / 2)
 
 
 def _centred_square(kernel_NM: Floats) -> float:

@@ -69,8 +69,10 @@ def _density_interval(samples: Tensor, reference: Tensor, mean: float) -> Interv
         kept = torch.ones(len(others), dtype=torch.bool).index_fill_(0, block, False)
         radii = _radii(within[kept][:, kept])[:, DENSITY_NEIGHBOURS - 1]
         left.append(float((across[:, kept] <= radii).sum(1).double().mean()) / DENSITY_NEIGHBOURS)
-    variance = float(inside.var()) / len(samples) + jackknife_variance(left) * len(others) / len(reference)
-    half = T_19 * sqrt(variance)
+    # Both parts hold the variance of pairs of a sample and a ball: rare ones, so that it is their mean.
+    pairs = float(inside.mean()) / DENSITY_NEIGHBOURS / len(ones)
+    balls = max(0.0, jackknife_variance(left) - pairs) * len(others) / len(reference)
+    half = T_19 * sqrt(float(inside.var()) / len(samples) + balls)
     return max(0.0, mean - half), mean + half
 
 

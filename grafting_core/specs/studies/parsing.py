@@ -267,6 +267,7 @@ def _resolved(asked: StudyDocument, card: BackboneCard, protocol: EvaluationProt
         calibrate=asked.calibrate,
         rounds=min(asked.rounds, asked.screening.trials, asked.promote),
         baselines=asked.baselines,
+        step_curve=asked.step_curve,
         distill=asked.distill,
         finetune=asked.finetune,
         evaluate=protocol,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from math import ceil
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -38,6 +38,8 @@ Group = Annotated[tuple[BlockIndex, ...], Field(max_length=MAX_LAYERS)]
 
 
 ShortName = Annotated[str, Field(max_length=64)]
+StepShares = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=16)]
+STEP_SHARES = (0.2, 0.4, 0.7)
 
 
 class Groups(Frozen):
@@ -101,6 +103,9 @@ class StudyDocument(Frozen):
     calibrate: Annotated[int, Field(ge=0, le=1000)] = 0
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
     baselines: Annotated[tuple[BaselineName, ...], Field(max_length=len(BASELINES))] = BASELINES
+    step_curve: StepShares = STEP_SHARES
+    """Shares of the protocol's sampling steps at which the backbone and the best promoted design are
+    evaluated too; none measures no curve."""
     preset: PresetName = "demo"
     distill: DistillPlan = DistillPlan()
     finetune: FinetunePlan = FinetunePlan()
@@ -124,6 +129,7 @@ class StudySpec(Frozen):
     `calibrate` hybrids spread over the screening's range are finetuned too, for the predictor to learn from.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"step_curve"})
     name: str
     backbone: BackboneRef
     space: Space
@@ -139,6 +145,7 @@ class StudySpec(Frozen):
     calibrate: int = 0
     rounds: int = 1
     baselines: tuple[BaselineName, ...] = BASELINES
+    step_curve: StepShares = STEP_SHARES
     distill: DistillPlan
     finetune: FinetunePlan
     evaluate: EvaluationProtocol
