@@ -25,6 +25,7 @@ from service.requesting import (
 from service.schemas.bank import Cleared, ScionPage, ScionView, Verified
 from service.schemas.checks import CheckPage, CheckView
 from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
+from service.schemas.rung_agreement import LatencyTable
 from service.schemas.runs import (
     TERMINAL,
     AccountView,
@@ -98,6 +99,11 @@ class GraftlabClient:
     def profile(self, backbone: str) -> BackboneProfile:
         """The newest profile of a backbone. Raises ApiProblem where none was measured."""
         return self._parse(BackboneProfile, self._ask("GET", f"/backbones/{backbone}/profile"))
+
+    def latencies(self, kind: str | None = None, tokens: int | None = None) -> LatencyTable:
+        """The latency table, of one kind or number of tokens where given."""
+        params = {name: value for name, value in (("kind", kind), ("tokens", tokens)) if value is not None}
+        return self._parse(LatencyTable, self._ask("GET", "/latencies", params=params))
 
     def runs(self, limit: int = 50, cursor: str | None = None, prefix: str | None = None) -> RunPage:
         """A page of runs, newest first."""

@@ -7,6 +7,7 @@ Layout under the storage root (an fsspec URI):
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
     evaluations/<key>/                 report.json, samples.png, chunks/<first index>.chunk; see kept_samples
     costs/<key>/<hardware>.json        what the network of this evaluation costs by the clock
+    latencies/<key>.json               a row of the latency table: one operator on one kind of device
     references/<key>/                  reference.npz: what samples are compared with
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   what the scheduler asks for
@@ -28,7 +29,7 @@ from grafting_core.specs.jobs import Work
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.storage.storage import Storage
 
-StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen"]
+StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order in which they are shown."""
 

@@ -19,7 +19,7 @@ from workers.logs import setup_logging
 from workers.observer import AttemptStoppedEarly, Brake
 from workers.preemption import DrainWatch, own_node_drains
 from workers.reuse import tickets
-from workers.stages import analyze, distill, evaluate, fill, finetune
+from workers.stages import analyze, distill, evaluate, fill, finetune, measure
 from workers.stages.context import Context, Group, Stage
 from workers.usage import Meter, difference
 
@@ -107,5 +107,6 @@ WALKS: Mapping[str, Callable[[Context], None]] = {
     "graft": run_stages,
     "fill": partial(run_stage, stage=fill.run),
     "analysis": partial(run_stage, stage=analyze.run),
+    "latency": partial(run_stage, stage=measure.run),
 }
 """Kind of work -> what carries it out."""

@@ -18,6 +18,7 @@ from grafting_core.specs.cost import (
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Work
+from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec
 from grafting_core.specs.screening import ScreeningSpec
 from grafting_core.specs.studies.ladder import rung_cost
 from workers.contract import StageName
@@ -69,11 +70,18 @@ def _screening_costs(spec: ScreeningSpec) -> StepCosts:
     return {"screen": StepCost(total / counts)}
 
 
+def _latency_costs(spec: LatencySpec) -> StepCosts:
+    """A step is a row: at most so many rounds of three forwards, each about the backbone's."""
+    forward = backbone_cards()[spec.backbone.name].forward_flops()
+    return {"measure": StepCost(3.0 * MOST_ROUNDS * spec.batch * forward)}
+
+
 COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "graft": _graft_costs,
     "fill": _fill_costs,
     "analysis": _analysis_costs,
     "screening": _screening_costs,
+    "latency": _latency_costs,
 }
 """Kind of work -> what a step of each of its stages costs."""
 

@@ -8,10 +8,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,16 @@ from torch.profiler import ProfilerActivity, profile
 from grafting_core.backbones.fast_forward import forward_of
 from grafting_core.backbones.registry import Backbone
 from grafting_core.diffusion.sampling import sample_images
-from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.plans import EvaluationProtocol, Precision
 from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Parameters
+from grafting_core.training.optim import autocast
 
 PAIRS, FEWEST_PAIRS, WARM_UPS, RESAMPLES = 30, 10, 3, 2_000
 SECONDS = 2.0
 """Of one comparison: beyond them the fewest pairs must do."""
 EMBEDDERS = ("norm1.emb", "x_embedder", "t_embedder", "y_embedder")
 Job = Callable[[], object]
+Floats = npt.NDArray[np.float64]
 # Or the profiler tells standard error that it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
@@ -43,7 +46,8 @@ def measure_cost(
     """All of it, for a network in evaluation mode: about 200 forwards, and samples of a micro-batch."""
     batches = (1, protocol.micro_batch)
     ours, theirs = (
-        [forward_job(backbone, each, size) for size in batches] for each in (network, backbone.transformer)
+        [forward_job(backbone, each, size, protocol.precision) for size in batches]
+        for each in (network, backbone.transformer)
     )
     cold = seconds_of(ours[-1], backbone.device)
     latencies = [
@@ -52,7 +56,7 @@ def measure_cost(
     ]
     rates = sampling_rates(backbone, network, protocol)
     return MeasuredCost(
-        hardware=hardware_of(backbone.device),
+        hardware=hardware_of(backbone.device, protocol.precision),
         parameters=count_parameters(network, grafted_params),
         flops_per_forward=flops_per_forward,
         flops_per_image=flops_per_image,
@@ -64,7 +68,7 @@ def measure_cost(
     )
 
 
-def hardware_of(device: torch.device) -> Hardware:
+def hardware_of(device: torch.device, precision: Precision = "float32") -> Hardware:
     """The fingerprint of this machine and what it computes with."""
     cuda = device.type == "cuda"
     return Hardware(
@@ -75,6 +79,7 @@ def hardware_of(device: torch.device) -> Hardware:
         memory_gib=round(psutil.virtual_memory().total / 2**30),
         torch=torch.__version__,
         driver=torch.version.cuda if cuda else None,
+        dtype=precision,
     )
 
 
@@ -101,7 +106,7 @@ def count_parameters(network: nn.Module, grafted: int) -> Parameters:
     )
 
 
-def forward_job(backbone: Backbone, network: nn.Module, batch: int) -> Job:
+def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: Precision = "float32") -> Job:
     """One forward as sampling does it, on fixed inputs that are in place already."""
     card = backbone.card
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +117,7 @@ def forward_job(backbone: Backbone, network: nn.Module, batch: int) -> Job:
     forward = forward_of(network)
 
     def job() -> object:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(backbone.device, precision):
             return forward(latents, 500, labels)
 
     return job
@@ -133,12 +138,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency:
+def compare(
+    job: Job, teacher: Job, device: torch.device, batch: int, seconds: float = SECONDS, most: int = PAIRS
+) -> Latency:
     """In pairs after a warm-up; the ratio is the median over pairs, its interval a bootstrap over them."""
-    ours, theirs = np.array(_pairs(job, teacher, device)).T
+    ours, theirs = interleaved([job, teacher], device, seconds, most).T
     pairs, ratios = len(ours), np.log(ours / theirs)
-    draws = np.random.default_rng(0).integers(0, pairs, (RESAMPLES, pairs))
-    low, high = np.exp(np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975]))
+    low, high = np.exp(median_interval(ratios))
     fast, slow = np.quantile(ours, [0.2, 0.8])
     return Latency(
         batch=batch,
@@ -153,19 +159,38 @@ def compare(job: Job, teacher: Job, device: torch.device, batch: int) -> Latency
     )
 
 
-def _pairs(job: Job, teacher: Job, device: torch.device) -> list[tuple[float, float]]:
-    """Seconds of both, each first in every second pair: what runs second finds other caches."""
+def median_interval(values: Floats) -> tuple[float, float]:
+    """95 % for the median, by bootstrap over the values."""
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def interleaved(
+    jobs: Sequence[Job],
+    device: torch.device,
+    seconds: float = SECONDS,
+    most: int = PAIRS,
+    enough: Callable[[Floats], bool] = lambda times: False,
+) -> Floats:
+    """Seconds of every job by round [rounds, jobs], after a warm-up.
+
+    Each round begins one job further on: what runs after another finds that one's caches. From the fewest
+    rounds on, `enough` may end them.
+    """
     for _ in range(WARM_UPS):
-        job()
-        teacher()
-    times, end = list[tuple[float, float]](), time.perf_counter() + SECONDS
-    while len(times) < FEWEST_PAIRS or (len(times) < PAIRS and time.perf_counter() < end):
-        if len(times) % 2:
-            other, own = seconds_of(teacher, device), seconds_of(job, device)
-        else:
-            own, other = seconds_of(job, device), seconds_of(teacher, device)
-        times.append((own, other))
-    return times
+        for job in jobs:
+            job()
+    rounds, end = list[list[float]](), time.perf_counter() + seconds
+    while len(rounds) < FEWEST_PAIRS or (
+        len(rounds) < most and time.perf_counter() < end and not enough(np.array(rounds))
+    ):
+        times = [0.0] * len(jobs)
+        for turn in range(len(jobs)):
+            at = (len(rounds) + turn) % len(jobs)
+            times[at] = seconds_of(jobs[at], device)
+        rounds.append(times)
+    return np.array(rounds)
 
 
 def sampling_rates(

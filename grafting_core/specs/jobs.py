@@ -12,9 +12,12 @@ from pydantic import Discriminator, TypeAdapter
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.experiment import ExperimentSpec, protocol_digest
 from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.latency import LatencySpec
 from grafting_core.specs.screening import ScreeningSpec
 
-Work = Annotated[ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec, Discriminator("kind")]
+Work = Annotated[
+    ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec, Discriminator("kind")
+]
 WORK: TypeAdapter[Work] = TypeAdapter(Work)
 
 LAST_STAGES: Mapping[str, str] = {
@@ -22,6 +25,7 @@ LAST_STAGES: Mapping[str, str] = {
     "analysis": "analyze",
     "fill": "distill",
     "screening": "screen",
+    "latency": "measure",
 }
 """Kind -> the stage whose report means that the work is done."""
 

@@ -170,6 +170,18 @@ def operators(url: Url = None, json: AsJson = False) -> None:
 
 
 @app.command()
+def latencies(
+    url: Url = None,
+    json: AsJson = False,
+    kind: Annotated[str | None, typer.Option(help="Only this kind of operator, `pairs` or `rest`.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Only of this many tokens.")] = None,
+) -> None:
+    """Seconds of operators in their place, as studies had them measured; each device apart."""
+    found = _client(url).latencies(kind, tokens)
+    print_json(found) if json else views.show_latencies(found)
+
+
+@app.command()
 def backbones(url: Url = None, json: AsJson = False) -> None:
     """What can be operated on."""
     found = _client(url).backbones()

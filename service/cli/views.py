@@ -4,6 +4,7 @@ from rich.table import Table
 
 from grafting_core.specs.changes import SlotChange
 from service.cli.console import duration, engineering, escape, out, percent, table
+from service.schemas.rung_agreement import LatencyTable
 from service.schemas.runs import (
     BackboneView,
     CutShort,
@@ -233,6 +234,20 @@ def show_operators(operators: list[OperatorView]) -> None:
     for view in operators:
         cost = [engineering(value) for value in (view.num_params, view.operator_flops, view.feature_flops)]
         rows.add_row(view.kind, ", ".join(view.slots), *cost, ", ".join(view.fields), escape(view.summary))
+    out.print(rows)
+
+
+def show_latencies(found: LatencyTable) -> None:
+    """A row a part and device: what it takes, and what it adds to a forward in place of the original."""
+    columns = ("tokens", "width", "batch", "ms", "adds")
+    rows = table("part", *columns, "95 %", "precision", "device", "threads", right=columns)
+    for row in found.rows:
+        sizes = [str(size) for size in (row.tokens, row.width, row.batch)]
+        interval = f"{row.extra_low:+.2%} to {row.extra_high:+.2%}"
+        figures = [f"{1e3 * row.seconds.median:.3f}", f"{row.extra:+.2%}", interval]
+        hardware = row.hardware
+        device = hardware.processor if hardware.device == "cpu" else hardware.device
+        rows.add_row(escape(row.name), *sizes, *figures, row.precision, escape(device), str(hardware.threads))
     out.print(rows)
 
 

@@ -66,6 +66,8 @@ class TrialRow(Base):
     design_key: Mapped[str] = mapped_column(String(64), index=True)
     params: Mapped[int] = mapped_column(BigInteger)
     flops: Mapped[float]
+    latency: Mapped[float | None]
+    """Predicted from the study's table, of the backbone's forward; None where the study has no table."""
     score: Mapped[float]
     """Sum of replace-one scores when it was proposed."""
     screened: Mapped[dict[str, Any]]
@@ -83,7 +85,7 @@ class StudyRunRow(Base):
 
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
     role: Mapped[str] = mapped_column(String(32), primary_key=True)
-    """`fill`, `screen`, `promote`, `calibrate`, `baseline`, `curve`."""
+    """`measure`, `fill`, `screen`, `promote`, `calibrate`, `baseline`, `curve`."""
     label: Mapped[str] = mapped_column(String(64), primary_key=True)
     """The round, the trial's number, the baseline's name or what is sampled in how many steps."""
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), unique=True)

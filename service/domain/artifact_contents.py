@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.specs.screening import Screened
 from grafting_core.storage.artifacts import CARD, damage
@@ -25,7 +26,7 @@ def folders(storage: Storage) -> list[str]:
     found += [f"costs/{key}" for key in storage.names("costs")]
     runs = [checkpoints_folder(run) for run in storage.names("runs")]
     found += [f"{folder}/{stage}" for folder in runs for stage in storage.names(folder)]
-    return [*found, "screened"]
+    return [*found, "screened", "latencies"]
 
 
 PARTS = ("chunks", "images")
@@ -58,7 +59,7 @@ def _wrong(storage: Storage, folder: str, name: str) -> str | None:
     return None
 
 
-VOUCHED: dict[str, type[Frozen]] = {"costs": MeasuredCost, "screened": Screened}
+VOUCHED: dict[str, type[Frozen]] = {"costs": MeasuredCost, "screened": Screened, "latencies": PartLatency}
 
 
 def _not_vouched(storage: Storage, path: str, model: type[Frozen]) -> str | None:

@@ -23,7 +23,7 @@ from service.log_once import plain
 from service.schemas.runs import TERMINAL, StudyPhase, StudyState
 from service.schemas.studies import StudyExtension
 
-Role = Literal["fill", "screen", "promote", "calibrate", "baseline", "curve"]
+Role = Literal["measure", "fill", "screen", "promote", "calibrate", "baseline", "curve"]
 MOVES: dict[StudyState, frozenset[StudyState]] = {
     "RUNNING": frozenset({"PAUSED", "DONE", "STOPPED", "FAILED"}),
     "PAUSED": frozenset({"RUNNING", "STOPPED"}),
@@ -33,7 +33,6 @@ MOVES: dict[StudyState, frozenset[StudyState]] = {
 }
 """An ended study runs again when it is extended or resumed; whatever it found is kept."""
 ENDED: frozenset[StudyState] = frozenset({"DONE", "STOPPED", "FAILED"})
-PHASES: tuple[StudyPhase, ...] = ("fill", "screen", "promote", "learn")
 
 
 class IllegalStudyMove(Exception):
@@ -63,7 +62,7 @@ def create_study(
         digest=spec.digest,
         spec=spec.model_dump(mode="json"),
         state="RUNNING",
-        phase="fill",
+        phase="measure" if spec.needs_latency else "fill",
         sampler=sampler,
         scores={},
         findings={},

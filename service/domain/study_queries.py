@@ -11,6 +11,7 @@ from grafting_core.specs.studies.ladder import MODELS_NEEDED, rank_correlation
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
 from service.db.tables import RunRow, StageRow
+from service.domain.latency_table import clocked, keeps_limit
 from service.domain.run_queries import parsed, spends_of
 from service.domain.studies import Role, runs_of, spec_of_study, study_spends, trials_of
 from service.domain.tracking_endpoints import link
@@ -104,7 +105,7 @@ def _view(
         trials=trials,
         screened=screened,
         finished=finished,
-        best=min((final[quality] for final in finals if quality in final), default=None),
+        best=min((final[quality] for final in finals if _wins(spec, final)), default=None),
         budget=parsed(Budget, spec["budget"]),
         spend=spend,
         version=study.version,
@@ -113,6 +114,12 @@ def _view(
         mlflow_url=link(study.mlflow_experiment_id, study.mlflow_run_id),
         mlflow_error=study.mlflow_error,
     )
+
+
+def _wins(spec: Mapping[str, Any], final: Mapping[str, float]) -> bool:
+    """Whether the figures of a finished design count: its quality is known, and the clock keeps the limit."""
+    bounds = [limit["at_most"] for limit in spec["limits"] if limit["cost"] == "latency"]
+    return spec["quality"] in final and all(final.get("latency", 0.0) <= bound for bound in bounds)
 
 
 def study_detail(session: Session, study: StudyRow) -> StudyDetail:
@@ -136,8 +143,15 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
 
 
 def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
-    """The best design that the study itself promoted, by quality."""
-    own = [run for run in runs if run.role in ("promote", "calibrate") and run.quality is not None]
+    """The best design that the study itself promoted, by quality, of those that keep its limits.
+
+    One that breaks the limit on latency by the clock has not won, whatever the table predicted.
+    """
+    own = [
+        run
+        for run in runs
+        if run.role in ("promote", "calibrate") and run.quality is not None and run.keeps_latency is not False
+    ]
     return min(own, key=lambda run: run.quality or 0.0, default=None)
 
 
@@ -185,7 +199,7 @@ def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[Tri
     reports = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
     figures = {report.run_id: report.report for report in reports}
     spends = spends_of(session, ids)
-    costs = {trial.number: (trial.flops, float(trial.params)) for trial in trials}
+    costs = {trial.number: (trial.flops, float(trial.params), trial.latency) for trial in trials}
     return [
         _run(spec, row, run, figures.get(run.id, {}), costs, spends.get(run.id, Spend())) for row, run in rows
     ]
@@ -196,13 +210,15 @@ def _run(
     row: StudyRunRow,
     run: RunRow,
     figures: Mapping[str, Any],
-    costs: Mapping[int, tuple[float, float]],
+    costs: Mapping[int, tuple[float, float, float | None]],
     spend: Spend,
 ) -> StudyRun:
     metrics = figures.get("metrics", {}) if run.state == "SUCCEEDED" else {}
     cost = figures.get("cost") or {}
-    whole = (float(spec.space.base_flops), float(spec.space.base_params))
-    flops, params = costs.get(-1 if row.trial is None else row.trial, whole)
+    whole = (float(spec.space.base_flops), float(spec.space.base_params), 1.0 if spec.latencies else None)
+    flops, params, latency = costs.get(-1 if row.trial is None else row.trial, whole)
+    judged = row.role in EVALUATED
+    share = _step_share(spec, run) if judged else 1.0
     return StudyRun(
         role=row.role,
         label=row.label,
@@ -210,13 +226,28 @@ def _run(
         trial=row.trial,
         state=run.state,
         quality=metrics.get(spec.quality),
-        flops=flops * _step_share(spec, run) if row.role in EVALUATED else None,
-        params=params if row.role in EVALUATED else None,
+        flops=flops * share if judged else None,
+        params=params if judged else None,
+        latency=latency * share if judged and latency is not None else None,
+        **_clock(spec, cost, share),
         sampling_steps=run.experiment.spec.get("evaluate", {}).get("sampling_steps"),
         seconds_per_image=1 / cost["images_per_second"] if cost.get("images_per_second") else None,
         hardware=cost.get("hardware", {}).get("processor"),
         device_seconds=spend.device_seconds,
     )
+
+
+def _clock(spec: StudySpec, cost: Mapping[str, Any], share: float) -> dict[str, float | bool | None]:
+    """What the evaluation's clock says of the network, sampled in this share of the steps."""
+    found = clocked(spec, cost)
+    if found is None:
+        return {}
+    return {
+        "measured_latency": found.ratio * share,
+        "measured_latency_low": found.ratio_low * share,
+        "measured_latency_high": found.ratio_high * share,
+        "keeps_latency": keeps_limit(spec, found.ratio * share),
+    }
 
 
 def _step_share(spec: StudySpec, run: RunRow) -> float:

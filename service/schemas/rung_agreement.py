@@ -1,5 +1,6 @@
 """What is known of measuring itself: do cheap rungs rank like dear ones, and what costs what by the clock."""
 
+from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import Hardware
 from grafting_core.specs.studies.ladder import RungAgreement
@@ -39,6 +40,12 @@ class LatencyGroup(View):
     hardware_digest: str
     batch: int
     rows: list[LatencyRow]
+
+
+class LatencyTable(View):
+    """Seconds of operators in their place, by device, sizes and precision."""
+
+    rows: list[PartLatency]
 
 
 class Measured(View):

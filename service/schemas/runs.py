@@ -21,7 +21,7 @@ TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CA
 
 
 StudyState = Literal["RUNNING", "PAUSED", "DONE", "STOPPED", "FAILED"]
-StudyPhase = Literal["fill", "screen", "promote", "learn"]
+StudyPhase = Literal["measure", "fill", "screen", "promote", "learn"]
 
 
 class View(BaseModel):

@@ -51,6 +51,8 @@ class StudyTrial(View):
     assignment: dict[str, str]
     params: int
     flops: float
+    latency: float | None = None
+    """Predicted from the study's latency table, of the backbone's forward."""
     score: float
     screened: dict[str, float]
     predicted: float | None = None
@@ -69,6 +71,15 @@ class StudyRun(View):
     flops: float | None = None
     """Of one forward, or for fewer steps the same share of it."""
     params: float | None = None
+    latency: float | None = None
+    """Predicted from the study's latency table, of the backbone's forward; for fewer steps a share of it."""
+    measured_latency: float | None = None
+    """Median ratio of interleaved forwards of this network and the backbone, on the table's hardware."""
+    measured_latency_low: float | None = None
+    measured_latency_high: float | None = None
+    """95 % by bootstrap."""
+    keeps_latency: bool | None = None
+    """Whether the measured ratio keeps the study's limit; None where either is missing."""
     sampling_steps: int | None = None
     seconds_per_image: float | None = None
     """Sampled and decoded, by the clock of `hardware`."""

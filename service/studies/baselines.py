@@ -125,7 +125,7 @@ def _saving(spec: StudySpec, chosen: Mapping[str, Item], now: Item, item: Item) 
     """Shares of the limits that a swap wins back, counted for those that are broken alone."""
     saved = 0.0
     for limit in spec.limits:
-        total = getattr(spec.space, limit.cost)(tuple(chosen.values()))
+        total = spec.space.total(limit.cost, tuple(chosen.values()))
         if total > limit.at_most:
             saved += (getattr(now, limit.cost) - getattr(item, limit.cost)) / limit.at_most
     return saved
@@ -146,9 +146,10 @@ def _random(spec: StudySpec, proposer: Proposer) -> Chosen | None:
 
 
 def fewer_steps(spec: StudySpec, experiment: ExperimentSpec) -> ExperimentSpec | None:
-    """The teacher, sampled in fewer steps: as many as cost what the limit on FLOPs allows."""
-    share = next((limit.of_backbone for limit in spec.limits if limit.cost == "flops"), None)
-    if share is None or share >= 1:
+    """The teacher, sampled in fewer steps: as many as the tighter limit on FLOPs or latency allows."""
+    shares = [limit.of_backbone for limit in spec.limits if limit.cost in ("flops", "latency")]
+    share = min(shares, default=1.0)
+    if share >= 1:
         return None
     steps = max(1, int(spec.evaluate.sampling_steps * share))
     protocol: EvaluationProtocol = spec.evaluate.model_copy(update={"sampling_steps": steps})

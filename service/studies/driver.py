@@ -1,8 +1,9 @@
 """The step that carries every study on: compare what it has with what its phase wants, do the next thing.
 
-fill -> screen -> promote -> learn -> screen ... Each change is one transaction on the locked study, together
-with the runs and trials it brings about; whatever is slow (Optuna, storage, the integer program) happens
-before it, and is thrown away if the study has moved on meanwhile. So it may be killed anywhere.
+measure (where latency counts) -> fill -> screen -> promote -> learn -> screen ... Each change is one
+transaction on the locked study, together with the runs and trials it brings about; whatever is slow (Optuna,
+storage, the integer program) happens before it, and is thrown away if the study has moved on meanwhile. So it
+may be killed anywhere.
 """
 
 import logging
@@ -22,6 +23,7 @@ from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.study_tables import StudyRow, TrialRow
 from service.db.tables import RunRow
+from service.domain.latency_table import latency_rows
 from service.domain.studies import (
     advance,
     ask_runs,
@@ -41,7 +43,15 @@ from service.schemas.runs import TERMINAL
 from service.settings import Settings
 from service.studies.promotion import collect_finals, submit_finals
 from service.studies.publishing import publish_report
-from service.studies.specs import available, fill_work, item_scores, screening_work, unreadable
+from service.studies.specs import (
+    available,
+    fill_work,
+    item_scores,
+    latency_work,
+    screening_work,
+    timed,
+    unreadable,
+)
 from service.studies.step_curves import submit_curves
 from service.studies.subprocess import proposals
 from service.studies.trial_round import note_predictions, numbers_of, open_book
@@ -56,6 +66,7 @@ class Driver:
         self.settings, self.database, self.storage = settings, database, storage
         self._say = Once(log)
         self._phases: Mapping[str, Callable[[StudyRow], None]] = {
+            "measure": self._measure,
             "fill": self._fill,
             "screen": self._screen,
             "promote": self._promote,
@@ -117,6 +128,29 @@ class Driver:
             if row is not None:
                 ask_runs(session, row.id, "cancel")
                 move(session, row, "FAILED", message)
+
+    def _measure(self, study: StudyRow) -> None:
+        """One run that adds to the latency table what it lacks for this space and device."""
+        spec = spec_of_study(study)
+        with self.database.reading() as session:
+            run = run_for(session, study.id, "measure", "latency table")
+            rows = latency_rows(session, self.storage, run) if run is not None else []
+        if run is None:
+            with self._changing(study) as (session, row):
+                if row is not None:
+                    left = remaining(spec.budget, study_spend(session, row.id))
+                    submit_for(session, row, latency_work(spec, left), "measure", "latency table")
+            return
+        if run.state not in TERMINAL:
+            return
+        if run.state != "SUCCEEDED":
+            return self._fail(study, f"the latency table could not be measured: {run.message or run.state}")
+        measured = timed(spec, rows)
+        with self._changing(study) as (_, row):
+            if row is not None:
+                row.spec = measured.model_dump(mode="json")
+                failpoint("study/measured")
+                advance(row, "fill")
 
     def _fill(self, study: StudyRow) -> None:
         """One run that distils every (site, kind); its scores are the integer program's."""

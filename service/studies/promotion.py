@@ -12,6 +12,7 @@ from grafting_core.specs.budget import Budget
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import StudyRow, TrialRow
 from service.db.tables import RunRow, StageRow
+from service.domain.latency_table import clocked
 from service.domain.studies import Role, runs_of, spec_of_study, submit_for, trials_of
 from service.log_once import Once, brief
 from service.studies.baselines import fewer_steps
@@ -73,23 +74,26 @@ def _submit_baselines(
 
 def collect_finals(session: Session, study: StudyRow) -> None:
     """Take in the figures of every finished run of a trial."""
+    spec = spec_of_study(study)
     trials = {trial.number: trial for trial in trials_of(session, study.id)}
     for row, run in runs_of(session, study.id, ("promote", "calibrate", "baseline")):
         if row.trial is None:
             continue
-        figures = final_metrics(session, run)
+        figures = final_figures(session, spec, run)
         trial = trials[row.trial]
         trial.final = figures
         trial.state = "FINISHED" if figures else ("FAILED" if run.ended_at else "PROMOTED")
 
 
-def final_metrics(session: Session, run: RunRow) -> dict[str, float] | None:
-    """The evaluation's figures, or None."""
+def final_figures(session: Session, spec: StudySpec, run: RunRow) -> dict[str, float] | None:
+    """The evaluation's figures, `latency` by its clock among them where the study has a table, or None."""
     stage = session.get(StageRow, (run.id, "evaluate"))
     if stage is None or run.state != "SUCCEEDED":
         return None
     try:
-        return StageReport.model_validate_json(json.dumps(stage.report)).metrics
+        report = StageReport.model_validate_json(json.dumps(stage.report))
+        found = clocked(spec, stage.report.get("cost"))
+        return report.metrics | ({"latency": found.ratio} if found is not None else {})
     except ValidationError as error:
         run.message = f"its evaluation's report cannot be read: {brief(error)}"
         say(run.id, f"run {run.id}: {run.message}")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
-from grafting_core.specs.studies.space import Space, design_key
+from grafting_core.specs.studies.space import Cost, Space, design_key
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED
 from service.studies.optuna_study import Book, Known
@@ -63,9 +63,10 @@ class Round:
         return named.values()
 
     def _seed(self, count: int) -> None:
-        """Half of them along the Pareto front of score against FLOPs, half around the optimum."""
+        """Half of them along the Pareto front of score against FLOPs or seconds, half around the optimum."""
         wanted = min(self.missing, count)
-        front = self.proposer.sweep("flops", max(2, wanted // 2))[-max(1, wanted // 2) :] if wanted else []
+        cost: Cost = "latency" if self.spec.needs_latency else "flops"
+        front = self.proposer.sweep(cost, max(2, wanted // 2))[-max(1, wanted // 2) :] if wanted else []
         for chosen in [*front, *self._diverse(wanted)]:
             if wanted > 0 and self._add("milp", chosen):
                 wanted -= 1

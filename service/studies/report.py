@@ -12,6 +12,7 @@ from service.domain.study_report_paths import FIGURES
 from service.schemas.studies import StudyDetail, StudyRun
 from service.studies.figures import best_designs, interactive, pictures
 from service.studies.finals import finals, name_of
+from service.studies.latency_sections import latency_sections
 from service.studies.step_figures import step_remarks, step_rows
 
 TITLES = {
@@ -48,6 +49,7 @@ def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
         ("Best promoted design against the baselines, at the same limits", _baselines(detail)),
         ("Finished designs and baselines", _finished(detail)),
         ("Fewer operations or fewer steps", step_rows(detail)),
+        *latency_sections(detail),
         ("Designs", _designs(detail)),
     ]
 
@@ -59,6 +61,12 @@ def remarks(detail: StudyDetail) -> list[str]:
         "same design. Final quality decides, and every finished run is in that plot.",
         *step_remarks(detail),
     ]
+    if detail.spec.latencies:
+        told.append(
+            "Predicted latency is the backbone's forward and what the table says each choice adds to it. The "
+            "measured one is the median ratio of interleaved forwards; a promoted design that breaks the "
+            "limit by it has not won. Both hold for this device, batch and precision alone."
+        )
     card = backbone_cards().get(detail.backbone)
     if card is not None and card.dims.num_tokens < FEW_TOKENS:
         told.append(
@@ -91,7 +99,14 @@ def front_of(detail: StudyDetail) -> list[int]:
 
 
 def _winner(detail: StudyDetail) -> str:
-    measured = [each for each in detail.comparisons if each.value is not None and each.baseline != "teacher"]
+    beyond = {run.run_id for run in detail.runs if run.keeps_latency is False}
+    measured = [
+        each
+        for each in detail.comparisons
+        if each.value is not None and each.baseline != "teacher" and each.run_id not in beyond
+    ]
+    if detail.best is None and any(run.role == "promote" and run.run_id in beyond for run in detail.runs):
+        return "No promoted design keeps the limit on latency by the clock."
     if detail.best is None or not measured:
         return "Nothing to compare yet."
     ahead = [each for each in measured if (each.ahead or 0.0) >= 0]

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
+from grafting_core.specs.latency import LatencySpec, PartLatency, timed_parts, with_latencies
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import ScreeningSpec
 from grafting_core.specs.studies.space import Item, Space
@@ -12,6 +14,7 @@ from grafting_core.specs.studies.study import StudySpec
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.study_tables import TrialRow
+from service.domain.study_feasibility import check_limits
 
 UNLIMITED = Budget()
 SCORE = "replace_one/noise"
@@ -32,6 +35,30 @@ def fill_work(spec: StudySpec, budget: Budget) -> FillSpec | None:
     return FillSpec(
         name=f"{spec.name}: bank", scions=tuple(scions.values()), budget=budget, resources=spec.resources
     )
+
+
+def latency_work(spec: StudySpec, budget: Budget) -> LatencySpec:
+    """The rows of the latency table that the space needs, on the study's own kind of device."""
+    return LatencySpec(
+        name=f"{spec.name}: latency table",
+        backbone=spec.backbone,
+        parts=timed_parts(spec.space, backbone_cards()[spec.backbone.name]),
+        batch=spec.evaluate.micro_batch,
+        precision=spec.evaluate.precision,
+        budget=budget,
+        resources=spec.resources,
+    )
+
+
+def timed(spec: StudySpec, rows: Sequence[PartLatency]) -> StudySpec:
+    """The study with its table, and with what every item of its space adds to a forward.
+
+    Raises ValueError (SpecError among them) where a row is missing or no design keeps the limits.
+    """
+    space = with_latencies(spec.space, rows)
+    found = spec.model_copy(update={"space": space, "latencies": tuple(rows)})
+    check_limits(found, found.limits)
+    return found
 
 
 def unreadable(spec: StudySpec, storage: Storage) -> list[str]:

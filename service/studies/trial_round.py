@@ -79,6 +79,7 @@ def _trial(
         design_key=design_key(spec.space.design(chosen)),
         params=spec.space.params(chosen),
         flops=float(spec.space.flops(chosen)),
+        latency=spec.space.latency(chosen) if spec.latencies else None,
         score=sum(scores.get(item.key, 0.0) for item in chosen),
         screened={},
         optuna_number=proposal.optuna_number,

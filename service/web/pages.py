@@ -12,7 +12,7 @@ from grafting_core.storage.artifacts import DamagedArtifact, read_beside
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
-from service.api.routes.catalog import list_backbones, list_operators, show_measured
+from service.api.routes.catalog import list_backbones, list_latencies, list_operators, show_measured
 from service.api.routes.runs import find_run, show_run
 from service.domain.leaderboard import leaderboard
 from service.domain.run_curves import loss_curves
@@ -83,7 +83,9 @@ def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
 @router.get("/measured")
 def measured_page(request: Request, lab: LabDep) -> HTMLResponse:
     """Whether cheap figures rank as dear ones do, and latency by hardware."""
-    return templates.TemplateResponse(request, "measured.html", {"measured": show_measured(lab)})
+    return templates.TemplateResponse(
+        request, "measured.html", {"measured": show_measured(lab), "table": list_latencies(lab).rows}
+    )
 
 
 @router.get("/operators")

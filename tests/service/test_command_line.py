@@ -136,7 +136,7 @@ def test_json_stands_alone_on_standard_output(lab: GraftlabClient, graft: Graft,
     design.write_text(json.dumps(document()))
     run = json.loads(graft("submit", str(design), "--json")[1])["run_id"]
     lab.act("kill", [run])
-    commands = ["ls", "queue", "budget", "leaderboard", "operators", "backbones", "keys ls", "webhook ls"]
+    commands = ["ls", "queue", "budget", "leaderboard", "operators", "latencies", "keys ls", "webhook ls"]
     commands += [
         "bank ls",
         "bank verify",
@@ -214,7 +214,7 @@ def test_narrow_terminals_get_every_table(
 ) -> None:
     monkeypatch.setattr(console.out, "width", width)
     run = lab.submit(document()).run_id
-    for words in (["ls"], ["show", run], ["queue"], ["budget"], ["operators"], ["backbones"], ["--help"]):
+    for words in (["ls"], ["show", run], ["queue"], ["budget"], ["operators"], ["latencies"], ["--help"]):
         code, _, said = graft(*words)
         assert (code, said) == (0, ""), words
 

@@ -7,6 +7,8 @@ from fastapi.testclient import TestClient
 
 from grafting_core.specs.budget import Spend
 from grafting_core.specs.experiment import fingerprint_of
+from grafting_core.specs.latency import LatencySpec, TimedPart, row_path
+from grafting_core.specs.operators import KINDS
 from grafting_core.specs.results import (
     ClassFigures,
     EvaluationReport,
@@ -15,6 +17,7 @@ from grafting_core.specs.results import (
     MeasuredCost,
     Parameters,
 )
+from grafting_core.storage.checksums import write_vouched
 from service.db.engine import Database
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
@@ -22,6 +25,7 @@ from service.domain.run_queries import run_detail
 from service.domain.rung_agreement import measured
 from service.settings import Settings
 from tests.support.builders import QUICK, experiment
+from tests.support.latency import timed_row
 from tests.support.runs import FIGURES, STARTED, event, started_run
 from workers.contract import AttemptSucceeded, StageDone, StageReport
 
@@ -143,3 +147,22 @@ def test_pages_show_intervals_classes_cost_and_agreement(
     assert "loss_gap" in board
     assert "0.90" in board
     assert client.get("/api/v1/measured").json()["latencies"][0]["rows"][0]["run_id"] == run_id
+
+
+def test_the_latency_table_is_listed_by_kind_and_tokens_and_shown_on_its_page(client: TestClient) -> None:
+    storage = client.app.state.lab.storage  # type: ignore[attr-defined]
+    hyena = TimedPart(place="attention", operator=KINDS["hyena_x"](kind="hyena_x"))
+    work = LatencySpec(name="t", backbone=experiment().design.backbone, parts=(hyena,), batch=8)
+    for part, extra in ((TimedPart(place="rest"), -0.9), (hyena, -0.0125)):
+        row = timed_row(work, part, extra)
+        write_vouched(storage, row_path(row.key), row)
+    rows = client.get("/api/v1/latencies").json()["rows"]
+    assert [(row["part"]["place"], row["extra"]) for row in rows] == [("attention", -0.0125), ("rest", -0.9)]
+    [found] = client.get("/api/v1/latencies?kind=hyena_x&tokens=49").json()["rows"]
+    assert (found["tokens"], found["width"], found["batch"]) == (49, 96, 8)
+    assert (found["hardware"]["processor"], found["precision"]) == ("simulated", "float32")
+    for nothing in ("kind=mamba2", "tokens=64"):
+        assert client.get(f"/api/v1/latencies?{nothing}").json() == {"rows": []}
+    page = client.get("/measured").text
+    assert "attention hyena_x" in page
+    assert "-1.25 %" in page

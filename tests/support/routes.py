@@ -97,6 +97,7 @@ ROUTES: dict[str, Call] = {
     ),
     "GET /api/v1/leaderboard": viewers(),
     "GET /api/v1/measured": viewers(),
+    "GET /api/v1/latencies": viewers(reads_database=False),
     "GET /api/v1/scions": viewers(),
     "GET /api/v1/scions/{key}": viewers(reads_database=False),
     "POST /api/v1/scions:verify": runners(to_guests="closed", reads_database=False),

@@ -12,26 +12,36 @@ from grafting_core.specs.design import GraftDesign, Part
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Work
+from grafting_core.specs.latency import LatencySpec, row_path
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.ladder import ladder_of
+from grafting_core.specs.studies.space import label_of
 from grafting_core.storage.bank import Bank
+from grafting_core.storage.checksums import write_vouched
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow, StageRow
 from service.domain.run_lifecycle import transition
 from service.domain.run_queries import work_of
 from tests.support.bank import stock
+from tests.support.latency import clocked_cost, timed_row
 from tests.support.stages import context, events_of
 from workers.contract import StageDone, StageReport
 from workers.group import run_stages
-from workers.stages import fill
+from workers.stages import fill, measure
 from workers.stages.context import Context
 from workers.stages.distill_missing import module_of
 from workers.stages.screen import Rungs
 from workers.stages.screening_actor import Judge
 
 SECONDS_A_RUN = 10.0
+EXTRAS = {"rest": -0.9, "attention hyena_x": -0.025, "mlp mlp(ratio=3)": -0.015, "pairs": 0.01}
+"""What each part adds to a forward, of the backbone's, on the simulated hardware."""
+
+
+def _reported(run_id: str, report: StageReport) -> StageRow:
+    return StageRow(run_id=run_id, stage=report.stage, attempt=1, report=report.model_dump(mode="json"))
 
 
 def harm(design: GraftDesign) -> float:
@@ -45,6 +55,8 @@ class SimulatedCluster:
     def __init__(self, database: Database, storage: Storage, backbone: Backbone) -> None:
         self.database, self.storage, self.backbone = database, storage, backbone
         self.carried_out: list[str] = []
+        self.timed = False
+        """Whether a latency table was asked for; only then evaluations have a clock."""
 
     def work(self) -> int:
         """Runs carried out."""
@@ -65,19 +77,34 @@ class SimulatedCluster:
             self._fill(work, run.id)
         elif isinstance(work, ScreeningSpec):
             self._screen(work)
+        elif isinstance(work, LatencySpec):
+            report = self._measure(work, run.id)
+            session.add(_reported(run.id, report))
         elif isinstance(work, ExperimentSpec):
             report = self._graft(work, run.id)
-            session.add(
-                StageRow(run_id=run.id, stage="evaluate", attempt=1, report=report.model_dump(mode="json"))
-            )
+            session.add(_reported(run.id, report))
         transition(session, run, "SUCCEEDED")
 
     def _fill(self, work: FillSpec, run: str) -> None:
         stock(Bank(self.storage), self.backbone, work.scions)
 
+    def _measure(self, work: LatencySpec, run: str) -> StageReport:
+        paths, self.timed = dict[str, str](), True
+        for part in work.parts:
+            row = timed_row(work, part, EXTRAS.get(part.name, 0.0), run)
+            paths[part.name] = row_path(row.key)
+            write_vouched(self.storage, paths[part.name], row)
+        return StageReport(stage="measure", key=work.digest, artifacts=paths)
+
     def _graft(self, work: ExperimentSpec, run: str) -> StageReport:
         metrics = dict.fromkeys(ladder_of(work.evaluate).metrics, harm(work.design))
-        return StageReport(stage="evaluate", key="k", metrics=metrics)
+        cost = clocked_cost(work, self.ratio(work.design)) if self.timed else None
+        return StageReport(stage="evaluate", key="k", metrics=metrics, cost=cost)
+
+    def ratio(self, design: GraftDesign) -> float:
+        """Of its forward to the backbone's, by the clock: what the table says, to which some add."""
+        names = [f"{edit.site.slot} {label_of(edit.operator)}" for edit in design.edits]
+        return 1 + sum(EXTRAS[name] for name in names) + sum(EXTRAS["pairs"] for _ in design.pairs)
 
     def _screen(self, work: ScreeningSpec) -> None:
         rungs = Rungs(work, self.storage)
@@ -96,6 +123,9 @@ class InProcessCluster(SimulatedCluster):
 
     def _fill(self, work: FillSpec, run: str) -> None:
         fill.run(self._context(work, run))
+
+    def _measure(self, work: LatencySpec, run: str) -> StageReport:
+        return measure.run(self._context(work, run))
 
     def _graft(self, work: ExperimentSpec, run: str) -> StageReport:
         at_work = self._context(work, run)

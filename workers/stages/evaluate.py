@@ -169,4 +169,5 @@ def _known_cost(context: Context, key: str) -> MeasuredCost | None:
 
 
 def _cost_path(context: Context, key: str) -> str:
-    return f"costs/{key}/{hardware_of(context.backbone.device).digest}.json"
+    hardware = hardware_of(context.backbone.device, context.spec.evaluate.precision)
+    return f"costs/{key}/{hardware.digest}.json"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
-from grafting_core.specs.studies.space import Item, Space
+from grafting_core.specs.studies.space import Cost, Item, Space
 from grafting_core.specs.studies.study import Limit
 
 Floats = npt.NDArray[np.float64]
@@ -62,34 +62,31 @@ class Proposer:
         tie = scores / (1e3 * (np.abs(scores).sum() or 1.0))
         return self._solve(tie - kept, (), 1)
 
-    def least(self, cost: str) -> Chosen:
-        """The feasible design of least `cost` (`flops` or `params`)."""
+    def least(self, cost: Cost) -> Chosen:
+        """The feasible design of least `cost`."""
         return self._solve(self._amounts(cost), (), 1)
 
-    def sweep(self, cost: str, points: int) -> list[Chosen]:
+    def sweep(self, cost: Cost, points: int) -> list[Chosen]:
         """The Pareto front of total score against `cost` at up to `points` levels, cheapest first."""
-        low, high = self._total(cost, self.least(cost)), self._total(cost, self.best())
+        low, high = (self.space.total(cost, each) for each in (self.least(cost), self.best()))
         front: dict[tuple[str, ...], Chosen] = {}
         for level in np.linspace(low, max(low, high), points):
-            bound = Limit(cost=cost, at_most=float(level), of_backbone=1.0)  # type: ignore[arg-type]  # checked by pydantic
+            bound = Limit(cost=cost, at_most=float(level), of_backbone=1.0)
             chosen = Proposer(self.space, self.scores, (*self.limits, bound)).best()
             front.setdefault(tuple(item.key for item in chosen), chosen)
         return list(front.values())
 
     def meets(self, chosen: Chosen) -> bool:
         """Whether a design keeps every limit, exactly."""
-        return all(self._total(limit.cost, chosen) <= limit.at_most for limit in self.limits)
+        return all(self.space.total(limit.cost, chosen) <= limit.at_most for limit in self.limits)
 
     def score(self, chosen: Chosen) -> float:
         return sum(self.scores.get(item.key, 0.0) for item in chosen)
 
-    def _total(self, cost: str, chosen: Chosen) -> int:
-        return self.space.flops(chosen) if cost == "flops" else self.space.params(chosen)
-
     def _costs_of(self, scores: Mapping[str, float]) -> Floats:
         return np.array([scores.get(item.key, 0.0) for item in self.space.items])
 
-    def _amounts(self, cost: str) -> Floats:
+    def _amounts(self, cost: Cost) -> Floats:
         return np.array([getattr(item, cost) for item in self.space.items], dtype=np.float64)
 
     def _solve(self, objective: Floats, apart: Sequence[Chosen], distance: int) -> Chosen:
@@ -123,7 +120,7 @@ class Proposer:
 
     def _limited(self, margin: float) -> Iterator[LinearConstraint]:
         for limit in self.limits:
-            base = self.space.base_flops if limit.cost == "flops" else self.space.base_params
+            base = self.space.base(limit.cost)
             amounts = self._amounts(limit.cost) / base
             yield LinearConstraint(amounts[None], ub=limit.at_most / base - 1 - margin)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,7 +18,16 @@ from grafting_core.specs.operators import kinds_for
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.site import GraftSite
 from grafting_core.specs.studies.ladder import FidRung, Rung
-from grafting_core.specs.studies.space import Choice, Keep, Space, Variable, label_of, pair_of, variable_of
+from grafting_core.specs.studies.space import (
+    Choice,
+    Cost,
+    Keep,
+    Space,
+    Variable,
+    label_of,
+    pair_of,
+    variable_of,
+)
 from grafting_core.specs.studies.study import (
     COSTS,
     MAX_BOUND,
@@ -191,7 +200,7 @@ def _goal_problems(
         if name not in COSTS and not _is_quality(name):
             allowed = ("fid1k", "loss_gap", *COSTS)
             message = f"unknown objective {shown(name)}{nearest(name, allowed)}"
-            message += f"; minimise {QUALITIES}, flops or params"
+            message += f"; minimise {QUALITIES}, flops, params or latency"
             yield _problem(("objectives", index, "minimize"), "unknown-objective", message, name, allowed)
         elif name in names[:index]:
             yield _problem(("objectives", index), "contradiction", f"{name} is minimised twice", name)
@@ -208,14 +217,11 @@ def _goal_problems(
 
 def _limit_problems(asked: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
     totals = _totals(card)
-    for cost, given in asked.limits:
+    for cost in COSTS:
+        given = getattr(asked.limits, cost)
         if given is None:
             continue
-        if cost not in COSTS:
-            message = f"{cost} differs from machine to machine and is measured on finished designs alone"
-            message += "; leave it null, and limit flops or params"
-            yield _problem(("limits", cost), "bad-limit", message, given, ["null"])
-        elif bound_of(given, totals[cost]) is None:
+        if bound_of(given, totals[cost]) is None:
             message = f"a limit is a positive number up to {MAX_BOUND:g} or a share such as '<= 0.85x'"
             message += f", not {shown(given, 40)}"
             yield _problem(("limits", cost), "bad-limit", message, given)
@@ -257,7 +263,7 @@ def _resolved(asked: StudyDocument, card: BackboneCard, protocol: EvaluationProt
         backbone=card.ref,
         space=space_of(asked, card),
         quality=quality.metric,
-        costs=tuple(name for name in names if name in COSTS),  # type: ignore[misc]  # COSTS are these literals
+        costs=tuple(name for name in names if name in COSTS),
         limits=tuple(_limits(asked, card)),
         sampler=asked.sampler,
         rungs=_known(rungs),
@@ -279,18 +285,16 @@ def _known(rungs: Sequence[Rung | None]) -> tuple[Rung, ...]:
     return tuple(rung for rung in rungs if rung is not None)
 
 
-def _totals(card: BackboneCard) -> dict[str, int]:
-    return {"params": card.num_params, "flops": card.forward_flops()}
+def _totals(card: BackboneCard) -> dict[Cost, float]:
+    return {"params": card.num_params, "flops": card.forward_flops(), "latency": 1.0}
 
 
 def _limits(asked: StudyDocument, card: BackboneCard) -> Iterator[Limit]:
-    totals = _totals(card)
-    cost: Literal["params", "flops"]
-    for cost in ("params", "flops"):
+    for cost, total in _totals(card).items():
         given = getattr(asked.limits, cost)
-        bound = None if given is None else bound_of(given, totals[cost])
+        bound = None if given is None else bound_of(given, total)
         if bound is not None:
-            yield Limit(cost=cost, at_most=bound, of_backbone=bound / totals[cost])
+            yield Limit(cost=cost, at_most=bound, of_backbone=bound / total)
 
 
 def space_of(asked: StudyDocument, card: BackboneCard) -> Space:

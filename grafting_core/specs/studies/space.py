@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from grafting_core.specs.design import GraftDesign, ParallelPair, ReplaceOperato
 from grafting_core.specs.operators import OPERATORS, OperatorBase
 from grafting_core.specs.site import GraftSite
 
+Cost = Literal["flops", "params", "latency"]
+"""What a design costs: FLOPs and seconds of one forward, parameters."""
 KEEP, SPLIT, MERGED = "keep", "split", "merged"
 Assignment = Mapping[str, str]
 """Variable -> the label of what it takes. Variables inside a merged pair may be left out."""
@@ -40,6 +42,10 @@ class Item(Frozen):
     pair: ParallelPair | None = None
     params: int = 0
     flops: int = 0
+    latency: float = 0.0
+    """As a share of the backbone's forward; measured on the study's device before anything is proposed."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"latency"})
 
     @property
     def key(self) -> str:
@@ -76,6 +82,11 @@ class Space(Frozen):
     base_flops: int
     variables: tuple[Variable, ...]
     pairs: tuple[Item, ...] = ()
+
+    @property
+    def base_latency(self) -> float:
+        """Of the backbone's forward, which is the unit."""
+        return 1.0
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
@@ -131,6 +142,18 @@ class Space(Frozen):
     def flops(self, chosen: Sequence[Item]) -> int:
         """Of one forward."""
         return self.base_flops + sum(item.flops for item in chosen)
+
+    def latency(self, chosen: Sequence[Item]) -> float:
+        """Of one forward, as a share of the backbone's."""
+        return self.base_latency + sum(item.latency for item in chosen)
+
+    def total(self, cost: Cost, chosen: Sequence[Item]) -> float:
+        """Any of the costs, of one forward."""
+        return {"flops": self.flops, "params": self.params, "latency": self.latency}[cost](chosen)
+
+    def base(self, cost: Cost) -> float:
+        """The untouched backbone's."""
+        return {"flops": self.base_flops, "params": self.base_params, "latency": self.base_latency}[cost]
 
 
 def design_key(design: GraftDesign) -> str:

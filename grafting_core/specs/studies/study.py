@@ -14,19 +14,20 @@ from grafting_core.specs.canonical import digest, fields_of
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.documents.layers import MAX_LAYERS, BlockIndex
 from grafting_core.specs.experiment import ExperimentSpec, Resources
+from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan, Seed
 from grafting_core.specs.presets import PresetName
 from grafting_core.specs.studies.ladder import FidRung, LossGapRung, Rung
-from grafting_core.specs.studies.space import Choice, Space
+from grafting_core.specs.studies.space import Choice, Cost, Space
 
 SamplerKind = Literal["tpe", "nsga2", "gp", "random", "milp"]
 BaselineName = Literal[
     "teacher", "interleaved", "top_local", "low_local", "deep", "greedy", "random", "fewer_steps"
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
-COSTS = ("flops", "params")
-"""What can be minimised or limited by arithmetic alone; FLOPs are those of one forward."""
+COSTS: tuple[Cost, ...] = get_args(Cost)
+"""What can be minimised or limited besides quality, of one forward."""
 QUALITY = re.compile(r"fid([1-9][0-9]{0,5})(k?)")
 BOUND = re.compile(r"(?:<=\s*)?([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(x?)")
 MAX_STUDY_NAME = 170
@@ -59,13 +60,16 @@ class SpaceDocument(Frozen):
 
 
 class Objective(Frozen):
-    """`fid1k`, `loss_gap`, `flops` or `params`; the smaller the better."""
+    """`fid1k`, `loss_gap`, `flops`, `params` or `latency`; the smaller the better."""
 
     minimize: ShortName
 
 
 class Limits(Frozen):
-    """At most so much: `"<= 0.85x"` of the backbone, or a plain number. Latency can have no limit."""
+    """At most so much: `"<= 0.85x"` of the backbone, or a plain number.
+
+    Latency is counted in forwards of the backbone on the study's own device, so 0.85 and 0.85x are the same.
+    """
 
     params: Bound | None = None
     flops: Bound | None = None
@@ -116,7 +120,7 @@ class StudyDocument(Frozen):
 class Limit(Frozen):
     """`cost` of a design is at most `at_most`; `of_backbone` is the same as a share."""
 
-    cost: Literal["flops", "params"]
+    cost: Cost
     at_most: float
     of_backbone: float
 
@@ -134,7 +138,7 @@ class StudySpec(Frozen):
     backbone: BackboneRef
     space: Space
     quality: str
-    costs: tuple[Literal["flops", "params"], ...] = ()
+    costs: tuple[Cost, ...] = ()
     limits: tuple[Limit, ...] = ()
     sampler: Sampler = Sampler()
     budget: Budget = Budget()
@@ -150,6 +154,15 @@ class StudySpec(Frozen):
     finetune: FinetunePlan
     evaluate: EvaluationProtocol
     resources: Resources = Resources()
+    latencies: tuple[PartLatency, ...] = ()
+    """The table that the space's latencies come from, once it is measured; empty where none is needed."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"latencies"})
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether latency is minimised or limited."""
+        return "latency" in self.costs or any(limit.cost == "latency" for limit in self.limits)
 
     @property
     def digest(self) -> str:
@@ -193,7 +206,7 @@ def rung_of(name: str, screening: Screening, protocol: EvaluationProtocol) -> Ru
     return FidRung(samples=samples, feature_network=protocol.feature_network, mode=protocol.mode)
 
 
-def bound_of(given: str | float | int, backbone: int) -> float | None:
+def bound_of(given: str | float | int, backbone: float) -> float | None:
     """The absolute bound of a limit as given, or None where it cannot be read."""
     found = BOUND.fullmatch(str(given).strip())
     bound = float(found[1]) * (backbone if found[2] else 1) if found else 0.0

@@ -8,9 +8,11 @@ from grafting_core.specs.backbone import DIT_XL_2_256, BackboneCard, backbone_ca
 from grafting_core.specs.operators import KINDS, OperatorBase
 from service.api.deps import LabDep
 from service.api.problems import ApiError
+from service.domain.latency_table import latency_table
 from service.domain.leaderboard import PAGE, BadCursor, leaderboard
 from service.domain.rung_agreement import measured
-from service.schemas.rung_agreement import Measured
+from service.domain.visibility import ANOTHERS, shown_to
+from service.schemas.rung_agreement import LatencyTable, Measured
 from service.schemas.runs import BackboneView, Leaderboard, OperatorView
 
 router = APIRouter()
@@ -41,6 +43,25 @@ def show_measured(lab: LabDep) -> Measured:
     """Rank correlation between the rungs of the fidelity ladder; latency, apart for each kind of hardware."""
     with lab.database.reading() as session:
         return measured(session, lab.principal.only_owner)
+
+
+@router.get("/latencies", tags=["leaderboard"])
+def list_latencies(
+    lab: LabDep,
+    kind: Annotated[str | None, Query(max_length=200)] = None,
+    tokens: Annotated[int | None, Query(ge=1, le=10**9)] = None,
+) -> LatencyTable:
+    """Seconds of operators in their place, as the lab's workers measured them for studies; each device apart.
+
+    `kind` is an operator's, `pairs`, or `rest` for all that is no operator.
+    """
+    table = latency_table(lab.storage, kind, tokens)
+    with lab.database.reading() as session:
+        seen = shown_to(session, lab.principal.only_owner, [row.made_by for row in table.rows])
+    rows = [
+        row if row.made_by in seen else row.model_copy(update={"made_by": ANOTHERS}) for row in table.rows
+    ]
+    return LatencyTable(rows=rows)
 
 
 @router.get("/operators", tags=["catalogue"])

@@ -17,6 +17,7 @@ DIGESTS = {
     "mlp-ratio-3-half.yaml": "adf7af2c14b9042f194333bfad3e55706649d3048d19234a0f09b5034d375a11",
     "studies/demo.yaml": "53d11e0e6217e1c20fa7815830b7981671baf19325cab40156d1511fb90265f4",
     "studies/fast-and-good.yaml": "41f22701c06cb08dade0ed10c43359ee36604f4b23e43a225734e26f55fee42a",
+    "studies/latency.yaml": "ff938f16e1891b2635e0392eacf1897d4772d27186c431acb33d05e0d609bf3f",
     "table4/baseline.yaml": "d89cf51ffe68f08a8ec3eb08d19ae9be81ef8590a5fd6a486277f61c344a152c",
     "table4/hyena-se-100.yaml": "14644187921c29eb9b140ab909f9d2d71a7693b25bb2b6feb3c8558d9dbd8e89",
     "table4/hyena-se-50.yaml": "2e12807af6c27e4d38a9b0aa49dd794d68cbc366a8df44d4a1d3dec5bdfc20a0",

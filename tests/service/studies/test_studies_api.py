@@ -1,5 +1,6 @@
 """Studies over HTTP: refused with the reason and what would be right, or begun, changed and read."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,10 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
+from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import StudyRow
 from tests.support.builders import study_document
 
 STUDIES = "/api/v1/studies"
+DIGEST = "4aa3a7e31ca25f19e790e591a3bfe033982eb8592a76e48e57373040f49acac0"
+"""Of the study of these tests, as it was before studies knew latency."""
 FAST_AND_GOOD = """
 name: fast-and-good
 backbone: testbed/dit-fashion
@@ -70,7 +74,9 @@ def create(client: TestClient, **changes: Any) -> Any:
         ({"objectives": [{"minimize": "flops"}]}, "/objectives", "one objective is the quality"),
         ({"limits": {"flops": "<= 0.2x"}}, "/limits/flops", "'<= 0.9"),
         ({"limits": {"params": "few"}}, "/limits/params", "positive number"),
-        ({"limits": {"latency": "<= 0.9x"}}, "/limits/latency", "limit flops or params"),
+        ({"limits": {"latency": "fast"}}, "/limits/latency", "a share such as '<= 0.85x'"),
+        ({"limits": {"latency": "<= 0x"}}, "/limits/latency", "positive number"),
+        ({"objectives": [{"minimize": "latency"}]}, "/objectives", "one objective is the quality"),
         ({"budget": {"training_images": 10}}, "/budget/training_images", "cheapest plan"),
         ({"budget": {"device_seconds": 0.001}}, "/budget/device_seconds", "about"),
         ({"screening": {"rungs": ["fid20", "loss_gap"]}}, "/screening/rungs/1", "cheap to dear"),
@@ -112,6 +118,21 @@ def test_a_study_of_several_objectives_pairs_and_no_limit_on_latency_is_taken_as
     assert (spec["sampler"], spec["budget"]["device_seconds"]) == ({"kind": "tpe", "seed": 0}, 14400)
     assert [rung["kind"] for rung in spec["rungs"]] == ["loss_gap", "fid"]
     assert (spec["trials"], spec["reduction"], spec["promote"]) == (100, 3, 5)
+
+
+def test_a_study_with_a_limit_on_latency_begins_by_measuring(client: TestClient) -> None:
+    answer = create(client, limits={"latency": "<= 0.9x"}, objectives=[{"minimize": "fid40"}])
+    assert answer.status_code == 202
+    study = client.get(answer.json()["url"]).json()
+    assert study["phase"] == "measure"
+    assert study["spec"]["limits"] == [{"cost": "latency", "at_most": 0.9, "of_backbone": 0.9}]
+
+
+def test_a_study_without_a_word_of_latency_measures_none_and_keeps_its_digest(client: TestClient) -> None:
+    study = client.get(create(client).json()["url"]).json()
+    assert study["phase"] == "fill"
+    spec = StudySpec.model_validate_json(json.dumps(study["spec"]))
+    assert spec.digest == DIGEST
 
 
 def test_the_same_key_gives_the_same_study(client: TestClient) -> None:

@@ -1,0 +1,67 @@
+"""The latency table: rows that a run has found or measured, and a finished network's own clock beside it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.latency import PartLatency, row_path
+from grafting_core.specs.results import Latency, MeasuredCost
+from grafting_core.specs.studies.study import StudySpec
+from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.storage import Storage
+from service.db.tables import RunRow, StageRow
+from service.domain.run_queries import parsed
+from service.schemas.rung_agreement import LatencyTable
+
+ROOT = row_path("").rpartition("/")[0]
+
+
+def latency_rows(session: Session, storage: Storage, run: RunRow) -> list[PartLatency]:
+    """What a finished run of this kind reports, without rows that cannot be read."""
+    stage = session.get(StageRow, (run.id, "measure"))
+    paths = stage.report["artifacts"].values() if stage is not None else ()
+    rows = [read_vouched(storage, path, PartLatency) for path in paths]
+    return [row for row in rows if row is not None]
+
+
+def latency_table(storage: Storage, kind: str | None = None, tokens: int | None = None) -> LatencyTable:
+    """Every row there is, by device, sizes and place, of one kind or number of tokens where given."""
+    rows = [row for row in _all(storage) if _matches(row, kind, tokens)]
+    return LatencyTable(rows=sorted(rows, key=_order))
+
+
+def _all(storage: Storage) -> Iterator[PartLatency]:
+    for name in storage.names(ROOT):
+        row = read_vouched(storage, f"{ROOT}/{name}", PartLatency) if name.endswith(".json") else None
+        if row is not None:
+            yield row
+
+
+def _matches(row: PartLatency, kind: str | None, tokens: int | None) -> bool:
+    own = row.part.operator.kind if row.part.operator is not None else row.part.place
+    return kind in (None, own) and tokens in (None, row.tokens)
+
+
+def _order(row: PartLatency) -> tuple[object, ...]:
+    sizes = (row.tokens, row.width, row.batch, row.precision)
+    return (row.hardware.device, row.hardware.digest, *sizes, row.part.place, row.seconds.median)
+
+
+def clocked(spec: StudySpec, cost: Mapping[str, Any] | None) -> Latency | None:
+    """A finished network's forward against the backbone's, as the evaluation timed it in the table's batch.
+
+    None where the study has no table, or the evaluation ran on other hardware.
+    """
+    if not cost or not spec.latencies:
+        return None
+    measured = parsed(MeasuredCost, dict(cost))
+    if measured.hardware != spec.latencies[0].hardware:
+        return None
+    return next((each for each in measured.latencies if each.batch == spec.evaluate.micro_batch), None)
+
+
+def keeps_limit(spec: StudySpec, ratio: float | None) -> bool | None:
+    """Whether a measured ratio keeps the study's limit on latency; None where there is none, or no ratio."""
+    bound = next((limit.at_most for limit in spec.limits if limit.cost == "latency"), None)
+    return None if bound is None or ratio is None else ratio <= bound
