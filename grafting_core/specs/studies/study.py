@@ -133,7 +133,7 @@ class StudySpec(Frozen):
     `calibrate` hybrids spread over the screening's range are finetuned too, for the predictor to learn from.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"step_curve"})
+    added: ClassVar[frozenset[str]] = frozenset({"step_curve", "latencies"})
     name: str
     backbone: BackboneRef
     space: Space
@@ -156,8 +156,6 @@ class StudySpec(Frozen):
     resources: Resources = Resources()
     latencies: tuple[PartLatency, ...] = ()
     """The table that the space's latencies come from, once it is measured; empty where none is needed."""
-
-    added: ClassVar[frozenset[str]] = frozenset({"latencies"})
 
     @property
     def needs_latency(self) -> bool:
