@@ -60,7 +60,7 @@ install-dev: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.[lab]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

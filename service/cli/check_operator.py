@@ -10,6 +10,7 @@ import typer
 from grafting_core.specs.documents.explain import nearest
 from grafting_core.specs.operators import KINDS
 from service.cli.console import Refused, escape, out, print_json, table
+from service.cli.extras import require
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "-"}
 Kind = Annotated[str, typer.Argument(help="As `graft operators` lists it.")]
@@ -27,6 +28,7 @@ def check_operator_command(kind: Kind, json: AsJson = False) -> None:
 
 
 def _findings(kind: str) -> list[dict[str, Any]]:
+    require("core", "check-operator")
     command = [sys.executable, "-P", "-m", "grafting_core.surgery.check_operator", kind]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:

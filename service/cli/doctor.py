@@ -15,7 +15,7 @@ from rich.markup import escape
 from service.cli.console import out, print_json, table
 from service.cli.discovery import data_folder, find_url, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
-from service.domain.tracking_state import ask_server
+from service.domain.tracking_server import ask_server
 from service.local_keys import key_header
 from service.schemas.runs import TrackingState
 from service.settings import Settings

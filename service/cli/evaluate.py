@@ -17,6 +17,7 @@ from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, Referen
 from grafting_core.specs.results import EvaluationReport
 from service.cli.console import Refused, escape, out, print_json, table
 from service.cli.documents import read_design
+from service.cli.extras import require
 
 M = TypeVar("M", bound=BaseModel)
 reference_app = typer.Typer(help="What samples are compared with.", no_args_is_help=True)
@@ -111,6 +112,7 @@ def _source(weights: Path | None, sha256: str | None) -> FeatureSource | None:
 
 
 def _answer(request: BaseModel, model: type[M]) -> M:
+    require("core", "evaluate")
     command = [sys.executable, "-P", "-m", "grafting_core.evaluation.cli", request.model_dump_json()]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from grafting_core.specs.documents.parsing import read_document
 from service.cli.console import Refused, out
 from service.cli.discovery import data_folder, forget_address, lock, read_address, user_name
+from service.cli.extras import require
 from service.cli.progress import follow
 from service.cli.views import show_leaderboard
 from service.client import GraftlabClient
@@ -149,6 +150,7 @@ def _await_tracking(client: GraftlabClient, run_ids: list[str]) -> None:
 @contextmanager
 def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
     """A lab that is ready, and stopped at the end whatever happens."""
+    require("lab", "up")
     folder = data_folder(data)
     held = lock(folder)
     previous = {number: signal.getsignal(number) for number in STOPPING}

@@ -2,14 +2,13 @@
 
 from datetime import datetime
 
-import httpx
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.db.tables import EventRow, RunRow
-from service.domain.tracking_endpoints import Refused, server_url
+from service.domain.tracking_server import ask_server
 from service.schemas.runs import TrackingState
 from service.settings import Settings
 
@@ -43,20 +42,3 @@ def _oldest(session: Session) -> datetime | None:
     next_one = and_(EventRow.run_id == RunRow.id, EventRow.seq == RunRow.mlflow_event + 1)
     query = select(func.min(EventRow.at)).select_from(RunRow).join(EventRow, next_one)
     return session.scalar(query.where(RunRow.last_event > RunRow.mlflow_event))
-
-
-def ask_server(settings: Settings) -> str | None:
-    """Why MLflow's server cannot be used, in its own words where it has some; None where it can."""
-    token = settings.mlflow_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        url = server_url(settings.mlflow_url, "/health")
-        answer = httpx.get(url, headers=headers, timeout=5, trust_env=False)
-    except (httpx.HTTPError, Refused) as error:
-        return f"{settings.mlflow_url} does not answer ({type(error).__name__})"
-    if answer.status_code == 200:
-        return None
-    try:
-        return str(answer.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{settings.mlflow_url} answers with status {answer.status_code}"

@@ -1,0 +1,23 @@
+"""What a command needs beyond the client, and how to install it."""
+
+from importlib.util import find_spec
+
+from service.cli.console import Refused
+
+NEEDED = {
+    "core": ("torch", "diffusers"),
+    "lab": ("torch", "diffusers", "ray", "mlflow", "sqlalchemy", "fastapi", "uvicorn"),
+}
+"""Extra -> packages without which nothing of it works."""
+
+
+def require(extra: str, command: str) -> None:
+    """Raise Refused naming the extra of this package that has to be installed for a command."""
+    missing = [name for name in NEEDED[extra] if find_spec(name) is None]
+    if missing:
+        raise Refused(
+            [
+                f"`graft {command}` needs {', '.join(missing)}, which is not installed; "
+                f"pip install 'graftlab[{extra}]' installs it"
+            ]
+        )
