@@ -1,4 +1,4 @@
-"""The package without extras is the client and the command line: it submits, and says what else needs what."""
+"""The package without extras is the client and the command line; what else needs more says so."""
 
 import os
 import subprocess
