@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     round_seconds: float = 1.0
     """The longest wait between two rounds; what is recorded meanwhile ends it."""
     lead_seconds: float = 15.0
-    """How long a scheduler leads without renewing."""
+    """How long a scheduler, or the process of the studies, leads without renewing."""
+    study_step_seconds: float = Field(default=1800.0, gt=0)
+    """How long one step of a study, such as a proposal, may take; then the study fails and can be resumed."""
     silence_seconds: float = 60.0
     """An attempt whose heartbeat has not changed for this long is lost."""
     start_seconds: float = 900.0

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.api.deps import Lab, LabDep
+from service.db.leases import LEASES, NOUNS
 from service.db.tables import AccountRow, AttemptRow, LeaderRow, RunRow
 from service.domain.budgets import LAB
 
@@ -54,13 +55,19 @@ def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
     behind = select(func.coalesce(func.sum(RunRow.last_event - RunRow.mlflow_event), 0)).where(
         RunRow.last_event > RunRow.mlflow_event
     )
-    leader = session.get(LeaderRow, 1)
-    leads = leader is not None and leader.until > lab.database.clock(session)
+    clock = lab.database.clock(session)
+    leads = {
+        f"graftlab_{name}_leads": (
+            f"1 while a {NOUNS[name]} leads",
+            float((row := session.get(LeaderRow, number)) is not None and row.until > clock),
+        )
+        for name, number in LEASES.items()
+    }
     return {
         "graftlab_live_attempts": ("Attempts that have not ended", float(session.scalar(live) or 0)),
         "graftlab_device_seconds": ("Device-seconds of all attempts", spent),
         "graftlab_tracking_behind": ("Events MLflow has not been told", float(session.scalar(behind) or 0)),
-        "graftlab_scheduler_leads": ("1 while a scheduler leads", float(leads)),
+        **leads,
     }
 
 

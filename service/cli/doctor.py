@@ -32,6 +32,7 @@ REMEDIES = {
     "database": "look at GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL has to run, SQLite needs room",
     "storage": "make room on the disk of GRAFTLAB_STORAGE, and let the lab's user write there",
     "scheduler": "start `python -m service.processes.scheduler`, as `graft up` does; see logs/scheduler.log",
+    "studies": "start `python -m service.processes.studies`, as `graft up` does; see logs/studies.log",
     "ray": "start a cluster, or correct GRAFTLAB_RAY_DASHBOARD and its token; see logs/ray.log",
 }
 Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
@@ -50,7 +51,7 @@ class Finding(NamedTuple):
 
 
 def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: AsJson = False) -> None:
-    """Check Python, packages, disk, API, key, database, storage, scheduler, Ray, webhooks and MLflow."""
+    """Check Python, packages, disk, API, key, database, storage, processes, Ray, webhooks and MLflow."""
     folder = data_folder(data)
     lab = _lab(find_url(url))
     mlflow = _mlflow(find_url(url), folder, answers=len(lab) > 1)

@@ -1,4 +1,4 @@
-"""Of several schedulers one leads: a lease by the database's clock, checked in every write."""
+"""Of several processes of a kind one leads: a lease by the database's clock, checked in every write."""
 
 import os
 import platform
@@ -10,15 +10,15 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service.db.engine import Database, insert_if_absent
-from service.db.leases import longest
+from service.db.leases import LEASES, LeaseName, longest
 from service.db.tables import LeaderRow
 
 
 class Leadership:
-    """This process's claim to the one lease."""
+    """This process's claim to the one lease of its kind."""
 
-    def __init__(self, database: Database, seconds: float) -> None:
-        self._database, self._seconds = database, seconds
+    def __init__(self, database: Database, seconds: float, name: LeaseName = "scheduler") -> None:
+        self._database, self._seconds, self._id = database, seconds, LEASES[name]
         self.holder = f"{platform.node()[:30]}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def claim(self) -> bool:
@@ -28,16 +28,16 @@ class Leadership:
         """
         with self._database.writing() as session:
             clock = self._database.clock(session)
-            insert_if_absent(session, LeaderRow, id=1, holder="", until=0.0)
+            insert_if_absent(session, LeaderRow, id=self._id, holder="", until=0.0)
             over = (LeaderRow.until < clock) | (LeaderRow.until > clock + longest(self._seconds))
             free = (LeaderRow.holder == self.holder) | over
             values = {"holder": self.holder, "until": clock + self._seconds}
-            taken = session.execute(update(LeaderRow).where(LeaderRow.id == 1, free).values(**values))
+            taken = session.execute(update(LeaderRow).where(LeaderRow.id == self._id, free).values(**values))
             return bool(taken.rowcount)  # type: ignore[attr-defined]  # an update has one
 
     def holds(self, session: Session) -> bool:
         """Whether this very transaction may still write in the leader's name."""
-        row = session.get(LeaderRow, 1, with_for_update=True)
+        row = session.get(LeaderRow, self._id, with_for_update=True)
         return row is not None and row.holder == self.holder and row.until > self._database.clock(session)
 
     def release(self) -> None:
@@ -47,7 +47,7 @@ class Leadership:
 
 
 class LostLeadership(Exception):
-    """Another scheduler leads by now; nothing of this transaction is kept."""
+    """Another process leads by now; nothing of this transaction is kept."""
 
 
 @contextmanager
@@ -55,5 +55,5 @@ def leading(database: Database, leadership: Leadership) -> Iterator[Session]:
     """A write transaction that only the leader can commit. Raises LostLeadership."""
     with database.writing() as session:
         if not leadership.holds(session):
-            raise LostLeadership("this scheduler's lease has run out")
+            raise LostLeadership("this process's lease has run out")
         yield session

@@ -1,7 +1,16 @@
-"""Whether a scheduler's lease holds, by the database's clock, also where that clock was set back."""
+"""Whether a process's lease holds, by the database's clock, also where that clock was set back."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from sqlalchemy.orm import Session
 
 from service.db.tables import LeaderRow
 
+LeaseName = Literal["scheduler", "studies"]
+LEASES: Mapping[LeaseName, int] = {"scheduler": 1, "studies": 2}
+"""Kind of process -> row of its lease. Two processes of one kind never act at the same time."""
+NOUNS: Mapping[LeaseName, str] = {"scheduler": "scheduler", "studies": "process of the studies"}
 LEAST = 60.0
 
 
@@ -12,11 +21,12 @@ def longest(seconds: float) -> float:
     return max(LEAST, 2 * seconds)
 
 
-def is_led(row: LeaderRow | None, clock: float, seconds: float) -> str | None:
-    """None where a scheduler leads, else what is wrong, in words."""
+def missing_leader(session: Session, name: LeaseName, clock: float, seconds: float) -> str | None:
+    """None where a process of this kind leads, else what is wrong, in words."""
+    row = session.get(LeaderRow, LEASES[name])
     if row is None or row.until <= clock:
-        return "no scheduler leads"
+        return f"no {NOUNS[name]} leads"
     if row.until > clock + longest(seconds):
         ahead = row.until - clock
-        return f"no scheduler is known to lead: the lease ends in {ahead:.0f} s, the clock was set back"
+        return f"no {NOUNS[name]} is known to lead: the lease ends in {ahead:.0f} s, the clock was set back"
     return None

@@ -215,7 +215,7 @@ class EventRow(Base):
 
 
 class LeaderRow(Base):
-    """The one scheduler that leads, until when."""
+    """Which process leads, of the schedulers (row 1) and of those that drive studies (row 2), until when."""
 
     __tablename__ = "scheduler_lease"
 

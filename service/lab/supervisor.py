@@ -46,7 +46,7 @@ from service.startup import (
 )
 
 log = logging.getLogger("graftlab.supervisor")
-STOP_ORDER = ("api", "scheduler", "tracking", "mlflow", "ray")
+STOP_ORDER = ("api", "studies", "scheduler", "tracking", "mlflow", "ray")
 AGENT_SECONDS = 120.0
 """How long Ray may take until its job agent listens, on a busy machine."""
 RAY_TRIES = 2
@@ -94,6 +94,7 @@ class Supervisor:
             "mlflow": [python, "-P", "-m", "service.processes.mlflow"],
             "api": [python, "-P", "-m", "service.processes.api"],
             "scheduler": [python, "-P", "-m", "service.processes.scheduler"],
+            "studies": [python, "-P", "-m", "service.processes.studies"],
             "tracking": [python, "-P", "-m", "service.processes.tracking"],
         }
 
@@ -286,7 +287,7 @@ class Supervisor:
                 shorten(part.log(self.logs))
 
     def wait_ready(self, seconds: float = 300.0) -> None:
-        """Until API, scheduler and Ray answer. Raises StartFailed naming what does not, or has ended."""
+        """Until all parts but the optional ones are ready. Raises StartFailed naming what is not."""
         end, waiting = time.monotonic() + seconds, "the API does not answer yet"
         while time.monotonic() < end:
             self._check_parts()

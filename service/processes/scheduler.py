@@ -5,8 +5,9 @@ import signal
 import threading
 
 from grafting_core.storage.storage import Storage
+from service.control import ClusterControl
 from service.db.engine import Database
-from service.db.leader_lease import LostLeadership
+from service.db.leader_lease import Leadership, LostLeadership
 from service.db.migrate import upgrade
 from service.logging import setup_logging
 from service.scheduler.checkpoint_cleanup import keep_house
@@ -14,7 +15,6 @@ from service.scheduler.loop import Scheduler
 from service.scheduler.ray_jobs import RayJobs
 from service.scheduler.wakeup import News
 from service.startup import settings_of_part
-from service.studies.thread import drive_studies
 from service.webhooks.delivery import LAST_SECONDS, send_webhooks
 
 log = logging.getLogger("graftlab.scheduler")
@@ -26,18 +26,19 @@ def main() -> None:
     settings = settings_of_part()
     database = Database(settings.database_url)
     upgrade(database)
-    scheduler = Scheduler(settings, database, Storage(settings.storage), RayJobs(settings))
+    lease = Leadership(database, settings.lead_seconds, "scheduler")
+    control = ClusterControl(settings, database, Storage(settings.storage), lease, RayJobs(settings))
+    scheduler = Scheduler(control)
     ended = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
-    drive_studies(scheduler, ended)
-    keep_house(scheduler, ended)
+    keep_house(control, ended)
     post = send_webhooks(settings, database, ended) if settings.webhooks else None
     news = News(database)
     while not news.await_news(ended, settings.round_seconds):
         news.begin()
         _round(scheduler)
-    scheduler.leadership.release()
+    lease.release()
     if post is not None:
         post.join(LAST_SECONDS + 1)
 

@@ -5,11 +5,12 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from grafting_core.specs.budget import Budget
 from grafting_core.storage.failpoints import failpoint
 from grafting_core.storage.storage import Storage
+from service.cluster import FINISHED
+from service.control import ClusterControl
 from service.db.leader_lease import LostLeadership
 from service.db.tables import AttemptRow, RunRow, now
 from service.domain.attempt_events import apply_event, end_attempt
@@ -19,7 +20,7 @@ from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spend_of, work_of
 from service.log_once import AWAY, brief
 from service.scheduler.live_attempts import LiveAttempt
-from service.scheduler.ray_jobs import FINISHED
+from service.scheduler.warm_workers import Hosts
 from workers.contract import (
     Event,
     Reason,
@@ -31,9 +32,6 @@ from workers.contract import (
     submission_id,
     ticket_path,
 )
-
-if TYPE_CHECKING:
-    from service.scheduler.loop import Scheduler
 
 log = logging.getLogger("graftlab.scheduler")
 STATUS_SECONDS = 3.0
@@ -56,8 +54,8 @@ class Watch:
 class Tender:
     """Takes one step for each live attempt a round."""
 
-    def __init__(self, scheduler: "Scheduler") -> None:
-        self._lab = scheduler
+    def __init__(self, control: ClusterControl, hosts: Hosts) -> None:
+        self._control, self._hosts = control, hosts
         self.watched: dict[tuple[str, int], Watch] = {}
 
     def forget(self) -> None:
@@ -78,7 +76,8 @@ class Tender:
     def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
         """Submit, listen, pass on, judge.
 
-        Raises RayUnavailable, OSError, LostLeadership or what of `AWAY` may pass; anything else is the run's.
+        Raises ClusterUnavailable, OSError, LostLeadership or one of `AWAY`, which may pass; anything else is
+        the run's.
         """
         if attempt.wrong is not None:
             return self.end(attempt, "internal_error", attempt.wrong)
@@ -93,7 +92,7 @@ class Tender:
             self._write_stop(attempt, watch, "budget_exhausted")
         if attempt.stop_wished_at is not None:
             self._write_stop(attempt, watch, "user_request")
-            if attempt.wished_seconds > self._lab.settings.cancel_grace_seconds:
+            if attempt.wished_seconds > self._control.settings.cancel_grace_seconds:
                 return self.end(attempt, "user_request", "killed after the grace period")
         self._pass_budget(attempt, watch)
         return self._judge(attempt, watch, clock)
@@ -101,14 +100,14 @@ class Tender:
     def _submit(self, run_id: str, number: int) -> str:
         """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
         ticket = self._ticket(run_id, number)
-        self._lab.storage.write_model(ticket_path(run_id, number), ticket)
+        self._control.storage.write_model(ticket_path(run_id, number), ticket)
         job, turn = self._place(ticket)
         if turn > 1:
-            self._lab.hosts.hand_over(job, turn, ticket)
+            self._hosts.hand_over(job, turn, ticket)
         else:
-            self._lab.hosts.make_room(*self._free())
-            self._lab.ray.submit(job, self._entrypoint(run_id, number))
-        with self._lab.leading() as session:
+            self._hosts.make_room(*self._free())
+            self._control.cluster.submit(job, self._entrypoint(run_id, number))
+        with self._control.leading() as session:
             session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
         log.info("run %s attempt %s: submitted as turn %s of %s", run_id, number, turn, job)
         return job
@@ -118,8 +117,8 @@ class Tender:
 
         Written down before anybody hears of it, so that a repetition after a crash decides the same.
         """
-        host = self._lab.hosts.find(ticket)
-        with self._lab.leading() as session:
+        host = self._hosts.find(ticket)
+        with self._control.leading() as session:
             row = session.get_one(AttemptRow, (ticket.run_id, ticket.attempt))
             if row.job is None and host is not None:
                 row.job, row.turn = host.job, host.turn + 1
@@ -128,13 +127,13 @@ class Tender:
             return row.job, row.turn
 
     def _free(self) -> tuple[int, int]:
-        with self._lab.database.reading() as session:
-            left = room(session, self._lab.settings.cpus, self._lab.settings.gpus)
+        with self._control.database.reading() as session:
+            left = room(session, self._control.settings.cpus, self._control.settings.gpus)
         return left.cpus, left.gpus
 
     def _ticket(self, run_id: str, number: int) -> RunTicket:
-        settings = self._lab.settings
-        with self._lab.database.reading() as session:
+        settings = self._control.settings
+        with self._control.database.reading() as session:
             run = session.get_one(RunRow, run_id)
             return RunTicket(
                 run_id=run_id,
@@ -153,14 +152,14 @@ class Tender:
             )
 
     def _entrypoint(self, run_id: str, number: int) -> str:
-        words = [self._lab.settings.worker_python, "-P", "-m", "workers.driver"]
-        words += ["--storage", self._lab.settings.storage, "--run", run_id, "--attempt", str(number)]
+        words = [self._control.settings.worker_python, "-P", "-m", "workers.driver"]
+        words += ["--storage", self._control.settings.storage, "--run", run_id, "--attempt", str(number)]
         return shlex.join(words)
 
     def _take_events(self, attempt: LiveAttempt) -> bool:
         """Take in what is new, in order; False where the attempt is no longer live."""
         seq = attempt.event_seq + 1
-        while self._lab.storage.exists(event_path(*attempt.key, seq)):
+        while self._control.storage.exists(event_path(*attempt.key, seq)):
             try:
                 state = self._take(attempt, seq)
             except (LostLeadership, OSError, *AWAY):
@@ -178,9 +177,9 @@ class Tender:
 
         Raises what is wrong with the event, and then it has changed nothing.
         """
-        event = _read_event(self._lab.storage, attempt, seq)
-        with self._lab.leading() as session:
-            if not apply_event(session, self._lab.settings, event):
+        event = _read_event(self._control.storage, attempt, seq)
+        with self._control.leading() as session:
+            if not apply_event(session, self._control.settings, event):
                 return None
             state = session.get_one(RunRow, attempt.run_id).state
             failpoint("event")
@@ -189,7 +188,7 @@ class Tender:
         return state
 
     def _look(self, attempt: LiveAttempt) -> Watch:
-        beat = _beat(self._lab.storage, f"{attempt_folder(*attempt.key)}/heartbeat")
+        beat = _beat(self._control.storage, f"{attempt_folder(*attempt.key)}/heartbeat")
         watch = self.watched.setdefault(attempt.key, Watch(beat, time.monotonic(), fresh=bool(beat)))
         if beat != watch.beat:
             watch.beat, watch.seen, watch.fresh = beat, time.monotonic(), True
@@ -197,18 +196,18 @@ class Tender:
 
     def _write_stop(self, attempt: LiveAttempt, watch: Watch, reason: Reason) -> None:
         if watch.stopped_for != reason:
-            self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason=reason))
+            self._control.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason=reason))
             watch.stopped_for = reason
 
     def _pass_budget(self, attempt: LiveAttempt, watch: Watch) -> None:
         """Tell the worker of an extension; the first look only notes what its ticket says."""
         if (watch.budget is not None and watch.budget != attempt.budget) or watch.budget is None:
-            self._lab.storage.write_model(budget_path(*attempt.key), attempt.budget)
+            self._control.storage.write_model(budget_path(*attempt.key), attempt.budget)
             watch.budget = attempt.budget
 
     def _judge(self, attempt: LiveAttempt, watch: Watch, clock: float) -> None:
         """End an attempt that Ray says is over, or whose lease ran out in silence."""
-        settings = self._lab.settings
+        settings = self._control.settings
         patience = settings.silence_seconds if watch.beat else settings.start_seconds
         silent = time.monotonic() - watch.seen
         # A clock that was set back must not make a lease endless.
@@ -221,11 +220,11 @@ class Tender:
         return self._ask(attempt)
 
     def _ask(self, attempt: LiveAttempt) -> None:
-        status = self._lab.ray.status(attempt.job)
+        status = self._control.cluster.status(attempt.job)
         if status is not None and status not in FINISHED:
             return
         # Its last event may have been written since we looked.
-        with self._lab.database.reading() as session:
+        with self._control.database.reading() as session:
             seq = session.get_one(AttemptRow, attempt.key).event_seq
         if self._take_events(LiveAttempt(**{**attempt.__dict__, "event_seq": seq})):
             # A job that the cluster has lost, or a host that went home as it was called: no fault of the run.
@@ -236,14 +235,14 @@ class Tender:
 
     def end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
         """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
-        self._lab.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
-        self._lab.ray.stop(attempt.job)
-        with self._lab.leading() as session:
+        self._control.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
+        self._control.cluster.stop(attempt.job)
+        with self._control.leading() as session:
             run = session.get_one(RunRow, attempt.run_id, with_for_update=True)
             if run.attempt != attempt.number or run.state not in LIVE:
                 return
             row = session.get_one(AttemptRow, attempt.key)
-            end_attempt(session, self._lab.settings, run, row, reason, message)
+            end_attempt(session, self._control.settings, run, row, reason, message)
         log.warning("run %s attempt %s: ended: %s", *attempt.key, message)
 
 

@@ -1,14 +1,13 @@
-"""Beside the scheduler's rounds: what ended runs leave behind goes, a few runs at a time."""
+"""The periodic removal of checkpoints that ended runs leave behind, a few runs at a time."""
 
 import logging
 import threading
 
 from grafting_core.storage.storage import Storage
+from service.control import Control, run_periodically
 from service.db.engine import Database
 from service.domain.checkpoint_retention import EndedRun, Policy, excess, let_go, note_swept, unswept_runs
 from service.log_once import AWAY, Once, brief
-from service.scheduler.loop import Scheduler
-from service.scheduler.periodic import beside
 from service.settings import Settings
 
 log = logging.getLogger("graftlab.scheduler")
@@ -59,7 +58,7 @@ class Housekeeper:
         return False
 
 
-def keep_house(scheduler: Scheduler, ended: threading.Event) -> threading.Thread:
-    """A thread that tidies up as long as this scheduler leads."""
-    keeper = Housekeeper(scheduler.settings, scheduler.database, scheduler.storage)
-    return beside(scheduler, ended, "housekeeping", PAUSE_SECONDS, keeper.round)
+def keep_house(control: Control, ended: threading.Event) -> threading.Thread:
+    """Start the thread that does it as long as this process leads."""
+    keeper = Housekeeper(control.settings, control.database, control.storage)
+    return run_periodically(control, ended, "housekeeping", PAUSE_SECONDS, keeper.round)

@@ -2,24 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.storage.storage import Storage
-from service.db.engine import Database
-from service.db.leader_lease import Leadership, LostLeadership, leading
+from service.cluster import ClusterUnavailable
+from service.control import ClusterControl
+from service.db.leader_lease import LostLeadership
 from service.db.tables import RunRow
 from service.domain.budgets import live_use, spent_accounts
 from service.log_once import AWAY, Once, brief
 from service.scheduler.attempts import Tender
 from service.scheduler.claims import admit, decide, tell_set_aside
 from service.scheduler.live_attempts import LiveAttempt, live_attempts, renew
-from service.scheduler.ray_jobs import RayJobs, RayUnavailable
 from service.scheduler.warm_workers import Hosts
-from service.settings import Settings
 from workers.contract import attempt_of
 
 log = logging.getLogger("graftlab.scheduler")
@@ -32,11 +29,10 @@ IDS = 500
 class Scheduler:
     """Claims queued runs, submits them to Ray, takes their events in, and ends what is lost."""
 
-    def __init__(self, settings: Settings, database: Database, storage: Storage, ray: RayJobs) -> None:
-        self.settings, self.database, self.storage, self.ray = settings, database, storage, ray
-        self.leadership = Leadership(database, settings.lead_seconds)
-        self.hosts = Hosts(storage, ray)
-        self.tender = Tender(self)
+    def __init__(self, control: ClusterControl) -> None:
+        self.control = control
+        self.hosts = Hosts(control.storage, control.cluster)
+        self.tender = Tender(control, self.hosts)
         self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
@@ -44,7 +40,7 @@ class Scheduler:
 
     def round(self) -> None:
         """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
-        if not self.leadership.claim():
+        if not self.control.lease.claim():
             self.tender.forget()
             self._aside_told = False
             return
@@ -63,17 +59,17 @@ class Scheduler:
             self._say(step.__name__, fault, level=logging.ERROR, trace=True)
 
     def _tend_all(self) -> None:
-        with self.database.reading() as session:
+        with self.control.database.reading() as session:
             live = live_attempts(session)
             stops = spent_accounts(session, live_use(session))
-            clock = self.database.clock(session)
+            clock = self.control.database.clock(session)
         for attempt in live:
             self._tend(attempt, clock, stops.get(attempt.run_id))
         self.tender.forget_all_but(live)
         alive = self.tender.alive(live)
         if alive:
-            with self.leading() as session:
-                until = self.database.clock(session) + self.settings.silence_seconds
+            with self.control.leading() as session:
+                until = self.control.database.clock(session) + self.control.settings.silence_seconds
                 renew(session, alive, until)
 
     def _tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
@@ -82,7 +78,7 @@ class Scheduler:
         try:
             try:
                 self.tender.tend(attempt, clock, spent)
-            except (LostLeadership, RayUnavailable, OSError, *AWAY):
+            except (LostLeadership, ClusterUnavailable, OSError, *AWAY):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt
                 self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
@@ -90,7 +86,7 @@ class Scheduler:
             self._say.well(attempt.key)
         except (LostLeadership, *AWAY):
             raise
-        except RayUnavailable as error:
+        except ClusterUnavailable as error:
             self._say(attempt.key, f"{about}: Ray cannot be reached: {error}", fault="ray")
         except Exception as error:  # noqa: BLE001 - named once, with its traceback
             text = f"{about}: left for the next round: {type(error).__name__}: {brief(error)}"
@@ -99,15 +95,15 @@ class Scheduler:
     def admit(self) -> list[str]:
         """Start queued runs; their ids. Nothing is locked while storage is asked."""
         if not self._aside_told:
-            with self.leading() as session:
-                tell_set_aside(session, self.settings)
+            with self.control.leading() as session:
+                tell_set_aside(session, self.control.settings)
             self._aside_told = True
-        with self.database.reading() as session:
-            decided = decide(session, self.settings, self.storage)
+        with self.control.database.reading() as session:
+            decided = decide(session, self.control.settings, self.control.storage)
         if not decided:
             return []
-        with self.leading() as session:
-            return admit(session, self.settings, decided, self.database.clock(session))
+        with self.control.leading() as session:
+            return admit(session, self.control.settings, decided, self.control.database.clock(session))
 
     def _end_orphans(self) -> None:
         """Stop jobs that no live attempt waits for: what a replaced worker or scheduler left.
@@ -118,13 +114,13 @@ class Scheduler:
             return
         self._orphans_sought = time.monotonic()
         try:
-            orphans = set(self._orphans(self.ray.running()))
+            orphans = set(self._orphans(self.control.cluster.running()))
             for job in orphans & self._suspects:
                 log.warning("%s: no attempt waits for it; stopped", job)
-                self.ray.stop(job)
+                self.control.cluster.stop(job)
             self._suspects = orphans
             self._say.well("orphans")
-        except RayUnavailable as error:
+        except ClusterUnavailable as error:
             self._say("orphans", f"orphans cannot be sought: {error}", fault="ray")
 
     def _orphans(self, jobs: list[str]) -> list[str]:
@@ -137,21 +133,10 @@ class Scheduler:
             if job not in named:
                 self._say(("job", job), f"job {job!r:.100} is not this lab's; left alone", level=logging.INFO)
         wanted = {host.job for host in self.hosts.idle()}
-        with self.database.reading() as session:
+        with self.control.database.reading() as session:
             ours = _known(session, sorted(set(named.values())))
             wanted |= {attempt.job for attempt in live_attempts(session)}
         return [job for job, run in named.items() if run in ours and job not in wanted]
-
-    def leads(self) -> bool:
-        """Whether this scheduler is the one that does what only one should."""
-        with self.database.reading() as session:
-            return self.leadership.holds(session)
-
-    @contextmanager
-    def leading(self) -> Iterator[Session]:
-        """A write transaction that only the leader can commit. Raises LostLeadership."""
-        with leading(self.database, self.leadership) as session:
-            yield session
 
 
 def _known(session: Session, ids: Sequence[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Ray's Jobs API over HTTP: the only door through which the control plane reaches the cluster."""
+"""The cluster as Ray's Jobs API over HTTP shows it; nothing else of the control plane reaches Ray."""
 
 import time
 from typing import TypeVar
@@ -6,20 +6,16 @@ from typing import TypeVar
 import httpx
 
 from grafting_core.storage.failpoints import failpoint
+from service.cluster import FINISHED, ClusterUnavailable
 from service.settings import Settings
 
 SILENT_SECONDS = 5.0
 """After a call in vain others are not tried for so long: each would wait as long as the first."""
 T = TypeVar("T", dict[str, object], list[object])
-FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-
-
-class RayUnavailable(Exception):
-    """The cluster does not answer, or not as it should; try again later."""
 
 
 class RayJobs:
-    """Submitting is create-if-absent: a second submit of the same id is harmless."""
+    """Implements `Cluster`. Every method raises ClusterUnavailable where Ray does not answer as it should."""
 
     def __init__(self, settings: Settings) -> None:
         token = settings.ray_token()
@@ -32,14 +28,16 @@ class RayJobs:
         self._silent_until = 0.0
 
     def submit(self, job: str, entrypoint: str) -> None:
-        """Start `entrypoint` under this id unless it was started already. Raises RayUnavailable."""
+        """Start `entrypoint` under this id; a second submit of the same id changes nothing."""
         # The driver only waits; the CPUs a run asks for are those of its worker group.
         body = {"submission_id": job, "entrypoint": entrypoint, "entrypoint_num_cpus": 0}
         failpoint("ray/submit/before")
         answer = self._ask("POST", "/api/jobs/", body)
         failpoint("ray/submit/after")
         if answer.status_code >= 400 and "already exists" not in answer.text:
-            raise RayUnavailable(f"submitting {job} gave status {answer.status_code}: {answer.text[-300:]}")
+            raise ClusterUnavailable(
+                f"submitting {job} gave status {answer.status_code}: {answer.text[-300:]}"
+            )
 
     def status(self, job: str) -> str | None:
         """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or None where Ray knows no such job."""
@@ -47,14 +45,14 @@ class RayJobs:
         if answer.status_code == 404:
             return None
         if answer.status_code >= 400:
-            raise RayUnavailable(f"asking for {job} gave status {answer.status_code}")
+            raise ClusterUnavailable(f"asking for {job} gave status {answer.status_code}")
         return str(_document(answer, dict).get("status"))
 
     def running(self) -> list[str]:
-        """Submission ids of all jobs that have not ended. Raises RayUnavailable."""
+        """Submission ids of all jobs that have not ended."""
         answer = self._ask("GET", "/api/jobs/")
         if answer.status_code >= 400:
-            raise RayUnavailable(f"asking for all jobs gave status {answer.status_code}")
+            raise ClusterUnavailable(f"asking for all jobs gave status {answer.status_code}")
         jobs = [job for job in _document(answer, list) if isinstance(job, dict)]
         going = (job for job in jobs if job.get("status") not in FINISHED)
         return [str(job["submission_id"]) for job in going if job.get("submission_id")]
@@ -66,21 +64,23 @@ class RayJobs:
 
     def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> httpx.Response:
         if time.monotonic() < self._silent_until:
-            raise RayUnavailable(f"{self._http.base_url} did not answer a moment ago")
+            raise ClusterUnavailable(f"{self._http.base_url} did not answer a moment ago")
         try:
             return self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
             if isinstance(error, httpx.TimeoutException):
                 self._silent_until = time.monotonic() + SILENT_SECONDS
-            raise RayUnavailable(f"{self._http.base_url} does not answer ({type(error).__name__})") from error
+            raise ClusterUnavailable(
+                f"{self._http.base_url} does not answer ({type(error).__name__})"
+            ) from error
 
 
 def _document(answer: httpx.Response, kind: type[T]) -> T:
-    """What the answer holds. Raises RayUnavailable where it is something else, as of another program."""
+    """What the answer holds. Raises ClusterUnavailable where it is something else, as of another program."""
     try:
         found = answer.json()
     except ValueError as error:
-        raise RayUnavailable(f"{answer.url} answers with what is no JSON") from error
+        raise ClusterUnavailable(f"{answer.url} answers with what is no JSON") from error
     if not isinstance(found, kind):
-        raise RayUnavailable(f"{answer.url} answers with a {type(found).__name__}, not a {kind.__name__}")
+        raise ClusterUnavailable(f"{answer.url} answers with a {type(found).__name__}, not a {kind.__name__}")
     return found

@@ -5,8 +5,8 @@ import logging
 from pydantic import ConfigDict
 
 from grafting_core.storage.storage import Storage
+from service.cluster import FINISHED, Cluster
 from service.log_once import Once, brief
-from service.scheduler.ray_jobs import FINISHED, RayJobs
 from workers.contract import (
     IDLE_FOLDER,
     SELF_DRIVEN,
@@ -32,8 +32,8 @@ class _Note(IdleHost):
 class Hosts:
     """What storage says of them. A decision is in SQL before the host hears of it."""
 
-    def __init__(self, storage: Storage, ray: RayJobs) -> None:
-        self._storage, self._ray = storage, ray
+    def __init__(self, storage: Storage, cluster: Cluster) -> None:
+        self._storage, self._cluster = storage, cluster
         self._say = Once(log)
 
     def idle(self) -> list[IdleHost]:
@@ -58,14 +58,14 @@ class Hosts:
         return note
 
     def find(self, ticket: RunTicket) -> IdleHost | None:
-        """A living host of the ticket's shape. Raises RayUnavailable."""
+        """A living host of the ticket's shape. Raises ClusterUnavailable."""
         if ticket.work.kind in SELF_DRIVEN:
             return None
         shape = host_shape(ticket.work)
         return next((host for host in self.idle() if host.shape == shape and self._lives(host)), None)
 
     def _lives(self, host: IdleHost) -> bool:
-        status = self._ray.status(host.job)
+        status = self._cluster.status(host.job)
         if status is not None and status not in FINISHED:
             return True
         self._storage.delete(idle_path(host.job))  # killed while it waited

@@ -19,8 +19,8 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from grafting_core.specs.studies.study import StudySpec
 from grafting_core.storage.failpoints import failpoint
-from grafting_core.storage.storage import Storage
-from service.db.engine import Database
+from service.control import Control
+from service.db.leader_lease import LostLeadership
 from service.db.study_tables import StudyRow, TrialRow
 from service.db.tables import RunRow
 from service.domain.latency_table import latency_rows
@@ -40,7 +40,6 @@ from service.domain.studies import (
 )
 from service.log_once import AWAY, Once, brief
 from service.schemas.runs import TERMINAL
-from service.settings import Settings
 from service.studies.promotion import collect_finals, submit_finals
 from service.studies.publishing import publish_report
 from service.studies.specs import (
@@ -53,8 +52,7 @@ from service.studies.specs import (
     unreadable,
 )
 from service.studies.step_curves import submit_curves
-from service.studies.subprocess import proposals
-from service.studies.trial_round import note_predictions, numbers_of, open_book
+from service.studies.trial_round import note_predictions, numbers_of, open_book, propose
 
 log = logging.getLogger("graftlab.search")
 
@@ -62,8 +60,9 @@ log = logging.getLogger("graftlab.search")
 class Driver:
     """Carries out one step of every running study."""
 
-    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
-        self.settings, self.database, self.storage = settings, database, storage
+    def __init__(self, control: Control) -> None:
+        self.control, self.settings = control, control.settings
+        self.database, self.storage = control.database, control.storage
         self._say = Once(log)
         self._phases: Mapping[str, Callable[[StudyRow], None]] = {
             "measure": self._measure,
@@ -74,19 +73,26 @@ class Driver:
         }
 
     def round(self) -> None:
-        """One step of each; a study that cannot go on fails alone. Each fault is logged once."""
+        """One step of every running study, one after the other."""
+        for study_id in self.running():
+            self.step(study_id)
+
+    def running(self) -> list[str]:
+        """Ids of the studies that have a step to take."""
         with self.database.reading() as session:
-            running = list(session.scalars(select(StudyRow.id).where(StudyRow.state == "RUNNING")))
-        for study_id in running:
-            try:
-                self._step(study_id)
-                self._say.well(study_id)
-            except (OptunaError, OSError, IntegrityError, StaleDataError, *AWAY) as error:
-                # Another scheduler may have been a moment ahead.
-                text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
-                self._say(study_id, text, trace=True)
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
-                self._give_up(study_id, error)
+            return list(session.scalars(select(StudyRow.id).where(StudyRow.state == "RUNNING")))
+
+    def step(self, study_id: str) -> None:
+        """One step; a study that cannot go on fails, others are not touched. Each fault is logged once."""
+        try:
+            self._step(study_id)
+            self._say.well(study_id)
+        except (LostLeadership, OptunaError, OSError, IntegrityError, StaleDataError, *AWAY) as error:
+            # A request of a user, or another process, may have been a moment ahead.
+            text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
+            self._say(study_id, text, trace=True)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
+            self.give_up(study_id, error)
 
     def _step(self, study_id: str) -> None:
         """Raises ValueError where the study cannot go on."""
@@ -98,8 +104,8 @@ class Driver:
             raise ValueError(f"there is no phase {study.phase!r}; a study is in {', '.join(self._phases)}")
         self._phases[study.phase](study)
 
-    def _give_up(self, study_id: str, error: Exception) -> None:
-        """The study fails with the reason, whatever of it can still be read."""
+    def give_up(self, study_id: str, error: Exception) -> None:
+        """End the study as FAILED with the reason, whatever of it can still be read."""
         known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
         reason = str(error) if known else f"internal error: {type(error).__name__}: {brief(error)}"
         self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=True)
@@ -107,17 +113,17 @@ class Driver:
             with self.database.reading() as session:
                 study = session.get_one(StudyRow, study_id)
             self._fail(study, reason)
-        except (OSError, *AWAY):
+        except (LostLeadership, OSError, *AWAY):
             return  # the next round tries again
         except Exception as worse:  # noqa: BLE001 - a row that cannot even be loaded is ended as it is
             self._say(("end", study_id), f"study {study_id}: ended as it is: {brief(worse)}", trace=True)
-            with self.database.writing() as session:
+            with self.control.leading() as session:
                 fail_unread(session, study_id, reason)
 
     @contextmanager
     def _changing(self, study: StudyRow) -> Iterator[tuple[Session, StudyRow | None]]:
         """A write transaction on one study; None for the study where it has moved on since it was read."""
-        with self.database.writing() as session:
+        with self.control.leading() as session:
             row = session.get(StudyRow, study.id, with_for_update=True)
             seen = (study.state, study.phase, study.round)
             same = row is not None and (row.state, row.phase, row.round) == seen
@@ -204,7 +210,7 @@ class Driver:
     def _propose(self, study: StudyRow) -> None:
         with self.database.reading() as session:
             earlier = trials_of(session, study.id)
-        proposed = proposals(self.settings.optuna_url, study, earlier)
+        proposed = propose(self.settings.optuna_url, study, earlier)
         failpoint("study/proposed")
         with self._changing(study) as (session, row):
             if row is not None and len(trials_of(session, row.id)) == len(earlier):

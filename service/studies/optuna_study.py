@@ -5,59 +5,34 @@ numbers, and one that has none (a crash between its commit and ours) is told to 
 leased by the scheduler, so Optuna's heartbeats are off.
 """
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.studies.space import MERGED, Space
 from grafting_core.specs.studies.study import Sampler, SamplerKind
+from service.domain.study_samplers import ARGUMENTS, CLASSES
 
 NUMBER = "graftlab_trial"
-ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
-    "tpe": {
-        "n_startup_trials": 10,
-        "n_ei_candidates": 24,
-        "multivariate": True,
-        "group": True,
-        "constant_liar": True,
-    },
-    "nsga2": {"population_size": 20, "crossover_prob": 0.9, "swapping_prob": 0.5, "mutation_prob": None},
-    "gp": {"n_startup_trials": 10, "deterministic_objective": True},
-    "random": {},
-    "milp": {},
-}
-"""Every argument that we choose, so that another version's defaults change nothing."""
-BUILDERS: Mapping[str, Callable[..., BaseSampler]] = {
-    "tpe": TPESampler,
-    "nsga2": NSGAIISampler,
-    "gp": GPSampler,
-    "random": RandomSampler,
-    "milp": RandomSampler,
-}
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another on SQLite: studies take their steps side by side."""
+OPENING = threading.Lock()
+"""Optuna makes its tables at the first opening, and two that do so at once fail."""
 
 
 def quiet() -> None:
     """Optuna tells of every trial, and warns of what it may rename; our versions are pinned."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
-
-
-def pinned(sampler: Sampler) -> dict[str, object]:
-    """What is recorded of a sampler: its class, its arguments and Optuna's version."""
-    return {
-        "class": getattr(BUILDERS[sampler.kind], "__name__", ""),
-        "arguments": dict(ARGUMENTS[sampler.kind]),
-        "seed": sampler.seed,
-        "optuna": optuna.__version__,
-    }
 
 
 @dataclass(frozen=True)
@@ -78,12 +53,13 @@ class Book:
     ) -> None:
         self._space, self._sampler = space, sampler
         quiet()
-        self.study = optuna.create_study(
-            study_name=study_id,
-            storage=RDBStorage(url, heartbeat_interval=None),
-            directions=["minimize"] * len(objectives),
-            load_if_exists=True,
-        )
+        with OPENING:
+            self.study = optuna.create_study(
+                study_name=study_id,
+                storage=RDBStorage(url, engine_kwargs=_engine_options(url), heartbeat_interval=None),
+                directions=["minimize"] * len(objectives),
+                load_if_exists=True,
+            )
         self.study.set_metric_names(list(objectives))
 
     def reconcile(self, known: Sequence[Known]) -> None:
@@ -150,7 +126,7 @@ class Book:
     def ask(self, draw: int, kind: SamplerKind) -> tuple[int, dict[str, str]]:
         """(Optuna's number, assignment) of a new proposal; the same draw of the same history is the same."""
         seed = int(digest({"seed": self._sampler.seed, "draw": draw})[:8], 16)
-        self.study.sampler = BUILDERS[kind](seed=seed, **ARGUMENTS[kind])
+        self.study.sampler = getattr(optuna.samplers, CLASSES[kind])(seed=seed, **ARGUMENTS[kind])
         trial = self.study.ask()
         return trial.number, self._suggest(trial)
 
@@ -177,3 +153,7 @@ class Book:
             self.study.tell(optuna_number, state=TrialState.FAIL)
         else:
             self.study.tell(optuna_number, list(values))
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": BUSY_SECONDS}} if url.startswith("sqlite") else {}

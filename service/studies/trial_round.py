@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 from sqlalchemy.orm import Session
 
@@ -9,7 +10,7 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
 from grafting_core.specs.studies.space import design_key
-from grafting_core.specs.studies.study import StudySpec
+from grafting_core.specs.studies.study import SamplerKind, StudySpec
 from grafting_core.storage.checksums import read_vouched
 from grafting_core.storage.storage import Storage
 from service.db.study_tables import StudyRow, TrialRow
@@ -21,6 +22,8 @@ from service.studies.predictor import Predictor, Seen, fit, refined_scores
 from service.studies.proposing import Proposal, Round
 from service.studies.specs import costs_of, screening_work
 
+NEEDS: Mapping[str, tuple[str, ...]] = {"gp": ("torch",)}
+"""Sampler -> packages that Optuna imports for it when it first proposes."""
 say = Once(logging.getLogger("graftlab.search"))
 
 
@@ -50,6 +53,7 @@ def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> Book:
 def propose(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:
     """The trials of the study's current round, not yet stored. Raises ValueError where there can be none."""
     spec = spec_of_study(study)
+    check_installed(spec.sampler.kind)
     scores = learned_scores(spec, study, trials)
     proposer = Proposer(spec.space, scores, spec.limits)
     known = {trial.design_key: each for trial, each in zip(trials, known_trials(spec, trials), strict=True)}
@@ -63,6 +67,14 @@ def propose(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> list[Trial
     except NoDesign as error:
         raise ValueError("with what could be distilled no design meets the limits") from error
     return [_trial(study, spec, scores, len(trials) + at, each) for at, each in enumerate(found)]
+
+
+def check_installed(kind: SamplerKind) -> None:
+    """Raises ValueError where this installation lacks what a sampler computes with."""
+    missing = [name for name in NEEDS.get(kind, ()) if find_spec(name) is None]
+    if missing:
+        wanted = f"sampler {kind} computes with {', '.join(missing)}, which is not installed"
+        raise ValueError(f"{wanted}; `pip install {' '.join(missing)}` brings it, or use another sampler")
 
 
 def _trial(

@@ -5,7 +5,6 @@ from sqlalchemy import select
 
 from grafting_core.specs.budget import Spend
 from grafting_core.specs.experiment import evaluation_key, finetune_key, scion_keys
-from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import NeedRow, RunRow
 from service.domain.artifact_dependencies import needed_by_others
@@ -34,7 +33,7 @@ def scheduler(settings: Settings, database: Database) -> Scheduler:
 
 
 def publish(scheduler: Scheduler, folder: str, key: str) -> None:
-    scheduler.storage.write_bytes(f"{folder}/{key}/card.json", b"{}")
+    scheduler.control.storage.write_bytes(f"{folder}/{key}/card.json", b"{}")
 
 
 def rounds(scheduler: Scheduler, count: int = 2) -> None:
@@ -81,7 +80,7 @@ def test_it_starts_as_soon_as_the_shared_scions_are_there(scheduler: Scheduler, 
 def test_cancelling_one_frees_the_other(scheduler: Scheduler, database: Database) -> None:
     first, second = queue(database, **ONE), queue(database, **TWO)
     rounds(scheduler)
-    scheduler.settings.cancel_grace_seconds = -1.0
+    scheduler.control.settings.cancel_grace_seconds = -1.0
     with database.writing() as session:
         row = session.get_one(RunRow, first)
         row.cancel_requested_at = row.created_at

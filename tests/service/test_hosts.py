@@ -2,7 +2,6 @@
 
 import pytest
 
-from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow
 from service.scheduler.loop import Scheduler
@@ -39,12 +38,12 @@ def wait_idle(
     """A worker group that has done an earlier run of this shape."""
     shape = host_shape(experiment(**changes))
     idle = IdleHost(job=HOST, turn=turn, shape=shape, cpus=cpus, gpus=0)
-    scheduler.storage.write_model(idle_path(HOST), idle)
+    scheduler.control.storage.write_model(idle_path(HOST), idle)
     cluster.jobs[HOST] = "RUNNING"
 
 
 def handed_over(scheduler: Scheduler, turn: int = 2) -> Handover:
-    return scheduler.storage.read_model(handover_path(HOST, turn), Handover)
+    return scheduler.control.storage.read_model(handover_path(HOST, turn), Handover)
 
 
 def test_a_run_goes_to_a_host_that_waits(
@@ -88,8 +87,8 @@ def test_a_kill_between_decision_and_handover_decides_the_same(
 
     monkeypatch.setattr(scheduler.hosts, "hand_over", die)
     scheduler.round()
-    scheduler.leadership.release()
-    successor = Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    scheduler.control.lease.release()
+    successor = new_scheduler(settings, database, cluster)
     successor.round()
     assert handed_over(scheduler) == Handover(run_id=run, attempt=1)
     with database.reading() as session:
@@ -118,7 +117,7 @@ def test_a_host_that_went_home_as_it_was_called_costs_the_run_no_try(
     for _ in range(2):
         scheduler.round()
     cluster.jobs[HOST] = "SUCCEEDED"
-    scheduler.storage.delete(idle_path(HOST))
+    scheduler.control.storage.delete(idle_path(HOST))
     scheduler.tender.forget()
     scheduler.round()
     with database.reading() as session:
@@ -133,7 +132,7 @@ def test_a_host_in_the_way_is_sent_home(
     queue(database, resources={"workers": 2})
     for _ in range(2):
         scheduler.round()
-    assert scheduler.storage.exists(retire_path(HOST))
+    assert scheduler.control.storage.exists(retire_path(HOST))
 
 
 def test_a_host_that_is_not_in_the_way_may_stay(
@@ -143,7 +142,7 @@ def test_a_host_that_is_not_in_the_way_may_stay(
     queue(database)
     for _ in range(2):
         scheduler.round()
-    assert not scheduler.storage.exists(retire_path(HOST))
+    assert not scheduler.control.storage.exists(retire_path(HOST))
 
 
 def test_a_waiting_or_working_host_is_no_orphan(
@@ -156,13 +155,13 @@ def test_a_waiting_or_working_host_is_no_orphan(
     scheduler.round()
     host = submission_id(run, 1)
     idle = IdleHost(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)
-    scheduler.storage.write_model(idle_path(host), idle)
+    scheduler.control.storage.write_model(idle_path(host), idle)
     scheduler._orphans_sought = -1e9
     scheduler.round()
     queue(database, layers=[6])
     for _ in range(2):
         scheduler.round()
-    scheduler.storage.delete(idle_path(host))
+    scheduler.control.storage.delete(idle_path(host))
     scheduler._orphans_sought = -1e9
     scheduler.round()
     assert cluster.stopped == []

@@ -49,7 +49,7 @@ def scheduler(
 ) -> Scheduler:
     monkeypatch.setattr("service.scheduler.loop.ORPHAN_SECONDS", -1.0)
     settings.cpus, settings.lead_seconds = 10_000, 600.0
-    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    return new_scheduler(settings, database, cluster)
 
 
 def rubbish(rng: random.Random) -> bytes:
@@ -125,17 +125,17 @@ def test_a_scheduler_among_a_thousand_malformed_items(
     for run in failing:
         if rng.random() < 0.1:  # a second start is no move that a run can make
             for seq in (1, 2):
-                scheduler.storage.write_bytes(event_path(run, 1, seq), event(run, STARTED, seq=seq))
+                scheduler.control.storage.write_bytes(event_path(run, 1, seq), event(run, STARTED, seq=seq))
             continue
         written = rubbish(rng) if rng.random() < 0.3 else rng.choice(EVENTS)(run)
-        scheduler.storage.write_bytes(event_path(run, 1, 1), written)
+        scheduler.control.storage.write_bytes(event_path(run, 1, 1), written)
     with database.writing() as session:
         for run in reported:
             report = rng.choice([{}, {"spend": 3}, {"stop_cause": "completed", "spend": None}, {"spend": []}])
             session.add(StageRow(run_id=run, stage="evaluate", attempt=1, report=report))
     paths = [f"hosts/idle/run-idle{index}-1.json" for index in range(300)]
     for path in paths:
-        scheduler.storage.write_bytes(path, note(rng, path[11:-5]))
+        scheduler.control.storage.write_bytes(path, note(rng, path[11:-5]))
     jobs = [job_id(rng, index) for index in range(300)]
     cluster.jobs |= dict.fromkeys(jobs, "RUNNING")
 
@@ -190,7 +190,7 @@ def test_a_study_driver_among_a_thousand_malformed_items(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = random.Random(SEED)
-    driver = Driver(settings, database, Storage(settings.storage))
+    driver = Driver(studies_control(settings, database))
     with database.writing() as session:
         sound, banked, judged = (study(session, **changes) for changes in ({}, MANY, {}))
         base = {each.key: getattr(sound, each.key) for each in StudyRow.__table__.columns}
@@ -261,7 +261,7 @@ def _trial(study_id: str, number: int) -> TrialRow:
 def test_a_study_whose_row_cannot_be_loaded_fails_and_leaves_no_connection_open(
     settings: Settings, database: Database
 ) -> None:
-    driver = Driver(settings, database, Storage(settings.storage))
+    driver = Driver(studies_control(settings, database))
     with database.writing() as session:
         broken, sound = study(session).id, study(session).id
         session.execute(text("UPDATE studies SET spec = '{' WHERE id = :id"), {"id": broken})
@@ -279,7 +279,9 @@ def test_a_note_of_a_newer_worker_is_read_and_what_it_says_beyond_is_passed_over
 ) -> None:
     job = submission_id("0k3a", 1)
     known = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}
-    scheduler.storage.write_bytes(f"hosts/idle/{job}.json", json.dumps({**known, "mood": "good"}).encode())
+    scheduler.control.storage.write_bytes(
+        f"hosts/idle/{job}.json", json.dumps({**known, "mood": "good"}).encode()
+    )
     assert [host.model_dump() for host in scheduler.hosts.idle()] == [known]
 
 

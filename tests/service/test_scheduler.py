@@ -11,11 +11,10 @@ from sqlalchemy import update
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
-from service.db.leases import is_led, longest
+from service.db.leases import longest, missing_leader
 from service.db.tables import LeaderRow, RunRow
 from service.domain.run_controls import act
 from service.scheduler.loop import Scheduler
-from service.scheduler.periodic import beside
 from service.settings import Settings
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state, write_success
@@ -56,7 +55,7 @@ def test_a_run_goes_from_queue_to_success(
 def test_a_gang_that_has_waited_long_is_not_overtaken(
     scheduler: Scheduler, database: Database, waited: float, third: str
 ) -> None:
-    scheduler.settings.hold_line_seconds = waited
+    scheduler.control.settings.hold_line_seconds = waited
     runs = [
         queue(database),
         queue(database, layers=[2], resources={"workers": 2}),
@@ -71,9 +70,9 @@ def test_a_kill_between_claim_and_submit_is_made_good(
     settings: Settings, database: Database, cluster: FakeCluster, scheduler: Scheduler
 ) -> None:
     run = queue(database)
-    scheduler.admit() if scheduler.leadership.claim() else None
-    scheduler.leadership.release()
-    successor = Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    scheduler.admit() if scheduler.control.lease.claim() else None
+    scheduler.control.lease.release()
+    successor = new_scheduler(settings, database, cluster)
     successor.round()
     successor.round()
     assert state(database, run) == ("STARTING", 1)
@@ -124,11 +123,11 @@ def test_a_wish_to_cancel_reaches_the_worker_and_then_kills(
     with database.writing() as session:
         row = session.get_one(RunRow, run)
         row.cancel_requested_at = row.created_at
-    scheduler.settings.cancel_grace_seconds = 1e9
+    scheduler.control.settings.cancel_grace_seconds = 1e9
     scheduler.round()
-    stop = scheduler.storage.read_model(f"{attempt_folder(run, 1)}/stop", Stop)
+    stop = scheduler.control.storage.read_model(f"{attempt_folder(run, 1)}/stop", Stop)
     assert (stop.reason, state(database, run)[0]) == ("user_request", "STARTING")
-    scheduler.settings.cancel_grace_seconds = -1.0
+    scheduler.control.settings.cancel_grace_seconds = -1.0
     scheduler.round()
     assert state(database, run)[0] == "CANCELLED"
     assert cluster.stopped == [f"run-{run}-1"]
@@ -147,8 +146,8 @@ def test_a_scheduler_that_lost_its_lease_writes_nothing(
     scheduler: Scheduler, database: Database, tmp_path: Path
 ) -> None:
     run = queue(database)
-    scheduler.leadership._seconds = 0.0
-    assert scheduler.leadership.claim()
+    scheduler.control.lease._seconds = 0.0
+    assert scheduler.control.lease.claim()
     assert Leadership(database, 60.0).claim()
     with pytest.raises(LostLeadership):
         scheduler.admit()
@@ -228,16 +227,16 @@ def test_a_run_cancelled_between_the_look_and_the_claim_stays_cancelled(
     scheduler: Scheduler, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = queue(database), queue(database, layers=[5])
-    original = scheduler.leading
+    original = Control.leading
 
-    def cancelling():
+    def cancelling(control: Control):
         with database.writing() as session:
             act(session, session.get_one(RunRow, first), "cancel")
-        return original()
+        return original(control)
 
-    assert scheduler.leadership.claim()
+    assert scheduler.control.lease.claim()
     scheduler._aside_told = True
-    monkeypatch.setattr(scheduler, "leading", cancelling)
+    monkeypatch.setattr(Control, "leading", cancelling)
     assert scheduler.admit() == [second]
     assert state(database, first) == ("CANCELLED", 0)
 
@@ -268,8 +267,8 @@ def test_a_step_that_fails_in_any_way_ends_no_thread(scheduler: Scheduler) -> No
             third.set()
         raise RuntimeError("a fault of our own")
 
-    assert scheduler.leadership.claim()
-    thread = beside(scheduler, ended, "broken", 0.01, step)
+    assert scheduler.control.lease.claim()
+    thread = run_periodically(scheduler.control, ended, "broken", 0.01, step)
     assert third.wait(60)
     assert thread.is_alive()
     ended.set()
@@ -282,10 +281,10 @@ def test_a_lease_that_ends_later_than_any_can_is_taken_over_and_told(database: D
     assert not second.claim()
     with database.writing() as session:
         clock = database.clock(session)
-        assert is_led(session.get_one(LeaderRow, 1), clock, 15.0) is None
+        assert missing_leader(session, "scheduler", clock, 15.0) is None
         session.execute(update(LeaderRow).values(until=clock + longest(15.0) + 3600.0))
     with database.reading() as session:
-        told = is_led(session.get_one(LeaderRow, 1), clock, 15.0)
+        told = missing_leader(session, "scheduler", clock, 15.0)
     assert told is not None
     assert "the clock was set back" in told
     assert second.claim()

@@ -20,10 +20,10 @@ from service.db.tables import EventRow, RunRow, StageRow
 from service.domain.run_lifecycle import record, transition
 from service.domain.studies import create_study
 from service.domain.study_feasibility import open_study
+from service.domain.study_samplers import sampler_record
 from service.domain.submission import submit
 from service.processes.tracking import Rounds
 from service.settings import Settings
-from service.studies.optuna_study import pinned
 from service.tracking.runs import Forwarder
 from tests.support.builders import experiment, study_document
 from workers.contract import Event, Progress, StageDone, StageReport
@@ -118,7 +118,7 @@ def malformed(run_id: str, number: int) -> tuple[str, Any]:
 def study(database: Database) -> str:
     spec = open_study(study_document())
     with database.writing() as session:
-        return create_study(session, spec, pinned(spec.sampler), "digest", None, "lab").id
+        return create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab").id
 
 
 @ON_SQLITE

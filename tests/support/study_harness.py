@@ -7,11 +7,11 @@ import optuna
 
 from grafting_core.backbones.registry import Backbone
 from grafting_core.storage.failpoints import Failed
-from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.domain.studies import create_study, trials_of
 from service.domain.study_feasibility import open_study
+from service.domain.study_samplers import sampler_record
 from service.settings import Settings
 from service.studies.driver import Driver
 from service.studies.optuna_study import pinned
@@ -30,12 +30,12 @@ class StudyHarness:
         self.cluster: SimulatedCluster = SimulatedCluster(database, self.storage, backbone)
         spec = open_study(study_document(**changes))
         with database.writing() as session:
-            self.id = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab").id
+            self.id = create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab").id
 
     @property
     def driver(self) -> Driver:
         """A new process each time."""
-        return Driver(self.settings, self.database, self.storage)
+        return Driver(self.control)
 
     def study(self) -> StudyRow:
         with self.database.reading() as session:

@@ -13,7 +13,7 @@ from grafting_core.specs.studies.space import Item
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import StudyRow, TrialRow
 from service.domain.study_feasibility import open_study
-from service.studies.subprocess import proposals
+from service.studies.trial_round import propose
 
 ROUNDS, TRIALS, FEW = 2, 40, 22
 """Few are enough for a Gaussian process to have eleven to learn from, many for a generation."""
@@ -53,7 +53,7 @@ def rounds(folder: Path, given: dict[str, Any]) -> tuple[StudySpec, list[TrialRo
     study = StudyRow(id="study", spec=spec.model_dump(mode="json"), scores={})
     trials: list[TrialRow] = []
     for study.round in range(1, ROUNDS + 1):
-        for trial in proposals(f"sqlite:///{folder / 'optuna.db'}", study, list(trials)):
+        for trial in propose(f"sqlite:///{folder / 'optuna.db'}", study, list(trials)):
             trial.screened = {"loss_gap": harm(spec.space.chosen(trial.assignment))}
             trials.append(trial)
     return spec, trials

@@ -13,8 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from service.api.deps import NOBODY, Lab, LabDep
-from service.db.leases import is_led
-from service.db.tables import LeaderRow
+from service.db.leases import LeaseName, missing_leader
 
 router = APIRouter(tags=["health"])
 
@@ -68,7 +67,8 @@ class Probe:
         return {
             "database": _database(self._lab),
             "storage": _storage(self._lab),
-            "scheduler": _scheduler(self._lab),
+            "scheduler": _leads(self._lab, "scheduler"),
+            "studies": _leads(self._lab, "studies"),
             "ray": _ray(self._lab),
         }
 
@@ -90,14 +90,14 @@ def _storage(lab: Lab) -> str:
     return "ok"
 
 
-def _scheduler(lab: Lab) -> str:
+def _leads(lab: Lab, name: LeaseName) -> str:
     try:
         with lab.database.reading() as session:
             clock = lab.database.clock(session)
-            wrong = is_led(session.get(LeaderRow, 1), clock, lab.settings.lead_seconds)
+            wrong = missing_leader(session, name, clock, lab.settings.lead_seconds)
     except SQLAlchemyError:
         return "unknown, for the database does not answer"
-    return f"{wrong}; start one with `python -m service.processes.scheduler`" if wrong else "ok"
+    return f"{wrong}; start one with `python -m service.processes.{name}`" if wrong else "ok"
 
 
 def _ray(lab: Lab) -> str:

@@ -26,9 +26,9 @@ from service.domain.studies import (
 from service.domain.study_feasibility import open_study
 from service.domain.study_queries import study_detail, study_page
 from service.domain.study_report_paths import REPORT_FILES, report_folder
+from service.domain.study_samplers import sampler_record
 from service.domain.submission import KeyReused
 from service.schemas.studies import StudyAnswer, StudyDetail, StudyExtension, StudyPage
-from service.studies.optuna_study import pinned
 
 router = APIRouter(prefix="/studies", tags=["studies"])
 Action = Literal["pause", "resume", "stop"]
@@ -52,7 +52,7 @@ def create(
     document, request_digest = body
     spec = open_study(document)
     check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
-    sampler, owner = pinned(spec.sampler), lab.principal.owner
+    sampler, owner = sampler_record(spec.sampler), lab.principal.owner
 
     def once() -> StudyRow:
         with lab.database.writing() as session:

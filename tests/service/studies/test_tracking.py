@@ -10,8 +10,8 @@ from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.domain.studies import create_study, move, submit_for
 from service.domain.study_feasibility import open_study
+from service.domain.study_samplers import sampler_record
 from service.settings import Settings
-from service.studies.optuna_study import pinned
 from service.studies.specs import fill_work
 from service.tracking.runs import Forwarder
 from tests.support.builders import study_document
@@ -23,7 +23,7 @@ def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path, sqlite_temp
     database = Database(settings.database_url)
     spec = open_study(study_document())
     with database.writing() as session:
-        study = create_study(session, spec, pinned(spec.sampler), "digest", None, "lab")
+        study = create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab")
         work = fill_work(spec, spec.budget)
         assert work is not None
         submit_for(session, study, work, "fill", "bank")
