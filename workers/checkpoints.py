@@ -1,15 +1,20 @@
-"""Checkpoints of one stage in shared storage: whole, verified on reading, the last few and the best kept."""
+"""Checkpoints in shared storage, whole and verified on reading.
+
+A stage's lie in its run's folder, where the last few and the best are kept; an unfinished scion's lies in the
+bank, where whoever needs that scion next goes on from it.
+"""
 
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from grafting_core.storage.bank import Bank
 from grafting_core.storage.checksums import opened, sealed
 from grafting_core.storage.storage import Storage
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
@@ -49,7 +54,7 @@ class StoredCheckpoints:
         return time.monotonic() - self._saved >= self._ticket.checkpoint_seconds
 
     def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
-        content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        content = save(_portable(tensors))
         name = f"{step:08d}-a{self._ticket.attempt:04d}.safetensors"
         self._storage.write_bytes(f"{self._folder}/{name}", sealed(content))
         self._saved = time.monotonic()
@@ -88,3 +93,46 @@ class SharedCheckpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         if self._rank == 0:
             self._stored.save(step, tensors, loss)
+
+
+class ScionProgress:
+    """One file a scion, replaced as a whole; another run, or other workers, may have written the last.
+
+    Scions of a pass may stand at different steps when the pass is taken up again: a process can be killed
+    between two files. What a step yields does not depend on who took it.
+    """
+
+    def __init__(self, storage: Storage, bank: Bank, keys: Sequence[str], seconds: float) -> None:
+        self._storage, self._keys, self._seconds = storage, keys, seconds
+        self._paths = {key: f"{bank.folder(key)}/progress" for key in keys}
+        self._saved = time.monotonic()
+
+    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+        """All tensors that are there and intact; a damaged file means that its scion starts over."""
+        tensors: dict[str, Tensor] = {}
+        for path in self._paths.values():
+            if self._storage.exists(path):
+                tensors |= self._read(path)
+        return (0, tensors) if tensors else None
+
+    def _read(self, path: str) -> dict[str, Tensor]:
+        try:
+            return unsealed(self._storage.read_bytes(path))
+        except (ValueError, SafetensorError, json.JSONDecodeError) as error:
+            log.warning("progress %s is damaged (%s); this scion starts over", path, error)
+            self._storage.move(path, f"{path}.damaged")
+            return {}
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved >= self._seconds
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
+        """Names begin with the scion's key."""
+        for key, path in self._paths.items():
+            own = {name: value for name, value in tensors.items() if name.startswith(f"{key}/")}
+            self._storage.write_bytes(path, sealed(save(_portable(own))))
+        self._saved = time.monotonic()
+
+
+def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

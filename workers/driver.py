@@ -30,7 +30,7 @@ from workers.contract import (
 )
 from workers.events import EventLog
 from workers.failures import classify
-from workers.launch_single import train_alone
+from workers.launch import launch
 from workers.liveness import HeartbeatThread
 from workers.logs import setup_logging
 from workers.reuse import Host
@@ -111,7 +111,7 @@ def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception)
 
 def _fit(ticket: RunTicket, started: float) -> None:
     ray.init(address="auto", log_to_driver=True, logging_level="WARNING")
-    DRIVERS.get(ticket.work.kind, _train)(ticket, started)
+    DRIVERS.get(ticket.work.kind, launch)(ticket, started)
 
 
 def _screen(ticket: RunTicket, started: float) -> None:
@@ -119,15 +119,6 @@ def _screen(ticket: RunTicket, started: float) -> None:
     from workers.stages.screen import screen  # noqa: PLC0415
 
     screen(ticket, started)
-
-
-def _train(ticket: RunTicket, started: float) -> None:
-    """Imported here: a group of one needs no Train and starts seconds sooner."""
-    if ticket.work.resources.workers == 1:
-        return train_alone(ticket, started)
-    from workers.launch_ddp import train_together  # noqa: PLC0415
-
-    return train_together(ticket, started)
 
 
 DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}

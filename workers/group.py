@@ -15,9 +15,9 @@ from grafting_core.training.finetune import Share
 from grafting_core.training.observer import StopRequested
 from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
 from workers.events import EventLog
+from workers.liveness import DrainWatch, own_node_drains
 from workers.logs import setup_logging
 from workers.observer import AttemptStoppedEarly, Brake
-from workers.preemption import DrainWatch, own_node_drains
 from workers.reuse import tickets
 from workers.stages import analyze, distill, evaluate, fill, finetune, measure
 from workers.stages.context import Context, Group, Stage

@@ -21,7 +21,7 @@ from workers.contract import (
     event_path,
     ticket_path,
 )
-from workers.preemption import DrainWatch
+from workers.liveness import DrainWatch
 
 TICKET = {"run_id": "r1", "attempt": 1}
 LONG = {"finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}

@@ -34,7 +34,7 @@ def test_crashes_at_random_steps_leave_the_same_bits(
 
     monkeypatch.setattr(StageObserver, "progress", crashing)
     # Some steps are saved and some are not, as time would have it.
-    for kind in ("workers.checkpoints.StoredCheckpoints", "workers.scion_checkpoints.ScionProgress"):
+    for kind in ("workers.checkpoints.StoredCheckpoints", "workers.checkpoints.ScionProgress"):
         monkeypatch.setattr(f"{kind}.due", lambda self: chance.random() < 0.5)
     crashes = 0
     for attempt in range(1, 60):

@@ -23,7 +23,7 @@ from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, payload_name
 from grafting_core.surgery.operate import operate
 from grafting_core.surgery.parallel_blocks import mean_merge
-from workers.scion_checkpoints import ScionProgress
+from workers.checkpoints import ScionProgress
 from workers.stages.context import Context
 from workers.usage import StepCost
 
