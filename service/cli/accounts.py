@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli.console import Refused, engineering, escape, out, print_json, say, table
+from service.cli.console import Refused, escape, out, print_json, say, table
 from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.formatting import engineering
 from service.schemas.runs import AccountView
 
 Url = Annotated[

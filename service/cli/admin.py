@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import Yes, confirm, engineering, err, escape, out, print_json, table
+from service.cli.console import Yes, confirm, err, escape, out, print_json, table
 from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.formatting import engineering
 from service.schemas.checks import CheckView
 
 admin_app = typer.Typer(help="Keeping a lab in order.", no_args_is_help=True)

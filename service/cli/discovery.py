@@ -1,16 +1,15 @@
 """Where a lab keeps its things on this machine, and where a running one is found."""
 
-import json
 import os
 import shlex
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from pwd import getpwuid
 
 from service.cli.console import Refused
+from service.lab.address import read_address
 from service.locking import FolderHeld, Held, hold, holder
 
 SYSTEM = "bin boot dev etc home lib media mnt opt proc root run sbin srv sys tmp usr var"
@@ -19,42 +18,8 @@ SHARED = (*map(Path, ("/", "/dev/shm", "/usr/local", "/var/lib", "/var/log", "/v
 DEFAULT_FOLDERS = ("graftlab-data", "graftlab-demo")
 
 
-@dataclass(frozen=True)
-class LabAddress:
-    """What `lab.json` says of a lab. A hint: whether it still runs, its folder's lock alone knows."""
-
-    url: str
-    mlflow_url: str
-    ray_dashboard: str
-    pid: int
-    lab_id: str = ""
-    """Chosen anew at each start; the lab's API tells it, and its processes carry it."""
-    scratch: str = ""
-    """Ray's sockets and session logs."""
-
-
 class LabBusy(Exception):
     """Another process runs a lab on this data folder."""
-
-
-def write_address(folder: Path, address: LabAddress) -> None:
-    (folder / "lab.json").write_text(json.dumps(asdict(address)))
-
-
-def read_address(folder: Path) -> LabAddress | None:
-    """None where no lab has run here, or its note is unreadable."""
-    try:
-        return LabAddress(**json.loads((folder / "lab.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def forget_address(folder: Path, lab_id: str | None = None) -> None:
-    """Remove the note, if it is of this start of the lab."""
-    address = read_address(folder)
-    if lab_id is None or (address is not None and address.lab_id == lab_id):
-        with suppress(OSError):
-            (folder / "lab.json").unlink(missing_ok=True)
 
 
 def find_url(given: str | None) -> str:

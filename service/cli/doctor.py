@@ -13,9 +13,10 @@ import typer
 from rich.markup import escape
 
 from service.cli.console import out, print_json, table
-from service.cli.discovery import data_folder, find_url, read_address
+from service.cli.discovery import data_folder, find_url
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.domain.tracking_server import ask_server
+from service.lab.address import read_address
 from service.local_keys import key_header
 from service.schemas.runs import TrackingState
 from service.settings import Settings

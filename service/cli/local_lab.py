@@ -16,12 +16,13 @@ from rich.markup import escape
 
 from grafting_core.specs.documents.parsing import read_document
 from service.cli.console import Refused, out
-from service.cli.discovery import data_folder, forget_address, lock, read_address, user_name
+from service.cli.discovery import data_folder, lock, user_name
 from service.cli.extras import require
 from service.cli.progress import follow
 from service.cli.views import show_leaderboard
 from service.client import GraftlabClient
 from service.domain.tracking_endpoints import PREFIX
+from service.lab.address import forget_address, read_address
 from service.lab.ports import NoFreePort
 from service.lab.processes import end_strays, mark_of
 from service.lab.scratch import remove_scratch

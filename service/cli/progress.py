@@ -6,9 +6,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.live import Live
 
-from service.cli.console import duration, escape, out
+from service.cli.console import escape, out
 from service.cli.views import runs_table, stage_text
 from service.client import GraftlabClient
+from service.formatting import duration
 from service.schemas.runs import TERMINAL, RunDetail
 
 POLL_SECONDS = 1.0

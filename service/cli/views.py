@@ -3,7 +3,8 @@
 from rich.table import Table
 
 from grafting_core.specs.changes import SlotChange
-from service.cli.console import duration, engineering, escape, out, percent, table
+from service.cli.console import escape, out, table
+from service.formatting import duration, engineering, percent
 from service.schemas.rung_agreement import LatencyTable
 from service.schemas.runs import (
     BackboneView,

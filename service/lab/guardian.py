@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from service.cli.discovery import forget_address, read_address
+from service.lab.address import forget_address, read_address
 from service.lab.processes import end_strays
 from service.lab.scratch import remove_scratch
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from service.cli.discovery import LabAddress, forget_address, read_address, write_address
 from service.domain.tracking_endpoints import PREFIX
+from service.lab.address import LabAddress, forget_address, read_address, write_address
 from service.lab.environment import environment_of
 from service.lab.guardian import DONE
 from service.lab.modes import close_to_others, write_secret

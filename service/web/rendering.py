@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi.templating import Jinja2Templates
 
 from grafting_core.specs.backbone import backbone_cards
-from service.cli.console import duration, engineering, percent
+from service.formatting import duration, engineering, percent
 from service.web.pictures import design_map
 
 HERE = Path(__file__).parent

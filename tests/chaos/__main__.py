@@ -14,10 +14,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from service.cli.discovery import LabAddress, read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.db.engine import Database
 from service.domain.invariants import verify
+from service.lab.address import LabAddress, read_address
 from service.schemas.runs import TERMINAL, RunDetail
 from service.settings import Settings
 from tests.chaos.baseline import weights_of

@@ -21,8 +21,9 @@ from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Share
-from service.cli.discovery import LabAddress, lock, read_address
+from service.cli.discovery import lock
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
+from service.lab.address import LabAddress, read_address
 from service.lab.processes import MARK, PART, mark_of
 from service.local_keys import first_key
 from service.schemas.runs import RunDetail

@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from service.cli.discovery import LabAddress, read_address
 from service.client import GraftlabClient
+from service.lab.address import LabAddress, read_address
 from service.lab.processes import MARK, mark_of
 from service.local_keys import first_key
 from tests.support.builders import document

@@ -14,7 +14,8 @@ import pytest
 
 from service.cli import local_lab
 from service.cli.console import Refused
-from service.cli.discovery import LabAddress, LabBusy, lock, read_address, write_address
+from service.cli.discovery import LabBusy, lock
+from service.lab.address import LabAddress, read_address, write_address
 from service.lab.parts import BACK_OFF, Part, shorten
 from service.lab.ports import Claims
 from service.lab.processes import MARK, end_politely, mark_of

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-from service.cli.discovery import LabAddress, read_address
+from service.lab.address import LabAddress, read_address
 from service.lab.parts import Part
 from service.lab.processes import MARK, mark_of
 from service.lab.supervisor import Supervisor
 
-NAMES = ("ray", "mlflow", "api", "scheduler", "tracking")
+NAMES = ("ray", "mlflow", "api", "scheduler", "studies", "tracking")
 WAIT = [sys.executable, "-c", "import time; time.sleep(600)"]
 PROGRAM = """
 import signal, sys, time
