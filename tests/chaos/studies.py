@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from service.cli.discovery import read_address
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.db.engine import Database
 from service.domain.invariants import verify
+from service.lab.address import read_address
 from service.schemas.studies import StudyDetail, StudyTrial
 from service.settings import Settings
 from tests.chaos.faults import Target, kill
@@ -47,7 +47,7 @@ class FaultInjector:
         self.killed: dict[tuple[int, str, str], int] = {}
 
     def at(self, study: StudyDetail) -> None:
-        self._once(study, "scheduler", lambda: kill(self.target.part("scheduler")))
+        self._once(study, "studies", lambda: kill(self.target.part("studies")))
         if study.phase in COMPUTING and self._at_work(study):
             word = COMPUTING[study.phase] if study.round == 1 else ATTEMPT
             self._once(study, "workers", lambda: kill(self.target.running(word)))

@@ -144,7 +144,9 @@ def test_a_socket_that_is_handed_over_outlives_the_process_that_serves_it(tmp_pa
                 process.kill()
 
 
-@pytest.mark.parametrize("part", [f"service.processes.{name}" for name in ("api", "scheduler", "tracking")])
+@pytest.mark.parametrize(
+    "part", [f"service.processes.{name}" for name in ("api", "scheduler", "studies", "tracking")]
+)
 def test_a_part_that_cannot_start_says_why_in_one_line(tmp_path: Path, part: str) -> None:
     (tmp_path / "graftlab.db").write_bytes(b"no database at all " * 100)
     environment = os.environ | {"GRAFTLAB_DATA_DIR": str(tmp_path)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import optuna
 
@@ -35,7 +36,7 @@ class StudyHarness:
     @property
     def driver(self) -> Driver:
         """A new process each time."""
-        return Driver(self.control)
+        return Driver(replace(self.control, storage=self.storage))
 
     def study(self) -> StudyRow:
         with self.database.reading() as session:
