@@ -6,20 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.accounts import budget_command
-from service.cli.console import (
-    Refused,
-    Yes,
-    confirm,
-    duration,
-    escape,
-    out,
-    print_json,
-    say,
-    table,
-    visible,
-)
+from service.cli.console import Refused, Yes, confirm, escape, out, print_json, say, table, visible
 from service.cli.discovery import find_url
 from service.client import GraftlabClient
+from service.formatting import duration
 from service.schemas.runs import ActionResult, QueueView
 
 Url = Annotated[

@@ -7,22 +7,11 @@ from typing import Annotated
 import typer
 
 from grafting_core.specs.scions import ScionCard
-from service.cli.console import (
-    All,
-    Refused,
-    Yes,
-    confirm,
-    engineering,
-    escape,
-    first_of,
-    out,
-    print_json,
-    say,
-    table,
-)
+from service.cli.console import All, Refused, Yes, confirm, escape, first_of, out, print_json, say, table
 from service.cli.discovery import find_url
 from service.cli.documents import read_design, refusing
 from service.client import GraftlabClient
+from service.formatting import engineering
 
 bank_app = typer.Typer(help="The bank: operators distilled once, used by every design.", no_args_is_help=True)
 Url = Annotated[

@@ -13,7 +13,6 @@ from service.cli.console import (
     Refused,
     Yes,
     confirm,
-    duration,
     err,
     escape,
     first_of,
@@ -27,6 +26,7 @@ from service.cli.discovery import find_url
 from service.cli.documents import read_design, refusing
 from service.client import ApiProblem, GraftlabClient
 from service.domain.study_report_paths import REPORT_FILES
+from service.formatting import duration
 from service.schemas.studies import StudyDetail, StudyPage, StudyView
 
 study_app = typer.Typer(help="Studies: search a space of designs within limits.", no_args_is_help=True)
