@@ -1,4 +1,4 @@
-"""The REST application: `uvicorn service.app:create_app --factory`."""
+"""The REST application; `python -m service.processes.api` serves it."""
 
 from fastapi import APIRouter, Depends, FastAPI
 
@@ -44,7 +44,7 @@ RATES = "request-rates"
 def create_app(settings: Settings | None = None) -> FastAPI:
     """An application over its own database, brought to this version first."""
     settings = settings or Settings()
-    database = Database(settings.database_url, max(2, CONNECTIONS // settings.servers))
+    database = Database(settings.database_url, max(2, CONNECTIONS // settings.api_processes))
     upgrade(database)
     app = FastAPI(
         title="Graftlab",
@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _rates(settings: Settings) -> Rates:
     """Counted by all processes of the API together, where there are several."""
-    shared = settings.data_dir / RATES if settings.servers > 1 else None
+    shared = settings.data_dir / RATES if settings.api_processes > 1 else None
     return Rates(settings.requests_per_second, settings.requests_burst, shared)
 
 

@@ -113,13 +113,6 @@ class Settings(BaseSettings):
         if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - told apart, not bound
             self.allowed_hosts = [*self.allowed_hosts, own]
 
-    @property
-    def servers(self) -> int:
-        """How many processes answer requests."""
-        if self.api_processes:
-            return self.api_processes
-        return 1 if self.database_url.startswith("sqlite") else min(4, cores())
-
     def mlflow_token(self) -> str | None:
         """What MLflow's server asks for: the data folder's secret, or MLflow's own variable."""
         try:

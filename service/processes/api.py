@@ -1,5 +1,6 @@
-"""The API and the pages as processes: `python -m service.processes.api`."""
+"""The API and the pages: `python -m service.processes.api [--workers N]`."""
 
+import argparse
 import os
 import shutil
 import socket
@@ -25,15 +26,20 @@ def serving() -> FastAPI:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT. Our own log has a line a request, uvicorn's is off."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, help="processes that answer requests; GRAFTLAB_API_PROCESSES")
+    workers = parser.parse_args().workers
+    if workers is not None:
+        os.environ["GRAFTLAB_API_PROCESSES"] = str(workers)  # each of them counts for all
     setup_logging()
     settings = settings_of_part()
-    if settings.servers > 1:
+    if settings.api_processes > 1:
         _share_metrics(settings)
         (settings.data_dir / RATES).unlink(missing_ok=True)
     config = uvicorn.Config(
         "service.processes.api:serving",
         factory=True,
-        workers=settings.servers,
+        workers=settings.api_processes,
         host=settings.host,
         port=settings.port,
         http=GuardedProtocol,

@@ -108,7 +108,8 @@ class Driver:
         """End the study as FAILED with the reason, whatever of it can still be read."""
         known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
         reason = str(error) if known else f"internal error: {type(error).__name__}: {brief(error)}"
-        self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=True)
+        raised = error.__traceback__ is not None
+        self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=raised)
         try:
             with self.database.reading() as session:
                 study = session.get_one(StudyRow, study_id)

@@ -33,10 +33,11 @@ def serving(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    ours = {"DATA_DIR": str(data), "PORT": port, "API_PROCESSES": str(processes)}
+    ours = {"DATA_DIR": str(data), "PORT": port}
     environment = os.environ | {f"GRAFTLAB_{name}": value for name, value in ours.items()}
     limit = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
-    with Popen([*limit, sys.executable, "-m", "service.processes.api"], env=environment) as process:
+    command = [sys.executable, "-m", "service.processes.api", "--workers", str(processes)]
+    with Popen([*limit, *command], env=environment) as process:
         try:
             yield f"http://127.0.0.1:{port}", process
         finally:

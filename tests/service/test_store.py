@@ -54,8 +54,11 @@ def test_the_databases_clock_advances(database: Database) -> None:
         assert database.clock(session) >= first
 
 
-def test_the_service_loads_neither_torch_nor_diffusers_nor_ray() -> None:
-    code = "import sys, service.app; print(sorted({'torch', 'diffusers', 'ray'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    "module", ["service.app", *(f"service.processes.{name}" for name in ("api", "scheduler", "studies"))]
+)
+def test_the_service_loads_neither_torch_nor_diffusers_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'ray'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

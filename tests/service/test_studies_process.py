@@ -63,6 +63,11 @@ def until(done: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def at_work(study_id: str) -> bool:
+    """Whether a step of the study is under way."""
+    return any(each.name == f"study {study_id}" for each in threading.enumerate())
+
+
 @contextmanager
 def process(settings: Settings, **changes: str) -> Iterator["subprocess.Popen[bytes]"]:
     """The process over this database; `changes` are variables of its environment."""
@@ -103,6 +108,7 @@ def test_a_proposal_that_hangs_holds_up_no_other_study_and_ends_its_own(
     assert entered.is_set()
     assert (study(database, hung).state, trials(database, hung)) == ("RUNNING", [])
 
+    until(lambda: not at_work(sound))
     now[0] = STEP_SECONDS + 1
     with pytest.raises(StepHangs, match=hung):
         steps.round()
@@ -112,7 +118,7 @@ def test_a_proposal_that_hangs_holds_up_no_other_study_and_ends_its_own(
     assert study(database, sound).state == "RUNNING"
 
     let_go.set()
-    until(lambda: not any(each.name == f"study {hung}" for each in threading.enumerate()))
+    until(lambda: not at_work(hung))
     assert trials(database, hung) == []
 
 
