@@ -7,6 +7,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.tables import Base, now, where
+from service.schemas.runs import StudyPhase, StudyState
 
 SHARED = ", "
 """Between names of baselines that come to one design."""
@@ -24,8 +25,8 @@ class StudyRow(Base):
     owner: Mapped[str] = mapped_column(String(64), index=True)
     digest: Mapped[str] = mapped_column(String(64))
     spec: Mapped[dict[str, Any]]
-    state: Mapped[str] = mapped_column(String(16), index=True)
-    phase: Mapped[str] = mapped_column(String(16))
+    state: Mapped[StudyState] = mapped_column(String(16), index=True)
+    phase: Mapped[StudyPhase] = mapped_column(String(16))
     round: Mapped[int] = mapped_column(default=1)
     message: Mapped[str | None] = mapped_column(String(500))
     sampler: Mapped[dict[str, Any]]

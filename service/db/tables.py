@@ -19,6 +19,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from grafting_core.specs.budget import Spend
+from service.schemas.runs import KeyKind, Role, RunState, Sees
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -95,7 +96,7 @@ class RunRow(Base):
     cpus: Mapped[int] = mapped_column(server_default="1", default=1)
     gpus: Mapped[int] = mapped_column(server_default="0", default=0)
     """What all workers together ask for: an attempt gets all of it or none."""
-    state: Mapped[str] = mapped_column(String(16))
+    state: Mapped[RunState] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(32))
     message: Mapped[str | None] = mapped_column(String(500))
     attempt: Mapped[int] = mapped_column(default=0)
@@ -264,12 +265,12 @@ class KeyRow(Base):
     __tablename__ = "api_keys"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(String(8))
+    kind: Mapped[KeyKind] = mapped_column(String(8))
     prefix: Mapped[str] = mapped_column(String(16), index=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     owner: Mapped[str] = mapped_column(String(64))
-    role: Mapped[str] = mapped_column(String(8))
-    sees: Mapped[str] = mapped_column(String(8))
+    role: Mapped[Role] = mapped_column(String(8))
+    sees: Mapped[Sees] = mapped_column(String(8))
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
     """The key that opened this session; revoked with it."""
     created_at: Mapped[datetime] = mapped_column(default=now)

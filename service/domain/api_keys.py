@@ -5,19 +5,17 @@ import hmac
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from service.db.tables import KeyRow, now
-from service.schemas.runs import Role, Sees
+from service.schemas.runs import KeyKind, Role, Sees
 
-Kind = Literal["key", "login", "session"]
 ROLES: tuple[Role, ...] = ("viewer", "runner", "admin")
 """Each may do what the ones before it may."""
 
-LIVES: dict[Kind, timedelta | None] = {
+LIVES: dict[KeyKind, timedelta | None] = {
     "key": None,
     "login": timedelta(minutes=10),
     "session": timedelta(days=7),
@@ -34,7 +32,7 @@ class Principal:
     role: Role
     sees: Sees = "lab"
     key_id: int | None = None
-    kind: Kind = "key"
+    kind: KeyKind = "key"
     expires_at: datetime | None = None
     rights_from: int | None = None
     """The key whose rights these are: a session's own row has none."""
@@ -57,7 +55,7 @@ def make_key(
     session: Session,
     principal: Principal,
     *,
-    kind: Kind = "key",
+    kind: KeyKind = "key",
     days: int | None = None,
     secret: str | None = None,
 ) -> tuple[KeyRow, str]:
@@ -86,7 +84,7 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def find_principal(session: Session, secret: str, kinds: tuple[Kind, ...]) -> Principal | None:
+def find_principal(session: Session, secret: str, kinds: tuple[KeyKind, ...]) -> Principal | None:
     """Whom a secret stands for; None where it is unknown, expired or revoked, or what it came from is.
 
     Login codes and sessions act with the rights that their key has now, until the first of them expires.
@@ -119,10 +117,10 @@ def _principal(line: list[KeyRow]) -> Principal:
     shown, key = line[0], line[-1]
     return Principal(
         owner=key.owner,
-        role=key.role,  # type: ignore[arg-type]  # the column holds nothing else
-        sees=key.sees,  # type: ignore[arg-type]
+        role=key.role,
+        sees=key.sees,
         key_id=shown.id,
-        kind=shown.kind,  # type: ignore[arg-type]
+        kind=shown.kind,
         expires_at=min((row.expires_at for row in line if row.expires_at), default=None),
         rights_from=key.id,
     )

@@ -74,7 +74,7 @@ def transition(
     session: Session, run: RunRow, to: RunState, reason: Reason | None = None, message: str | None = None
 ) -> None:
     """Move a run; record the move and whom to tell of it in the same transaction. Raises IllegalMove."""
-    current: RunState = run.state  # type: ignore[assignment]  # the column holds nothing else
+    current = run.state
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
     failpoint(move_point(current, to))

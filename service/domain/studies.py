@@ -91,9 +91,8 @@ def spec_of_study(study: StudyRow) -> StudySpec:
 
 def move(session: Session, study: StudyRow, to: StudyState, message: str | None = None) -> None:
     """Change a study's state. Raises IllegalStudyMove."""
-    current: StudyState = study.state  # type: ignore[assignment]  # the column holds nothing else
-    if to not in MOVES[current]:
-        raise IllegalStudyMove(f"a study that is {current} cannot become {to}")
+    if to not in MOVES[study.state]:
+        raise IllegalStudyMove(f"a study that is {study.state} cannot become {to}")
     study.state, study.message = to, message and plain(message)[:500]
     study.ended_at = now() if to in ENDED else None
     touch(study)

@@ -16,6 +16,7 @@ from workers.contract import Event, PartProgress, Reason, StageReport
 RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"]
 Role = Literal["viewer", "runner", "admin"]
 Sees = Literal["lab", "own"]
+KeyKind = Literal["key", "login", "session"]
 TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"})
 """STOPPED is a result cut short: a spent budget, a design that diverged."""
 
