@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
     """Host headers that the API answers to; `host` is added."""
-    api_processes: int = Field(default=0, ge=0)
-    """Of the API; 0: one on SQLite, which has one writer, else one a core up to four."""
+    api_processes: int = Field(default=1, ge=1)
+    """Processes that answer requests. Several count requests, connections and metrics together."""
     requests_per_second: float = Field(default=100.0, gt=0)
     """That one key, or one address without a valid key, may send in the long run; all processes count."""
     requests_burst: int = Field(default=400, ge=1)

@@ -1,9 +1,10 @@
 """A study killed in every phase against an undisturbed one: `python -m tests.chaos.studies`.
 
-Two labs with real Ray, one after the other, carry out the same small study. In the second the scheduler is
-killed whenever the study enters a phase, and as soon as a run of the phase is at work its workers are: in the
-first round those that compute, in the second the attempt itself. Exit code 0 when both studies end with the
-same trials, numbers and final figures, no purpose had two runs, faults hit all phases and invariants hold.
+Two labs with real Ray, one after the other, carry out the same small study. In the second the process that
+drives studies is killed whenever the study enters a phase, and as soon as a run of the phase is at work its
+workers are: in the first round those that compute, in the second the attempt itself. Exit code 0 when both
+studies end with the same trials, numbers and final figures, no purpose had two runs, faults hit all phases
+and invariants hold.
 """
 
 import os
@@ -40,7 +41,7 @@ STUDY = study_document(
 
 
 class FaultInjector:
-    """Once in every phase of every round the scheduler, and once those that work for it."""
+    """Once in every phase of every round the process of the studies, and once those that compute."""
 
     def __init__(self, folder: Path, client: GraftlabClient) -> None:
         self.target, self.client = Target(folder, random.Random(0), SILENCE_SECONDS), client
@@ -68,7 +69,7 @@ class FaultInjector:
 
     def missed(self) -> Iterator[str]:
         """What was over before it could be killed in the first round."""
-        wanted = [(1, phase, "scheduler") for phase in (*COMPUTING, "learn")]
+        wanted = [(1, phase, "studies") for phase in (*COMPUTING, "learn")]
         wanted += [(1, phase, "workers") for phase in COMPUTING]
         yield from (
             f"not killed: {whom} in phase {phase}" for _, phase, whom in set(wanted) - set(self.killed)

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.cli.discovery import LabAddress, read_address
+from service.lab.address import LabAddress, read_address
 from tests.support.supervised_lab import left, until
 
 DEMO = """

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from service.cli.discovery import read_address
 from service.client import GraftlabClient
+from service.lab.address import read_address
 from service.local_keys import first_key
 from tests.support.documentation import LAB, ROOT, first_block
 

@@ -61,8 +61,8 @@ def test_a_frozen_leader_that_is_thawed_changes_nothing(harness: LabHarness, chi
     until(lambda: harness.state(first) == "STARTING")
     _freeze_between_transactions(harness, child)
     harness.submit(layers=[2])
-    until(lambda: harness.scheduler.leadership.claim())
-    harness.scheduler.leadership._seconds = 60.0
+    until(lambda: harness.scheduler.control.lease.claim())
+    harness.scheduler.control.lease._seconds = 60.0
     before = harness.drain()
     assert set(before.values()) == {("SUCCEEDED", 1)}
     os.kill(child, signal.SIGCONT)

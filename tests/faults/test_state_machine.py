@@ -154,7 +154,7 @@ class Lab(RuleBasedStateMachine):
             left = lease.until - self.harness.database.clock(session) if lease else 0.0
         # However far the clock was set back meanwhile.
         self.harness.database.offset += max(1000.0, left + 1)
-        assert self.other.leadership.claim()
+        assert self.other.control.lease.claim()
         with suppress(LostLeadership):  # where there is nothing to start, it writes nothing and is not told
             assert self.harness.scheduler.admit() == []
         assert self.harness.states() == before

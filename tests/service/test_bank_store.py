@@ -12,6 +12,7 @@ from service.domain.run_queries import run_detail
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from tests.support.builders import experiment
+from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state
 from workers.contract import (
@@ -29,7 +30,7 @@ TWO = {"layers": [3, 5]}
 
 @pytest.fixture
 def scheduler(settings: Settings, database: Database) -> Scheduler:
-    return Scheduler(settings, database, Storage(settings.storage), FakeCluster())  # type: ignore[arg-type]  # its shape
+    return new_scheduler(settings, database, FakeCluster())
 
 
 def publish(scheduler: Scheduler, folder: str, key: str) -> None:

@@ -7,6 +7,7 @@ from service.db.tables import AttemptRow, RunRow
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from tests.support.builders import experiment
+from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import (
@@ -29,7 +30,7 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 def scheduler(settings: Settings, database: Database, cluster: FakeCluster) -> Scheduler:
-    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    return new_scheduler(settings, database, cluster)
 
 
 def wait_idle(

@@ -24,6 +24,7 @@ from service.settings import Settings
 from service.studies.driver import Driver
 from service.studies.specs import item_scions
 from tests.support.builders import study_document
+from tests.support.control import new_scheduler, studies_control
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import event_path, submission_id

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
-from grafting_core.storage.storage import Storage
+from service.control import Control, run_periodically
 from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
 from service.db.leases import longest, missing_leader
@@ -16,6 +16,7 @@ from service.db.tables import LeaderRow, RunRow
 from service.domain.run_controls import act
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
+from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import (
@@ -35,7 +36,7 @@ def cluster() -> FakeCluster:
 
 @pytest.fixture
 def scheduler(settings: Settings, database: Database, cluster: FakeCluster) -> Scheduler:
-    return Scheduler(settings, database, Storage(settings.storage), cluster)  # type: ignore[arg-type]  # its shape
+    return new_scheduler(settings, database, cluster)
 
 
 def test_a_run_goes_from_queue_to_success(
@@ -106,7 +107,7 @@ def test_the_word_of_the_worker_stands_against_rays(
 
 
 def test_silence_loses_the_attempt(scheduler: Scheduler, database: Database, cluster: FakeCluster) -> None:
-    scheduler.settings.start_seconds = 0.0
+    scheduler.control.settings.start_seconds = 0.0
     run = queue(database)
     scheduler.round()
     scheduler.round()

@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.studies import driver as driver_module
 from service.studies.driver import Driver
 from service.studies.threads import StepHangs, StepThreads
-from tests.builders import study_document
+from tests.support.builders import study_document
 from tests.support.control import studies_control
 
 PROCESS = [sys.executable, "-m", "service.processes.studies"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from grafting_core.storage.failpoints import failpoint
+from service.cluster import FINISHED
 
 
 class FakeCluster:
@@ -19,10 +20,15 @@ class FakeCluster:
         return self.jobs.get(job)
 
     def running(self) -> list[str]:
-        return [job for job, status in self.jobs.items() if status == "RUNNING"]
+        return [job for job, status in self.jobs.items() if status not in FINISHED]
 
     def stop(self, job: str) -> None:
         self.stopped.append(job)
+        if self.status(job) not in {None, *FINISHED}:
+            self.jobs[job] = "STOPPED"
+
+    def end(self, job: str, state: str) -> None:
+        self.jobs[job] = state
 
 
 class FolderCluster:
@@ -43,11 +49,11 @@ class FolderCluster:
         return path.read_text() if path.exists() else None
 
     def running(self) -> list[str]:
-        return [path.name for path in self._folder.iterdir() if path.read_text() == "RUNNING"]
+        return [path.name for path in self._folder.iterdir() if path.read_text() not in FINISHED]
 
     def stop(self, job: str) -> None:
         failpoint("ray/stop")
-        if self.status(job) == "RUNNING":
+        if self.status(job) not in {None, *FINISHED}:
             (self._folder / job).write_text("STOPPED")
 
     def forget(self, job: str) -> None:

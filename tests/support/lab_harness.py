@@ -19,6 +19,7 @@ from service.scheduler.loop import Scheduler
 from service.schemas.runs import TERMINAL, RunState
 from service.settings import Settings
 from tests.support.builders import experiment
+from tests.support.control import new_scheduler
 from tests.support.fakes import FolderCluster
 from tests.support.runs import STARTED
 from workers.contract import (

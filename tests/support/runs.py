@@ -40,8 +40,8 @@ def state(database: Database, run: str) -> tuple[str, int]:
 
 
 def log_of(scheduler: Scheduler, run: str, attempt: int = 1) -> EventLog:
-    ticket = scheduler.storage.read_model(ticket_path(run, attempt), RunTicket)
-    return EventLog(scheduler.storage, ticket)
+    ticket = scheduler.control.storage.read_model(ticket_path(run, attempt), RunTicket)
+    return EventLog(scheduler.control.storage, ticket)
 
 
 def write_success(log: EventLog) -> None:

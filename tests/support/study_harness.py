@@ -15,8 +15,8 @@ from service.domain.study_feasibility import open_study
 from service.domain.study_samplers import sampler_record
 from service.settings import Settings
 from service.studies.driver import Driver
-from service.studies.optuna_study import pinned
 from tests.support.builders import study_document
+from tests.support.control import studies_control
 from tests.support.study_runs import SimulatedCluster
 
 STEPS = 60
@@ -27,7 +27,8 @@ class StudyHarness:
 
     def __init__(self, settings: Settings, database: Database, backbone: Backbone, **changes: object) -> None:
         self.settings, self.database = settings, database
-        self.storage = Storage(settings.storage)
+        self.control = studies_control(settings, database)
+        self.storage = self.control.storage
         self.cluster: SimulatedCluster = SimulatedCluster(database, self.storage, backbone)
         spec = open_study(study_document(**changes))
         with database.writing() as session:

@@ -21,10 +21,10 @@ from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from grafting_core.training.optim import Diverged
 from service.db.engine import Database
-from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from tests.support import distill_rank
 from tests.support.builders import experiment, fill_document
+from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
 from tests.support.runs import queue, state
 from tests.support.stages import context, events_of
@@ -62,7 +62,7 @@ def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
     settings = Settings(data_dir=tmp_path, cpus=2, retry_seconds=0.0)
     database = Database(settings.database_url)
     storage = Storage(settings.storage)
-    scheduler = Scheduler(settings, database, storage, FakeCluster())  # type: ignore[arg-type]  # its shape
+    scheduler = new_scheduler(settings, database, FakeCluster())
     first = queue(database, layers=[1, 3])
     second = queue(database, layers=[1, 3], finetune={"steps": 3, "batch_size": 8, "images": 200})
 

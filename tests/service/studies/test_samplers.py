@@ -108,8 +108,11 @@ def test_a_repeated_design_is_told_its_known_value_and_is_no_second_trial(
 
 @pytest.mark.large
 @pytest.mark.timeout(900)  # a minute's work, on a machine with nothing else to do
-def test_only_a_process_of_its_own_loads_what_a_gaussian_process_needs(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tests.support.study_proposals", str(tmp_path), *HERE, "gp"]
+@pytest.mark.parametrize(("kinds", "loaded"), [(WITHOUT_TORCH, "[]"), (("gp",), "['torch']")])
+def test_torch_is_loaded_when_a_gaussian_process_proposes_and_never_else(
+    tmp_path: Path, kinds: tuple[SamplerKind, ...], loaded: str
+) -> None:
+    words = [sys.executable, "-m", "tests.support.study_proposals", str(tmp_path), *kinds]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == loaded
 
