@@ -1,6 +1,7 @@
 """Steps of studies in threads of their own: a slow or hung proposal holds up no other study."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from service.studies.driver import Driver
 log = logging.getLogger("graftlab.search")
 MOST = 8
 """Steps that are under way at the same time."""
+BRIEF_SECONDS = 0.05
+"""For which each of them is waited for where others are to begin; most steps take less."""
 
 
 class StepHangs(Exception):
@@ -32,19 +35,41 @@ class StepThreads:
         """`seconds` is how long one step may take."""
         self._driver, self._seconds, self._clock = driver, seconds, clock
         self._steps: dict[str, Step] = {}
+        self._began: dict[str, float] = {}
+        """Study -> when its last step began: who has waited longest is next."""
 
     def round(self) -> None:
-        """Begin the next step of each study whose last one has ended; returns without waiting for them.
+        """Begin the next step of each study whose last one has ended, and leave the rest for the next round
+        where too many are under way. Returns without waiting for slow ones.
 
         Raises StepHangs, after the study has been ended as FAILED, where a step has taken too long.
         """
-        self._steps = {study: step for study, step in self._steps.items() if step.thread.is_alive()}
+        self._forget_ended()
         self._end_hung()
-        idle = [study for study in self._driver.running() if study not in self._steps]
-        for study in idle[: MOST - len(self._steps)]:
-            thread = threading.Thread(target=self._take, args=(study,), name=f"study {study}", daemon=True)
-            self._steps[study] = Step(thread, self._clock())
-            thread.start()
+        running = self._driver.running()
+        self._began = {study: self._began.get(study, -math.inf) for study in running}
+        idle = [study for study in running if study not in self._steps]
+        for study in sorted(idle, key=self._began.__getitem__):
+            if not self._has_room():
+                break
+            self._begin(study)
+
+    def _begin(self, study: str) -> None:
+        thread = threading.Thread(target=self._take, args=(study,), name=f"study {study}", daemon=True)
+        self._began[study] = self._clock()
+        self._steps[study] = Step(thread, self._began[study])
+        thread.start()
+
+    def _forget_ended(self) -> None:
+        self._steps = {study: step for study, step in self._steps.items() if step.thread.is_alive()}
+
+    def _has_room(self) -> bool:
+        """Whether one more step may begin."""
+        if len(self._steps) >= MOST:
+            for step in self._steps.values():
+                step.thread.join(BRIEF_SECONDS)
+            self._forget_ended()
+        return len(self._steps) < MOST
 
     def _end_hung(self) -> None:
         hung = [study for study, step in self._steps.items() if self._clock() - step.began > self._seconds]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select
 
 from grafting_core.storage.failpoints import SLEEP_SECONDS
@@ -22,7 +23,7 @@ from service.domain.study_samplers import sampler_record
 from service.settings import Settings
 from service.studies import driver as driver_module
 from service.studies.driver import Driver
-from service.studies.threads import StepHangs, StepThreads
+from service.studies.threads import MOST, StepHangs, StepThreads
 from tests.support.builders import study_document
 from tests.support.control import studies_control
 
@@ -145,6 +146,31 @@ def test_a_study_takes_one_step_at_a_time(
     until(lambda: len(calls) == 2)
 
 
+def test_more_studies_than_steps_at_a_time_all_go_on(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {new_study(database) for _ in range(MOST)}
+    others = {new_study(database) for _ in range(2 * MOST)}
+    calls, let_go = [], threading.Event()
+
+    def propose(url: str, row: StudyRow, earlier: list[TrialRow]) -> list[TrialRow]:
+        calls.append(row.id)
+        if row.id in slow and len(slow & set(calls)) < MOST:
+            assert let_go.wait(120)
+        raise OSError("a fault that passes")
+
+    monkeypatch.setattr(driver_module, "propose", propose)
+    steps = StepThreads(Driver(studies_control(settings, database)), STEP_SECONDS)
+
+    def all_called() -> bool:
+        steps.round()
+        return slow | others == set(calls)
+
+    until(all_called)
+    let_go.set()
+    steps.wait(60)
+
+
 def test_a_process_that_lost_its_lease_changes_no_study(settings: Settings, database: Database) -> None:
     study_id = new_study(database)
     control = studies_control(settings, database)
@@ -201,3 +227,16 @@ def test_a_sampler_that_lacks_its_package_ends_its_study_with_the_way_to_install
     ended = study(database, study_id)
     assert ended.state == "FAILED"
     assert "`pip install torch`" in str(ended.message)
+
+
+def test_readyz_says_how_to_start_the_process_and_that_one_leads(
+    client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.routes.health.FRESH_SECONDS", 0.0)
+    missing = client.get("/readyz")
+    assert missing.status_code == 503
+    assert "`python -m service.processes.studies`" in missing.json()["parts"]["studies"]
+    assert "graftlab_studies_leads 0.0" in client.get("/metrics").text
+    assert Leadership(database, 60.0, "studies").claim()
+    assert client.get("/readyz").json()["parts"]["studies"] == "ok"
+    assert "graftlab_studies_leads 1.0" in client.get("/metrics").text
