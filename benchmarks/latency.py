@@ -15,7 +15,8 @@ import torch
 
 from grafting_core.backbones.registry import Backbone, load_backbone
 from grafting_core.evaluation.latency import LatencyBench
-from grafting_core.specs.latency import LatencySpec, PartLatency, timed_parts, with_latencies
+from grafting_core.specs.latency import LatencySpec, PartLatency
+from grafting_core.specs.studies.latencies import timed_parts, with_latencies
 from grafting_core.specs.studies.parsing import parse_study
 from grafting_core.specs.studies.space import Item, Space
 

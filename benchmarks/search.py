@@ -36,7 +36,7 @@ from grafting_core.operators.table import build
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign, Part, ReplaceOperator
 from grafting_core.specs.studies.integer_program import Chosen, Proposer
-from grafting_core.specs.studies.ladder import rank_correlation
+from grafting_core.specs.studies.rank_correlation import rank_correlation
 from grafting_core.specs.studies.selection import survivors
 from grafting_core.specs.studies.space import design_key
 from grafting_core.specs.studies.study import StudySpec

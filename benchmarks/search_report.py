@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from grafting_core.specs.studies.ladder import rank_correlation
+from grafting_core.specs.studies.rank_correlation import rank_correlation
 
 BOOTSTRAP = 2_000
 

@@ -19,8 +19,8 @@ from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Work
 from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec
+from grafting_core.specs.rungs import rung_cost
 from grafting_core.specs.screening import ScreeningSpec
-from grafting_core.specs.studies.ladder import rung_cost
 from workers.contract import StageName
 
 

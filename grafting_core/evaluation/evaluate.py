@@ -25,7 +25,7 @@ from grafting_core.evaluation.reference import Labels, Reference, make_reference
 from grafting_core.specs.features import FEATURE_KINDS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
-from grafting_core.specs.studies.ladder import LOSS_DRAWS
+from grafting_core.specs.rungs import LOSS_DRAWS
 from grafting_core.testbed.feature_network import FashionNetwork
 
 CHUNK = 500

@@ -12,8 +12,8 @@ from grafting_core.data.latents import Latents, encode_held_out
 from grafting_core.evaluation.evaluate import denoising_loss_of, fid_at
 from grafting_core.specs.design import GraftDesign, Part
 from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.rungs import LossGapRung, Rung
 from grafting_core.specs.screening import Screened
-from grafting_core.specs.studies.ladder import LossGapRung, Rung
 from grafting_core.surgery.operate import Undo, operate
 
 

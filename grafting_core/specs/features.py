@@ -8,17 +8,16 @@ with their SHA-256, in a JSON or YAML file to which `GRAFTLAB_FEATURE_NETWORKS` 
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.documents.parsing import read_document
 
 SETTING = "GRAFTLAB_FEATURE_NETWORKS"
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "testbed" / "assets" / "classifier.safetensors"
@@ -75,9 +74,9 @@ def feature_sources() -> dict[str, FeatureSource]:
 
 def _read_sources(file: Path) -> dict[str, FeatureSource]:
     try:
-        document = json.dumps(read_document(file.read_text(encoding="utf-8")))
-        found = TypeAdapter(dict[str, FeatureSource]).validate_json(document)
-    except (OSError, ValidationError, ValueError) as error:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = TypeAdapter(dict[str, FeatureSource]).validate_python(document)
+    except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{SETTING}: {file} cannot be used: {' '.join(str(error).split())[:300]}") from error
     unknown = sorted(
         set(found) - {kind for kind, about in FEATURE_KINDS.items() if about.weights != "shipped"}

@@ -5,7 +5,6 @@ itself and the backbone with nothing in that slot, in turn. So it holds what the
 neighbours, caches and all, and a design's forward is the backbone's plus what each of its items adds.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,12 +13,11 @@ from grafting_core.specs.backbone import BackboneCard, BackboneRef, backbone_car
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.canonical import digest, fields_of
-from grafting_core.specs.dims import SLOTS
 from grafting_core.specs.experiment import Resources
 from grafting_core.specs.operators import OperatorSpec
+from grafting_core.specs.operators.base import operator_label
 from grafting_core.specs.plans import MicroBatch, Precision
 from grafting_core.specs.results import Hardware
-from grafting_core.specs.studies.space import Item, Space, label_of
 
 LATENCY_RECIPE = 1
 """Bumped when the way of measuring changes."""
@@ -38,7 +36,7 @@ class TimedPart(Frozen):
     def label(self) -> str:
         """`mlp(ratio=3)`, `parallel pair`, `rest`."""
         if self.operator is not None:
-            return label_of(self.operator)
+            return operator_label(self.operator)
         return "parallel pair" if self.place == "pairs" else self.place
 
     @property
@@ -132,45 +130,3 @@ class PartLatency(Frozen):
 def row_path(key: str) -> str:
     """Where a row is kept, relative to the storage root."""
     return f"latencies/{key}.json"
-
-
-def timed_parts(space: Space, card: BackboneCard) -> tuple[TimedPart, ...]:
-    """All rows that a space needs: the rest, the backbone's own operators, every choice, pairs."""
-    parts = [TimedPart(place="rest")]
-    parts += [TimedPart(place=slot, operator=card.original(slot)) for slot in SLOTS]
-    parts += [part for item in space.items if (part := part_of(item)) is not None]
-    return tuple(dict.fromkeys(parts))
-
-
-def part_of(item: Item) -> TimedPart | None:
-    """What of the table an item is; None where the backbone's own operator stays."""
-    if item.pair is not None:
-        return TimedPart(place="pairs")
-    if not item.edits:
-        return None
-    return TimedPart(place=item.edits[0].site.slot, operator=item.edits[0].operator)
-
-
-def with_latencies(space: Space, rows: Sequence[PartLatency]) -> Space:
-    """The space with what every item adds to a forward. Raises ValueError for an item without a row."""
-    extras = {row.part: row.extra for row in rows}
-
-    def timed(item: Item) -> Item:
-        part = part_of(item)
-        if part is None:
-            return item
-        if part not in extras:
-            raise ValueError(f"the latency table has no row for {part.name}")
-        return item.model_copy(update={"latency": max(1, len(item.edits)) * extras[part]})
-
-    variables = tuple(
-        each.model_copy(update={"items": tuple(map(timed, each.items))}) for each in space.variables
-    )
-    # A copy would keep what the space has computed of its old items.
-    return Space(
-        backbone=space.backbone,
-        base_params=space.base_params,
-        base_flops=space.base_flops,
-        variables=variables,
-        pairs=tuple(map(timed, space.pairs)),
-    )

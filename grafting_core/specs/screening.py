@@ -12,7 +12,7 @@ from grafting_core.specs.canonical import digest, fields_of
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.experiment import ExperimentSpec, Resources, scion_keys
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
-from grafting_core.specs.studies.ladder import LossGapRung, Rung
+from grafting_core.specs.rungs import LossGapRung, Rung
 
 SCREENING_RECIPE = 1
 """Bumped when the arithmetic of a rung changes."""

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session, aliased
 
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import Latency, MeasuredCost
-from grafting_core.specs.studies.ladder import agreements, comparable_digest, ladder_of
+from grafting_core.specs.rungs import comparable_digest, ladder_of
+from grafting_core.specs.studies.rank_correlation import agreements
 from service.db.tables import ExperimentRow, NeedRow, RunRow, StageRow, StandingRow
 from service.domain.run_queries import parsed
 from service.schemas.rung_agreement import LadderGroup, LatencyGroup, LatencyRow, Measured

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.budget import Spend
 from grafting_core.specs.plans import EvaluationProtocol
-from grafting_core.specs.studies.ladder import ladder_of
+from grafting_core.specs.rungs import ladder_of
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.run_queries import parsed, reports_of, spends_of
 from service.schemas.runs import CutShort

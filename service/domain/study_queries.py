@@ -7,7 +7,7 @@ from sqlalchemy import String, case, cast, func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.budget import Budget, Spend
-from grafting_core.specs.studies.ladder import MODELS_NEEDED, rank_correlation
+from grafting_core.specs.studies.rank_correlation import MODELS_NEEDED, rank_correlation
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
 from service.db.tables import RunRow, StageRow

@@ -3,7 +3,7 @@
 from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import Hardware
-from grafting_core.specs.studies.ladder import RungAgreement
+from grafting_core.specs.studies.rank_correlation import RungAgreement
 from service.schemas.runs import View
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grafting_core.specs.studies.ladder import Rung
+from grafting_core.specs.rungs import Rung
 from grafting_core.specs.studies.selection import survivors
 
 

@@ -6,9 +6,10 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
-from grafting_core.specs.latency import LatencySpec, PartLatency, timed_parts, with_latencies
+from grafting_core.specs.latency import LatencySpec, PartLatency
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import ScreeningSpec
+from grafting_core.specs.studies.latencies import timed_parts, with_latencies
 from grafting_core.specs.studies.space import Item, Space
 from grafting_core.specs.studies.study import StudySpec
 from grafting_core.storage.bank import Bank

@@ -5,8 +5,9 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.analysis import AnalysisSpec, parse_analysis
+from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.profile import BackboneProfile, BandLocality
 from grafting_core.storage.storage import Storage

@@ -13,9 +13,9 @@ from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Work
 from grafting_core.specs.latency import LatencySpec, row_path
+from grafting_core.specs.rungs import ladder_of
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
-from grafting_core.specs.studies.ladder import ladder_of
 from grafting_core.specs.studies.space import label_of
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.checksums import write_vouched

@@ -14,8 +14,8 @@ import pytest
 
 from grafting_core.backbones.registry import Backbone
 from grafting_core.specs.canonical import digest
+from grafting_core.specs.documents.fills import parse_fill
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
-from grafting_core.specs.filling import parse_fill
 from grafting_core.storage.artifacts import CARD_DIGEST
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from grafting_core.specs.rungs import FidRung, LossGapRung
 from grafting_core.specs.screening import ScreeningSpec
-from grafting_core.specs.studies.ladder import FidRung, LossGapRung
 from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from tests.support.training import StopAfter

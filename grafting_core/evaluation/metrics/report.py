@@ -18,7 +18,7 @@ from grafting_core.evaluation.metrics.prdc_intervals import overlap_intervals
 from grafting_core.evaluation.reference import Labels, Reference
 from grafting_core.specs.plans import EvaluationProtocol, counted
 from grafting_core.specs.results import ClassFigures
-from grafting_core.specs.studies.ladder import FidRung, ladder_of
+from grafting_core.specs.rungs import FidRung, ladder_of
 
 KID_SUBSETS = 25
 FEWEST = 6

@@ -47,3 +47,19 @@ class OperatorBase(Frozen):
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
         """(field, what would be right) for every field that does not fit these dims; none by default."""
         yield from ()
+
+
+def operator_label(operator: OperatorBase) -> str:
+    """`mlp(ratio=3)`: the kind and the fields that are not as by default."""
+    default = type(operator)(kind=operator.kind)
+    fields = {
+        name: getattr(operator, name)
+        for name in type(operator).model_fields
+        if name != "kind" and getattr(operator, name) != getattr(default, name)
+    }
+    inside = ",".join(f"{name}={_short(value)}" for name, value in fields.items())
+    return f"{operator.kind}({inside})" if inside else operator.kind
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

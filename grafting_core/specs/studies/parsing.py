@@ -16,8 +16,8 @@ from grafting_core.specs.documents.explain import nearest, refused
 from grafting_core.specs.documents.parsing import check_plain
 from grafting_core.specs.operators import kinds_for
 from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.rungs import FidRung, Rung
 from grafting_core.specs.site import GraftSite
-from grafting_core.specs.studies.ladder import FidRung, Rung
 from grafting_core.specs.studies.space import (
     Choice,
     Cost,

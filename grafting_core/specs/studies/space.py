@@ -11,6 +11,7 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.design import GraftDesign, ParallelPair, ReplaceOperator
 from grafting_core.specs.operators import OPERATORS, OperatorBase
+from grafting_core.specs.operators.base import operator_label
 from grafting_core.specs.site import GraftSite
 
 Cost = Literal["flops", "params", "latency"]
@@ -165,18 +166,7 @@ def label_of(choice: Choice) -> str:
     """`mlp(ratio=3)`: the kind and the fields that are not as by default."""
     if isinstance(choice, Keep):
         return KEEP
-    default = type(choice)(kind=choice.kind)
-    fields = {
-        name: getattr(choice, name)
-        for name in type(choice).model_fields
-        if name != "kind" and getattr(choice, name) != getattr(default, name)
-    }
-    inside = ",".join(f"{name}={_short(value)}" for name, value in fields.items())
-    return f"{choice.kind}({inside})" if inside else choice.kind
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return operator_label(choice)
 
 
 def variable_of(card: BackboneCard, sites: Sequence[GraftSite], choices: Sequence[Choice]) -> Variable:

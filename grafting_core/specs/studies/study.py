@@ -18,7 +18,7 @@ from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan, Seed
 from grafting_core.specs.presets import PresetName
-from grafting_core.specs.studies.ladder import FidRung, LossGapRung, Rung
+from grafting_core.specs.rungs import FidRung, LossGapRung, Rung
 from grafting_core.specs.studies.space import Choice, Cost, Space
 
 SamplerKind = Literal["tpe", "nsga2", "gp", "random", "milp"]

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from grafting_core.specs.analysis import AnalysisRequest, AnalysisSpec, parse_analysis
+from grafting_core.specs.analysis import AnalysisRequest, AnalysisSpec
+from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.profile import BackboneProfile
 from service.api.deps import LabDep

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from grafting_core.specs.filling import FillDocument, FillSpec, parse_fill
+from grafting_core.specs.documents.fills import FillDocument, parse_fill
+from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.plans import warmup_notes
 from grafting_core.specs.scions import ScionCard
 from grafting_core.storage.bank import Bank

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from grafting_core.specs.analysis import parse_analysis
+from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.documents.errors import Problem, SpecError
-from grafting_core.specs.filling import parse_fill
+from grafting_core.specs.documents.fills import parse_fill
 from grafting_core.specs.naming import Name
 from grafting_core.specs.studies.parsing import parse_study
 from tests.support.builders import minimal_study

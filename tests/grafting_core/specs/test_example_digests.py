@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.fills import parse_fill
 from grafting_core.specs.documents.parsing import read_document
-from grafting_core.specs.filling import parse_fill
 from grafting_core.specs.studies.parsing import parse_study
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

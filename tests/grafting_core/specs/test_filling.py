@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from grafting_core.specs.documents.errors import SpecError
+from grafting_core.specs.documents.fills import parse_fill
 from grafting_core.specs.documents.parsing import read_document
 from grafting_core.specs.experiment import scion_keys
-from grafting_core.specs.filling import parse_fill
 from tests.support.builders import OFFER, experiment, fill_document
 
 

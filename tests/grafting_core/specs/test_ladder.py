@@ -4,15 +4,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from grafting_core.specs.plans import EvaluationProtocol
-from grafting_core.specs.studies.ladder import (
-    FidRung,
-    LossGapRung,
-    agreements,
-    comparable_digest,
-    ladder_of,
-    rank_correlation,
-    rung_cost,
-)
+from grafting_core.specs.rungs import FidRung, LossGapRung, comparable_digest, ladder_of, rung_cost
+from grafting_core.specs.studies.rank_correlation import agreements, rank_correlation
 
 
 def test_one_evaluation_yields_every_rung_below_it() -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grafting_core.specs.analysis import parse_analysis
+from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.jobs import WORK, as_graft, protocol_of
 from tests.support.builders import experiment

@@ -11,8 +11,8 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.documents.errors import SpecError
-from grafting_core.specs.latency import timed_parts
 from grafting_core.specs.studies.integer_program import Proposer
+from grafting_core.specs.studies.latencies import timed_parts
 from grafting_core.specs.studies.study import StudySpec
 from service.domain.studies import run_for, runs_of, spec_of_study, trials_of
 from service.domain.study_feasibility import open_study

@@ -1,0 +1,51 @@
+"""Parse a request for an analysis of a backbone."""
+
+import json
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from grafting_core.specs.analysis import AnalysisRequest, AnalysisSpec
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.documents.errors import Problem, SpecError, shown
+from grafting_core.specs.documents.explain import refused
+from grafting_core.specs.documents.lookup import find_card
+from grafting_core.specs.documents.parsing import check_plain
+from grafting_core.specs.profile import default_band
+
+
+def parse_analysis(document: Any) -> AnalysisSpec:
+    """Validate a plain document and resolve it. Raises SpecError naming every problem."""
+    check_plain(document)
+    try:
+        asked = AnalysisRequest.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise refused(error, document, AnalysisRequest) from error
+    card = find_card(asked.backbone)
+    bands = _bands(asked, card)
+    given = asked.model_dump(include={"samples", "sampling_steps", "seed"})
+    return AnalysisSpec(
+        name=asked.name or f"analysis of {card.name}",
+        backbone=card.ref,
+        bands=bands,
+        budget=asked.budget,
+        resources=asked.resources,
+        **given,
+    )
+
+
+def _bands(asked: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:
+    tokens = card.dims.num_tokens
+    bands = asked.bands or (default_band(tokens),)
+    repeated = [band for band in bands if bands.count(band) > 1]
+    beyond = [band for band in bands if band >= tokens]
+    if repeated:
+        _refuse_band(repeated[0], f"band {repeated[0]} is listed more than once")
+    if beyond:
+        reason = f"no two of the {tokens} tokens of {card.name} are {beyond[0]} apart; at most {tokens - 1}"
+        _refuse_band(beyond[0], reason)
+    return tuple(sorted(bands))
+
+
+def _refuse_band(band: int, message: str) -> NoReturn:
+    raise SpecError([Problem(pointer="/bands", code="out-of-range", message=message, given=shown(band))])
