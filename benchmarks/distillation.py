@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 
-from grafting_core.backbones.registry import Backbone, load_backbone
-from grafting_core.data.latents import Latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.data.latents import EncodedImages, Latents
 from grafting_core.distillation.distill import Candidate, distill, replacement_candidate
 from grafting_core.specs.backbone import DIT_XL_2_256, backbone_cards
 from grafting_core.specs.design import ReplaceOperator
@@ -31,7 +33,6 @@ from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.site import GraftSite
-from grafting_core.testbed.networks import silence_label_dropout
 from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
 
 TRAINING = 3
@@ -129,7 +130,8 @@ def teacher(name: str) -> tuple[Backbone, Latents]:
         card = DIT_XL_2_256.model_copy(update={"name": name, "depth": 12, "dims": DIT_B})
         backbone = dataclasses.replace(backbone, card=card, transformer=_random_dit_b())
     mean = torch.zeros(256, 4, size, size)
-    return backbone, Latents(mean, torch.ones_like(mean), torch.arange(256) % classes)
+    labels = backbone.label_conditions(torch.arange(256) % classes)
+    return backbone, Latents.of(backbone, EncodedImages(name, mean, torch.ones_like(mean), labels))
 
 
 def _random_dit_b() -> DiTTransformer2DModel:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
 from grafting_core.evaluation.latency import LatencyBench
 from grafting_core.specs.latency import LatencySpec, PartLatency
 from grafting_core.specs.studies.latencies import timed_parts, with_latencies

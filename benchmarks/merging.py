@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.registry import load_backbone
-from grafting_core.data.latents import encode_latents
+from grafting_core.data.datasets import encode_latents
 from grafting_core.distillation.held_out import held_out_errors
 from grafting_core.distillation.merge_init import fit_merges
+from grafting_core.operators.parallel import mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.surgery.parallel_blocks import PairRegion, mean_merge
+from grafting_core.surgery.parallel_blocks import PairRegion
 
 
 def main() -> None:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 
 import torch
 
-from grafting_core.backbones.registry import Backbone, load_backbone
-from grafting_core.data.latents import Latents, encode_latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.data.datasets import encode_latents
+from grafting_core.data.latents import Latents
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.operators import KINDS

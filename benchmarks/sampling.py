@@ -21,11 +21,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.backbones.autoencoder import KLAutoencoder
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.registry import load_backbone
 from grafting_core.diffusion.sampling import sample_generators, sample_images, sample_labels, sample_latents
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.plans import EvaluationProtocol
-from grafting_core.testbed.networks import silence_label_dropout
 
 PIPELINE_NULL_LABEL = 1000
 TOLERANCE = 1e-4
@@ -97,7 +99,7 @@ class Rival:
     @torch.no_grad()
     def difference(self) -> float:
         latents = sample_latents(self.backbone, self.backbone.transformer, self.protocol, range(self.count))
-        pixels = self.backbone.autoencoder.decode(latents / self.backbone.scaling_factor).sample
+        pixels = self.backbone.autoencoder.decode(latents)
         return (pixels.div(2).add(0.5).clamp(0, 1) - self.theirs()).abs().max().item()
 
 
@@ -118,8 +120,9 @@ def dit_b() -> Rival:
         known,
         card=known.card.model_copy(update=sizes),
         transformer=transformer.eval().requires_grad_(False),
-        autoencoder=AutoencoderKL(latent_channels=4, block_out_channels=(32,), norm_num_groups=8).eval(),
-        scaling_factor=0.18215,
+        autoencoder=KLAutoencoder(
+            AutoencoderKL(latent_channels=4, block_out_channels=(32,), norm_num_groups=8).eval()
+        ),
     )
     return Rival(backbone, pipeline_of(backbone), DIT_B)
 
@@ -133,8 +136,8 @@ def pipeline_of(backbone: Backbone) -> Any:
     scheduler = DDIMScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"
     )
-    autoencoder = copy.deepcopy(backbone.autoencoder)
-    autoencoder.register_to_config(scaling_factor=backbone.scaling_factor)
+    assert isinstance(backbone.autoencoder, KLAutoencoder)
+    autoencoder = copy.deepcopy(backbone.autoencoder.model)
     pipeline = DiTPipeline(transformer, autoencoder, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -27,8 +27,10 @@ from torch import nn
 from benchmarks.search_milp import milp_figures
 from benchmarks.search_report import interval, show
 from grafting_core.analysis.sensitivity import Place, replace_one
-from grafting_core.backbones.registry import Backbone, load_backbone
-from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.data.datasets import encode_held_out, encode_latents
+from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import distill, replacement_candidate
 from grafting_core.evaluation.evaluate import fid_at
 from grafting_core.evaluation.screening import Screener
@@ -120,13 +122,13 @@ def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
     hand: Hand = HAND[0]
     design, steps = task
     protocol = hand.spec.evaluate.model_copy(update={"sampling_steps": steps})
-    network = load_backbone(hand.spec.backbone.name).transformer
+    graft = load_backbone(hand.spec.backbone.name)
+    network = graft.transformer
     if not design.is_teacher:
         operators = {edit.site: hand.scion(edit) for edit in design.edits}
-        operate(network, design.edits, hand.backbone.card.dims, operators=operators)
-        null = hand.backbone.card.num_classes
+        operate(graft, design.edits, operators=operators)
         plan = hand.spec.finetune
-        weights = finetune(network, plan, hand.latents, null, observer=Silent(), checkpoints=NoCheckpoints())
+        weights = finetune(graft, plan, hand.latents, observer=Silent(), checkpoints=NoCheckpoints())
         network.load_state_dict(weights)
     network.requires_grad_(False).eval()
     value = fid_at(hand.backbone, network, protocol, protocol.samples)
@@ -159,8 +161,7 @@ def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dic
 
 def _placing(hand: Hand, edit: ReplaceOperator) -> Place:
     module = hand.scion(edit)
-    dims = hand.backbone.card.dims
-    return lambda: operate(hand.backbone.transformer, [edit], dims, operators={edit.site: module})
+    return lambda: operate(hand.backbone, [edit], operators={edit.site: module})
 
 
 class Study:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grafting_core.backbones.registry import Backbone, load_backbone
-from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.data.datasets import LabelledImages, encode_held_out, encode_latents
+from grafting_core.data.latents import Latents
+from grafting_core.testbed.assets import load_fashion_mnist
 from tests.support.databases import migrated_postgres, migrated_sqlite, postgres_server
 
 torch.set_num_threads(1)
@@ -17,6 +20,12 @@ torch.set_num_threads(1)
 def backbone() -> Backbone:
     """The testbed itself; tests that operate on it undo what they did."""
     return load_backbone("testbed/dit-fashion")
+
+
+@pytest.fixture(scope="session")
+def dataset() -> LabelledImages:
+    """What the testbed is trained on."""
+    return load_fashion_mnist()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from functools import lru_cache, partial
 
 import torch
 
-from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
 from grafting_core.specs.jobs import Work
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Share

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import visited
-from grafting_core.backbones.dit import get_operator, projections
-from grafting_core.backbones.registry import Backbone
 from grafting_core.diffusion.sampling import sample_latents
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.site import GraftSite
@@ -61,7 +60,7 @@ def locality_profile(
     hears.progress(first, wanted, {})
     while first < wanted:
         indices = range(first, min(first + protocol.micro_batch, wanted))
-        with visited(backbone.transformer, gauges):
+        with visited(backbone, gauges):
             sample_latents(backbone, backbone.transformer, protocol, indices)
         first = indices.stop
         hears.progress(first, wanted, {})
@@ -73,8 +72,8 @@ def locality_profile(
 class _Gauge:
     """Averages one block's locality over the forwards it sees."""
 
-    def __init__(self, attention: nn.Module, num_heads: int, bands: Sequence[int]) -> None:
-        self._parts, self._heads, self._bands = projections(attention), num_heads, bands
+    def __init__(self, parts: Mapping[str, nn.Linear], num_heads: int, bands: Sequence[int]) -> None:
+        self._parts, self._heads, self._bands = parts, num_heads, bands
         self.sums = torch.zeros(len(bands) + 1, dtype=torch.float64)
         """Mass by band, and the number of forwards."""
 
@@ -93,8 +92,11 @@ class _Gauge:
 
 def _gauges(backbone: Backbone, bands: Sequence[int]) -> dict[GraftSite, _Gauge]:
     sites = [GraftSite(block=block, slot="attention") for block in range(backbone.card.depth)]
-    heads = backbone.card.dims.num_heads
-    return {site: _Gauge(get_operator(backbone.transformer, site), heads, bands) for site in sites}
+    gauges = dict[GraftSite, _Gauge]()
+    for site in sites:
+        parts = backbone.family.projections(backbone.get_operator(site))
+        gauges[site] = _Gauge(parts, backbone.sites[site].num_heads, bands)
+    return gauges
 
 
 def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpoints) -> int:

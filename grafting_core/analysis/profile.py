@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from grafting_core.analysis.locality import locality_profile, profile_protocol
 from grafting_core.analysis.statistics import activation_statistics
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.profile import BackboneProfile, BandLocality, SiteStatistics, uniform_share

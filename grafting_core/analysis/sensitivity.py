@@ -1,7 +1,8 @@
 """What grafts do to the teacher's prediction: the measure by which scions of any site and kind compare.
 
-Mean squared difference of predicted noise and of the variance output, by quarter of the timesteps, on the
-same images, noise and timesteps for all (for equal variances, squared noise error is KL up to a factor).
+Mean squared difference of every part of the output (predicted noise, variance), by quarter of the
+timesteps, on the same images, noise and timesteps for all (for equal variances, squared noise error is KL up
+to a factor).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
-from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.latents import Batch, Latents, predict_batch
+from grafting_core.diffusion.objective import Objective
 from grafting_core.distillation.held_out import TIMESTEP_BINS, bin_names, timestep_bins
-from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
 
 SCORE_DRAWS = 64
 SCORE_BATCH = 64
-HALVES = ("noise", "variance")
 
 
 class Undoable(Protocol):
@@ -41,7 +40,7 @@ def replace_one(
     One place at a time is operated on. The backbone is left as it was.
     """
     return {
-        key: _named("replace_one", sums)
+        key: _named("replace_one", sums, latents.objective)
         for key, sums in _errors(backbone, places, latents, draws, seed).items()
     }
 
@@ -60,16 +59,18 @@ def restore_one(
     places: dict[str, Place] = {"": partial(next(iter(parts.values())), ())}
     places |= {key: partial(place, (key,)) for key, place in parts.items()}
     sums = _errors(backbone, places, latents, draws, seed)
-    full = _named("restore_one", sums.pop(""))
+    full = _named("restore_one", sums.pop(""), latents.objective)
     return {
-        key: {name: full[name] - value for name, value in _named("restore_one", each).items()}
+        key: {
+            name: full[name] - value for name, value in _named("restore_one", each, latents.objective).items()
+        }
         for key, each in sums.items()
     }
 
 
 @dataclass
 class _Sums:
-    """Sums of squared differences [halves, bins] and values counted [bins]."""
+    """Sums of squared differences [outputs, bins] and values counted [bins]."""
 
     squares: Tensor
     counts: Tensor
@@ -79,19 +80,19 @@ class _Sums:
 def _errors(
     backbone: Backbone, places: Mapping[str, Place], latents: Latents, draws: int, seed: int
 ) -> dict[str, _Sums]:
-    bins = TIMESTEP_BINS
+    bins, outputs, total = TIMESTEP_BINS, len(latents.objective.outputs), latents.objective.num_timesteps
     sums = {
-        key: _Sums(torch.zeros(2, bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64))
+        key: _Sums(torch.zeros(outputs, bins, dtype=torch.float64), torch.zeros(bins, dtype=torch.float64))
         for key in places
     }
-    timesteps = (torch.arange(draws) * NUM_TIMESTEPS + NUM_TIMESTEPS // 2) // draws
+    timesteps = (torch.arange(draws) * total + total // 2) // draws
     for index, part in enumerate(timesteps.split(SCORE_BATCH)):
         predict = _predictor(backbone, latents, seed, index, part)
         teacher = predict()
         for key, place in places.items():
             undo = place()
             try:
-                _add(sums[key], teacher, predict(), timestep_bins(part))
+                _add(sums[key], teacher, predict(), timestep_bins(part, total))
             finally:
                 undo.undo()
     return sums
@@ -102,27 +103,21 @@ def _predictor(
 ) -> Callable[[], Tensor]:
     batch = latents.batch("scores", seed, index, len(timesteps_B)).to(backbone.device)
     steps = timesteps_B.to(backbone.device)
-    noisy = add_noise(linear_schedule(), batch.clean, batch.noise, steps)
-
-    def predict() -> Tensor:
-        out: Tensor = backbone.transformer(noisy, timestep=steps, class_labels=batch.labels).sample
-        return out
-
-    return predict
+    return partial(predict_batch, backbone, Batch(batch.clean, batch.noise, steps, batch.conditions))
 
 
 def _add(sums: _Sums, teacher: Tensor, changed: Tensor, bins_B: Tensor) -> None:
     difference = (changed - teacher).double().square().cpu()
-    for row, half in enumerate(difference.chunk(2, dim=1)):
+    for row, half in enumerate(difference.chunk(len(sums.squares), dim=1)):
         sums.squares[row].index_add_(0, bins_B, half.flatten(1).mean(1))
     sums.counts.index_add_(0, bins_B, torch.ones(len(bins_B), dtype=torch.float64))
 
 
-def _named(name: str, sums: _Sums) -> dict[str, float]:
+def _named(name: str, sums: _Sums, objective: Objective) -> dict[str, float]:
     named: dict[str, float] = {}
-    for row, half in enumerate(HALVES):
+    for row, half in enumerate(objective.outputs):
         named[f"{name}/{half}"] = float(sums.squares[row].sum() / sums.counts.sum())
-        for index, label in enumerate(bin_names(f"{name}/{half}")):
+        for index, label in enumerate(bin_names(f"{name}/{half}", objective.num_timesteps)):
             if sums.counts[index]:
                 named[label] = float(sums.squares[row, index] / sums.counts[index])
     return named

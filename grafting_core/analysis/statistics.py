@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import Visitor, visited
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
-from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.specs.site import GraftSite
 
 OUTLIER_DEVIATIONS = 6.0
@@ -50,9 +49,8 @@ def _pass(
 ) -> None:
     for index, start in enumerate(range(0, num_samples, BATCH)):
         batch = latents.batch("statistics", seed, index, min(BATCH, num_samples - start)).to(backbone.device)
-        noisy = add_noise(linear_schedule(), batch.clean, batch.noise, batch.timesteps)
-        with visited(backbone.transformer, visitors):
-            backbone.transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels)
+        with visited(backbone, visitors):
+            predict_batch(backbone, batch)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from grafting_core.backbones.dit import get_operator
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.site import GraftSite
 
 Visitor = Callable[[Tensor, Tensor], None]
@@ -20,7 +20,7 @@ class Region(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
+    def watch(self, backbone: Backbone, visitor: Visitor) -> Sequence[RemovableHandle]:
         """Call `visitor` in every forward once the output is there; removing the handles ends that."""
 
 
@@ -30,24 +30,24 @@ class OperatorRegion:
 
     site: GraftSite
 
-    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
-        return [get_operator(transformer, self.site).register_forward_hook(_hook(visitor))]
+    def watch(self, backbone: Backbone, visitor: Visitor) -> Sequence[RemovableHandle]:
+        return [backbone.get_operator(self.site).register_forward_hook(_hook(visitor))]
 
 
 @contextmanager
-def watched(transformer: nn.Module, visitors: Mapping[Region, Visitor]) -> Iterator[None]:
+def watched(backbone: Backbone, visitors: Mapping[Region, Visitor]) -> Iterator[None]:
     """While open, every forward calls each region's visitor; nothing is kept, nothing is changed."""
     with ExitStack() as stack:
         for region, visitor in visitors.items():
-            for handle in region.watch(transformer, visitor):
+            for handle in region.watch(backbone, visitor):
                 stack.callback(handle.remove)
         yield
 
 
 @contextmanager
-def visited(transformer: nn.Module, visitors: Mapping[GraftSite, Visitor]) -> Iterator[None]:
+def visited(backbone: Backbone, visitors: Mapping[GraftSite, Visitor]) -> Iterator[None]:
     """`watched` for the operators at these sites."""
-    with watched(transformer, {OperatorRegion(site): visitor for site, visitor in visitors.items()}):
+    with watched(backbone, {OperatorRegion(site): visitor for site, visitor in visitors.items()}):
         yield
 
 

@@ -9,14 +9,14 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors import SafetensorError
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.evaluation.metrics.moments import Moments
+from grafting_core.backbones.autoencoder import KLAutoencoder
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.table import family_of
 from grafting_core.specs.backbone import BackboneCard, Pretraining
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.features import digest_of_path
-from grafting_core.testbed.assets import load_classifier
-from grafting_core.testbed.networks import silence_label_dropout
 
 DECODERS = ("vae", "autoencoder")
 LEGACY = "Transformer2DModel"
@@ -46,17 +46,8 @@ def load_folder(folder: Path, device: torch.device | str = "cpu") -> Backbone:
     transformer = _loaded(DiTTransformer2DModel, folder / "transformer").to(device)
     autoencoder = _loaded(AutoencoderKL, decoder).to(device)
     silence_label_dropout(transformer)
-    return Backbone(
-        card=_card(folder, transformer, decoder),
-        transformer=transformer,
-        autoencoder=autoencoder,
-        features=load_classifier().to(device),
-        scaling_factor=float(autoencoder.config.scaling_factor),
-        images=torch.empty(0, 1, 1, dtype=torch.uint8),
-        labels=torch.empty(0, dtype=torch.long),
-        reference=Moments.of(torch.zeros(2, 1).numpy()),
-        held_out=(torch.empty(0, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.long)),
-    )
+    card = _card(folder, transformer, decoder)
+    return Backbone(card, family_of(card), transformer, KLAutoencoder(autoencoder))
 
 
 def _decoder(folder: Path) -> Path | None:

@@ -1,60 +1,97 @@
-"""Where the sites of a diffusers DiT are, and how a block calls what stands there."""
+"""The family of diffusers' class-conditional DiT: where its sites are and how it is called."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.base import Forward
+from grafting_core.backbones.conditions import Conditions
+from grafting_core.backbones.fast_forward import LABELS, forward_of
+from grafting_core.backbones.slots import AttentionSlot
+from grafting_core.operators.parallel import ParallelBlocks
+from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.site import GraftSite
-from grafting_core.surgery.parallel_blocks import ParallelBlocks
 
 
-class AttentionSlot(nn.Module):
-    """Lets an operator stand where diffusers' blocks call attention with arguments it has no use for."""
+class ParallelDiTBlocks(ParallelBlocks):
+    """A pair with the attribute that diffusers' DiT takes the conditioning of its last layer from."""
 
-    def __init__(self, operator: nn.Module) -> None:
-        super().__init__()
-        self.operator = operator
-
-    def forward(self, hidden_BTD: Tensor, **unused: Any) -> Tensor:
-        out: Tensor = self.operator(hidden_BTD)
-        return out
+    @property
+    def norm1(self) -> nn.Module:
+        """The first block's."""
+        return self.first.get_submodule("norm1")
 
 
-def _blocks(transformer: nn.Module) -> list[nn.Module]:
-    """In the backbone's own numbering, whatever has been paired."""
-    entries = list(transformer.get_submodule("transformer_blocks").children())
-    sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
-    return [block for both in sides for block in both]
+class DiT:
+    """Transformers of the class `DiTTransformer2DModel`."""
+
+    def blocks(self, transformer: nn.Module) -> nn.ModuleList:
+        blocks = transformer.get_submodule("transformer_blocks")
+        if not isinstance(blocks, nn.ModuleList):
+            raise TypeError(f"{type(transformer).__name__} has no list of blocks to restructure")
+        return blocks
+
+    def set_blocks(self, transformer: nn.Module, blocks: nn.ModuleList) -> None:
+        transformer.transformer_blocks = blocks
+
+    def pair(self, first: nn.Module, second: nn.Module, merge: nn.Module) -> ParallelBlocks:
+        return ParallelDiTBlocks(first, second, merge)
+
+    def get_operator(self, transformer: nn.Module, site: GraftSite) -> nn.Module:
+        return self._block(transformer, site).get_submodule(_attribute(site))
+
+    def set_operator(self, transformer: nn.Module, site: GraftSite, module: nn.Module) -> None:
+        setattr(self._block(transformer, site), _attribute(site), module)
+
+    def adapt(self, site: GraftSite, operator: nn.Module) -> nn.Module:
+        return AttentionSlot(operator) if site.slot == "attention" else operator
+
+    def projections(self, original: nn.Module) -> dict[str, nn.Linear]:
+        return projections(original)
+
+    def predict(
+        self, transformer: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions
+    ) -> Tensor:
+        output: Tensor = transformer(noisy_BCHW, timestep=timesteps_B, **conditions.arguments).sample
+        return output
+
+    def sampling_forward(self, transformer: nn.Module) -> Forward:
+        return forward_of(transformer)
+
+    def label_conditions(self, labels_B: Tensor) -> Conditions:
+        return Conditions({LABELS: labels_B})
+
+    def null_conditions(self, card: BackboneCard, count: int) -> Conditions:
+        """The label after the last class."""
+        return Conditions({LABELS: torch.full((count,), card.num_classes)})
+
+    def _block(self, transformer: nn.Module, site: GraftSite) -> nn.Module:
+        """In the backbone's own numbering, whatever has been paired."""
+        entries = self.blocks(transformer)
+        sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
+        blocks = [block for both in sides for block in both]
+        if site.block >= len(blocks):
+            raise ValueError(f"{site} does not exist; blocks are 0 to {len(blocks) - 1}")
+        return blocks[site.block]
 
 
-def _block(transformer: nn.Module, site: GraftSite) -> nn.Module:
-    blocks = _blocks(transformer)
-    if site.block >= len(blocks):
-        raise ValueError(f"{site} does not exist; blocks are 0 to {len(blocks) - 1}")
-    return blocks[site.block]
+def _attribute(site: GraftSite) -> str:
+    return "attn1" if site.slot == "attention" else "ff"
 
 
-def get_operator(transformer: nn.Module, site: GraftSite) -> nn.Module:
-    """The module standing at `site`, as the block calls it. Raises ValueError beyond the last block."""
-    block = _block(transformer, site)
-    operator: nn.Module = block.get_submodule("attn1" if site.slot == "attention" else "ff")
-    return operator
-
-
-def set_operator(transformer: nn.Module, site: GraftSite, module: nn.Module) -> None:
-    """Put `module` at `site`; it must take what the block passes (see `AttentionSlot`)."""
-    setattr(_block(transformer, site), "attn1" if site.slot == "attention" else "ff", module)
-
-
-def adapt(site: GraftSite, operator: nn.Module) -> nn.Module:
-    """An operator [B, T, D] -> [B, T, D], made callable from its slot."""
-    return AttentionSlot(operator) if site.slot == "attention" else operator
-
-
-def projections(original: nn.Module) -> dict[str, Any]:
+def projections(original: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of diffusers' attention (q, k, v, out) or feed-forward (expand, contract)."""
     if hasattr(original, "to_q"):
         names = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
     else:
         names = {"expand": "net.0.proj", "contract": "net.2"}
-    return {ours: original.get_submodule(theirs) for ours, theirs in names.items()}
+    found: dict[str, Any] = {ours: original.get_submodule(theirs) for ours, theirs in names.items()}
+    return found
+
+
+def silence_label_dropout(transformer: nn.Module) -> None:
+    """Switch off the dropout in every block's label embedder: each would drop labels independently."""
+    for module in transformer.modules():
+        if hasattr(module, "dropout_prob"):
+            setattr(module, "dropout_prob", 0.0)  # noqa: B010 - diffusers does not declare it

@@ -17,17 +17,15 @@ from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
+from grafting_core.backbones.base import Forward
+from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.kernels import apply, linear
-from grafting_core.surgery.parallel_blocks import ParallelBlocks
+from grafting_core.operators.parallel import ParallelBlocks
 
+LABELS = "class_labels"
+"""Name of the labels [B] among the arguments of diffusers' DiT and of its blocks."""
 TILE_BYTES = 3 * 2**19
 """Of the widest activation: it and its input in a core's cache. Measured flat from one to three MiB."""
-
-
-class Forward(Protocol):
-    """Latents [B, C, h, w] at one timestep, labels [B] -> noise and variance fraction [B, 2C, h, w]."""
-
-    def __call__(self, latents_BCHW: Tensor, timestep: int, labels_B: Tensor) -> Tensor: ...
 
 
 def forward_of(transformer: nn.Module) -> Forward:
@@ -47,9 +45,9 @@ class PlainForward:
 
     transformer: nn.Module
 
-    def __call__(self, latents_BCHW: Tensor, timestep: int, labels_B: Tensor) -> Tensor:
+    def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor:
         timesteps_B = torch.full((len(latents_BCHW),), timestep, device=latents_BCHW.device)
-        output: Tensor = self.transformer(latents_BCHW, timestep=timesteps_B, class_labels=labels_B).sample
+        output: Tensor = self.transformer(latents_BCHW, timestep=timesteps_B, **conditions.arguments).sample
         return output
 
 
@@ -60,11 +58,11 @@ class FastForward:
     transformer: Any
 
     @torch.no_grad()
-    def __call__(self, latents_BCHW: Tensor, timestep: int, labels_B: Tensor) -> Tensor:
+    def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor:
         network = self.transformer
         # The patch convolution leaves channels outermost, and every sum after it would keep that order.
         hidden_BTD = network.pos_embed(latents_BCHW).contiguous()
-        given = _Conditions(timestep, *_vocabulary(network, labels_B))
+        given = _Labels(timestep, *_vocabulary(network, conditions.by_row[LABELS]))
         steps = [_step_of(block, given, hidden_BTD.dtype) for block in network.transformer_blocks]
         last = _last_step(network, given, hidden_BTD.dtype)
         tiles = [
@@ -75,7 +73,7 @@ class FastForward:
 
 
 @dataclass(frozen=True)
-class _Conditions:
+class _Labels:
     """One timestep, labels [K], and which of them each sample has: rows [B]."""
 
     timestep: int
@@ -116,8 +114,8 @@ def _tiled(hidden_BTD: Tensor, rows: Tensor) -> tuple[Sequence[Tensor], Sequence
     return hidden_BTD.split(size), rows.split(size)
 
 
-def _step_of(block: Any, given: _Conditions, dtype: torch.dtype) -> _Step:
-    if type(block) is ParallelBlocks:
+def _step_of(block: Any, given: _Labels, dtype: torch.dtype) -> _Step:
+    if isinstance(block, ParallelBlocks):
         return _PairStep([_step_of(side, given, dtype) for side in block.sides], block.merge)
     if not _is_known(block):
         return _OwnStep(block, given)
@@ -136,7 +134,7 @@ def _is_known(block: Any) -> bool:
     return plain and not block.only_cross_attention
 
 
-def _embedded(embedder: Any, given: _Conditions, dtype: torch.dtype) -> Tensor:
+def _embedded(embedder: Any, given: _Labels, dtype: torch.dtype) -> Tensor:
     """Timestep plus label embedding [K, D]; the timestep's part is computed once."""
     timestep_1 = torch.tensor([given.timestep], device=given.labels.device)
     projected = embedder.time_proj(timestep_1).to(dtype)
@@ -186,7 +184,7 @@ class _OwnStep:
     """A block of another kind computes by itself."""
 
     block: Any
-    given: _Conditions
+    given: _Labels
 
     def __call__(self, hidden_BTD: Tensor, rows: Tensor) -> Tensor:
         timesteps_B = torch.full((len(hidden_BTD),), self.given.timestep, device=hidden_BTD.device)
@@ -208,7 +206,7 @@ class _LastStep:
         return linear(self.network.proj_out_2, torch.addcmul(shift, normed_BTD, scale))
 
 
-def _last_step(network: Any, given: _Conditions, dtype: torch.dtype) -> _LastStep:
+def _last_step(network: Any, given: _Labels, dtype: torch.dtype) -> _LastStep:
     """Conditioned by the first block's embedder, as diffusers has it."""
     embedded_KD = _embedded(network.transformer_blocks[0].norm1.emb, given, dtype)
     modulation = linear(network.proj_out_1, silu(embedded_KD)).unflatten(1, (2, 1, -1))

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from grafting_core.backbones.dit import AttentionSlot
+from grafting_core.backbones.slots import AttentionSlot
 from grafting_core.operators.attention import (
     BandAttention,
     GridWindowAttention,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from grafting_core.data.images import Images
 from grafting_core.data.npz import BadFile
-from grafting_core.evaluation.features.base import Images
 
 MAX_IMAGES = 1_000_000
 MAX_SIDE = 2_048

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from grafting_core.data.image_files import REPORTED_EVERY, ImageFolder, check_extent
+from grafting_core.data.images import Images
 from grafting_core.data.npz import BadFile, NpzFile
-from grafting_core.evaluation.features.base import Images
 
 
 class ImageSet(Protocol):

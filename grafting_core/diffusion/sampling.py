@@ -1,6 +1,6 @@
 """Own sampling loop around the bare transformer, with guidance on some channels and noise levels.
 
-Noise, step noise and label of sample i depend on (seed, i) alone. Every forward has the same shape, and
+Noise, step noise and conditions of sample i depend on (seed, i) alone. Every forward has the same shape, and
 sample i stands at place i mod `micro_batch` of it, so images do not depend on who computes which of them.
 """
 
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grafting_core.backbones.fast_forward import Forward, forward_of
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.autoencoder import images_of
+from grafting_core.backbones.base import Backbone, Forward
+from grafting_core.backbones.conditions import Conditions
+from grafting_core.diffusion.objective import objective_of
+from grafting_core.diffusion.precision import autocast
 from grafting_core.diffusion.samplers import sampler_of
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.sampling_steps import guides
-from grafting_core.training.optim import autocast
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
@@ -25,6 +27,11 @@ def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Seque
     if protocol.labels == "balanced":
         return torch.tensor([index % num_classes for index in indices])
     return torch.tensor([_hash(f"label/{protocol.seed}/{index}") % num_classes for index in indices])
+
+
+def sample_conditions(backbone: Backbone, protocol: EvaluationProtocol, indices: Sequence[int]) -> Conditions:
+    """What is asked of these samples, on the CPU."""
+    return backbone.label_conditions(sample_labels(protocol, backbone.card.num_classes, indices))
 
 
 def noise_seeds(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[int]:
@@ -47,9 +54,10 @@ def sample_latents(
     backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, indices: Sequence[int]
 ) -> Tensor:
     """Scaled latents [n, C, h, w] of these sample indices, on the transformer's device."""
-    forward, found = forward_of(transformer), dict[int, Tensor]()
+    sampled = backbone.with_transformer(transformer)
+    forward, found = sampled.sampling_forward(), dict[int, Tensor]()
     for batch in _aligned(indices, protocol.micro_batch):
-        latents = _MicroBatch(backbone, transformer, forward, protocol, batch).sample()
+        latents = _MicroBatch(sampled, forward, protocol, batch).sample()
         check_finite(latents, "latents", batch)
         found |= {index: latents[index % protocol.micro_batch] for index in batch}
     return torch.stack([found[index] for index in indices])
@@ -73,7 +81,7 @@ def _aligned(indices: Sequence[int], size: int) -> list[list[int]]:
 def sample_images(
     backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol, indices: Sequence[int]
 ) -> Tensor:
-    """uint8 images [n, H, W] of these sample indices, on the CPU."""
+    """uint8 images, gray [n, H, W] or with channels [n, H, W, C], of these sample indices, on the CPU."""
     latents = sample_latents(backbone, transformer, protocol, indices)
     return decode(backbone, latents, protocol.micro_batch, indices)
 
@@ -88,16 +96,16 @@ def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
 
 @torch.no_grad()
 def decode(backbone: Backbone, latents: Tensor, micro_batch: int, indices: Sequence[int]) -> Tensor:
-    """uint8 images [n, H, W] of scaled latents, rounded half up and clipped.
+    """uint8 images, gray [n, H, W] or with channels [n, H, W, C], of scaled latents.
 
     Raises ValueError naming the `indices` of samples that are not finite.
     """
     parts = []
     for first, chunk in zip(range(0, len(latents), micro_batch), latents.split(micro_batch), strict=True):
         padded = torch.cat([chunk, chunk[-1:].expand(micro_batch - len(chunk), *chunk.shape[1:])])
-        pixels = backbone.autoencoder.decode(padded / backbone.scaling_factor).sample[: len(chunk)]
+        pixels = backbone.autoencoder.decode(padded)[: len(chunk)]
         check_finite(pixels, "pixels", indices[first : first + len(chunk)])
-        parts.append(pixels.squeeze(1).mul(127.5).add(128).clamp(0, 255).to(torch.uint8).cpu())
+        parts.append(images_of(pixels))
     return torch.cat(parts)
 
 
@@ -106,45 +114,45 @@ class _MicroBatch:
     """One batch of fixed size on its way from noise to latents."""
 
     backbone: Backbone
-    transformer: nn.Module
     forward: Forward
     protocol: EvaluationProtocol
     indices: list[int]
 
     def sample(self) -> Tensor:
-        protocol = self.protocol
-        sampler = sampler_of(protocol.sampler, protocol.sampling_steps, protocol.spacing)
+        protocol, objective = self.protocol, objective_of(self.backbone.card)
+        sampler = sampler_of(protocol.sampler, objective, protocol.sampling_steps, protocol.spacing)
         generators = sample_generators(protocol, self.indices)
-        labels, latents = self._labels(), self._noise(generators)
+        conditions, latents = self._conditions(), self._noise(generators)
         for position, timestep in enumerate(sampler.timesteps):
-            output = self._guided(latents, timestep, labels)
-            latents = sampler.step(position, latents, output, lambda: self._noise(generators))
+            if guides(protocol, timestep, objective.noise_levels):
+                output = self._guided(latents, timestep, conditions)
+            else:
+                output = self._output(latents, timestep, conditions.rows(slice(len(latents))))
+            timesteps_B = torch.full((len(latents),), timestep, device=latents.device)
+            predicted = objective.prediction(output, latents, timesteps_B)
+            latents = sampler.step(position, latents, predicted, lambda: self._noise(generators))
         return latents
 
-    def _labels(self) -> Tensor:
-        """Labels [n], followed by as many null labels for the guidance."""
-        classes = self.backbone.card.num_classes
-        labels = sample_labels(self.protocol, classes, self.indices)
-        return torch.cat([labels, torch.full_like(labels, classes)]).to(self.backbone.device)
+    def _conditions(self) -> Conditions:
+        """Of n samples, followed by as many null conditions for the guidance."""
+        asked = sample_conditions(self.backbone, self.protocol, self.indices)
+        null = self.backbone.null_conditions(len(self.indices))
+        return asked.followed_by(null).to(self.backbone.device)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         """Drawn on the CPU in single precision, whatever computes with it."""
-        card = self.backbone.card
-        side = [size * card.patch_size for size in card.dims.grid]
-        draws = [torch.randn((card.latent_channels, *side), generator=generator) for generator in generators]
-        return torch.stack(draws).to(next(self.transformer.parameters()))
+        shape = self.backbone.latent_shape
+        draws = [torch.randn(shape, generator=generator) for generator in generators]
+        return torch.stack(draws).to(next(self.backbone.transformer.parameters()))
 
-    def _guided(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
-        """Output [n, 2C, h, w] with the noise of both halves combined; variance is the conditional's."""
-        protocol = self.protocol
-        if not guides(protocol, timestep):
-            return self._output(latents, timestep, labels[: len(latents)])
-        output = self._output(torch.cat([latents, latents]), timestep, labels)
+    def _guided(self, latents: Tensor, timestep: int, conditions: Conditions) -> Tensor:
+        """Output with the noise of both halves combined; what else there is is the conditional's."""
+        output = self._output(torch.cat([latents, latents]), timestep, conditions)
         conditional, unconditional = output.chunk(2)
-        channels = 3 if protocol.guidance_channels == "first_3" else latents.shape[1]
-        noise = unconditional[:, :channels].lerp(conditional[:, :channels], protocol.guidance)
+        channels = 3 if self.protocol.guidance_channels == "first_3" else latents.shape[1]
+        noise = unconditional[:, :channels].lerp(conditional[:, :channels], self.protocol.guidance)
         return torch.cat([noise, conditional[:, channels:]], dim=1)
 
-    def _output(self, latents: Tensor, timestep: int, labels: Tensor) -> Tensor:
+    def _output(self, latents: Tensor, timestep: int, conditions: Conditions) -> Tensor:
         with autocast(latents.device, self.protocol.precision):
-            return self.forward(latents, timestep, labels).to(latents)
+            return self.forward(latents, timestep, conditions).to(latents)

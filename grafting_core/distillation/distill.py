@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.held_out import held_out_errors
 from grafting_core.distillation.student import Apprentice, Candidate, Ending, replacement_candidate

@@ -6,25 +6,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import Region, watched
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
-from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
 
 TIMESTEP_BINS = 4
 HELD_OUT_BATCH = 64
 
 
-def timestep_bins(timesteps_B: Tensor) -> Tensor:
-    """Index of each sample's quarter of the timesteps."""
-    return (timesteps_B * TIMESTEP_BINS).div(NUM_TIMESTEPS, rounding_mode="floor").long()
+def timestep_bins(timesteps_B: Tensor, total: int) -> Tensor:
+    """Index of each sample's quarter of `total` timesteps."""
+    return (timesteps_B * TIMESTEP_BINS).div(total, rounding_mode="floor").long()
 
 
-def bin_names(name: str) -> list[str]:
+def bin_names(name: str, total: int) -> list[str]:
     """`name/t0-249` and so on."""
-    width = NUM_TIMESTEPS // TIMESTEP_BINS
+    width = total // TIMESTEP_BINS
     return [f"{name}/t{index * width}-{(index + 1) * width - 1}" for index in range(TIMESTEP_BINS)]
 
 
@@ -36,19 +34,18 @@ def held_out_errors(
 
     `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 is as good as predicting zero.
     """
+    total = held_out.objective.num_timesteps
     sums = {key: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64) for key in modules}
     for index in range(0, plan.held_out, HELD_OUT_BATCH):
         size = min(HELD_OUT_BATCH, plan.held_out - index)
         batch = held_out.batch("held-out", plan.seed, index, size)
         panels: dict[Region, _Panel] = {}
         for key, (region, module) in modules.items():
-            panel = panels.setdefault(region, _Panel(timestep_bins(batch.timesteps), []))
+            panel = panels.setdefault(region, _Panel(timestep_bins(batch.timesteps, total), []))
             panel.examined.append((module, sums[key]))
-        on_device = batch.to(backbone.device)
-        noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
-        with watched(backbone.transformer, panels):
-            backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
-    return {key: _named_errors(total) for key, total in sums.items()}
+        with watched(backbone, panels):
+            predict_batch(backbone, batch.to(backbone.device))
+    return {key: _named_errors(summed, total) for key, summed in sums.items()}
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,9 @@ class _Panel:
                 sums[row].index_add_(0, self.bins, tensor.double().square().flatten(1).sum(1).cpu())
 
 
-def _named_errors(sums: Tensor) -> dict[str, float]:
+def _named_errors(sums: Tensor, total: int) -> dict[str, float]:
     errors = {"nmse": float(sums[0].sum() / sums[1].sum())}
-    for index, name in enumerate(bin_names("nmse")):
+    for index, name in enumerate(bin_names("nmse", total)):
         if sums[1, index] > 0:
             errors[name] = float(sums[0, index] / sums[1, index])
     return errors

@@ -12,15 +12,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import watched
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
-from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.distillation.student import Candidate
+from grafting_core.operators.parallel import mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import PAIR_LOSS
-from grafting_core.surgery.parallel_blocks import PairRegion, mean_merge
+from grafting_core.surgery.parallel_blocks import PairRegion
 
 FIT_BATCHES, FIT_BATCH = 8, 64
 """More batches gain under 2 % of what is left."""
@@ -36,9 +36,8 @@ def fit_merges(
     fits = {pair: _Fit(backbone.card.dims.width) for pair in pairs}
     for index in range(FIT_BATCHES if pairs else 0):
         batch = latents.batch("merge", seed, index, FIT_BATCH).to(backbone.device)
-        noisy = add_noise(linear_schedule(), batch.clean, batch.noise, batch.timesteps)
-        with watched(backbone.transformer, {PairRegion(pair): fit.add for pair, fit in fits.items()}):
-            backbone.transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels)
+        with watched(backbone, {PairRegion(pair): fit.add for pair, fit in fits.items()}):
+            predict_batch(backbone, batch)
     return {pair: fit.merge() for pair, fit in fits.items()}
 
 

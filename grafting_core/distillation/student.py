@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import OperatorRegion, Region
-from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.registry import Backbone
+from grafting_core.diffusion.precision import autocast
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan, Loss
 from grafting_core.surgery.operate import new_operator
 from grafting_core.training.optim import (
     adamw,
-    autocast,
     clip_gradients,
     learning_rate,
     optimiser_tensors,
@@ -54,8 +53,7 @@ def replacement_candidate(edit: ReplaceOperator, plan: DistillPlan, key: str) ->
 
 
 def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
-    original = get_operator(backbone.transformer, edit.site)
-    return new_operator(edit, backbone.card.dims, seed, original)
+    return new_operator(backbone, edit, seed)
 
 
 @dataclass

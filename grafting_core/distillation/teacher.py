@@ -7,13 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import Region, watched
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Batch, Latents
-from grafting_core.diffusion.schedule import add_noise, linear_schedule
+from grafting_core.data.latents import Batch, Latents, predict_batch
+from grafting_core.diffusion.precision import autocast
 from grafting_core.distillation.student import Apprentice
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.training.optim import autocast
 
 Pupils = Sequence[Apprentice]
 
@@ -52,10 +51,8 @@ def _classes(pupils: Pupils) -> dict[Region, _Class]:
 
 @torch.no_grad()
 def _run_teacher(backbone: Backbone, plan: DistillPlan, batch: Batch) -> None:
-    on_device = batch.to(backbone.device)
-    noisy = add_noise(linear_schedule(), on_device.clean, on_device.noise, on_device.timesteps)
     with autocast(backbone.device, plan.precision):
-        backbone.transformer(noisy, timestep=on_device.timesteps, class_labels=on_device.labels)
+        predict_batch(backbone, batch.to(backbone.device))
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class FreshTeaching:
 
     def teach(self, step: int, pupils: Pupils) -> None:
         batch = self.latents.batch("distill", self.plan.seed, step, self.plan.batch_size)
-        with watched(self.backbone.transformer, _classes(pupils)):
+        with watched(self.backbone, _classes(pupils)):
             _run_teacher(self.backbone, self.plan, batch)
 
 
@@ -83,10 +80,10 @@ class StoredTeaching:
     ) -> None:
         self._device, self._plan, self._latents = backbone.device, plan, latents
         self._shelves: dict[Region, _Shelf] = {region: _Shelf() for region in regions}
-        for first in range(0, len(latents.labels), plan.batch_size):
-            size = min(plan.batch_size, len(latents.labels) - first)
+        for first in range(0, len(latents), plan.batch_size):
+            size = min(plan.batch_size, len(latents) - first)
             batch = latents.batch("stored", plan.seed, first // plan.batch_size, plan.batch_size)
-            with watched(backbone.transformer, self._shelves):
+            with watched(backbone, self._shelves):
                 _run_teacher(backbone, plan, batch.rows(slice(0, size)))
         for shelf in self._shelves.values():
             shelf.close()

@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from safetensors.torch import load
 from torch import nn
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.diffusers_folder import is_diffusers_folder, load_folder
-from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.image_sets import ImageSet, open_images, reported
 from grafting_core.data.npz import NpzFile
 from grafting_core.evaluation.evaluate import (
@@ -85,7 +86,7 @@ def _published(folder: Path) -> Model:
         raise ValueError(f"{folder} was grafted onto other weights of {design.backbone.name}")
     # A copy, as in the run itself: where weights lie in memory changes the low bits of a product.
     network = copy.deepcopy(backbone.transformer)
-    operate(network, design.edits, backbone.card.dims, pairs=design.pairs)
+    operate(backbone.with_transformer(network), design.edits, pairs=design.pairs)
     network.load_state_dict(weights)
     return backbone, network.eval().requires_grad_(False)
 
@@ -93,7 +94,7 @@ def _published(folder: Path) -> Model:
 def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
     looker = _looker(request, backbone)
-    dims = _check_size(looker, _image_size(backbone))
+    dims = _check_size(looker, backbone.image_size)
     reference = _fitting(_reference(request, looker, backbone), dims)
     fingerprint = own_fingerprint(backbone.card.digest, protocol)
     if request.reference is not None or request.source is not None:
@@ -102,13 +103,6 @@ def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) 
         )
     chunks = [*_chunks(request, backbone, network, looker)]
     return finish(chunks, reference, fingerprint, recognises(backbone, looker))
-
-
-def _image_size(backbone: Backbone) -> tuple[int, int]:
-    """Height and width of what the decoder makes; each of its stages but the last doubles the side."""
-    card, factor = backbone.card, 2 ** (len(backbone.autoencoder.config.block_out_channels) - 1)
-    height, width = (side * card.patch_size * factor for side in card.dims.grid)
-    return height, width
 
 
 def _check_size(looker: FeatureNetwork, size: tuple[int, int]) -> int:
@@ -146,13 +140,13 @@ def _reference(request: JudgeRequest, looker: FeatureNetwork, backbone: Backbone
     """What the request names, or the backbone's own images."""
     named = request.reference
     if named in backbone_cards():
-        return own_reference(load_backbone(str(named)), looker)
+        return own_reference(backbone_cards()[str(named)], looker)
     if named is not None:
         path = Path(named)
         return make_reference(open_images(path), looker) if path.is_dir() else load_reference(path, looker)
-    if backbone is None or not len(backbone.images):
+    if backbone is None or backbone.card.dataset is None:
         raise ValueError(f"{request.subject} brings no reference of its own; name one with --reference")
-    return own_reference(backbone, looker)
+    return own_reference(backbone.card, looker)
 
 
 def _judge_images(request: JudgeRequest, images: ImageSet) -> EvaluationReport:

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from grafting_core.backbones.fast_forward import forward_of
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.diffusion.precision import autocast
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.plans import EvaluationProtocol, Precision
 from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Parameters
-from grafting_core.training.optim import autocast
 
 PAIRS, FEWEST_PAIRS, WARM_UPS, RESAMPLES = 30, 10, 3, 2_000
 SECONDS = 2.0
@@ -108,17 +107,16 @@ def count_parameters(network: nn.Module, grafted: int) -> Parameters:
 
 def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: Precision = "float32") -> Job:
     """One forward as sampling does it, on fixed inputs that are in place already."""
-    card = backbone.card
     generator = torch.Generator().manual_seed(0)
-    side = [size * card.patch_size for size in card.dims.grid]
-    latents: Tensor = torch.randn((batch, card.latent_channels, *side), generator=generator)
+    latents: Tensor = torch.randn((batch, *backbone.latent_shape), generator=generator)
     latents = latents.to(backbone.device)
-    labels = (torch.arange(batch) % card.num_classes).to(backbone.device)
-    forward = forward_of(network)
+    labels = torch.arange(batch) % backbone.card.num_classes
+    conditions = backbone.label_conditions(labels).to(backbone.device)
+    forward = backbone.with_transformer(network).sampling_forward()
 
     def job() -> object:
         with torch.inference_mode(), autocast(backbone.device, precision):
-            return forward(latents, 500, labels)
+            return forward(latents, 500, conditions)
 
     return job
 

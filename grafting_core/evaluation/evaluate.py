@@ -10,23 +10,23 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.image_sets import ArrayImages
-from grafting_core.data.latents import Latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import FeatureStatistics, dataset_of
+from grafting_core.data.images import Images
+from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.diffusion.sampling import sample_images, sample_labels
-from grafting_core.diffusion.schedule import add_noise, denoising_loss, linear_schedule
-from grafting_core.evaluation.features.base import FeatureNetwork, Features, Images, extract, joined
+from grafting_core.evaluation.features.base import FeatureNetwork, Features, extract, joined
 from grafting_core.evaluation.features.table import load_network
 from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_of_rows
 from grafting_core.evaluation.metrics.intervals import label_interval
-from grafting_core.evaluation.metrics.moments import finite_rows
+from grafting_core.evaluation.metrics.moments import Moments, finite_rows
 from grafting_core.evaluation.metrics.report import by_class, measure
 from grafting_core.evaluation.reference import Labels, Reference, make_reference
-from grafting_core.specs.features import FEATURE_KINDS
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.features import FEATURE_NETWORKS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
 from grafting_core.specs.rungs import LOSS_DRAWS
-from grafting_core.testbed.feature_network import FashionNetwork
 
 CHUNK = 500
 _OWN: dict[tuple[str, str], Reference] = {}
@@ -47,8 +47,6 @@ class EvaluatedChunk:
 
 def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
     """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
-    if protocol.feature_network == FashionNetwork.name:
-        return FashionNetwork(backbone.features)
     network = load_network(protocol.feature_network, backbone.device)
     if protocol.feature_digest not in (None, network.digest):
         raise ValueError(
@@ -60,27 +58,33 @@ def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwo
 def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
     """Whether the network's logits are the backbone's classes in their order."""
     card = backbone.card
-    return network.name == card.feature_network and FEATURE_KINDS[network.name].names_classes
+    return network.name == card.feature_network and FEATURE_NETWORKS.entries[network.name].names_classes
 
 
-def own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
-    """The backbone's training images: those at hand, with the statistics of all where they are known.
+def own_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
+    """The images that the backbone was trained on: those at hand, with the statistics of all where known.
 
-    Made once a process.
+    Made once a process. Raises ValueError for a backbone without a data set.
     """
-    key = (backbone.card.digest, network.digest)
+    key = (card.digest, network.digest)
     if key not in _OWN:
-        _OWN[key] = _own_reference(backbone, network)
+        _OWN[key] = _own_reference(card, network)
     return _OWN[key]
 
 
-def _own_reference(backbone: Backbone, network: FeatureNetwork) -> Reference:
-    images = ArrayImages(backbone.card.name, backbone.images.numpy())
-    made = make_reference(images, network, backbone.labels.numpy())
-    if network.name != backbone.card.feature_network:
+def _own_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
+    dataset = dataset_of(card)
+    images, labels = dataset.reference_images(card.name)
+    made = make_reference(images, network, labels)
+    whole = dataset.statistics.get(network.name)
+    if whole is None:
         return made
-    card = made.card.model_copy(update={"images": backbone.reference.count})
-    return Reference(card, Gaussian.of(backbone.reference), made.spatial, made.rows, made.labels)
+    known = made.card.model_copy(update={"images": whole.count})
+    return Reference(known, _gaussian(whole), made.spatial, made.rows, made.labels)
+
+
+def _gaussian(whole: FeatureStatistics) -> Gaussian:
+    return Gaussian.of(Moments(whole.count, whole.mean, whole.scatter))
 
 
 def evaluate_chunk(
@@ -99,7 +103,6 @@ def evaluate_chunk(
     indices = range(first, first + count)
     images = sample_images(backbone, transformer, protocol, indices).numpy()
     keep(first, images)
-    images = images if images.ndim == 3 else np.moveaxis(images, 1, 3)
     features = extract(network or network_of(backbone, protocol), images, protocol.micro_batch)
     asked = sample_labels(protocol, backbone.card.num_classes, indices)
     return EvaluatedChunk(first, features, asked.numpy(), hashes_of(images))
@@ -189,29 +192,19 @@ def fid_at(
     chunks = [
         evaluate_chunk(backbone, transformer, protocol, *span, network=network).features for span in spans
     ]
-    if reference is None and network.name == backbone.card.feature_network:
-        return frechet_of_rows(Gaussian.of(backbone.reference), joined(chunks).pool)
-    return frechet_of_rows((reference or own_reference(backbone, network)).pool, joined(chunks).pool)
-
-
-def loss_gap(
-    transformer: nn.Module, teacher: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
-) -> float:
-    """Denoising loss above the teacher's on the same images, noise and timesteps; 0 for the teacher."""
-    ours, theirs = (denoising_loss_of(network, latents, draws, seed) for network in (transformer, teacher))
-    return ours - theirs
+    if reference is not None:
+        return frechet_of_rows(reference.pool, joined(chunks).pool)
+    whole = dataset_of(backbone.card).statistics.get(network.name)
+    pool = _gaussian(whole) if whole else own_reference(backbone.card, network).pool
+    return frechet_of_rows(pool, joined(chunks).pool)
 
 
 @torch.no_grad()
-def denoising_loss_of(
-    transformer: nn.Module, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0
-) -> float:
-    """Mean denoising loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
-    device, total, size = next(transformer.parameters()).device, 0.0, 64
+def denoising_loss_of(backbone: Backbone, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0) -> float:
+    """Mean training loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
+    objective, total, size = latents.objective, 0.0, 64
     for index in range(0, draws, size):
-        batch = latents.batch("loss-gap", seed, index, size).to(device)
-        schedule = linear_schedule()
-        noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
-        output = transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
-        total += denoising_loss(schedule, output, batch.clean, batch.noise, batch.timesteps).sum().item()
+        batch = latents.batch("loss-gap", seed, index, size).to(backbone.device)
+        output = predict_batch(backbone, batch)
+        total += objective.loss(output, batch.clean, batch.noise, batch.timesteps).sum().item()
     return total / (len(range(0, draws, size)) * size)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.cost import (
     Floats,
     Job,
@@ -121,7 +121,7 @@ class LatencyBench:
         original = self._backbone.transformer
         shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
         network = copy.deepcopy(original, shared)
-        operate(network, edits, self._backbone.card.dims, pairs=pairs)
+        operate(self._backbone.with_transformer(network), edits, pairs=pairs)
         return self._job(network.requires_grad_(False).eval())
 
     def _job(self, network: nn.Module) -> Job:

@@ -36,12 +36,11 @@ class ImagePart:
 
 
 def as_rgb(images: Bytes) -> Bytes:
-    """[n, H, W] or [n, C, H, W] with C of 1 or 3 -> [n, H, W, 3]; gray is repeated."""
-    channels = images[:, None] if images.ndim == 3 else images
-    if channels.shape[1] not in (1, 3):
-        raise ValueError(f"images have {channels.shape[1]} channels; an evaluator takes 1 or 3")
-    whole = np.broadcast_to(channels, (len(images), 3, *channels.shape[2:]))
-    return np.ascontiguousarray(whole.transpose(0, 2, 3, 1))
+    """[n, H, W] or [n, H, W, C] with C of 1 or 3 -> [n, H, W, 3]; gray is repeated."""
+    channels = images[..., None] if images.ndim == 3 else images
+    if channels.shape[3] not in (1, 3):
+        raise ValueError(f"images have {channels.shape[3]} channels; an evaluator takes 1 or 3")
+    return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:3], 3)))
 
 
 def row_order(protocol: EvaluationProtocol) -> npt.NDArray[np.int64]:

@@ -7,11 +7,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import dataset_of
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.plans import EvaluationProtocol
 
-ROWS = 3
+ROWS, MAX_COLUMNS = 3, 10
+"""More classes than columns: the first ones, which share batches, so that fewer forwards are needed."""
 SCALE = 2
 GAP = 4
 LABEL_HEIGHT = 22
@@ -20,7 +22,7 @@ INK, PAPER = "#1c1c1c", "#ffffff"
 
 @dataclass(frozen=True)
 class SampleSheet:
-    """uint8 images [rows, classes, H, W] of one model."""
+    """uint8 images [rows, columns, H, W] or [rows, columns, H, W, C] of one model, a class a column."""
 
     images: Tensor
 
@@ -36,15 +38,19 @@ class SampleSheet:
 
 
 def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleSheet:
-    """`ROWS` samples of every class, with balanced labels and the protocol's own sampler and seed."""
+    """`ROWS` samples of up to `MAX_COLUMNS` classes, balanced, with the protocol's own sampler and seed."""
     balanced = protocol.model_copy(update={"labels": "balanced"})
     classes = backbone.card.num_classes
-    images = sample_images(backbone, transformer, balanced, range(ROWS * classes))
-    return SampleSheet(images.unflatten(0, (ROWS, classes)))
+    columns = min(classes, MAX_COLUMNS)
+    indices = [row * classes + column for row in range(ROWS) for column in range(columns)]
+    images = sample_images(backbone, transformer, balanced, indices)
+    if backbone.card.dataset is not None and dataset_of(backbone.card).inverted:
+        images = 255 - images
+    return SampleSheet(images.unflatten(0, (ROWS, columns)))
 
 
 def _panel(title: str, images: Tensor) -> Image.Image:
-    rows, columns, height, width = images.shape
+    rows, columns, height, width = images.shape[:4]
     step = height * SCALE + GAP
     panel = Image.new("RGB", (columns * (width * SCALE + GAP) + GAP, LABEL_HEIGHT + rows * step), PAPER)
     ImageDraw.Draw(panel).text(
@@ -52,7 +58,7 @@ def _panel(title: str, images: Tensor) -> Image.Image:
     )
     for row in range(rows):
         for column in range(columns):
-            tile = Image.fromarray(255 - images[row, column].numpy())
+            tile = Image.fromarray(images[row, column].numpy())
             place = (GAP + column * (width * SCALE + GAP), LABEL_HEIGHT + row * step)
             panel.paste(tile.resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST), place)
     return panel

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents, encode_held_out
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import encode_held_out
+from grafting_core.data.latents import Latents
 from grafting_core.evaluation.evaluate import denoising_loss_of, fid_at
 from grafting_core.specs.design import GraftDesign, Part
 from grafting_core.specs.plans import EvaluationProtocol
@@ -35,7 +36,7 @@ class Screener:
         if isinstance(rung, LossGapRung):
             teacher = self._teacher_loss(rung.draws)
             with self._assembled(design):
-                value = denoising_loss_of(self.backbone.transformer, self.latents, rung.draws) - teacher
+                value = denoising_loss_of(self.backbone, self.latents, rung.draws) - teacher
         else:
             with self._assembled(design):
                 value = fid_at(self.backbone, self.backbone.transformer, self.protocol, rung.samples)
@@ -49,7 +50,7 @@ class Screener:
 
     def _teacher_loss(self, draws: int) -> float:
         if draws not in self._teacher_losses:
-            self._teacher_losses[draws] = denoising_loss_of(self.backbone.transformer, self.latents, draws)
+            self._teacher_losses[draws] = denoising_loss_of(self.backbone, self.latents, draws)
         return self._teacher_losses[draws]
 
     def _assembled(self, design: GraftDesign) -> "_Assembled":
@@ -72,9 +73,8 @@ class _Assembled:
     def __enter__(self) -> nn.Module:
         screener, design = self._screener, self._design
         self._undo = operate(
-            screener.backbone.transformer,
+            screener.backbone,
             design.edits,
-            screener.backbone.card.dims,
             operators={edit.site: screener.module(edit) for edit in design.edits},
             pairs=design.pairs,
             merges={pair: screener.module(pair) for pair in design.pairs},

@@ -1,9 +1,7 @@
 """What the lab knows of a backbone without loading it: sizes, digest, pretraining compute."""
 
 import hashlib
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -12,6 +10,7 @@ from grafting_core.specs.dims import SLOTS, BlockDims, Slot
 from grafting_core.specs.operators import OperatorBase
 from grafting_core.specs.operators.attention import MultiHeadAttention
 from grafting_core.specs.operators.mlp import Mlp
+from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
 from grafting_core.specs.site import GraftSite
 
 Count = Annotated[int, Field(ge=0)]
@@ -42,14 +41,19 @@ class HeldOutImages(Frozen):
 
 
 class BackboneCard(Frozen):
-    """A DiT: `depth` equal blocks over `grid` tokens, adaLN-zero conditioned on timestep and label.
+    """A transformer of `depth` equal blocks over `grid` tokens, conditioned on timestep and label.
 
     `num_params` counts the transformer as it is stored. `digest` is SHA-256 over its weight files,
     or of its name where no weights are at hand (`weights` is None: plan only, no runs).
     """
 
     name: str
-    family: Literal["dit"] = "dit"
+    family: str = "dit"
+    """Row of the table of families: where the sites are and how the transformer is called."""
+    objective: str = "epsilon_learned_variance"
+    """Row of the table of objectives: what the transformer predicts, and the noise schedule."""
+    dataset: str | None = None
+    """What it is trained on and compared with, by name; None where no data is at hand."""
     digest: str
     depth: Annotated[int, Field(ge=1)]
     dims: BlockDims
@@ -102,7 +106,11 @@ class BackboneCard(Frozen):
         return self.overhead_flops + self.depth * self.block_flops()
 
 
-TESTBED_CARD = Path(__file__).parent.parent / "testbed" / "assets" / "card.json"
+class BackboneEntry(Entry):
+    """`load` names a function (card, device) -> `backbones.base.Backbone`; None: plan only, no runs."""
+
+    card: BackboneCard
+
 
 DIT_XL_2_256 = BackboneCard(
     name="dit-xl-2-256",
@@ -125,8 +133,17 @@ DIT_XL_2_256 = BackboneCard(
 )
 
 
-@cache
+BACKBONES = PluginTable(
+    "backbone",
+    "graftlab.backbones",
+    BackboneEntry,
+    {
+        "testbed/dit-fashion": "grafting_core.testbed.plugin:BACKBONE",
+        DIT_XL_2_256.name: BackboneEntry(api=API_VERSION, card=DIT_XL_2_256),
+    },
+)
+
+
 def backbone_cards() -> dict[str, BackboneCard]:
-    """All backbones the lab can name, by name. Reads the shipped card; loads no weights."""
-    testbed = BackboneCard.model_validate_json(TESTBED_CARD.read_text())
-    return {card.name: card for card in (testbed, DIT_XL_2_256)}
+    """Cards of all backbones that the lab knows, by name. Loads no weights."""
+    return {name: entry.card for name, entry in BACKBONES.entries.items()}

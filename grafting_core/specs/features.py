@@ -9,8 +9,7 @@ with their SHA-256, in a JSON or YAML file to which `GRAFTLAB_FEATURE_NETWORKS` 
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,15 +17,15 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
 
 SETTING = "GRAFTLAB_FEATURE_NETWORKS"
-SHIPPED_WEIGHTS = Path(__file__).parent.parent / "testbed" / "assets" / "classifier.safetensors"
 CHUNK_BYTES = 1 << 20
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class FeatureKind(Frozen):
-    """One network of the table."""
+class FeatureKind(Entry):
+    """One network of the table; `load` names a function (source, device) -> `FeatureNetwork`."""
 
     weights: Literal["shipped", "file", "folder"]
     spatial: bool
@@ -38,22 +37,39 @@ class FeatureKind(Frozen):
     """
     side: int | None = None
     """Of the only images that it looks at; None where it resizes."""
+    sha256: Sha256 | None = None
+    """Of weights that are shipped; None for those that the operator names."""
 
 
-FEATURE_KINDS: Mapping[str, FeatureKind] = {
-    "fashion-cnn": FeatureKind(
-        weights="shipped",
-        spatial=True,
-        summary="small CNN for 28 x 28 gray images",
-        names_classes=True,
-        side=28,
-    ),
-    "inception": FeatureKind(
-        weights="file", spatial=True, summary="Inception of 2015-12-05, the network of published FIDs"
-    ),
-    "dinov2": FeatureKind(weights="folder", spatial=True, summary="DINOv2 vision transformer, class token"),
-    "clip": FeatureKind(weights="folder", spatial=False, summary="CLIP image tower, projected embedding"),
-}
+FEATURE_NETWORKS = PluginTable(
+    "feature network",
+    "graftlab.feature_networks",
+    FeatureKind,
+    {
+        "fashion-cnn": "grafting_core.testbed.plugin:FEATURE_NETWORK",
+        "inception": FeatureKind(
+            api=API_VERSION,
+            load="grafting_core.evaluation.features.inception_weights:load_inception",
+            weights="file",
+            spatial=True,
+            summary="Inception of 2015-12-05, the network of published FIDs",
+        ),
+        "dinov2": FeatureKind(
+            api=API_VERSION,
+            load="grafting_core.evaluation.features.transformers:load_dinov2",
+            weights="folder",
+            spatial=True,
+            summary="DINOv2 vision transformer, class token",
+        ),
+        "clip": FeatureKind(
+            api=API_VERSION,
+            load="grafting_core.evaluation.features.transformers:load_clip",
+            weights="folder",
+            spatial=False,
+            summary="CLIP image tower, projected embedding",
+        ),
+    },
+)
 
 
 class FeatureSource(Frozen):
@@ -78,25 +94,20 @@ def _read_sources(file: Path) -> dict[str, FeatureSource]:
         found = TypeAdapter(dict[str, FeatureSource]).validate_python(document)
     except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{SETTING}: {file} cannot be used: {' '.join(str(error).split())[:300]}") from error
-    unknown = sorted(
-        set(found) - {kind for kind, about in FEATURE_KINDS.items() if about.weights != "shipped"}
-    )
+    kinds = FEATURE_NETWORKS.entries
+    unknown = sorted(set(found) - {name for name, kind in kinds.items() if kind.weights != "shipped"})
     if unknown:
-        raise ValueError(f"{SETTING}: {file} names {unknown[0]!r}; known: {', '.join(FEATURE_KINDS)}")
+        raise ValueError(f"{SETTING}: {file} names {unknown[0]!r}; known: {', '.join(kinds)}")
     return found
 
 
 def feature_digest(name: str) -> str | None:
     """SHA-256 of a network's weights; None where this lab does not have it."""
-    if name in FEATURE_KINDS and FEATURE_KINDS[name].weights == "shipped":
-        return _shipped_digest()
+    kind = FEATURE_NETWORKS.entries.get(name)
+    if kind is not None and kind.weights == "shipped":
+        return kind.sha256
     source = feature_sources().get(name)
     return source.sha256 if source else None
-
-
-@cache
-def _shipped_digest() -> str:
-    return digest_of_path(SHIPPED_WEIGHTS)
 
 
 def digest_of_path(path: Path) -> str:

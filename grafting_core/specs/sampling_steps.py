@@ -12,20 +12,20 @@ FIRST_BETA, LAST_BETA = 1e-4, 0.02
 """Ends of DiT's linear schedule."""
 
 
-def timesteps_of(steps: int, spacing: Spacing = "linspace") -> list[int]:
-    """Ascending timesteps, distinct for any 1 to 1000 of them (spacings as in Lin et al. 2024, Table 2).
+def timesteps_of(steps: int, spacing: Spacing = "linspace", total: int = NUM_TIMESTEPS) -> list[int]:
+    """Ascending timesteps, distinct for any 1 to `total` of them (spacings as in Lin et al. 2024, Table 2).
 
-    `linspace` goes from 0 to 999 and rounds as ADM's respacing does, to the last tie. `leading` starts at 0
-    in equal strides, `trailing` ends at 999.
+    `linspace` goes from the first to the last and rounds as ADM's respacing does, to the last tie. `leading`
+    starts at 0 in equal strides, `trailing` ends at the last.
     """
     if spacing == "leading":
-        return [index * (NUM_TIMESTEPS // steps) for index in range(steps)]
+        return [index * (total // steps) for index in range(steps)]
     if spacing == "trailing":
-        return [round(NUM_TIMESTEPS - k * (NUM_TIMESTEPS / steps)) - 1 for k in reversed(range(steps))]
+        return [round(total - k * (total / steps)) - 1 for k in reversed(range(steps))]
     if steps == 1:
-        return [NUM_TIMESTEPS - 1]
+        return [total - 1]
     # Summed up, not multiplied: where a place falls halfway between two timesteps, that decides.
-    strides = [(NUM_TIMESTEPS - 1) / (steps - 1)] * (steps - 1)
+    strides = [(total - 1) / (steps - 1)] * (steps - 1)
     return [round(place) for place in accumulate(strides, initial=0.0)]
 
 
@@ -39,12 +39,12 @@ def noise_levels() -> Sequence[float]:
     return [sqrt((1 - cumulative) / cumulative) for cumulative in kept]
 
 
-def guides(protocol: EvaluationProtocol, timestep: int) -> bool:
-    """Whether this step takes a second forward without the label."""
+def guides(protocol: EvaluationProtocol, timestep: int, levels: Sequence[float] | None = None) -> bool:
+    """Whether this step takes a second forward without conditions; `levels` are DiT's unless given."""
     if protocol.guidance_interval is None or protocol.guidance == 1:
         return protocol.guidance > 1
     low, high = protocol.guidance_interval
-    return low < noise_levels()[timestep] <= high
+    return low < (levels or noise_levels())[timestep] <= high
 
 
 def forwards_per_image(protocol: EvaluationProtocol) -> int:

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from grafting_core.backbones.dit import projections
 from grafting_core.operators.table import build
 from grafting_core.specs.backbone import DIT_XL_2_256
 from grafting_core.specs.dims import BlockDims
@@ -68,7 +69,7 @@ def _self_graft(spec: OperatorBase) -> Finding:
     if spec.kind not in originals:
         return Finding("self-graft", None, "does not apply: not what stands in a DiT")
     original, operator, hidden = originals[spec.kind](), build(spec, SMALL), _hidden()
-    inherit(original, operator)
+    inherit(projections(original), operator)
     equal = torch.equal(operator(hidden), original(hidden))
     return Finding("self-graft", equal, "bit-identical" if equal else "differs from what it replaces")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from grafting_core.backbones.dit import adapt, get_operator, set_operator
+from grafting_core.backbones.base import Backbone
+from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build
 from grafting_core.specs.design import ParallelPair, ReplaceOperator
-from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.site import GraftSite
-from grafting_core.surgery.parallel_blocks import Unpair, check_pairs, mean_merge, pair_blocks
+from grafting_core.surgery.parallel_blocks import Unpair, check_pairs, pair_blocks
 from grafting_core.surgery.weight_inheritance import inherit
 
 
@@ -20,14 +20,14 @@ from grafting_core.surgery.weight_inheritance import inherit
 class Undo:
     """What stood where; `undo()` puts the very same modules back."""
 
-    transformer: nn.Module
+    backbone: Backbone
     originals: Mapping[GraftSite, nn.Module]
     unpair: Unpair
 
     def undo(self) -> None:
         self.unpair.undo()
         for site, module in self.originals.items():
-            set_operator(self.transformer, site, module)
+            self.backbone.set_operator(site, module)
 
 
 def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
@@ -36,20 +36,20 @@ def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def new_operator(edit: ReplaceOperator, dims: BlockDims, seed: int, original: nn.Module) -> nn.Module:
-    """The edit's operator with weights that depend on (seed, site) and, where it inherits, on `original`."""
+def new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
+    """The edit's operator; weights depend on (seed, site) and, where it inherits, on the original."""
+    original = backbone.get_operator(edit.site)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(site_seed(seed, edit.site))
-        operator = build(edit.operator, dims)
+        operator = build(edit.operator, backbone.sites[edit.site])
     if edit.init == "inherit":
-        inherit(original, operator)
+        inherit(backbone.family.projections(original), operator)
     return operator
 
 
 def operate(
-    transformer: nn.Module,
+    backbone: Backbone,
     edits: Sequence[ReplaceOperator],
-    dims: BlockDims,
     *,
     operators: Mapping[GraftSite, nn.Module] | None = None,
     pairs: Sequence[ParallelPair] = (),
@@ -58,16 +58,17 @@ def operate(
 ) -> Undo:
     """Put every edit's operator in place, the one given for its site, else a new one; then pair blocks.
 
-    A pair without a merge of its own gets the mean of its sides. Edits `transformer` in place. Raises
+    A pair without a merge of its own gets the mean of its sides. Edits the transformer in place. Raises
     ValueError for a site or pair beyond the last block, before any change.
     """
-    joined = {pair: (merges or {}).get(pair) or mean_merge(dims.width) for pair in pairs}
-    check_pairs(transformer, pairs)
-    originals = {edit.site: get_operator(transformer, edit.site) for edit in edits}
-    reference = next(transformer.parameters())
+    width = backbone.card.dims.width
+    joined = {pair: (merges or {}).get(pair) or mean_merge(width) for pair in pairs}
+    check_pairs(backbone, pairs)
+    originals = {edit.site: backbone.get_operator(edit.site) for edit in edits}
+    reference = next(backbone.transformer.parameters())
     given = operators or {}
     for edit in edits:
-        operator = given.get(edit.site) or new_operator(edit, dims, seed, originals[edit.site])
-        set_operator(transformer, edit.site, adapt(edit.site, operator.to(reference)))
-    unpair = pair_blocks(transformer, {pair: merge.to(reference) for pair, merge in joined.items()})
-    return Undo(transformer, originals, unpair)
+        operator = given.get(edit.site) or new_operator(backbone, edit, seed)
+        backbone.set_operator(edit.site, backbone.family.adapt(edit.site, operator.to(reference)))
+    unpair = pair_blocks(backbone, {pair: merge.to(reference) for pair, merge in joined.items()})
+    return Undo(backbone, originals, unpair)

@@ -1,7 +1,7 @@
 """Depth to width: two blocks in a row become two side by side, their outputs merged (paper section 6)."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,86 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.capture import Visitor
 from grafting_core.specs.design import ParallelPair
-
-Visitor = Callable[[Tensor, Tensor], None]
-
-
-class ParallelBlocks(nn.Module):
-    """Stands in a block list where two blocks stood: y = W [a, b] + c, a and b on the same input [B, T, D].
-
-    The blocks keep their weights, residual paths and conditioning.
-    """
-
-    def __init__(self, first: nn.Module, second: nn.Module, merge: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second, self.merge = first, second, merge
-
-    @property
-    def sides(self) -> tuple[nn.Module, nn.Module]:
-        return self.first, self.second
-
-    @property
-    def norm1(self) -> nn.Module:
-        """The first block's; a diffusers DiT takes the conditioning of its last layer from there."""
-        return self.first.get_submodule("norm1")
-
-    def forward(self, hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        outputs = [block(hidden_BTD, *args, **kwargs) for block in self.sides]
-        out: Tensor = self.merge(torch.cat(outputs, dim=-1))
-        return out
-
-
-def mean_merge(width: int) -> nn.Linear:
-    """[I/2 I/2] and no bias: the mean of both sides."""
-    merge = nn.Linear(2 * width, width)
-    with torch.no_grad():
-        merge.weight.copy_(torch.eye(width).repeat(1, 2) / 2)
-        merge.bias.zero_()
-    return merge
 
 
 @dataclass(frozen=True)
 class Unpair:
     """The block list as it was; `undo()` puts the very same blocks back."""
 
-    transformer: nn.Module
+    backbone: Backbone
     blocks: nn.ModuleList
 
     def undo(self) -> None:
-        self.transformer.transformer_blocks = self.blocks
+        self.backbone.family.set_blocks(self.backbone.transformer, self.blocks)
 
 
-def check_pairs(transformer: nn.Module, pairs: Iterable[ParallelPair]) -> None:
+def check_pairs(backbone: Backbone, pairs: Iterable[ParallelPair]) -> None:
     """Raises ValueError for a pair beyond the last block."""
-    last = len(_block_list(transformer)) - 1
+    last = len(backbone.family.blocks(backbone.transformer)) - 1
     for pair in pairs:
         if pair.blocks[1] > last:
             raise ValueError(f"{pair} reaches across the end; blocks are 0 to {last}")
 
 
-def _block_list(transformer: nn.Module) -> nn.ModuleList:
-    blocks = transformer.get_submodule("transformer_blocks")
-    if not isinstance(blocks, nn.ModuleList):
-        raise TypeError(f"{type(transformer).__name__} has no list of blocks to restructure")
-    return blocks
-
-
-def pair_blocks(transformer: nn.Module, merges: Mapping[ParallelPair, nn.Module]) -> Unpair:
-    """Put every pair's blocks side by side under its merge. Edits `transformer` in place.
+def pair_blocks(backbone: Backbone, merges: Mapping[ParallelPair, nn.Module]) -> Unpair:
+    """Put every pair's blocks side by side under its merge. Edits the transformer in place.
 
     Raises ValueError for a pair beyond the last block, before any change.
     """
-    check_pairs(transformer, merges)
-    blocks = _block_list(transformer)
+    check_pairs(backbone, merges)
+    family = backbone.family
+    blocks = family.blocks(backbone.transformer)
     paired = {
-        pair.first: ParallelBlocks(blocks[pair.blocks[0]], blocks[pair.blocks[1]], merge)
+        pair.first: family.pair(blocks[pair.blocks[0]], blocks[pair.blocks[1]], merge)
         for pair, merge in merges.items()
     }
     gone = {pair.blocks[1] for pair in merges}
     kept = [paired.get(index, block) for index, block in enumerate(blocks) if index not in gone]
-    transformer.transformer_blocks = nn.ModuleList(kept)
-    return Unpair(transformer, blocks)
+    family.set_blocks(backbone.transformer, nn.ModuleList(kept))
+    return Unpair(backbone, blocks)
 
 
 @dataclass(frozen=True)
@@ -98,9 +58,10 @@ class PairRegion:
 
     pair: ParallelPair
 
-    def watch(self, transformer: nn.Module, visitor: Visitor) -> Sequence[RemovableHandle]:
+    def watch(self, backbone: Backbone, visitor: Visitor) -> Sequence[RemovableHandle]:
         """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
-        first, second = (transformer.get_submodule(f"transformer_blocks.{b}") for b in self.pair.blocks)
+        blocks = backbone.family.blocks(backbone.transformer)
+        first, second = (blocks[block] for block in self.pair.blocks)
         watch = _PairWatch(second, visitor)
         return [
             first.register_forward_pre_hook(watch.enter, with_kwargs=True),

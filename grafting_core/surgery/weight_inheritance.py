@@ -1,23 +1,23 @@
 """Starting a new operator from the weights of the one it replaces (`init: inherit`)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from grafting_core.backbones.dit import projections
 from grafting_core.operators.attention import SoftmaxAttention
 from grafting_core.operators.hyena import GatedConvolution
 from grafting_core.operators.mlp import FeedForward
 
 
 @torch.no_grad()
-def inherit(original: nn.Module, operator: nn.Module) -> None:
-    """Carry over what fits; everything else keeps its random start.
+def inherit(old: Mapping[str, nn.Linear], operator: nn.Module) -> None:
+    """Carry over what fits of the original's linear layers (`Family.projections`).
 
-    Attention kinds and Hyenas take the four projections. An MLP of another ratio keeps the channels that
-    contribute most, or gains channels whose output weights are zero, so that it starts as the same function.
-    Raises TypeError for an operator that nothing can be carried into.
+    Everything else keeps its random start. Attention kinds and Hyenas take the four projections. An MLP of
+    another ratio keeps the channels that contribute most, or gains channels whose output weights are zero, so
+    that it starts as the same function. Raises TypeError for an operator that nothing can be carried into.
     """
-    old = projections(original)
     if isinstance(operator, SoftmaxAttention):
         for name in ("q", "k", "v", "out"):
             operator.get_submodule(name).load_state_dict(old[name].state_dict())

@@ -8,10 +8,17 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grafting_core.evaluation.metrics.moments import Moments
-from grafting_core.testbed.networks import FashionClassifier, silence_label_dropout
+from grafting_core.backbones.autoencoder import KLAutoencoder
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.table import family_of
+from grafting_core.data.datasets import FeatureStatistics, LabelledImages
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.features import digest_of_path
+from grafting_core.testbed.networks import FashionClassifier
+from grafting_core.testbed.plugin import ASSETS
 
-ASSETS = Path(__file__).parent / "assets"
+DATASET_NAME = "testbed/fashion-mnist"
 PLAIN = {"use_safetensors": True, "low_cpu_mem_usage": False}
 """Small enough to be loaded the plain way, which needs no further package."""
 
@@ -51,7 +58,29 @@ def _images(file: Path) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
 
 
-def load_reference(folder: Path = ASSETS) -> Moments:
-    """Feature moments of all 60,000 training images."""
+def load_reference(folder: Path = ASSETS) -> FeatureStatistics:
+    """Of the features of all 60,000 training images."""
     with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
-        return Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+        return FeatureStatistics(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+
+
+def load_testbed(card: BackboneCard, device: torch.device) -> Backbone:
+    """The teacher and its autoencoder."""
+    autoencoder = KLAutoencoder(load_autoencoder().to(device))
+    return Backbone(card, family_of(card), load_transformer().to(device), autoencoder)
+
+
+def load_fashion_mnist() -> LabelledImages:
+    """A tenth of Fashion-MNIST, with the feature statistics of all of its training images."""
+    images, labels = load_images()
+    held_out_images, held_out_labels = load_held_out_images()
+    return LabelledImages(
+        name=DATASET_NAME,
+        digest=digest_of_path(ASSETS / "images.npz"),
+        images=images,
+        labels=labels,
+        held_out_images=held_out_images,
+        held_out_labels=held_out_labels,
+        inverted=True,
+        statistics={"fashion-cnn": load_reference()},
+    )

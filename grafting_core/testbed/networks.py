@@ -3,6 +3,8 @@
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor, nn
 
+from grafting_core.backbones.dit import silence_label_dropout
+
 NUM_CLASSES = 10
 NULL_LABEL = NUM_CLASSES
 IMAGE_SIZE = 28
@@ -69,10 +71,3 @@ def build_transformer(depth: int = 8) -> DiTTransformer2DModel:
     )
     silence_label_dropout(transformer)
     return transformer
-
-
-def silence_label_dropout(transformer: nn.Module) -> None:
-    """Every diffusers DiT block owns a label embedder that would drop labels on its own; never let it."""
-    for module in transformer.modules():
-        if hasattr(module, "dropout_prob"):
-            setattr(module, "dropout_prob", 0.0)  # noqa: B010 - diffusers does not declare it

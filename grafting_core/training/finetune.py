@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grafting_core.data.latents import Batch, Latents, generator_for
-from grafting_core.diffusion.schedule import add_noise, denoising_loss, linear_schedule
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.latents import Batch, Latents, generator_for, predict_batch
+from grafting_core.diffusion.objective import objective_of
+from grafting_core.diffusion.precision import autocast
 from grafting_core.specs.plans import FinetunePlan
 from grafting_core.training.observer import Checkpoints, Observer, StopRequested
 from grafting_core.training.optim import (
     Diverged,
     adamw,
-    autocast,
     learning_rate,
     optimiser_tensors,
     restore_optimiser,
@@ -39,10 +40,9 @@ class Share:
 
 
 def finetune(
-    transformer: nn.Module,
+    graft: Backbone,
     plan: FinetunePlan,
     latents: Latents,
-    null_label: int,
     *,
     observer: Observer,
     checkpoints: Checkpoints,
@@ -50,16 +50,16 @@ def finetune(
     share: Share = Share(),
     micro_batches: int = 1,
 ) -> dict[str, Tensor]:
-    """Train `transformer` in place and return its averaged weights (a state dict, float32, CPU).
+    """Train the graft's transformer in place and return its averaged weights (a state dict, float32, CPU).
 
     `micro_batches` parts of each process's rows are computed one after the other and their gradients added:
     the same mean over the same global batch, to rounding, in less memory.
 
     Raises Diverged where the loss is not finite, StopRequested (after a checkpoint) when asked to stop.
     """
-    training = _Training(transformer, plan, latents, null_label, share, micro_batches)
+    training = _Training(graft, plan, latents, share, micro_batches)
     step = training.resume(checkpoints)
-    network = parallel(transformer.train())
+    network = parallel(graft.transformer.train())
     observer.progress(step, plan.steps, {})
     since: list[float] = []
     while step < plan.steps:
@@ -73,7 +73,7 @@ def finetune(
             since.clear()
         if stopping:
             raise StopRequested
-    transformer.eval()
+    graft.transformer.eval()
     return {name: value.cpu() for name, value in training.average.items()}
 
 
@@ -87,16 +87,12 @@ class _Training:
     """Network, optimiser and averaged weights between two steps."""
 
     def __init__(
-        self,
-        transformer: nn.Module,
-        plan: FinetunePlan,
-        latents: Latents,
-        null_label: int,
-        share: Share,
-        micro_batches: int,
+        self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Share, micro_batches: int
     ) -> None:
-        self.transformer, self.plan, self.latents = transformer, plan, latents
-        self.null_label, self.share, self.micro_batches = null_label, share, micro_batches
+        self.graft, self.plan, self.latents = graft, plan, latents
+        self.share, self.micro_batches = share, micro_batches
+        self.objective = objective_of(graft.card)
+        transformer = self.transformer = graft.transformer
         # Position embeddings are buffers, hence frozen, as the paper's recipe has them.
         transformer.requires_grad_(True)
         self.device = next(transformer.parameters()).device
@@ -124,11 +120,11 @@ class _Training:
     def _accumulate(self, network: nn.Module, step: int) -> Tensor:
         """Gradients of the mean loss over this process's rows, part by part; returns that mean."""
         batch = self._batch(step)
-        rows, total = len(batch.labels), torch.zeros((), dtype=torch.float64, device=self.device)
+        rows, total = len(batch), torch.zeros((), dtype=torch.float64, device=self.device)
         size = math.ceil(rows / self.micro_batches)
         for first in range(0, rows, size):
             part = batch.rows(slice(first, first + size))
-            weight = len(part.labels) / rows
+            weight = len(part) / rows
             # Processes exchange their gradients once, with the last part.
             with _unsynchronised(network) if first + size < rows else nullcontext():
                 loss = self._loss(network, part.to(self.device)) * weight
@@ -137,19 +133,17 @@ class _Training:
         return total
 
     def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        schedule = linear_schedule()
-        noisy = add_noise(schedule, batch.clean, batch.noise, batch.timesteps)
         with autocast(self.device, self.plan.precision):
-            output = network(noisy, timestep=batch.timesteps, class_labels=batch.labels).sample
-        return denoising_loss(schedule, output.float(), batch.clean, batch.noise, batch.timesteps).mean()
+            output = predict_batch(self.graft.with_transformer(network), batch)
+        return self.objective.loss(output.float(), batch.clean, batch.noise, batch.timesteps).mean()
 
     def _batch(self, step: int) -> Batch:
-        """This process's rows. Labels are dropped here: inside, every block would drop its own."""
+        """This process's rows. Conditions are dropped here: inside, every block would drop its own."""
         plan = self.plan
         batch = self.latents.batch("finetune", plan.seed, step, plan.batch_size)
         draw = torch.rand(plan.batch_size, generator=generator_for("finetune/label-dropout", plan.seed, step))
-        labels = torch.where(draw < plan.label_dropout, self.null_label, batch.labels)
-        whole = Batch(batch.clean, batch.noise, batch.timesteps, labels)
+        conditions = batch.conditions.dropped(draw < plan.label_dropout, self.graft.null_conditions())
+        whole = Batch(batch.clean, batch.noise, batch.timesteps, conditions)
         return whole.rows(self.share.of(plan.batch_size))
 
     @torch.no_grad()

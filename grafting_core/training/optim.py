@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from grafting_core.specs.plans import Precision, Schedule
+from grafting_core.specs.plans import Schedule
 
 
 class Diverged(Exception):
@@ -60,10 +59,3 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
             index, name = key.removeprefix(prefix).split(".")
             document["state"].setdefault(int(index), {})[name] = value
     optimiser.load_state_dict(document)
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Matrix products in this precision, on whatever device: what a key names does not depend on it."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()

@@ -10,7 +10,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from grafting_core.specs.documents.explain import explain, nearest
-from grafting_core.specs.features import FEATURE_KINDS, FeatureSource
+from grafting_core.specs.features import FEATURE_NETWORKS, FeatureSource
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.presets import PRESET_NAMES, PRESETS
 from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ReferenceView, ShowRequest
@@ -64,14 +64,14 @@ def evaluate_command(
 def make_command(
     images: Annotated[Path, typer.Argument(help="An .npz in ADM's format or a folder of pictures.")],
     output: Annotated[Path, typer.Option("--output", "-o")],
-    network: Annotated[str, typer.Option(help=f"One of {', '.join(FEATURE_KINDS)}.")] = "inception",
+    network: Annotated[str, typer.Option(help=f"One of {', '.join(FEATURE_NETWORKS)}.")] = "inception",
     weights: Weights = None,
     sha256: Sha256 = None,
     json: AsJson = False,
 ) -> None:
     """Look at a set of images once and keep what comparisons need."""
-    if network not in FEATURE_KINDS:
-        raise Refused([f"unknown feature network {network!r}{nearest(network, FEATURE_KINDS)}"])
+    if network not in FEATURE_NETWORKS:
+        raise Refused([f"unknown feature network {network!r}{nearest(network, FEATURE_NETWORKS)}"])
     request = ReferenceRequest(
         images=str(images), feature_network=network, output=str(output), source=_source(weights, sha256)
     )

@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.storage import Storage

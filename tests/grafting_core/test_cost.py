@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.cost import compare, count_parameters, forward_job, hardware_of, peak_bytes
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.canonical import digest

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents, encode_latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import encode_latents
+from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan

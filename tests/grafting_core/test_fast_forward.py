@@ -11,17 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.backbones import fast_forward
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.fast_forward import FastForward, PlainForward, forward_of
-from grafting_core.backbones.registry import Backbone
 from grafting_core.diffusion.sampling import sample_images
+from grafting_core.operators.parallel import ParallelBlocks
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.surgery.operate import operate
-from grafting_core.surgery.parallel_blocks import ParallelBlocks
 from tests.support.builders import replacement
 
-LABELS = torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])
+LABELS = Conditions({"class_labels": torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])})
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def latents(count: int = len(LABELS)) -> Tensor:
     return torch.randn(count, 4, 7, 7, generator=torch.Generator().manual_seed(3))
 
 
-def assert_equal_to_own(network: nn.Module, labels: Tensor = LABELS, timestep: int = 417) -> None:
+def assert_equal_to_own(network: nn.Module, labels: Conditions = LABELS, timestep: int = 417) -> None:
     forward, given = forward_of(network), latents(len(labels))
     assert isinstance(forward, FastForward)
     with torch.no_grad():
@@ -46,7 +47,7 @@ def test_every_operator_kind_gives_what_its_network_gives(
     backbone: Backbone, network: nn.Module, kind: str
 ) -> None:
     edits = [replacement(kind, block=block) for block in (0, 5)]
-    operate(network, edits, backbone.card.dims)
+    operate(backbone.with_transformer(network), edits)
     assert_equal_to_own(network.eval())
 
 
@@ -56,7 +57,7 @@ def test_the_teacher_gives_what_it_gives_at_any_timestep(network: nn.Module, tim
 
 
 def test_fewer_samples_than_classes_are_embedded_one_by_one(network: nn.Module) -> None:
-    assert_equal_to_own(network, LABELS[:4])
+    assert_equal_to_own(network, LABELS.rows(slice(4)))
 
 
 def test_tiles_change_nothing(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,14 +70,14 @@ def test_the_last_step_takes_a_patch_of_any_size() -> None:
     network = DiTTransformer2DModel(2, 16, 4, 8, 2, sample_size=8, patch_size=2, num_embeds_ada_norm=10)
     forward, given = FastForward(network.eval()), torch.randn(3, 4, 8, 8)
     with torch.no_grad():
-        own = PlainForward(network)(given, 80, LABELS[:3])
-    torch.testing.assert_close(forward(given, 80, LABELS[:3]), own, rtol=1e-5, atol=1e-5)
+        own = PlainForward(network)(given, 80, LABELS.rows(slice(3)))
+    torch.testing.assert_close(forward(given, 80, LABELS.rows(slice(3))), own, rtol=1e-5, atol=1e-5)
 
 
 def test_parallel_blocks_give_what_they_give(backbone: Backbone, network: nn.Module) -> None:
     pairs = [ParallelPair(first=first) for first in (0, 4)]
     edits = [replacement("hyena_x", block=block) for block in (1, 2)]
-    operate(network, edits, backbone.card.dims, pairs=pairs)
+    operate(backbone.with_transformer(network), edits, pairs=pairs)
     for pair in network.modules():
         if isinstance(pair, ParallelBlocks):
             nn.init.normal_(pair.merge.weight, std=0.05)  # type: ignore[arg-type]  # a Linear
@@ -129,7 +130,8 @@ def test_double_precision_is_kept(network: nn.Module) -> None:
 def test_a_self_graft_with_the_old_weights_draws_the_teachers_images(
     backbone: Backbone, network: nn.Module
 ) -> None:
-    operate(network, [replacement(kind, init="inherit") for kind in ("mha", "mlp")], backbone.card.dims)
+    edits = [replacement(kind, init="inherit") for kind in ("mha", "mlp")]
+    operate(backbone.with_transformer(network), edits)
     protocol = EvaluationProtocol(sampler="ddim", sampling_steps=3, micro_batch=10)
     images = [
         sample_images(backbone, each, protocol, range(10)) for each in (backbone.transformer, network.eval())
@@ -142,10 +144,10 @@ def test_the_flops_of_a_whole_forward_are_those_that_are_counted(
     backbone: Backbone, network: nn.Module, kind: str | None
 ) -> None:
     edits = [] if kind is None else [replacement(kind, block=block) for block in range(4)]
-    operate(network, edits, backbone.card.dims)
+    operate(backbone.with_transformer(network), edits)
     # The counter does not know the fused attention of CPUs.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        PlainForward(network.eval())(latents(1), 417, LABELS[:1])
+        PlainForward(network.eval())(latents(1), 417, LABELS.rows(slice(1)))
     card = backbone.card
     new = sum(edit.operator.computed_flops(card.dims) for edit in edits)
     old = sum(card.original(edit.site.slot).computed_flops(card.dims) for edit in edits)

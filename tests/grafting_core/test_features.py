@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.data.datasets import LabelledImages
 from grafting_core.evaluation.features.base import extract, spatial_rows
 from grafting_core.evaluation.features.inception import Inception
 from grafting_core.evaluation.features.table import load_network
@@ -24,6 +24,7 @@ from grafting_core.specs.features import (
     feature_digest,
     feature_sources,
 )
+from grafting_core.testbed.assets import load_classifier
 from tests.support.builders import QUICK, document
 
 RNG = np.random.default_rng(0)
@@ -163,12 +164,12 @@ def test_spatial_rows_are_in_the_order_height_width_channel() -> None:
     assert spatial_rows(maps)[1, (2 * 4 + 1) * 7 + 6] == maps[1, 6, 2, 1]
 
 
-def test_the_shipped_network_sees_gray_images_and_their_colour_copies_alike(backbone: Backbone) -> None:
-    network, gray = load_network("fashion-cnn"), backbone.images[:7].numpy()
+def test_the_shipped_network_sees_gray_images_and_their_colour_copies_alike(dataset: LabelledImages) -> None:
+    network, gray = load_network("fashion-cnn"), dataset.images[:7].numpy()
     one, other = extract(network, gray, 4), extract(network, gray[..., None].repeat(3, axis=3), 4)
     with torch.no_grad():
-        pixels = backbone.images[:4].float().div(127.5).sub(1).unsqueeze(1)
-        expected = backbone.features.features(pixels)
+        pixels = dataset.images[:4].float().div(127.5).sub(1).unsqueeze(1)
+        expected = load_classifier().features(pixels)
     assert np.array_equal(one.pool, other.pool)
     assert np.array_equal(one.pool[:4], expected.numpy())
     assert one.spatial is not None

@@ -1,14 +1,15 @@
 """Stage 2 resumes to the bit, keeps averaged weights, and shares batches evenly."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.latents import EncodedImages, Latents
 from grafting_core.specs.plans import FinetunePlan
 from grafting_core.training.finetune import Share, finetune
 from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
@@ -19,10 +20,13 @@ from tests.support.training import MemoryCheckpoints, StopAfter
 PLAN = FinetunePlan(steps=5, batch_size=8, learning_rate=1e-3, warmup_steps=2, images=200)
 
 
+def copied(backbone: Backbone) -> Backbone:
+    return backbone.with_transformer(copy.deepcopy(backbone.transformer))
+
+
 def test_an_interrupted_finetune_ends_as_an_uninterrupted_one(backbone: Backbone, latents: Latents) -> None:
     def run(observer: StopAfter | Silent, kept: MemoryCheckpoints) -> dict[str, torch.Tensor]:
-        network = copy.deepcopy(backbone.transformer)
-        return finetune(network, PLAN, latents, 10, observer=observer, checkpoints=kept)
+        return finetune(copied(backbone), PLAN, latents, observer=observer, checkpoints=kept)
 
     whole = run(Silent(), MemoryCheckpoints())
     kept = MemoryCheckpoints()
@@ -33,20 +37,20 @@ def test_an_interrupted_finetune_ends_as_an_uninterrupted_one(backbone: Backbone
 
 
 def test_no_steps_leave_the_weights_as_they_are(backbone: Backbone, latents: Latents) -> None:
-    network = copy.deepcopy(backbone.transformer)
     plan = PLAN.model_copy(update={"steps": 0})
-    result = finetune(network, plan, latents, 10, observer=Silent(), checkpoints=NoCheckpoints())
+    result = finetune(copied(backbone), plan, latents, observer=Silent(), checkpoints=NoCheckpoints())
     assert same(result, backbone.transformer.state_dict())
 
 
 def test_a_loss_that_is_not_finite_is_a_result(backbone: Backbone, latents: Latents) -> None:
-    broken = Latents(torch.full_like(latents.mean, float("nan")), latents.std, latents.labels)
+    encoded = latents.dataset
+    assert isinstance(encoded, EncodedImages)
+    nan = replace(encoded, mean=torch.full_like(encoded.mean, float("nan")))
     with pytest.raises(Diverged, match="at step 0"):
         finetune(
-            copy.deepcopy(backbone.transformer),
+            copied(backbone),
             PLAN,
-            broken,
-            10,
+            replace(latents, dataset=nan),
             observer=Silent(),
             checkpoints=NoCheckpoints(),
         )
@@ -83,10 +87,9 @@ class Reads(TorchDispatchMode):
 
 def test_the_loss_is_read_once_a_step_however_many_parts_it_has(backbone: Backbone, latents: Latents) -> None:
     def reads(micro_batches: int) -> int:
-        network = copy.deepcopy(backbone.transformer)
         given = {"observer": Silent(), "checkpoints": NoCheckpoints(), "micro_batches": micro_batches}
         with Reads() as counted:
-            finetune(network, PLAN.model_copy(update={"steps": 2}), latents, 10, **given)
+            finetune(copied(backbone), PLAN.model_copy(update={"steps": 2}), latents, **given)
         return counted.count
 
     assert reads(4) == reads(1) > 0

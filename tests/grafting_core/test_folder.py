@@ -11,14 +11,14 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.diffusers_folder import load_folder
-from grafting_core.backbones.registry import Backbone
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.evaluation.cli import judge
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.requests import JudgeRequest
-from grafting_core.testbed.assets import ASSETS
+from grafting_core.testbed.plugin import ASSETS
 
 OWN = "testbed/dit-fashion"
 PROTOCOL = EvaluationProtocol(
@@ -126,14 +126,14 @@ def test_pickled_weights_are_answered_with_the_lines_that_convert_them(folder: P
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 2
     exec("\n".join(lines), {})
-    assert load_folder(folder).scaling_factor == load_folder(ASSETS).scaling_factor
+    assert load_folder(folder).autoencoder.scale == load_folder(ASSETS).autoencoder.scale
 
 
 def test_samples_that_are_not_finite_are_named(folder: Path) -> None:
     """Clipping would make black pixels of them."""
     backbone = load_folder(folder)
     with torch.no_grad():
-        backbone.autoencoder.decoder.conv_out.bias.fill_(float("inf"))
+        backbone.autoencoder.model.decoder.conv_out.bias.fill_(float("inf"))
     with pytest.raises(ValueError, match=r"pixels of samples \[0, 1, 2\] are not finite"):
         sample_images(backbone, backbone.transformer, PROTOCOL, range(3))
     with torch.no_grad():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import LabelledImages
 from grafting_core.data.npz import BadFile
 from grafting_core.evaluation.cli import judge, make, show
 from grafting_core.evaluation.evaluate import fid_at, network_of, own_reference, recognises
@@ -19,7 +20,7 @@ from grafting_core.evaluation.metrics.frechet import frechet_of_rows
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ShowRequest
-from grafting_core.testbed.assets import ASSETS
+from grafting_core.testbed.plugin import ASSETS
 from service.cli.console import Refused
 from service.cli.evaluate import protocol_named
 from service.cli.main import app
@@ -33,12 +34,14 @@ PROTOCOL = EvaluationProtocol(
 )
 
 
-def test_samples_written_by_hand_with_numpy_are_judged(tmp_path: Path, backbone: Backbone) -> None:
-    gray = backbone.images[:40].numpy()
+def test_samples_written_by_hand_with_numpy_are_judged(
+    tmp_path: Path, backbone: Backbone, dataset: LabelledImages
+) -> None:
+    gray = dataset.images[:40].numpy()
     np.savez(tmp_path / "samples.npz", gray[..., None].repeat(3, axis=3))
     request = JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=PROTOCOL, reference=OWN)
     report = judge(request)
-    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    reference = own_reference(backbone.card, network_of(backbone, PROTOCOL))
     rows = extract(network_of(backbone, PROTOCOL), gray, 10).pool
     assert report.values["fid40/fashion-cnn"] == frechet_of_rows(reference.pool, rows)
     assert report.fingerprint.protocol.samples == 40
@@ -49,9 +52,9 @@ def test_samples_written_by_hand_with_numpy_are_judged(tmp_path: Path, backbone:
 
 
 def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_statistics(
-    tmp_path: Path, backbone: Backbone
+    tmp_path: Path, dataset: LabelledImages
 ) -> None:
-    colours = backbone.images[:40].numpy()[..., None].repeat(3, axis=3)
+    colours = dataset.images[:40].numpy()[..., None].repeat(3, axis=3)
     np.savez(tmp_path / "samples.npz", arr_0=colours, mu=np.zeros(128))
     protocol = PROTOCOL.model_copy(update={"mode": "adm"})
     report = judge(JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN))
@@ -80,8 +83,8 @@ def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone
         judge(JudgeRequest(subject=str(folder), protocol=spec.evaluate))
 
 
-def test_a_reference_is_made_shown_and_used(tmp_path: Path, backbone: Backbone) -> None:
-    colours = backbone.images[:60].numpy()[..., None].repeat(3, axis=3)
+def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledImages) -> None:
+    colours = dataset.images[:60].numpy()[..., None].repeat(3, axis=3)
     samples, reference = tmp_path / "samples.npz", tmp_path / "reference.npz"
     np.savez(samples, colours)
     made = make(ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference)))

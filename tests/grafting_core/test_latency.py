@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.cost import forward_job
 from grafting_core.evaluation.latency import NARROW, LatencyBench
 from grafting_core.operators.hyena import GatedConvolution

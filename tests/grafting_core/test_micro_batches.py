@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import distill, replacement_candidate
 from grafting_core.specs.plans import DistillPlan, FinetunePlan, Loss
@@ -18,12 +18,9 @@ FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)
 
 
 def finetuned(backbone: Backbone, latents: Latents, parts: int) -> dict[str, torch.Tensor]:
-    network = copy.deepcopy(backbone.transformer)
+    graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
     kept = MemoryCheckpoints()
-    classes = backbone.card.num_classes
-    return finetune(
-        network, FINETUNE, latents, classes, observer=Silent(), checkpoints=kept, micro_batches=parts
-    )
+    return finetune(graft, FINETUNE, latents, observer=Silent(), checkpoints=kept, micro_batches=parts)
 
 
 def test_finetuning_in_parts_is_the_whole_to_rounding_and_the_same_every_time(

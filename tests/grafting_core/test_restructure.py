@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import watched
-from grafting_core.backbones.dit import get_operator
 from grafting_core.backbones.fast_forward import PlainForward, forward_of
-from grafting_core.backbones.registry import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import distill
 from grafting_core.distillation.held_out import held_out_errors
 from grafting_core.distillation.merge_init import fit_merges, merge_candidate
 from grafting_core.operators.mlp import FeedForward
+from grafting_core.operators.parallel import ParallelBlocks, mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.surgery.operate import operate
-from grafting_core.surgery.parallel_blocks import PairRegion, ParallelBlocks, mean_merge, pair_blocks
+from grafting_core.surgery.parallel_blocks import PairRegion, pair_blocks
 from grafting_core.training.observer import NoCheckpoints, Silent
 from tests.support.builders import replacement, same
 
@@ -103,7 +103,7 @@ def test_a_second_block_with_closed_gates_makes_sequence_and_pair_the_same(
 def test_pairing_everything_halves_the_list_and_undo_gives_every_bit_back(backbone: Backbone) -> None:
     network = backbone.transformer
     before, weights = output(backbone), {k: v.clone() for k, v in network.state_dict().items()}
-    undo = operate(network, [], backbone.card.dims, pairs=ALL)
+    undo = operate(backbone, [], pairs=ALL)
     assert len(network.get_submodule("transformer_blocks")) == 4
     assert not torch.equal(output(backbone), before)
     undo.undo()
@@ -112,12 +112,13 @@ def test_pairing_everything_halves_the_list_and_undo_gives_every_bit_back(backbo
 
 
 def test_replacements_inside_a_pair_stand_where_they_stood(backbone: Backbone) -> None:
-    network, edit = copy.deepcopy(backbone.transformer), replacement("hyena_x", 3)
+    graft, edit = backbone.with_transformer(copy.deepcopy(backbone.transformer)), replacement("hyena_x", 3)
+    network = graft.transformer
     before = output(backbone)
-    undo = operate(network, [edit], backbone.card.dims, pairs=ALL)
+    undo = operate(graft, [edit], pairs=ALL)
     paired = network.get_submodule("transformer_blocks.1")
     assert isinstance(paired, ParallelBlocks)
-    assert paired.second.get_submodule("attn1") is get_operator(network, edit.site)
+    assert paired.second.get_submodule("attn1") is graft.get_operator(edit.site)
     undo.undo()
     assert torch.equal(output(backbone, network), before)
 
@@ -126,9 +127,8 @@ def test_a_pair_across_the_end_is_refused_before_any_change(backbone: Backbone) 
     before = output(backbone)
     with pytest.raises(ValueError, match="blocks are 0 to 7"):
         operate(
-            backbone.transformer,
+            backbone,
             [replacement("hyena_x")],
-            backbone.card.dims,
             pairs=[ParallelPair(first=7)],
         )
     assert torch.equal(output(backbone), before)
@@ -137,7 +137,7 @@ def test_a_pair_across_the_end_is_refused_before_any_change(backbone: Backbone) 
 def test_a_paired_network_trains_under_gradient_checkpointing(backbone: Backbone) -> None:
     def gradients(checkpointed: bool) -> dict[str, Tensor]:
         network = copy.deepcopy(backbone.transformer).train().requires_grad_(True)
-        operate(network, [], backbone.card.dims, pairs=ALL)
+        operate(backbone.with_transformer(network), [], pairs=ALL)
         if checkpointed:
             network.enable_gradient_checkpointing()
         torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_a_region_gives_both_sides_and_the_sequence(backbone: Backbone) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
     inside, entered = [], []
     network = backbone.transformer
-    inner = get_operator(network, replacement("mha", 3).site)
+    inner = backbone.get_operator(replacement("mha", 3).site)
     handle = inner.register_forward_hook(lambda *call: inside.append(call[2]))
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -163,7 +163,7 @@ def test_a_region_gives_both_sides_and_the_sequence(backbone: Backbone) -> None:
 
     first, second = (network.get_submodule(f"transformer_blocks.{block}") for block in PAIR.blocks)
     watcher = first.register_forward_pre_hook(enter, with_kwargs=True)
-    with watched(network, {PairRegion(PAIR): lambda *both: seen.append(both)}):
+    with watched(backbone, {PairRegion(PAIR): lambda *both: seen.append(both)}):
         output(backbone)
     handle.remove(), watcher.remove()
     ((sides_BTD, target),), ((hidden, kwargs),) = seen, entered
@@ -195,17 +195,18 @@ def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
 
 def test_sampling_sees_pairs_as_the_network_does(backbone: Backbone) -> None:
     network = copy.deepcopy(backbone.transformer)
-    operate(network, [replacement("hyena_x", 2)], backbone.card.dims, pairs=ALL[:3])
+    operate(backbone.with_transformer(network), [replacement("hyena_x", 2)], pairs=ALL[:3])
     latents, labels = torch.randn(12, 4, 7, 7), torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])
     with torch.no_grad():
-        own = PlainForward(network)(latents, 417, labels)
-        fast = forward_of(network)(latents, 417, labels)
+        conditions = backbone.label_conditions(labels)
+        own = PlainForward(network)(latents, 417, conditions)
+        fast = forward_of(network)(latents, 417, conditions)
     torch.testing.assert_close(fast, own, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_may_be_paired_in_the_middle_alone(backbone: Backbone) -> None:
     network = copy.deepcopy(backbone.transformer)
-    pair_blocks(network, {ParallelPair(first=3): mean_merge(96)})
+    pair_blocks(backbone.with_transformer(network), {ParallelPair(first=3): mean_merge(96)})
     kinds = [isinstance(block, ParallelBlocks) for block in network.get_submodule("transformer_blocks")]
     assert kinds == [False, False, False, True, False, False, False]
     assert output(backbone, network).shape == (2, 8, 7, 7)
@@ -219,7 +220,7 @@ def test_watching_a_pair_copies_no_block(backbone: Backbone) -> None:
     called_inside: list[int] = []
     second.get_submodule("norm1").register_forward_hook(lambda *_: called_inside.append(1))
     for _ in range(2):
-        with watched(network, {PairRegion(PAIR): lambda *both: seen.append(both)}):
+        with watched(backbone.with_transformer(network), {PairRegion(PAIR): lambda *both: seen.append(both)}):
             output(backbone, network)
     output(backbone, network)
     assert (len(seen), len(called_inside)) == (2, 3)

@@ -68,14 +68,14 @@ def test_missing_and_repeated_samples_are_named(tmp_path: Path) -> None:
         write_npz(tmp_path / "a.npz", UNIFORM, [*some, some[0]])
 
 
-def test_gray_is_repeated_and_channels_go_last() -> None:
-    gray, colour = np.full((2, 4, 5), 7, np.uint8), np.zeros((2, 3, 4, 5), np.uint8)
-    colour[:, 1] = 9
+def test_gray_is_repeated_and_colours_are_kept() -> None:
+    gray, colour = np.full((2, 4, 5), 7, np.uint8), np.zeros((2, 4, 5, 3), np.uint8)
+    colour[..., 1] = 9
     assert as_rgb(gray).shape == (2, 4, 5, 3)
     assert (as_rgb(gray) == 7).all()
     assert as_rgb(colour)[0, 0, 0].tolist() == [0, 9, 0]
     with pytest.raises(ValueError, match="2 channels"):
-        as_rgb(colour[:, :2])
+        as_rgb(colour[..., :2])
 
 
 def test_the_order_of_rows_is_every_sample_once() -> None:

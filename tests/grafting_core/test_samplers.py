@@ -10,7 +10,8 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.diffusion.objective import OBJECTIVES, Prediction
 from grafting_core.diffusion.samplers import sampler_of
 from grafting_core.diffusion.sampling import sample_generators, sample_labels, sample_latents
 from grafting_core.specs.plans import EvaluationProtocol, SamplerName, Spacing
@@ -18,6 +19,7 @@ from grafting_core.specs.sampling_steps import noise_levels, timesteps_of
 from grafting_core.testbed.networks import build_transformer
 
 LINEAR: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+EPSILON = OBJECTIVES["epsilon_learned_variance"]
 SPACINGS: tuple[Spacing, ...] = ("linspace", "leading", "trailing")
 COUNTS = (*range(1, 30), 50, 100, 249, 250, 333, 500, 999, 1000)
 
@@ -116,11 +118,13 @@ def test_timesteps_are_distinct_and_diffusers_for_every_count(spacing: Spacing) 
 def along(name: SamplerName, steps: int, spacing: Spacing, scheduler: Any) -> tuple[Tensor, Tensor]:
     """Ours and diffusers' latents for the same made-up outputs."""
     generator = torch.Generator().manual_seed(steps)
-    sampler, started = sampler_of(name, steps, spacing), torch.randn(2, 4, 7, 7, generator=generator)
+    sampler, started = sampler_of(name, EPSILON, steps, spacing), torch.randn(2, 4, 7, 7, generator=generator)
     ours = theirs = started
     for position, timestep in enumerate(sampler.timesteps):
         output = torch.randn(2, 8, 7, 7, generator=generator)
-        ours = sampler.step(position, ours, output, lambda: torch.zeros(2, 4, 7, 7))
+        ours = sampler.step(
+            position, ours, Prediction(*output.chunk(2, dim=1)), lambda: torch.zeros(2, 4, 7, 7)
+        )
         theirs = scheduler.step(output[:, :4], timestep, theirs).prev_sample
     return ours, theirs
 
@@ -146,12 +150,12 @@ def test_every_sampler_finds_a_point_from_its_exact_noise(name: SamplerName, spa
     """With the noise that leads to one clean signal, and least variance, all end on that signal."""
     clean = torch.randn(1, 4, 7, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for steps in (1, 2, 20, 1000):
-        sampler = sampler_of(name, steps, spacing)
+        sampler = sampler_of(name, EPSILON, steps, spacing)
         latents = torch.ones_like(clean)
         for position, timestep in enumerate(sampler.timesteps):
             sigma = noise_levels()[timestep]
             scale = 1 / math.sqrt(1 + sigma**2)
             noise = (latents - scale * clean) / (scale * sigma)
-            output = torch.cat([noise, torch.full_like(noise, -1.0)], dim=1)
-            latents = sampler.step(position, latents, output, lambda: torch.zeros_like(clean))
+            predicted = Prediction(noise, torch.full_like(noise, -1.0))
+            latents = sampler.step(position, latents, predicted, lambda: torch.zeros_like(clean))
         torch.testing.assert_close(latents.double(), clean, rtol=1e-3, atol=1e-3)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.diffusion.sampling import sample_generators, sample_images, sample_labels, sample_latents
 from grafting_core.diffusion.schedule import linear_schedule
 from grafting_core.evaluation.evaluate import (
@@ -111,7 +111,7 @@ def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone)
         ]
 
     ten, twenty = chunks(10), chunks(20)
-    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    reference = own_reference(backbone.card, network_of(backbone, PROTOCOL))
     fingerprint = own_fingerprint(backbone.card.digest, PROTOCOL)
     report = finish(ten, reference, fingerprint)
     assert report == finish(reversed(twenty), reference, fingerprint)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
-from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.surgery.operate import operate
@@ -19,7 +18,7 @@ GONE = replacement("identity", 5)
 
 
 def place(backbone: Backbone, *edits: ReplaceOperator) -> Place:
-    return lambda: operate(backbone.transformer, edits, backbone.card.dims)
+    return lambda: operate(backbone, edits)
 
 
 def test_replacing_by_the_same_function_costs_nothing(backbone: Backbone, latents: Latents) -> None:
@@ -41,7 +40,7 @@ def test_a_score_does_not_depend_on_the_company(backbone: Backbone, latents: Lat
 
 def test_the_squared_difference_is_that_of_the_outputs(backbone: Backbone, latents: Latents) -> None:
     """Of the identity in place of attention, seen by hand."""
-    attention = get_operator(backbone.transformer, GONE.site)
+    attention = backbone.get_operator(GONE.site)
     batch = latents.batch("scores", 0, 0, 8)
     steps = (torch.arange(8) * 1000 + 500) // 8
     seen: list[torch.Tensor] = []
@@ -52,11 +51,11 @@ def test_the_squared_difference_is_that_of_the_outputs(backbone: Backbone, laten
         )
         noisy = signal * batch.clean + sigma * batch.noise
         for undone in (False, True):
-            undo = None if undone else operate(backbone.transformer, [GONE], backbone.card.dims)
-            seen.append(backbone.transformer(noisy, timestep=steps, class_labels=batch.labels).sample)
+            undo = None if undone else operate(backbone, [GONE])
+            seen.append(backbone.transformer(noisy, timestep=steps, **batch.conditions.arguments).sample)
             if undo is not None:
                 undo.undo()
-    assert get_operator(backbone.transformer, GONE.site) is attention
+    assert backbone.get_operator(GONE.site) is attention
     scores = replace_one(backbone, {"gone": place(backbone, GONE)}, latents, draws=8)
     expected = (seen[0] - seen[1])[:, :4].square().mean()
     assert scores["gone"]["replace_one/noise"] == pytest.approx(float(expected), rel=1e-4)
@@ -67,7 +66,7 @@ def test_restoring_what_hurts_gains_most(backbone: Backbone, latents: Latents) -
 
     def parts(left_out: Sequence[str]) -> Undoable:
         kept = [edit for key, edit in edits.items() if key not in left_out]
-        return operate(backbone.transformer, kept, backbone.card.dims)
+        return operate(backbone, kept)
 
     scores = restore_one(backbone, dict.fromkeys(edits, parts), latents, draws=16)
     assert scores["gone"]["restore_one/noise"] > 0

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.surgery.operate import new_operator, operate
 from tests.support.builders import replacement, same
@@ -28,7 +27,7 @@ def test_a_self_graft_with_inherited_weights_leaves_the_output_bit_identical(
 ) -> None:
     before = output(backbone)
     edits = [replacement(kind, block, "inherit") for block in range(backbone.card.depth)]
-    undo = operate(backbone.transformer, edits, backbone.card.dims)
+    undo = operate(backbone, edits)
     during = output(backbone)
     undo.undo()
     assert torch.equal(before, during)
@@ -36,9 +35,7 @@ def test_a_self_graft_with_inherited_weights_leaves_the_output_bit_identical(
 
 def test_undo_restores_the_very_modules(backbone: Backbone) -> None:
     before, weights = output(backbone), {k: v.clone() for k, v in backbone.transformer.state_dict().items()}
-    undo = operate(
-        backbone.transformer, [replacement("hyena_x"), replacement("mlp", 2, ratio=3.0)], backbone.card.dims
-    )
+    undo = operate(backbone, [replacement("hyena_x"), replacement("mlp", 2, ratio=3.0)])
     assert not torch.equal(output(backbone), before)
     undo.undo()
     assert torch.equal(output(backbone), before)
@@ -48,7 +45,7 @@ def test_undo_restores_the_very_modules(backbone: Backbone) -> None:
 def test_random_weights_depend_on_seed_and_site_alone(backbone: Backbone) -> None:
     def fresh(seed: int, block: int = 1) -> nn.Module:
         edit = replacement("hyena_x", block)
-        return new_operator(edit, backbone.card.dims, seed, get_operator(backbone.transformer, edit.site))
+        return new_operator(backbone, edit, seed)
 
     first, again = (fresh(0).state_dict() for _ in range(2))
     torch.rand(1)
@@ -60,36 +57,35 @@ def test_random_weights_depend_on_seed_and_site_alone(backbone: Backbone) -> Non
 def test_a_site_beyond_the_last_block_is_refused_before_any_change(backbone: Backbone) -> None:
     before = output(backbone)
     with pytest.raises(ValueError, match="blocks are 0 to 7"):
-        operate(backbone.transformer, [replacement("hyena_x"), replacement("hyena_x", 8)], backbone.card.dims)
+        operate(backbone, [replacement("hyena_x"), replacement("hyena_x", 8)])
     assert torch.equal(output(backbone), before)
 
 
 def inherited(backbone: Backbone, kind: str, **fields: float) -> nn.Module:
     edit = replacement(kind, 1, "inherit", **fields)
-    original = get_operator(backbone.transformer, edit.site)
-    return new_operator(edit, backbone.card.dims, 0, original)
+    return new_operator(backbone, edit, 0)
 
 
 def test_a_wider_mlp_starts_as_the_same_function(backbone: Backbone) -> None:
     wider, hidden = inherited(backbone, "mlp", ratio=6.0), torch.randn(2, 49, 96)
-    original = get_operator(backbone.transformer, replacement("mlp").site)
+    original = backbone.get_operator(replacement("mlp").site)
     torch.testing.assert_close(wider(hidden), original(hidden), rtol=0, atol=1e-5)
 
 
 def test_a_narrower_mlp_drops_what_contributes_nothing(backbone: Backbone) -> None:
     torch.manual_seed(0)
-    site = replacement("mlp").site
-    original = copy.deepcopy(get_operator(backbone.transformer, site))
+    edit = replacement("mlp", 1, "inherit", ratio=3.0)
+    copied = backbone.with_transformer(copy.deepcopy(backbone.transformer))
+    original = copied.get_operator(edit.site)
     unused = torch.randperm(384)[:96]
     original.get_submodule("net.2").weight[:, unused] = 0
-    edit = replacement("mlp", 1, "inherit", ratio=3.0)
-    narrower, hidden = new_operator(edit, backbone.card.dims, 0, original), torch.randn(2, 49, 96)
+    narrower, hidden = new_operator(copied, edit, 0), torch.randn(2, 49, 96)
     assert isinstance(narrower, FeedForward)
     torch.testing.assert_close(narrower(hidden), original(hidden), rtol=0, atol=1e-5)
 
 
 def test_a_hyena_takes_all_four_projections(backbone: Backbone) -> None:
-    original = get_operator(backbone.transformer, replacement("hyena_y").site)
+    original = backbone.get_operator(replacement("hyena_y").site)
     weights = inherited(backbone, "hyena_y").state_dict()
     for index, name in enumerate(("to_q", "to_k", "to_v")):
         ours = weights["project_in.weight"][96 * index : 96 * (index + 1)]

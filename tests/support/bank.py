@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 from safetensors.torch import save
 
-from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.budget import Spend
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, payload_name
@@ -15,8 +14,7 @@ from grafting_core.surgery.operate import new_operator
 def stock(bank: Bank, backbone: Backbone, scions: Iterable[ScionSpec]) -> None:
     """File untrained scions; the n-th has a score of n."""
     for number, scion in enumerate(scions, 1):
-        original = get_operator(backbone.transformer, scion.part.site)
-        module = new_operator(scion.part, backbone.card.dims, scion.plan.seed, original)
+        module = new_operator(backbone, scion.part, scion.plan.seed)
         payload = save(module.state_dict())
         file, sha256 = payload_name(payload)
         card = ScionCard(

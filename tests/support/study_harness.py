@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import optuna
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.storage.failpoints import Failed
 from service.db.engine import Database
 from service.db.study_tables import StudyRow

@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy import select
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.screening import Screener
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.design import GraftDesign, Part

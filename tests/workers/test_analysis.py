@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.profile import BackboneProfile
 from tests.support.stages import context, events_of

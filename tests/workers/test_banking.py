@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.documents.fills import parse_fill
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of

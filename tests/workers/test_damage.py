@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, fingerprint_of
 from grafting_core.specs.screening import Screened
 from grafting_core.storage.checksums import read_vouched, write_vouched

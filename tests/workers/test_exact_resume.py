@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.experiment import evaluation_key, finetune_key
 from grafting_core.storage.artifacts import read_card
 from grafting_core.storage.storage import Storage

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.latency import LatencySpec, PartLatency, TimedPart
 from grafting_core.specs.operators import KINDS

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.experiment import ExperimentSpec, finetune_key
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database

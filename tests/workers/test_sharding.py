@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.experiment import evaluation_key
 from grafting_core.training.finetune import Share

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.cost import design_cost
 from grafting_core.specs.experiment import evaluation_key, scion_keys, scions_of
 from grafting_core.storage.storage import Storage

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from grafting_core.backbones.registry import Backbone
-from grafting_core.data.latents import Latents, encode_held_out, encode_latents
+from grafting_core.backbones.base import Backbone
+from grafting_core.data.datasets import encode_held_out, encode_latents
+from grafting_core.data.latents import Latents
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import Work, as_graft
 from grafting_core.storage.artifacts import is_published, read_card

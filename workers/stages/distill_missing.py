@@ -10,10 +10,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
 from grafting_core.distillation.merge_init import fit_merges, merge_candidate
+from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build
 from grafting_core.specs.budget import Spend
 from grafting_core.specs.canonical import digest
@@ -22,7 +23,6 @@ from grafting_core.specs.design import ParallelPair, ReplaceOperator
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, payload_name
 from grafting_core.surgery.operate import operate
-from grafting_core.surgery.parallel_blocks import mean_merge
 from workers.checkpoints import ScionProgress
 from workers.stages.context import Context
 from workers.usage import StepCost
@@ -171,10 +171,7 @@ def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) 
     edits = {s.part: module for s, module in placed if isinstance(s.part, ReplaceOperator)}
     merges = {s.part: module for s, module in placed if isinstance(s.part, ParallelPair)}
     operators = {edit.site: module for edit, module in edits.items()}
-    dims = backbone.card.dims
-    return operate(
-        backbone.transformer, list(edits), dims, operators=operators, pairs=list(merges), merges=merges
-    )
+    return operate(backbone, list(edits), operators=operators, pairs=list(merges), merges=merges)
 
 
 def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
@@ -204,7 +201,10 @@ def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec, payload: bytes |
 
     `payload` are the weights, where somebody has read and verified them already.
     """
-    part, dims = scion.part, backbone.card.dims
-    module = mean_merge(dims.width) if isinstance(part, ParallelPair) else build(part.operator, dims)
+    part = scion.part
+    if isinstance(part, ParallelPair):
+        module: nn.Module = mean_merge(backbone.card.dims.width)
+    else:
+        module = build(part.operator, backbone.sites[part.site])
     module.load_state_dict(load(bank.read(scion.key) if payload is None else payload))
     return module.to(backbone.device).eval()

@@ -86,7 +86,7 @@ def graft_of(context: Context) -> nn.Module:
     if design.is_teacher:
         return context.backbone.transformer
     network = copy.deepcopy(context.backbone.transformer)
-    operate(network, design.edits, context.backbone.card.dims, pairs=design.pairs)
+    operate(context.backbone.with_transformer(network), design.edits, pairs=design.pairs)
     network.load_state_dict(load(read_published(context.storage, f"models/{finetune_key(context.spec)}")))
     return network.requires_grad_(False).eval()
 
@@ -125,14 +125,16 @@ def reference_of(context: Context, network: FeatureNetwork) -> Reference:
     """The backbone's own, made once for all designs that are compared with it."""
     folder = f"references/{fingerprint_of(context.spec).reference}"
     if not is_published(context.storage, folder):
-        made = own_reference(context.backbone, network)
+        made = own_reference(context.backbone.card, network)
         publish(context.storage, folder, "reference.npz", made.packed(), made.card.model_dump(mode="json"))
     return unpacked(read_published(context.storage, folder), network)
 
 
 def _losses(context: Context, graft: nn.Module) -> dict[str, float]:
-    latents, teacher = context.held_out(), context.backbone.transformer
-    loss, teacher_loss = (denoising_loss_of(each, latents) for each in (graft, teacher))
+    latents, teacher = context.held_out(), context.backbone
+    loss, teacher_loss = (
+        denoising_loss_of(each, latents) for each in (teacher.with_transformer(graft), teacher)
+    )
     return {"denoising_loss": loss, "loss_gap": loss - teacher_loss}
 
 

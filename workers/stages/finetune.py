@@ -35,21 +35,19 @@ def run(context: Context) -> StageReport:
 def _finetune(context: Context, key: str) -> None:
     spec, backbone, share = context.spec, context.backbone, context.group.share
     # Training changes every block in place; the teacher must stay what it is for the stages to come.
-    network = copy.deepcopy(backbone.transformer)
+    graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
     operate(
-        network,
+        graft,
         spec.design.edits,
-        backbone.card.dims,
         operators=load_scions(context),
         pairs=spec.design.pairs,
         merges=load_merges(context),
     )
     context.scions.clear()
     weights = finetune(
-        network,
+        graft,
         spec.finetune,
         context.latents(spec.finetune.images),
-        backbone.card.num_classes,
         observer=context.observer("finetune", key),
         checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
         parallel=context.group.parallel,

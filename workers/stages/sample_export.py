@@ -73,7 +73,7 @@ class KeptSamples:
         return is_sound(self.storage, self._part(first)) or self.complete
 
     def add(self, first: int, images: npt.NDArray[np.uint8]) -> None:
-        """uint8 images [n, H, W] or [n, C, H, W] of samples first .. first + n; again is harmless."""
+        """uint8 images [n, H, W] or [n, H, W, C] of samples first .. first + n; again is harmless."""
         if self.wanted:
             buffer = io.BytesIO()
             np.save(buffer, as_rgb(images), allow_pickle=False)

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Images = npt.NDArray[np.uint8]
+from grafting_core.data.images import Images
+
 Rows = npt.NDArray[np.float32]
 
 

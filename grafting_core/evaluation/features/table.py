@@ -1,30 +1,18 @@
-"""The table of feature networks: name -> loader. Another network is one line here and one in the spec."""
+"""From a feature network's name to its weights in memory."""
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from grafting_core.evaluation.features.base import FeatureNetwork
 from grafting_core.specs.features import (
-    FEATURE_KINDS,
+    FEATURE_NETWORKS,
     SETTING,
+    FeatureKind,
     FeatureSource,
     digest_of_path,
     feature_sources,
 )
-
-LOADERS: Mapping[str, tuple[str, str]] = {
-    "fashion-cnn": ("grafting_core.testbed.feature_network", "load_fashion"),
-    "inception": ("grafting_core.evaluation.features.inception_weights", "load_inception"),
-    "dinov2": ("grafting_core.evaluation.features.transformers", "load_dinov2"),
-    "clip": ("grafting_core.evaluation.features.transformers", "load_clip"),
-}
-"""By module and function, so that only the network in use needs its libraries."""
-
-Load = Callable[[FeatureSource | None, torch.device | str], FeatureNetwork]
 
 
 def load_network(
@@ -34,19 +22,16 @@ def load_network(
 
     Raises ValueError: an unknown name, no weights, or weights that are not what their digest says.
     """
-    if name not in LOADERS:
-        raise ValueError(f"unknown feature network {name!r}; use one of {', '.join(LOADERS)}")
+    kind = FEATURE_NETWORKS.find(name)
     source = source or feature_sources().get(name)
-    if FEATURE_KINDS[name].weights != "shipped":
-        _check(name, source)
-    module, function = LOADERS[name]
-    loader: Any = getattr(import_module(module), function)
-    network: FeatureNetwork = loader(source, device)
+    if kind.weights != "shipped":
+        _check(name, kind, source)
+    network: FeatureNetwork = kind.loader(source, device)
     return network
 
 
-def _check(name: str, source: FeatureSource | None) -> None:
-    what = FEATURE_KINDS[name].weights
+def _check(name: str, kind: FeatureKind, source: FeatureSource | None) -> None:
+    what = kind.weights
     if source is None:
         raise ValueError(f"{name} needs a weight {what} of yours: name its path and sha256 in {SETTING}")
     path = Path(source.path)

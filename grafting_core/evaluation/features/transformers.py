@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
-from grafting_core.evaluation.features.base import Images
+from grafting_core.data.images import Images
 from grafting_core.specs.features import FeatureSource
 
 SPATIAL_CHANNELS = 7

@@ -1,15 +1,18 @@
 """From the name that a document gives to the backbone's card."""
 
-from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.backbone import BACKBONES, BackboneCard, backbone_cards
 from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.documents.explain import nearest
 
 
 def find_card(name: str) -> BackboneCard:
-    """Raises SpecError, pointing to `/backbone`, for a name the lab does not know."""
+    """Raises SpecError, pointing to `/backbone`, for a name that the lab does not know or cannot use."""
     cards = backbone_cards()
     if name not in cards:
+        broken = BACKBONES.failures.get(name)
         message = f"unknown backbone {shown(name)}{nearest(name, cards)}"
+        if broken is not None:
+            message = f"backbone {shown(name)} cannot be used: {broken}"
         raise SpecError(
             [
                 Problem(

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from grafting_core.testbed.assets import ASSETS
+from grafting_core.testbed.plugin import ASSETS
 
 PICTURE = Path(__file__).parent / "curves.png"
 

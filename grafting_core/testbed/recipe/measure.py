@@ -11,12 +11,15 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from grafting_core.analysis.locality import locality_profile, profile_protocol
-from grafting_core.backbones.registry import Backbone, load_backbone
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
 from grafting_core.evaluation.evaluate import evaluate_chunk, finish, network_of, own_reference
 from grafting_core.evaluation.metrics.frechet import fid
+from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.profile import default_band
+from grafting_core.testbed.assets import load_autoencoder, load_classifier, load_reference
 from grafting_core.testbed.networks import build_transformer
 from grafting_core.testbed.recipe.classifier import accuracy
 from grafting_core.testbed.recipe.data import Bytes, read_split, to_images, to_pixels
@@ -36,18 +39,16 @@ CHUNK = 500
 SHOWN = (PROTOCOL.fid_name, f"label_accuracy/{PROTOCOL.feature_network}")
 
 
-def measure_real(backbone: Backbone) -> dict[str, float]:
+def measure_real() -> dict[str, float]:
     """Floor, reconstructions and the classifier's accuracy, on the 10,000 images nothing was trained on."""
     images, _ = read_split("t10k")
-    restored = reconstruct(backbone.autoencoder, images)
+    classifier, whole = load_classifier(), load_reference()
+    known = Moments(whole.count, whole.mean, whole.scatter)
+    restored = reconstruct(load_autoencoder(), images)
     return {
-        "classifier_test_accuracy": accuracy(backbone.features),
-        "fid10k/fashion-cnn real test images": fid(
-            backbone.reference, feature_moments(backbone.features, images)
-        ),
-        "fid10k/fashion-cnn reconstructions": fid(
-            backbone.reference, feature_moments(backbone.features, restored)
-        ),
+        "classifier_test_accuracy": accuracy(classifier),
+        "fid10k/fashion-cnn real test images": fid(known, feature_moments(classifier, images)),
+        "fid10k/fashion-cnn reconstructions": fid(known, feature_moments(classifier, restored)),
     }
 
 
@@ -68,7 +69,7 @@ def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> di
     for first in range(0, PROTOCOL.samples, CHUNK):
         chunks.append(evaluate_chunk(backbone, transformer, PROTOCOL, first, CHUNK))
         print(f"{name}: {first + CHUNK}/{PROTOCOL.samples}", flush=True)
-    reference = own_reference(backbone, network_of(backbone, PROTOCOL))
+    reference = own_reference(backbone.card, network_of(backbone, PROTOCOL))
     report = finish(chunks, reference, own_fingerprint(backbone.card.digest, PROTOCOL))
     return {f"{metric} {name}": report.values[metric] for metric in SHOWN}
 
@@ -90,7 +91,7 @@ def measure_locality(backbone: Backbone) -> dict[str, Any]:
 def main() -> None:
     """Measure everything (20 minutes of one core) and write the card anew."""
     backbone = load_backbone(NAME)
-    figures = measure_real(backbone)
+    figures = measure_real()
     figures |= measure_samples(backbone, backbone.transformer, "teacher")
     figures |= measure_samples(backbone, untrained(), "untrained")
     measured = {"figures": figures, **measure_locality(backbone)}

@@ -16,8 +16,9 @@ from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.specs.backbone import BackboneCard, HeldOutImages, Pretraining
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.features import digest_of_path
-from grafting_core.testbed.assets import ASSETS
+from grafting_core.testbed.assets import DATASET_NAME
 from grafting_core.testbed.networks import FashionClassifier, build_autoencoder
+from grafting_core.testbed.plugin import ASSETS
 from grafting_core.testbed.recipe.data import read_split, stratified, to_pixels
 from grafting_core.testbed.recipe.transformer import BATCH
 
@@ -91,6 +92,7 @@ def _card(
     side = config.sample_size // config.patch_size
     return BackboneCard(
         name=NAME,
+        dataset=DATASET_NAME,
         digest=weights_digest(folder),
         depth=config.num_layers,
         dims=BlockDims(width=width, num_heads=config.num_attention_heads, mlp_ratio=4.0, grid=(side, side)),

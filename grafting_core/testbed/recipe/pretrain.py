@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-from grafting_core.testbed.assets import ASSETS
 from grafting_core.testbed.networks import FashionClassifier
+from grafting_core.testbed.plugin import ASSETS
 from grafting_core.testbed.recipe.autoencoder import encode_all, scaling_factor, train_autoencoder
 from grafting_core.testbed.recipe.classifier import train_classifier
 from grafting_core.testbed.recipe.data import read_split

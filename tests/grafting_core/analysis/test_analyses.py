@@ -6,9 +6,8 @@ from scipy import stats
 
 from grafting_core.analysis.locality import band_mass, locality_profile, profile_protocol
 from grafting_core.analysis.statistics import OUTLIER_DEVIATIONS, activation_statistics
+from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import visited
-from grafting_core.backbones.dit import get_operator
-from grafting_core.backbones.registry import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.diffusion.schedule import add_noise, linear_schedule
 from grafting_core.specs.plans import EvaluationProtocol
@@ -62,8 +61,8 @@ def test_micro_batches_never_count_a_sample_twice(samples: int) -> None:
 def test_the_gauge_sees_the_attention_that_the_block_computes(backbone: Backbone) -> None:
     """Values weighted by the recomputed attention give the block's own output."""
     site = GraftSite(block=2, slot="attention")
-    attention, seen = get_operator(backbone.transformer, site), []
-    with visited(backbone.transformer, {site: lambda *both: seen.append(both)}), torch.no_grad():
+    attention, seen = backbone.get_operator(site), []
+    with visited(backbone, {site: lambda *both: seen.append(both)}), torch.no_grad():
         latents = torch.randn(1, 4, 7, 7)
         backbone.transformer(latents, timestep=torch.tensor([400]), class_labels=torch.tensor([3]))
         ((hidden, output),) = seen
@@ -79,8 +78,8 @@ def test_statistics_are_those_of_all_values_at_once(backbone: Backbone, latents:
     for index, size in enumerate((64, 6)):
         batch = latents.batch("statistics", 0, index, size)
         noisy = add_noise(linear_schedule(), batch.clean, batch.noise, batch.timesteps)
-        with visited(backbone.transformer, {site: lambda _, out: kept.append(out.double())}), torch.no_grad():
-            backbone.transformer(noisy, timestep=batch.timesteps, class_labels=batch.labels)
+        with visited(backbone, {site: lambda _, out: kept.append(out.double())}), torch.no_grad():
+            backbone.transformer(noisy, timestep=batch.timesteps, **batch.conditions.arguments)
     values = torch.cat(kept).flatten().numpy()
     assert found[site].variance == pytest.approx(values.var())
     assert found[site].kurtosis == pytest.approx(stats.kurtosis(values, fisher=False))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.storage.failpoints import arm
 from service.db.engine import Database
 from service.settings import Settings

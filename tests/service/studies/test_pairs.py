@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from grafting_core.backbones.registry import Backbone
+from grafting_core.backbones.base import Backbone
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.studies.space import MERGED

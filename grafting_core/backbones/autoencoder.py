@@ -1,0 +1,76 @@
+"""Autoencoders: pixels to scaled latents and back, and images as pixels."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Autoencoder(Protocol):
+    """Maps pixels [B, C, H, W] in [-1, 1] to latents of about unit variance and back."""
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Side of the square of pixels that one latent cell stands for."""
+
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [B, c, h, w] of the latents' posterior; zero where it is a point."""
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pixels, not clipped."""
+
+
+@dataclass(frozen=True)
+class KLAutoencoder:
+    """An autoencoder as diffusers has it; its config names the scale and, in some families, a shift."""
+
+    model: Any
+
+    @property
+    def scale(self) -> float:
+        return float(self.model.config.scaling_factor)
+
+    @property
+    def shift(self) -> float:
+        return float(getattr(self.model.config, "shift_factor", None) or 0.0)
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Each of the decoder's stages but the last doubles the side."""
+        return int(2 ** (len(self.model.config.block_out_channels) - 1))
+
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.model.encode(pixels_BCHW).latent_dist
+        mean: Tensor = posterior.mean - self.shift if self.shift else posterior.mean
+        return mean * self.scale, posterior.std * self.scale
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        unscaled = latents_BCHW / self.scale
+        pixels: Tensor = self.model.decode(unscaled + self.shift if self.shift else unscaled).sample
+        return pixels
+
+
+@dataclass(frozen=True)
+class IdentityAutoencoder:
+    """For models that work on pixels: latents are the pixels."""
+
+    pixels_per_cell: int = 1
+
+    def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        return pixels_BCHW, torch.zeros_like(pixels_BCHW)
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return latents_BCHW
+
+
+def pixels_of(images: Tensor) -> Tensor:
+    """uint8 images, gray [N, H, W] or with channels [N, H, W, C] -> float pixels [N, C, H, W] in [-1, 1]."""
+    pixels = images.float().div(127.5).sub(1)
+    return pixels.unsqueeze(1) if images.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def images_of(pixels_BCHW: Tensor) -> Tensor:
+    """Pixels -> uint8 images on the CPU, rounded half up and clipped; [N, H, W] for one channel."""
+    scaled = pixels_BCHW.squeeze(1) if pixels_BCHW.shape[1] == 1 else pixels_BCHW.permute(0, 2, 3, 1)
+    return scaled.mul(127.5).add(128).clamp(0, 255).to(torch.uint8).cpu().contiguous()

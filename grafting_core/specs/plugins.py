@@ -1,0 +1,105 @@
+"""Tables that this package and others fill by entry points: backbones, data sets, feature networks.
+
+Our own entries are loaded as those of other packages are. An entry point names an `Entry`, which is data:
+reading a table imports no model. What an entry describes is loaded by the function that `load` names.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import Field
+
+from grafting_core.specs.base import Frozen
+
+API_VERSION = 1
+"""Of what entries and the objects that they load offer; raised when it changes in a way that breaks them."""
+
+log = logging.getLogger(__name__)
+
+
+class Entry(Frozen):
+    """One row of a table. `api` is the `API_VERSION` that it was written for."""
+
+    api: int
+    load: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
+    """`package.module:function` that loads it; None where there is nothing to load."""
+
+    @property
+    def loader(self) -> Callable[..., Any]:
+        """The function. Raises ValueError where there is none, ImportError where it lacks a library."""
+        if self.load is None:
+            raise ValueError("this entry names nothing to load")
+        function: Callable[..., Any] = resolve_name(self.load)
+        return function
+
+
+Row = TypeVar("Row", bound=Entry)
+
+
+class PluginTable(Generic[Row]):
+    """Entries of one kind by name: our own first, then those of other packages in order of their names.
+
+    An entry that cannot be loaded, or that takes a name which is taken, is logged and left out; `find` says
+    why. The table is read at its first use and kept; `reload` forgets it.
+    """
+
+    def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row | str]) -> None:
+        self.what, self.group, self._row, self._own = what, group, row, own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    @property
+    def entries(self) -> Mapping[str, Row]:
+        return self._read[0]
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Name of an entry point that is left out -> why."""
+        return self._read[1]
+
+    def find(self, name: str) -> Row:
+        """Raises ValueError naming what there is, or why this one cannot be used."""
+        if name in self.entries:
+            return self.entries[name]
+        if name in self.failures:
+            raise ValueError(f"{self.what} {name!r} cannot be used: {self.failures[name]}")
+        raise ValueError(f"unknown {self.what} {name!r}; use one of {', '.join(self.entries)}")
+
+    def reload(self) -> None:
+        """Forget what was read, so that the next use looks at the entry points again."""
+        self.__dict__.pop("_read", None)
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Row], dict[str, str]]:
+        rows = {name: row for name, row in self._own.items() if not isinstance(row, str)}
+        ours = [
+            EntryPoint(name, path, self.group) for name, path in self._own.items() if isinstance(path, str)
+        ]
+        others = sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value))
+        loaded, failures = dict[str, Row](), dict[str, str]()
+        for point in (*ours, *others):
+            try:
+                loaded[point.name] = self._load(point, {**rows, **loaded})
+            except Exception as error:  # noqa: BLE001 - another package's code may raise anything
+                reason = f"{point.value}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                log.warning("%s %r is left out: %s", self.what, point.name, reason)
+                failures[point.name] = reason
+        return {**loaded, **rows}, failures
+
+    def _load(self, point: EntryPoint, taken: Mapping[str, Row]) -> Row:
+        if point.name in taken:
+            raise ValueError(f"the name {point.name!r} is taken")
+        row = point.load()
+        if not isinstance(row, self._row):
+            raise TypeError(f"a {type(row).__name__}, where a {self._row.__name__} is needed")
+        if row.api != API_VERSION:
+            raise ValueError(f"written for version {row.api} of the interface; this is {API_VERSION}")
+        return row
