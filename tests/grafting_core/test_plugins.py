@@ -59,6 +59,20 @@ def installed(folder: Path, modules: dict[str, str], points: str, command: list[
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
 
 
+BROKEN = """
+from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.documents.errors import SpecError
+def plan(kind):
+    edit = {"replace": "attention", "layers": [1], "with": {"kind": kind}}
+    return parse_submission({"name": "a", "backbone": "testbed/dit-fashion", "edits": [edit]})
+assert plan("hyena_x").design.edits[0].operator.kind == "hyena_x"
+try:
+    plan("half")
+except SpecError as error:
+    print(error)
+"""
+
+
 def run(folder: Path, kind: str) -> Done:
     points = f"[graftlab.operator_specs]\n{kind} = halving_spec:Half\n"
     points += f"[graftlab.operator_builders]\n{kind} = halving:build\n"
@@ -68,6 +82,15 @@ def run(folder: Path, kind: str) -> Done:
 def test_a_registered_kind_is_used_like_our_own(tmp_path: Path) -> None:
     done = run(tmp_path, "half")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_kind_that_cannot_be_loaded_is_named_and_harms_no_other(tmp_path: Path) -> None:
+    points = "[graftlab.operator_specs]\nhalf = halving_spec:Half\n"
+    done = installed(tmp_path, {"halving_spec": "import no_such_library"}, points, ["-c", BROKEN])
+    assert done.returncode == 0, done.stderr
+    reason = "halving_spec:Half No module named 'no_such_library'"
+    assert f"operator kind 'half' of {reason}; it is left out" in done.stderr
+    assert f"operator 'half' cannot be used: {reason}" in done.stdout
 
 
 def test_a_kind_that_exists_is_refused_by_name(tmp_path: Path) -> None:

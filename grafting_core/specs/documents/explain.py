@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from grafting_core.specs.documents.errors import MAX_PROBLEMS, Problem, SpecError, pointer, shown
-from grafting_core.specs.operators import KINDS
+from grafting_core.specs.operators import FAILURES, KINDS
 
 LONGEST_NAME = 100
 """Beyond that no mistyped name is looked for."""
@@ -122,6 +122,8 @@ def _unknown_field(path: tuple[object, ...], document: Any, model: type[BaseMode
 def _unknown_kind(path: tuple[object, ...], document: Any) -> Problem:
     given = _at(path, document).get("kind")
     message = f"unknown operator {shown(given)}{nearest(str(given), KINDS)}"
+    if given in FAILURES:
+        message = f"operator {shown(given)} cannot be used: {FAILURES[given]}"
     place = pointer(*path, "kind")
     return Problem(
         pointer=place, code="unknown-operator", message=message, given=shown(given), allowed=tuple(KINDS)

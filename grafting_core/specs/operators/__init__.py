@@ -3,7 +3,9 @@
 Other packages add kinds by entry points of the group `graftlab.operator_specs`; docs/how-to/ shows how.
 """
 
-from importlib.metadata import entry_points
+import logging
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
@@ -50,15 +52,36 @@ BUILT_IN: tuple[type[OperatorBase], ...] = (
 SPEC_GROUP = "graftlab.operator_specs"
 
 
+FAILURES: dict[str, str] = {}
+"""Kind of another package that is left out -> why."""
+
+log = logging.getLogger(__name__)
+
+
 def _registered() -> tuple[type[OperatorBase], ...]:
-    """Specs of other packages. Raises ValueError where one takes a kind that exists."""
-    found = sorted(entry_points(group=SPEC_GROUP), key=lambda point: (point.name, point.value))
-    taken = {_kind(cls): "this package" for cls in BUILT_IN}
-    for point in found:
-        if point.name in taken:
-            raise ValueError(f"operator kind {point.name!r} of {point.value} exists: {taken[point.name]}")
-        taken[point.name] = point.value
-    return tuple(point.load() for point in found)
+    """Specs of other packages; one that cannot be loaded, or whose kind exists, is logged and left out."""
+    taken, loaded = {_kind(cls): "this package" for cls in BUILT_IN}, list[type[OperatorBase]]()
+    for point in sorted(entry_points(group=SPEC_GROUP), key=lambda point: (point.name, point.value)):
+        try:
+            loaded.append(_load(point, taken))
+        except Exception as error:  # noqa: BLE001 - another package's code may raise anything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.warning("operator kind %r of %s %s; it is left out", point.name, point.value, reason)
+            FAILURES.setdefault(point.name, f"{point.value} {reason}")
+        else:
+            taken[point.name] = point.value
+    return tuple(loaded)
+
+
+def _load(point: EntryPoint, taken: Mapping[str, str]) -> type[OperatorBase]:
+    if point.name in taken:
+        raise ValueError(f"exists: {taken[point.name]}")
+    cls = point.load()
+    if not (isinstance(cls, type) and issubclass(cls, OperatorBase)):
+        raise TypeError(f"is no OperatorBase but {cls!r}")
+    if _kind(cls) != point.name:
+        raise ValueError(f"is of the kind {_kind(cls)!r}")
+    return cls
 
 
 def _kind(cls: type[OperatorBase]) -> str:
@@ -80,4 +103,4 @@ else:
     # Built from the table, so that one line registers a kind everywhere: documents, REST, OpenAPI.
     OperatorSpec = Annotated[Union[OPERATORS], Field(discriminator="kind")]  # noqa: UP007
 
-__all__ = ["KINDS", "OPERATORS", "OperatorBase", "OperatorSpec", "kinds_for"]
+__all__ = ["FAILURES", "KINDS", "OPERATORS", "OperatorBase", "OperatorSpec", "kinds_for"]
