@@ -5,7 +5,8 @@ import torch
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import LabelledImages
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.testbed.plugin import ASSETS, load_classifier
+from grafting_core.testbed.assets import load_classifier
+from grafting_core.testbed.plugin import ASSETS
 from grafting_core.testbed.recipe.package import num_params, weights_digest
 
 MEGABYTE = 1_000_000
