@@ -111,6 +111,11 @@ class BackboneEntry(Entry):
 
     card: BackboneCard
 
+    def check_name(self, name: str) -> None:
+        """Designs name the card, so the entry has its name."""
+        if self.card.name != name:
+            raise ValueError(f"its card has the name {self.card.name!r}")
+
 
 DIT_XL_2_256 = BackboneCard(
     name="dit-xl-2-256",

@@ -36,6 +36,9 @@ class Entry(Frozen):
         function: Callable[..., Any] = resolve_name(self.load)
         return function
 
+    def check_name(self, name: str) -> None:
+        """Raises ValueError where the entry does not belong under this name."""
+
 
 Row = TypeVar("Row", bound=Entry)
 
@@ -102,4 +105,5 @@ class PluginTable(Generic[Row]):
             raise TypeError(f"a {type(row).__name__}, where a {self._row.__name__} is needed")
         if row.api != API_VERSION:
             raise ValueError(f"written for version {row.api} of the interface; this is {API_VERSION}")
+        row.check_name(point.name)
         return row

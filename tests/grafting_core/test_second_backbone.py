@@ -34,6 +34,7 @@ TABLES = (BACKBONES, DATASETS, FEATURE_NETWORKS)
 POINTS = """
 [graftlab.backbones]
 other/dit-flags = tests.support.other_backbone:BACKBONE
+other/alias = tests.support.other_backbone:BACKBONE
 other/gone = tests.support.other_backbone:GONE
 other/outdated = tests.support.other_backbone:OUTDATED
 testbed/dit-fashion = tests.support.other_backbone:BACKBONE
@@ -137,6 +138,8 @@ def test_an_entry_that_cannot_be_used_is_named_and_harms_nothing(caplog: pytest.
         load_backbone("other/gone")
     with pytest.raises(SpecError, match="/backbone: backbone 'other/gone' cannot be used"):
         parse_submission({"name": "a", "backbone": "other/gone", "edits": [], **QUICK})
+    with pytest.raises(ValueError, match="its card has the name 'other/dit-flags'"):
+        load_backbone("other/alias")
     with pytest.raises(ValueError, match="written for version 0 of the interface; this is 1"):
         load_backbone("other/outdated")
 
