@@ -23,7 +23,7 @@ from service.studies.proposing import Proposal, Round
 from service.studies.specs import costs_of, screening_work
 
 NEEDS: Mapping[str, tuple[str, ...]] = {"gp": ("torch",)}
-"""Sampler -> packages that Optuna imports for it when it first proposes."""
+"""Sampler -> packages that Optuna imports for it when it first proposes. An extra of its name has them."""
 say = Once(logging.getLogger("graftlab.search"))
 
 
@@ -74,7 +74,7 @@ def check_installed(kind: SamplerKind) -> None:
     missing = [name for name in NEEDS.get(kind, ()) if find_spec(name) is None]
     if missing:
         wanted = f"sampler {kind} computes with {', '.join(missing)}, which is not installed"
-        raise ValueError(f"{wanted}; `pip install {' '.join(missing)}` brings it, or use another sampler")
+        raise ValueError(f"{wanted}; `pip install 'graftlab[{kind}]'` installs it, or use another sampler")
 
 
 def _trial(

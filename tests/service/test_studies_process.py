@@ -226,7 +226,7 @@ def test_a_sampler_that_lacks_its_package_ends_its_study_with_the_way_to_install
     Driver(studies_control(settings, database)).step(study_id)
     ended = study(database, study_id)
     assert ended.state == "FAILED"
-    assert "`pip install torch`" in str(ended.message)
+    assert "`pip install 'graftlab[gp]'`" in str(ended.message)
 
 
 def test_readyz_says_how_to_start_the_process_and_that_one_leads(
