@@ -75,9 +75,6 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "conflict": ProblemType(
         409, "Another request got there first", "Read again, then repeat if it still makes sense."
     ),
-    "precondition-failed": ProblemType(
-        412, "It has changed since you read it", "Read it again and send the new ETag as If-Match."
-    ),
     "too-large": ProblemType(413, "The request is larger than the service takes", "Send at most a megabyte."),
     "address-too-long": ProblemType(414, "The address is too long", "Keep it below eight kilobytes."),
     "unsupported-media-type": ProblemType(
@@ -103,9 +100,6 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "The lab does not call this address",
         "Give an http(s) address of a host that GRAFTLAB_WEBHOOK_HOSTS names, or have the lab's operator "
         "add it.",
-    ),
-    "precondition-required": ProblemType(
-        428, "This change needs an If-Match header", "Read it first and send its ETag as If-Match."
     ),
     "too-many-requests": ProblemType(
         429, "Too many requests", "Wait for the seconds that Retry-After names."

@@ -14,7 +14,7 @@ from service.db.webhook_tables import WebhookRow
 from service.local_keys import first_key
 from service.settings import Settings
 from tests.support.bad_requests import GET, POST, RUN, SUBMIT, Case, accepted_or_misnamed, changed, edit, raw
-from tests.support.builders import document
+from tests.support.builders import document, study_document
 from tests.support.clients import anonymous, as_user
 
 
@@ -74,7 +74,7 @@ CASES: list[Case] = [
     (21, "unknown id", (GET, f"{RUN}/nosuch"), {}, 404, "not-found"),
     (21, "malformed id", (GET, f"{RUN}/a%20%27;--"), {}, 404, "not-found"),
     (21, "id -1", ("DELETE", "/api/v1/keys/-1"), {}, 422, "greater_than_equal"),
-    (21, "20-digit id", (GET, f"/api/v1/keys/{10**20}"), {}, 422, "less_than"),
+    (21, "20-digit id", ("DELETE", f"/api/v1/keys/{10**20}"), {}, 422, "less_than"),
     (22, "limit 0", (GET, f"{RUN}?limit=0"), {}, 422, "greater_than_equal"),
     (22, "limit -5", (GET, f"{RUN}?limit=-5"), {}, 422, "greater_than_equal"),
     (22, "limit 1e9", (GET, f"{RUN}?limit=1000000000"), {}, 422, "less_than_equal"),
@@ -247,21 +247,23 @@ def test_a_viewer_changes_nothing(client: TestClient) -> None:
 
 
 def test_stale_and_missing_versions_are_refused(client: TestClient) -> None:
-    run = client.post(SUBMIT, json=document()).json()["run_id"]
-    read = client.get(f"{RUN}/{run}")
-    tag = read.headers["etag"]
-    assert client.get(f"{RUN}/{run}", headers={"If-None-Match": tag}).status_code == 304
-    assert client.post(f"{RUN}/{run}/cancel", headers={"If-Match": '"0.0"'}).status_code == 412
-    assert client.post(f"{RUN}/{run}/cancel", headers={"If-Match": tag}).status_code == 200
-    assert client.get(f"{RUN}/{run}").headers["etag"] != tag
-    key = client.post("/api/v1/keys", json={"owner": "a"}).json()["id"]
-    assert client.patch(f"/api/v1/keys/{key}", json={"role": "viewer"}).status_code == 428
-    version = {"If-Match": client.get(f"/api/v1/keys/{key}").headers["etag"]}
-    assert (
-        client.patch(f"/api/v1/keys/{key}", json={"role": "viewer"}, headers=version).json()["role"]
-        == "viewer"
-    )
-    assert client.patch(f"/api/v1/keys/{key}", json={"role": "admin"}, headers=version).status_code == 412
+    study = client.post("/api/v1/studies", json=study_document()).json()["study_id"]
+    url = f"/api/v1/studies/{study}"
+    before = client.get(url).json()
+    missing = client.post(f"{url}/extend", json={"trials": 1})
+    assert (missing.status_code, missing.json()["pointer"]) == (422, "/version")
+    asked = {"version": before["version"], "trials": 1}
+    assert client.post(f"{url}/extend", json=asked).status_code == 200
+    stale = client.post(f"{url}/extend", json=asked)
+    assert (stale.status_code, stale.json()["code"]) == (409, "illegal-transition")
+    assert f"not {asked['version']}; look again" in stale.json()["detail"]
+
+
+def test_a_key_keeps_the_rights_that_are_not_changed(client: TestClient) -> None:
+    key = client.post("/api/v1/keys", json={"owner": "a", "sees": "own"}).json()
+    changed = client.patch(f"/api/v1/keys/{key['id']}", json={"role": "viewer"}).json()
+    assert (changed["role"], changed["sees"], changed["expires_at"]) == ("viewer", "own", None)
+    assert client.get("/api/v1/keys").json()[0] == changed
 
 
 def test_what_has_ended_is_not_changed(client: TestClient) -> None:
