@@ -3,21 +3,21 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.documents.errors import Problem, SpecError
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.tables import KeyRow
 from service.domain.api_keys import Principal, change_rights, list_keys, make_key, revoke
 from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
 from service.schemas.runs import Role, Sees
 
-router = APIRouter(tags=["keys"])
+router = APIRouter(tags=["keys"], route_class=DocumentRoute)
 
 
 class KeyRequest(Frozen):
@@ -39,11 +39,10 @@ class KeyChange(Frozen):
 
 
 KeyId = Annotated[int, Path(ge=1, lt=2**31)]
-KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
 
 
-@router.post("/keys", status_code=201, openapi_extra=documented(KeyRequest))
-def create_key(body: KeyBody, lab: LabDep) -> KeyMade:
+@router.post("/keys", status_code=201)
+def create_key(body: KeyRequest, lab: LabDep) -> KeyMade:
     """A new key. Its secret is in this answer and nowhere else."""
     _check_together(body.role, body.sees)
     with lab.database.writing() as session:
@@ -60,10 +59,10 @@ def show_keys(lab: LabDep) -> list[KeyView]:
         return [_view(row) for row in list_keys(session)]
 
 
-@router.patch("/keys/{key_id}", openapi_extra=documented(KeyChange))
+@router.patch("/keys/{key_id}")
 def change_key(
     key_id: KeyId,
-    body: Annotated[KeyChange, Depends(body_of(KeyChange))],
+    body: KeyChange,
     lab: LabDep,
 ) -> KeyView:
     """Other rights, or a new end; what is left out stays."""

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import Problem, shown
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.webhook_tables import WebhookRow
 from service.domain.webhook_outbox import (
     Registered,
@@ -30,14 +30,12 @@ from service.schemas.webhooks import (
 )
 from service.webhook_hosts import HostNotAllowed, check
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=DocumentRoute)
 WebhookId = Annotated[int, Path(ge=1, lt=2**31)]
 
 
-@router.post("", status_code=201, openapi_extra=documented(WebhookRequest))
-def create_webhook(
-    body: Annotated[WebhookRequest, Depends(body_of(WebhookRequest))], lab: LabDep
-) -> WebhookMade:
+@router.post("", status_code=201)
+def create_webhook(body: WebhookRequest, lab: LabDep) -> WebhookMade:
     """Have an address told of what ends. The secret that signs is in this answer and in no other."""
     _refuse_where_off(lab)
     try:
