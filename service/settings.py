@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     """A socket that listens already, handed over by whoever started this process; then `port` is its port."""
     lab_id: str = ""
     """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
-    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Host headers that the API answers to; `host` is added."""
     api_processes: int = Field(default=1, ge=1)
     """Processes that answer requests. Several count requests, connections and metrics together."""
