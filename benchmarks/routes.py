@@ -75,7 +75,6 @@ def path_values(route: str, grown: Grown) -> Mapping[str, object]:
         "study_id": grown.study,
         "check_id": grown.check,
         "key": grown.scion,
-        "key_id": grown.key,
         "webhook_id": grown.webhook,
         "stage": "evaluate",
         "code": "not-found",
@@ -101,6 +100,7 @@ def query_values(route: str, grown: Grown) -> Mapping[str, object]:
         "protocol": grown.protocol,
         "kind": "hyena_x",
         "backbone": "none/such",
+        "tokens": 49,
         "code": "none",
         "to": "/runs",
     }

@@ -1,9 +1,21 @@
-"""What every request of the client has in common: sound addresses and keys, pages, and refusals."""
+"""The transport of the client: addresses and keys, requests that are repeated, answers, pages, refusals."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from service.local_keys import find_key
+
+PATIENCE_SECONDS = 5.0
+RESTART_SECONDS = 60.0
+"""A lab that has answered once is waited for as long as a restart may take."""
+IDEMPOTENT = ("GET", "PUT", "DELETE")
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+"""No part of the request has left."""
 
 
 class ApiProblem(Exception):
@@ -37,7 +49,9 @@ class Paged(Protocol):
     def next_cursor(self) -> str | int | None: ...
 
 
+M = TypeVar("M", bound=BaseModel)
 P = TypeVar("P", bound=Paged)
+V = TypeVar("V")
 
 
 def checked_address(url: str) -> str:
@@ -85,3 +99,76 @@ def checked(answer: httpx.Response) -> httpx.Response:
     if not isinstance(problem, dict):
         problem = {"detail": answer.text[:200] or f"status {answer.status_code}"}
     raise ApiProblem(answer.status_code, problem)
+
+
+class Transport:
+    """Blocking requests to one lab with one key."""
+
+    def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
+        """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine.
+
+        Raises CannotBeSent for what is no address or no key.
+        """
+        self.url = checked_address(url)
+        self._patience = PATIENCE_SECONDS
+        found = find_key(self.url, key)
+        headers = {"Authorization": f"Bearer {checked_key(found)}"} if found else {}
+        self._http = httpx.Client(
+            base_url=f"{self.url}/api/v1", headers=headers, timeout=timeout, trust_env=False
+        )
+
+    def _ask(self, method: str, path: str, *, again: bool = False, **request: Any) -> httpx.Response:
+        """Repeat while nobody answers or the service is not ready.
+
+        Once a request may have arrived it is repeated only where that does no more than the first did: by its
+        method, by an Idempotency-Key or, with `again`, by what it asks for.
+        """
+        if "json" in request:
+            # By ourselves: null is a document too, and characters that UTF-8 does not have are escaped.
+            request["content"] = json.dumps(request.pop("json"))
+            request["headers"] = {"Content-Type": "application/json", **request.get("headers", {})}
+        again = again or method in IDEMPOTENT or "Idempotency-Key" in request.get("headers", {})
+        end, pause = time.monotonic() + self._patience, 0.2
+        while True:
+            over = time.monotonic() + pause > end
+            try:
+                answer = self._http.request(method, path, **request)
+            except (httpx.InvalidURL, UnicodeError) as error:
+                raise CannotBeSent(f"{path!r} cannot be asked for: {error}") from error
+            except httpx.RequestError as error:
+                self._give_up(error, over, again)
+            else:
+                self._patience = RESTART_SECONDS
+                if over or not (answer.status_code == 429 or (again and answer.status_code == 503)):
+                    return checked(answer)
+            time.sleep(pause)
+            pause = min(2.0, 2 * pause)
+
+    def _give_up(self, error: httpx.RequestError, over: bool, again: bool) -> None:
+        """Raises LabUnreachable unless the request can be sent once more."""
+        if not again and not isinstance(error, NOT_SENT):
+            text = f"{self.url} did not answer; what was asked may have been done: look before asking again"
+            raise LabUnreachable(text) from error
+        if over:
+            raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
+
+    def _parse(self, model: type[M], answer: httpx.Response) -> M:
+        return self._parsed(TypeAdapter(model), answer)
+
+    def _parse_list(self, model: type[M], answer: httpx.Response) -> list[M]:
+        return self._parsed(TypeAdapter(list[model]), answer)  # type: ignore[valid-type]  # built at run time
+
+    def _parsed(self, adapter: TypeAdapter[V], answer: httpx.Response) -> V:
+        try:
+            return adapter.validate_json(answer.content)
+        except ValidationError as error:
+            raise LabUnreachable(f"what answers at {self.url} is no lab of this version") from error
+
+    def _pieces(self, path: str) -> Iterator[bytes]:
+        try:
+            with self._http.stream("GET", path) as answer:
+                if answer.is_error:
+                    answer.read()
+                yield from checked(answer).iter_bytes()
+        except httpx.TransportError as error:
+            raise LabUnreachable(f"{self.url} does not answer to the end; try again") from error

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.local_keys import MLFLOW_FILE
+from service.webhook_hosts import parse_entry
 
 POSTGRESQL = "postgresql+psycopg"
 SHORT_NAMES = ("postgres", "postgresql")
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
     """A socket that listens already, handed over by whoever started this process; then `port` is its port."""
     lab_id: str = ""
     """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
-    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+    allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Host headers that the API answers to; `host` is added."""
     api_processes: int = Field(default=1, ge=1)
     """Processes that answer requests. Several count requests, connections and metrics together."""
@@ -59,12 +60,10 @@ class Settings(BaseSettings):
     gpus: int = 0
     """GPUs that running attempts may ask for together."""
 
-    webhooks: bool = False
-    """Whether the lab calls addresses that admins register when something has ended."""
     webhook_hosts: list[str] = []
-    """Hosts, `name` or `name:port`, that may be called though they are not on the public network."""
+    """Hosts, `host` or `host:port`, that webhooks may call; where there is none, webhooks are off."""
     webhook_timeout_seconds: float = Field(default=10.0, gt=0)
-    """For one delivery, from the look-up of the name to the answer's status."""
+    """For one delivery, from the look-up of the name to the status of the answer."""
     webhook_retry_seconds: float = Field(default=5.0, ge=0)
     """After the first attempt; four times as long after each further one, six hours at most."""
     webhook_attempts: int = Field(default=8, ge=1)
@@ -100,6 +99,13 @@ class Settings(BaseSettings):
     """Pause before the second attempt; it doubles with each further one, ten minutes at most."""
     max_attempts: int = 5
     """Attempts of a run that count against it before it fails."""
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _are_hosts(cls, given: list[str]) -> list[str]:
+        for entry in given:
+            parse_entry(entry)
+        return given
 
     def model_post_init(self, context: object) -> None:
         self.data_dir = self.data_dir.expanduser().absolute()

@@ -40,7 +40,7 @@ from service.local_keys import first_key
 from service.settings import Settings
 folder = Path("data")
 headers = {"Authorization": f"Bearer {first_key(folder)}", "Content-Type": "application/yaml"}
-client = TestClient(create_app(Settings(data_dir=folder)), headers=headers)
+client = TestClient(create_app(Settings(data_dir=folder)), "http://127.0.0.1", headers=headers)
 answer = client.post("/api/v1/experiments/plan", content=sys.stdin.read())
 assert answer.status_code == 200, answer.text
 edits = answer.json()["experiment"]["design"]["edits"]

@@ -5,12 +5,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic.json_schema import models_json_schema
 
 from grafting_core.specs.documents.errors import Problem
+from service.api.documents import MEDIA_TYPES
 from service.api.problem_types import CATALOGUE
 from service.api.problems import MEDIA_TYPE
-from service.api.request_bodies import DOCUMENTED
 
 SCHEMAS = "#/components/schemas/{model}"
 
@@ -31,22 +31,23 @@ class ProblemDocument(BaseModel):
 
 
 def described(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the bodies that routes read themselves, the errors, and how to show a key."""
+    """FastAPI's schema, with both media types of bodies, the errors, and how to show a key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _add_schemas(document["components"])
         for ways in document["paths"].values():
             for way in ways.values():
                 _add_errors(way["responses"])
+                if body := way.get("requestBody"):
+                    body["content"] = dict.fromkeys(MEDIA_TYPES, body["content"]["application/json"])
         document["security"] = [{"key": []}]
         app.openapi_schema = document
     return app.openapi_schema
 
 
 def _add_schemas(components: dict[str, Any]) -> None:
-    models: list[type[BaseModel]] = [*DOCUMENTED.values(), ProblemDocument]
-    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
-    for name, schema in models_json_schema(wanted, ref_template=SCHEMAS)[1]["$defs"].items():
+    problems = models_json_schema([(ProblemDocument, "validation")], ref_template=SCHEMAS)[1]
+    for name, schema in problems["$defs"].items():
         components["schemas"].setdefault(name, schema)
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)

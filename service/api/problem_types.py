@@ -55,7 +55,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "webhooks-off": ProblemType(
         409,
         "This lab calls no webhooks",
-        "Its operator can allow it with GRAFTLAB_WEBHOOKS=true.",
+        "Its operator can name the hosts to call in GRAFTLAB_WEBHOOK_HOSTS.",
     ),
     "quota": ProblemType(403, "A quota is used up", "Wait for your runs to end, or ask an admin for more."),
     "not-found": ProblemType(
@@ -74,9 +74,6 @@ CATALOGUE: Mapping[str, ProblemType] = {
     ),
     "conflict": ProblemType(
         409, "Another request got there first", "Read again, then repeat if it still makes sense."
-    ),
-    "precondition-failed": ProblemType(
-        412, "It has changed since you read it", "Read it again and send the new ETag as If-Match."
     ),
     "too-large": ProblemType(413, "The request is larger than the service takes", "Send at most a megabyte."),
     "address-too-long": ProblemType(414, "The address is too long", "Keep it below eight kilobytes."),
@@ -98,14 +95,11 @@ CATALOGUE: Mapping[str, ProblemType] = {
         "The lab has this backbone's sizes but not its weights",
         "Plan it, or name a backbone that is runnable.",
     ),
-    "ssrf-blocked": ProblemType(
+    "host-not-allowed": ProblemType(
         422,
-        "The lab does not send requests to this address",
-        "Give an http(s) address on the public network, or have its operator add the host to "
-        "GRAFTLAB_WEBHOOK_HOSTS.",
-    ),
-    "precondition-required": ProblemType(
-        428, "This change needs an If-Match header", "Read it first and send its ETag as If-Match."
+        "The lab does not call this address",
+        "Give an http(s) address of a host that GRAFTLAB_WEBHOOK_HOSTS names, or have the lab's operator "
+        "add it.",
     ),
     "too-many-requests": ProblemType(
         429, "Too many requests", "Wait for the seconds that Retry-After names."

@@ -5,15 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.console import Refused, escape, out, print_json, say, table
-from service.cli.discovery import find_url
+from service.cli.options import AsJson, Url, connect
 from service.client import GraftlabClient
 from service.formatting import engineering
 from service.schemas.runs import AccountView
-
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def budget_command(
@@ -36,7 +31,6 @@ def budget_command(
     json: AsJson = False,
 ) -> None:
     """Accounts with what they may use and have used. Limits that are given are set, the others stay."""
-    client = GraftlabClient(find_url(url))
     given = {
         "device-seconds": device_seconds,
         "flops": flops,
@@ -48,14 +42,7 @@ def budget_command(
         "max-gpus": max_gpus,
     }
     changes = _changes({name: limit for name, limit in given.items() if limit is not None}, remove or [])
-    if changes and account is None:
-        raise Refused(["whose limits? name `lab`, `user/NAME` or `study/NAME`"])
-    if account is None:
-        accounts = client.accounts()
-    elif changes:
-        accounts = [client.change_limits(*_account(account), *_sorted_out(changes))]
-    else:
-        accounts = _one_account(client, account)
+    accounts = _accounts(connect(url), account, changes)
     print_json(accounts) if json else _show_accounts(accounts)
 
 
@@ -70,6 +57,17 @@ LIMITS = {
     "max-gpus": "max_gpus",
 }
 """The option of a limit -> its field."""
+
+
+def _accounts(client: GraftlabClient, account: str | None, changes: dict[str, Any]) -> list[AccountView]:
+    """The account that is named, with these changes, or all accounts. Raises Refused."""
+    if account is None and changes:
+        raise Refused(["whose limits? name `lab`, `user/NAME` or `study/NAME`"])
+    if account is None:
+        return client.accounts()
+    if changes:
+        return [client.change_limits(*_account(account), *_sorted_out(changes))]
+    return _one_account(client, account)
 
 
 def _changes(given: dict[str, Any], removed: list[str]) -> dict[str, Any]:

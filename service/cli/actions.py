@@ -7,15 +7,11 @@ import typer
 
 from service.cli.accounts import budget_command
 from service.cli.console import Refused, Yes, confirm, escape, out, print_json, say, table, visible
-from service.cli.discovery import find_url
+from service.cli.options import AsJson, Url, connect
 from service.client import GraftlabClient
 from service.formatting import duration
 from service.schemas.runs import ActionResult, QueueView
 
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Runs = Annotated[list[str], typer.Argument(help="Run ids, or beginnings.")]
 HELP = {
     "pause": "Set runs aside after their next checkpoint; queued ones at once.",
@@ -38,7 +34,7 @@ def run_id_of(client: GraftlabClient, prefix: str) -> str:
 
 def _act(runs: list[str], url: str | None, action: str, **more: Any) -> None:
     """Exit code 1 where a run refused; the others have been done."""
-    client = GraftlabClient(find_url(url))
+    client = connect(url)
     results = client.act(action, [run_id_of(client, run) for run in runs], **more)
     for result in results:
         out.print(f"{result.run_id}  {escape(_said(result, action))}")
@@ -108,7 +104,7 @@ def queue_command(
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
 ) -> None:
     """Who is next, what each queued run waits for, and when it should start."""
-    client = GraftlabClient(find_url(url))
+    client = connect(url)
     view = client.queue(limit=limit, run=run_id_of(client, run) if run else None)
     print_json(view) if json else _show_queue(view)
     if run is None and view.queued > len(view.entries):

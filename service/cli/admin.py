@@ -5,17 +5,12 @@ from typing import Annotated
 import typer
 
 from service.cli.console import Yes, confirm, err, escape, out, print_json, table
-from service.cli.discovery import find_url
-from service.client import GraftlabClient
+from service.cli.options import AsJson, Url, connect
 from service.formatting import engineering
 from service.schemas.checks import CheckView
 
 admin_app = typer.Typer(help="Keeping a lab in order.", no_args_is_help=True)
 tracking_app = typer.Typer(help="What MLflow shows.", no_args_is_help=True)
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @admin_app.command("verify")
@@ -35,7 +30,7 @@ def verify_command(
     Says at once under which id it runs; with --wait, or asked by that id, what it has found. Exit 1 where
     something is wrong or the check has not come to its end.
     """
-    client = GraftlabClient(find_url(url))
+    client = connect(url)
     check = client.check(check_id) if check_id else client.begin_check(quick)
     if wait:
         check = client.wait_for_check(check.id, _tell_progress)
@@ -77,7 +72,7 @@ def collect_command(
     """Let go the checkpoints of ended runs that no retry can need. Published results are never touched."""
     if not dry_run:
         confirm("Delete the checkpoints that no retry can need? --dry-run lists them.", yes)
-    done = GraftlabClient(find_url(url), timeout=600).collect(dry_run)
+    done = connect(url, timeout=600).collect(dry_run)
     if json:
         return print_json(done)
     rows = table("run", "state", "files", "bytes", right=("files", "bytes"))
@@ -102,5 +97,5 @@ def _tracking() -> None:
 @tracking_app.command("rebuild")
 def rebuild_command(url: Url = None) -> None:
     """Have every run and study projected to MLflow anew, also what could not be shown there before."""
-    done = GraftlabClient(find_url(url)).rebuild_tracking()
+    done = connect(url).rebuild_tracking()
     out.print(f"{done.runs} runs and {done.studies} studies will be projected to MLflow anew")

@@ -8,9 +8,8 @@ from rich.table import Table
 
 from grafting_core.specs.profile import BackboneProfile
 from service.cli.console import err, out, print_json, say, table
-from service.cli.discovery import find_url
+from service.cli.options import Url, connect
 from service.cli.progress import follow
-from service.client import GraftlabClient
 
 Backbone = Annotated[str, typer.Argument(help="As `graft backbones` lists it.")]
 Bands = Annotated[
@@ -23,7 +22,6 @@ Figure = Annotated[
     Path | None,
     typer.Option("--figure", help="Where the picture goes; default: beside you, named after the backbone."),
 ]
-Url = Annotated[str | None, typer.Option("--url", help="The lab's address.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the profile as JSON; no picture unless --figure.")
 ]
@@ -39,7 +37,7 @@ def analyze_command(
     json: AsJson = False,
 ) -> None:
     """Measure attention locality and activation statistics of a backbone on the cluster."""
-    client = GraftlabClient(find_url(url))
+    client = connect(url)
     asked: dict[str, Any] = {"backbone": backbone, "samples": samples, "sampling_steps": steps}
     run_id = client.analyze(asked | ({"bands": bands} if bands else {})).run_id
     run = follow(client, [run_id], console=err if json else out)[0]

@@ -8,21 +8,12 @@ import typer
 
 from grafting_core.specs.scions import ScionCard
 from service.cli.console import All, Refused, Yes, confirm, escape, first_of, out, print_json, say, table
-from service.cli.discovery import find_url
 from service.cli.documents import read_design, refusing
-from service.client import GraftlabClient
+from service.cli.options import AsJson, Url, connect
 from service.formatting import engineering
 
 bank_app = typer.Typer(help="The bank: operators distilled once, used by every design.", no_args_is_help=True)
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MEBI = 2**20
-
-
-def _client(url: str | None) -> GraftlabClient:
-    return GraftlabClient(find_url(url))
 
 
 @bank_app.command("ls")
@@ -35,7 +26,7 @@ def list_command(
     everything: All = False,
 ) -> None:
     """Scions with how well they imitate, what they do to the model, and what they cost."""
-    rows_of = _client(url).all_scions(min(limit + 1, 200), kind=kind, backbone=backbone)
+    rows_of = connect(url).all_scions(min(limit + 1, 200), kind=kind, backbone=backbone)
     scions, _ = first_of(rows_of, limit, everything, "scions")
     if json:
         return print_json(scions)
@@ -64,7 +55,7 @@ def show_command(
     json: AsJson = False,
 ) -> None:
     """One scion: errors and scores by timestep, curve, cost, provenance."""
-    client = _client(url)
+    client = connect(url)
     hexadecimal = key != "" and set(key) <= set("0123456789abcdef")
     found = client.scions(2, prefix=key).scions if hexadecimal else []
     if len(found) != 1:
@@ -113,7 +104,7 @@ def _thinned(curve: tuple[tuple[int, float], ...], count: int = 6) -> list[tuple
 @bank_app.command("verify")
 def verify_command(url: Url = None, json: AsJson = False) -> None:
     """Read every scion; the damaged are set aside and made anew when needed. Exit 1 where there are any."""
-    answer = _client(url).verify_scions()
+    answer = connect(url).verify_scions()
     if json:
         print_json(answer)
     else:
@@ -143,7 +134,7 @@ def gc_command(
     size = None if max_mib is None else int(min(max_mib * MEBI, 2**62))
     if not dry_run:
         confirm("Delete scions, which would have to be distilled anew? --dry-run says how many.", yes)
-    answer = _client(url).clear_scions(older_than_days=older_than, max_bytes=size, dry_run=dry_run)
+    answer = connect(url).clear_scions(older_than_days=older_than, max_bytes=size, dry_run=dry_run)
     if json:
         return print_json(answer)
     verb = "would free" if answer.dry_run else "freed"
@@ -159,7 +150,7 @@ def fill_command(
     json: AsJson = False,
 ) -> None:
     """Queue one pass that distils sites times operators ahead."""
-    client = _client(url)
+    client = connect(url)
     answer = refusing(file, lambda: client.fill(read_design(file)))
     if answer.notes and not json:
         say(f"note: {note}" for note in answer.notes)

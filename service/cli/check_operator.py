@@ -11,10 +11,10 @@ from grafting_core.specs.documents.explain import nearest
 from grafting_core.specs.operators import KINDS
 from service.cli.console import Refused, escape, out, print_json, table
 from service.cli.extras import require
+from service.cli.options import AsJson
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "-"}
 Kind = Annotated[str, typer.Argument(help="As `graft operators` lists it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def check_operator_command(kind: Kind, json: AsJson = False) -> None:

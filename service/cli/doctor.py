@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from service.cli.console import out, print_json, table
 from service.cli.discovery import data_folder, find_url
+from service.cli.options import AsJson, Url
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.domain.tracking_server import ask_server
 from service.lab.address import read_address
@@ -37,10 +38,6 @@ REMEDIES = {
     "ray": "start a cluster, or correct GRAFTLAB_RAY_DASHBOARD and its token; see logs/ray.log",
 }
 Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 class Finding(NamedTuple):

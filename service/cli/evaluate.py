@@ -18,6 +18,7 @@ from grafting_core.specs.results import EvaluationReport
 from service.cli.console import Refused, escape, out, print_json, table
 from service.cli.documents import read_design
 from service.cli.extras import require
+from service.cli.options import AsJson
 
 M = TypeVar("M", bound=BaseModel)
 reference_app = typer.Typer(help="What samples are compared with.", no_args_is_help=True)
@@ -25,7 +26,6 @@ INTERVALS = (
     "intervals: those of fid_infinity, kid and label_accuracy are for the true value; the other figures are "
     "biased at N samples, and theirs are for what other draws of N samples give"
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Weights = Annotated[Path | None, typer.Option(help="Weight file or folder of the feature network.")]
 Sha256 = Annotated[str | None, typer.Option(help="Its SHA-256; a file that has another is not opened.")]
 

@@ -5,15 +5,10 @@ from typing import Annotated
 import typer
 
 from service.cli.console import Yes, confirm, escape, out, print_json, table
-from service.cli.discovery import find_url
-from service.client import GraftlabClient
+from service.cli.options import AsJson, Url, connect
 from service.schemas.runs import Role, Sees
 
 keys_app = typer.Typer(help="API keys: who may do what.", no_args_is_help=True)
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @keys_app.command("make")
@@ -27,14 +22,14 @@ def make_command(
 ) -> None:
     """Make a key and print it: this once, for it is kept nowhere."""
     limits = {} if days is None else {"days": days}
-    made = GraftlabClient(find_url(url)).make_key(owner, role=role, sees=sees, **limits)
+    made = connect(url).make_key(owner, role=role, sees=sees, **limits)
     print_json(made) if json else out.out(made.key, highlight=False)
 
 
 @keys_app.command("ls")
 def list_command(url: Url = None, json: AsJson = False) -> None:
     """Keys, newest first, without their secrets."""
-    keys = GraftlabClient(find_url(url)).keys()
+    keys = connect(url).keys()
     if json:
         return print_json(keys)
     rows = table("id", "begins with", "owner", "role", "sees", "made", "last used", "until")
@@ -50,10 +45,10 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
 def revoke_command(key_id: Annotated[int, typer.Argument(min=1)], url: Url = None, yes: Yes = False) -> None:
     """End a key and its browser sessions."""
     confirm(f"Revoke key {key_id} for good?", yes)
-    key = GraftlabClient(find_url(url)).revoke_key(key_id)
+    key = connect(url).revoke_key(key_id)
     out.print(f"key {key.id} of {escape(key.owner)} is revoked")
 
 
 def open_command(url: Url = None) -> None:
     """Print a link that opens the pages in a browser: once, within ten minutes."""
-    out.print(GraftlabClient(find_url(url)).login_link(), soft_wrap=True)
+    out.print(connect(url).login_link(), soft_wrap=True)

@@ -13,13 +13,13 @@ from service.cli.analyze import analyze_command
 from service.cli.bank import bank_app
 from service.cli.check_operator import check_operator_command
 from service.cli.console import All, Refused, err, escape, first_of, out, print_json, say, visible
-from service.cli.discovery import find_url
 from service.cli.doctor import doctor_command
 from service.cli.documents import read_design, refusing
 from service.cli.evaluate import evaluate_command, reference_app
 from service.cli.failing import guarded
 from service.cli.keys import keys_app, open_command
 from service.cli.local_lab import demo_command, down_command, up_command
+from service.cli.options import AsJson, Url, connect
 from service.cli.progress import follow
 from service.cli.studies import study_app
 from service.cli.webhooks import webhook_app
@@ -32,22 +32,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DesignFile = Annotated[Path, typer.Argument(help="Design file, YAML or JSON; - for standard input.")]
 Run = Annotated[str, typer.Argument(help="Run id, or the beginning of one.")]
-
-
-def _client(url: str | None) -> GraftlabClient:
-    return GraftlabClient(find_url(url))
 
 
 @app.command()
 def plan(file: DesignFile, url: Url = None, json: AsJson = False) -> None:
     """What a design would do and cost; nothing is stored."""
-    answer = refusing(file, lambda: _client(url).plan(read_design(file)))
+    answer = refusing(file, lambda: connect(url).plan(read_design(file)))
     print_json(answer) if json else views.show_plan(answer)
 
 
@@ -64,7 +56,7 @@ def submit(
     json: AsJson = False,
 ) -> None:
     """Queue a run of a design."""
-    client = _client(url)
+    client = connect(url)
     document = read_design(file)
     if fresh and isinstance(document, dict):
         document["fresh"] = True
@@ -92,7 +84,7 @@ def list_runs(
     everything: All = False,
 ) -> None:
     """Runs, newest first."""
-    rows, more = first_of(_client(url).all_runs(min(limit + 1, 200)), limit, everything, "runs")
+    rows, more = first_of(connect(url).all_runs(min(limit + 1, 200)), limit, everything, "runs")
     if json:
         return print_json(RunPage(runs=rows, next_cursor=rows[-1].id if more else None))
     return out.print(views.runs_table(rows))
@@ -101,7 +93,7 @@ def list_runs(
 @app.command()
 def show(run: Run, url: Url = None, json: AsJson = False) -> None:
     """One run: design, stages, figures."""
-    client = _client(url)
+    client = connect(url)
     detail = client.run(run_id_of(client, run))
     print_json(detail) if json else views.show_run(detail, client.url)
 
@@ -109,7 +101,7 @@ def show(run: Run, url: Url = None, json: AsJson = False) -> None:
 @app.command()
 def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
     """Follow a run to its end: stages, progress, time left. With --json, an event a line."""
-    client = _client(url)
+    client = connect(url)
     run_id = run_id_of(client, run)
     if not json:
         return _finish(follow(client, [run_id])[0], client, json)
@@ -125,7 +117,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
 ) -> None:
     """What an attempt printed."""
-    client = _client(url)
+    client = connect(url)
     text = client.log(run_id_of(client, run), attempt)
     out.out(visible(text, keep="\n\r\t") if out.is_terminal else text, highlight=False)
 
@@ -138,7 +130,7 @@ def fetch(
     url: Url = None,
 ) -> None:
     """Save a file that a run has made."""
-    client = _client(url)
+    client = connect(url)
     found = client.run(run_id_of(client, run))
     made = {artifact: report.stage for report in found.stages for artifact in report.artifacts}
     if name not in made:
@@ -154,7 +146,7 @@ def fetch(
 @app.command()
 def leaderboard(url: Url = None, json: AsJson = False, everything: All = False) -> None:
     """Finished runs by quality, grouped by how it was measured."""
-    client = _client(url)
+    client = connect(url)
     board = client.whole_leaderboard() if everything else client.leaderboard()
     for group in board.groups:
         if len(group.rows) < group.total:
@@ -165,7 +157,7 @@ def leaderboard(url: Url = None, json: AsJson = False, everything: All = False) 
 @app.command()
 def operators(url: Url = None, json: AsJson = False) -> None:
     """What can be put in, and its cost at the dims of DiT-XL/2."""
-    found = _client(url).operators()
+    found = connect(url).operators()
     print_json(found) if json else views.show_operators(found)
 
 
@@ -177,14 +169,14 @@ def latencies(
     tokens: Annotated[int | None, typer.Option(min=1, help="Only of this many tokens.")] = None,
 ) -> None:
     """Seconds of operators in their place, as studies had them measured; each device apart."""
-    found = _client(url).latencies(kind, tokens)
+    found = connect(url).latencies(kind, tokens)
     print_json(found) if json else views.show_latencies(found)
 
 
 @app.command()
 def backbones(url: Url = None, json: AsJson = False) -> None:
     """What can be operated on."""
-    found = _client(url).backbones()
+    found = connect(url).backbones()
     print_json(found) if json else views.show_backbones(found)
 
 

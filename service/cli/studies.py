@@ -22,25 +22,17 @@ from service.cli.console import (
     table,
     visible,
 )
-from service.cli.discovery import find_url
 from service.cli.documents import read_design, refusing
+from service.cli.options import AsJson, Url, connect
 from service.client import ApiProblem, GraftlabClient
 from service.domain.study_report_paths import REPORT_FILES
 from service.formatting import duration
 from service.schemas.studies import StudyDetail, StudyPage, StudyView
 
 study_app = typer.Typer(help="Studies: search a space of designs within limits.", no_args_is_help=True)
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Study = Annotated[str, typer.Argument(help="Study id, or the beginning of one.")]
 POLL_SECONDS = 1.0
 LINE_SECONDS = 15.0
-
-
-def _client(url: str | None) -> GraftlabClient:
-    return GraftlabClient(find_url(url))
 
 
 def _study_id(client: GraftlabClient, prefix: str) -> str:
@@ -63,7 +55,7 @@ def create_command(
     json: AsJson = False,
 ) -> None:
     """Begin a study."""
-    client = _client(url)
+    client = connect(url)
     answer = refusing(file, lambda: client.create_study(read_design(file)))
     if answer.notes and not json:
         say(f"note: {note}" for note in answer.notes)
@@ -88,7 +80,7 @@ def list_command(
     everything: All = False,
 ) -> None:
     """Studies, newest first."""
-    studies, more = first_of(_client(url).all_studies(min(limit + 1, 200)), limit, everything, "studies")
+    studies, more = first_of(connect(url).all_studies(min(limit + 1, 200)), limit, everything, "studies")
     if json:
         return print_json(StudyPage(studies=studies, next_cursor=studies[-1].id if more else None))
     rows = table("id", "name", "state", "phase", "trials", "finished", "best", "device-s", right=("best",))
@@ -102,7 +94,7 @@ def list_command(
 @study_app.command("show")
 def show_command(study: Study, url: Url = None, json: AsJson = False) -> None:
     """One study: where it is, its finished designs, and the baselines."""
-    client = _client(url)
+    client = connect(url)
     detail = client.study(_study_id(client, study))
     print_json(detail) if json else _show(detail)
 
@@ -110,7 +102,7 @@ def show_command(study: Study, url: Url = None, json: AsJson = False) -> None:
 @study_app.command("watch")
 def watch_command(study: Study, url: Url = None, json: AsJson = False) -> None:
     """Follow a study to its end."""
-    client = _client(url)
+    client = connect(url)
     _finish(_follow(client, _study_id(client, study), err if json else out), json)
 
 
@@ -143,7 +135,7 @@ def extend_command(
     device_seconds: Annotated[float, typer.Option(min=0, help="To add to its budget.")] = 0.0,
 ) -> None:
     """Give a study more, and let it go on."""
-    client = _client(url)
+    client = connect(url)
     more = {"trials": trials, "promote": promote, "rounds": rounds, "device_seconds": device_seconds}
     _say(client.extend_study(_study_id(client, study), **more))
 
@@ -151,7 +143,7 @@ def extend_command(
 @study_app.command("best")
 def best_command(study: Study, url: Url = None, json: AsJson = False) -> None:
     """The best finished design, as a file that `graft submit` takes."""
-    client = _client(url)
+    client = connect(url)
     document = client.best_design(_study_id(client, study))
     if json:
         return print_json(document)
@@ -165,13 +157,13 @@ def export_command(
     url: Url = None,
 ) -> None:
     """Write the report: HTML, Markdown and pictures."""
-    client = _client(url)
+    client = connect(url)
     study_id = _study_id(client, study)
     _export(client, study_id, folder or Path(f"study-{study_id}"))
 
 
 def _change(study: str, url: str | None, action: str) -> None:
-    client = _client(url)
+    client = connect(url)
     _say(client.change_study(_study_id(client, study), action))
 
 

@@ -6,15 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.console import All, Yes, confirm, escape, first_of, out, print_json, table
-from service.cli.discovery import find_url
-from service.client import GraftlabClient
+from service.cli.options import AsJson, Url, connect
 from service.schemas.webhooks import HOOK_TYPES, DeliveryPage, DeliveryState, DeliveryView
 
 webhook_app = typer.Typer(help="Whom the lab tells when something has ended.", no_args_is_help=True)
-Url = Annotated[
-    str | None, typer.Option("--url", help="The lab's address (else GRAFTLAB_URL, else lab.json).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 WebhookId = Annotated[int, typer.Argument(min=1, help="As `graft webhook ls` shows it.")]
 TEST_SECONDS = 20.0
 
@@ -29,14 +24,14 @@ def add_command(
     json: AsJson = False,
 ) -> None:
     """Register an address and print the secret that signs: this once."""
-    made = GraftlabClient(find_url(url)).add_webhook(address, list(type_ or ()))
+    made = connect(url).add_webhook(address, list(type_ or ()))
     print_json(made) if json else out.out(f"{made.id}  {made.secret}", highlight=False)
 
 
 @webhook_app.command("ls")
 def list_command(url: Url = None, json: AsJson = False) -> None:
     """Webhooks, newest first, without their secrets."""
-    hooks = GraftlabClient(find_url(url)).webhooks()
+    hooks = connect(url).webhooks()
     if json:
         return print_json(hooks)
     rows = table("id", "address", "told of", "delivered", "waiting", "failed", "last error")
@@ -51,7 +46,7 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
 def remove_command(webhook_id: WebhookId, url: Url = None, yes: Yes = False) -> None:
     """Tell it nothing more."""
     confirm(f"Remove webhook {webhook_id}? What waits for it is not delivered any more.", yes)
-    hook = GraftlabClient(find_url(url)).remove_webhook(webhook_id)
+    hook = connect(url).remove_webhook(webhook_id)
     out.print(f"webhook {hook.id} is removed")
 
 
@@ -65,7 +60,7 @@ def deliveries_command(
     json: AsJson = False,
 ) -> None:
     """What a webhook was told, or should have been, newest first."""
-    asked = GraftlabClient(find_url(url)).all_deliveries(webhook_id, min(limit + 1, 200), state=state)
+    asked = connect(url).all_deliveries(webhook_id, min(limit + 1, 200), state=state)
     rows, more = first_of(asked, limit, everything, "deliveries")
     print_json(
         DeliveryPage(deliveries=rows, next_cursor=rows[-1].id if more else None)
@@ -85,7 +80,7 @@ def _table(deliveries: list[DeliveryView]) -> Any:
 @webhook_app.command("test")
 def try_command(webhook_id: WebhookId, url: Url = None) -> None:
     """Send it a message that tells of nothing, and wait for what comes of it; exit 1 unless it arrives."""
-    client = GraftlabClient(find_url(url))
+    client = connect(url)
     made = client.try_webhook(webhook_id)
     end = time.monotonic() + TEST_SECONDS
     while made.state == "PENDING" and not made.error and time.monotonic() < end:

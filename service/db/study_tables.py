@@ -60,8 +60,7 @@ class TrialRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     round: Mapped[int]
     source: Mapped[str] = mapped_column(String(80))
-    """Who proposed it; names of baselines that come to this design are joined by SHARED."""
-    """Who proposed it: `milp`, a sampler, `baseline deep`."""
+    """Who proposed it: `milp`, a sampler, or `baseline deep`; several baselines are joined by SHARED."""
     state: Mapped[str] = mapped_column(String(16))
     assignment: Mapped[dict[str, Any]]
     design_key: Mapped[str] = mapped_column(String(64), index=True)

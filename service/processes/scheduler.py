@@ -33,7 +33,7 @@ def main() -> None:
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
     keep_house(control, ended)
-    post = send_webhooks(settings, database, ended) if settings.webhooks else None
+    post = send_webhooks(settings, database, ended) if settings.webhook_hosts else None
     news = News(database)
     while not news.await_news(ended, settings.round_seconds):
         news.begin()

@@ -1,6 +1,6 @@
 """Learning from what is finished: final quality from scores and screening, and scores from screening.
 
-Ridge regressions in closed form. Ranks can flip when designs are finetuned (ModelOpt, TinyFusion), so the
+Ridge regressions. Ranks can flip when designs are finetuned (ModelOpt, TinyFusion), so the
 predictor says how far off it is on designs it has not seen.
 """
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from grafting_core.specs.studies.space import Item, Space
 
@@ -31,10 +34,7 @@ class Predictor:
     """final = intercept + weights . standardised features."""
 
     names: tuple[str, ...]
-    means: Floats
-    scales: Floats
-    weights: Floats
-    intercept: float
+    model: Pipeline
     error: float
     """Root mean square of leave-one-out residuals."""
     trained_on: int
@@ -43,12 +43,11 @@ class Predictor:
         """None where a feature is missing."""
         if any(name not in features for name in self.names):
             return None
-        values = np.array([features[name] for name in self.names])
-        return float(self.intercept + ((values - self.means) / self.scales) @ self.weights)
+        return float(self.model.predict([[features[name] for name in self.names]])[0])
 
     def summary(self) -> dict[str, object]:
         """What is kept of it."""
-        weights = dict(zip(self.names, map(float, self.weights), strict=True))
+        weights = dict(zip(self.names, map(float, self.model[-1].coef_), strict=True))
         return {"trained_on": self.trained_on, "leave_one_out_error": self.error, "weights": weights}
 
 
@@ -60,21 +59,10 @@ def fit(seen: Sequence[Seen]) -> Predictor | None:
     names = tuple(sorted(set.intersection(*(set(each.features) for each in finished))))
     if not names:
         return None
-    raw = np.array([[each.features[name] for name in names] for each in finished])
-    target = np.array([each.final for each in finished], dtype=np.float64)
-    means, scales = raw.mean(0), np.where(raw.std(0) > 0, raw.std(0), 1.0)
-    design, middle = (raw - means) / scales, float(target.mean())
-    weights, error = _ridge(design, target - middle)
-    return Predictor(names, means, scales, weights, middle, error, len(finished))
-
-
-def _ridge(design: Floats, target: Floats) -> tuple[Floats, float]:
-    """Weights and the leave-one-out error, from the hat matrix of the centred problem."""
-    inverse = np.linalg.inv(design.T @ design + RIDGE * np.eye(design.shape[1]))
-    weights = inverse @ design.T @ target
-    leverage = np.einsum("ij,jk,ik->i", design, inverse, design) + 1 / len(target)
-    residuals = (target - design @ weights) / np.maximum(1 - leverage, 1e-6)
-    return weights, float(np.sqrt(np.mean(residuals**2)))
+    features = [[each.features[name] for name in names] for each in finished]
+    ridge = RidgeCV(alphas=[RIDGE], store_cv_results=True)  # its squared leave-one-out residuals
+    model = make_pipeline(StandardScaler(), ridge).fit(features, [each.final for each in finished])
+    return Predictor(names, model, float(np.sqrt(ridge.cv_results_.mean())), len(finished))
 
 
 def refined_scores(
@@ -95,9 +83,7 @@ def refined_scores(
     prior = np.array([scores.get(key, 0.0) for key in keys])
     target = np.array([value for _, value in screened])
     slope = _slope(mixes @ prior, target)
-    rest = target - target.mean() - slope * (mixes @ prior - (mixes @ prior).mean())
-    centred = mixes - mixes.mean(0)
-    deviations = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(len(keys)), centred.T @ rest)
+    deviations = Ridge(alpha=RIDGE).fit(mixes, target - slope * (mixes @ prior)).coef_
     return dict(zip(keys, map(float, slope * prior + deviations), strict=True))
 
 

@@ -1,8 +1,9 @@
 """A study's report: what was asked, what was found, how it stands against the baselines, and the plots."""
 
-from html import escape
+from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from grafting_core.specs.backbone import backbone_cards
@@ -27,10 +28,14 @@ TITLES = {
 BEST_LISTED = 20
 FEW_TOKENS = 600
 """Below it attention is too small a part of a block for its replacement to pay."""
-STYLE = (
-    "body{font:15px system-ui;max-width:72rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}\
-td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}"
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=select_autoescape(("html.j2",)),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
 )
+"""Text in HTML is escaped, in Markdown not."""
 
 
 def report_files(detail: StudyDetail) -> dict[str, bytes]:
@@ -195,36 +200,25 @@ def _designs(detail: StudyDetail) -> list[list[str]]:
 
 def markdown(detail: StudyDetail, plots: list[str]) -> str:
     """The report with links to the pictures beside it."""
-    parts = [f"# {detail.name}", verdict(detail)]
-    for heading, table in sections(detail):
-        parts += [f"## {heading}", _markdown_table(table)]
-    parts += ["## What the figures say, and what not", *remarks(detail)]
-    parts += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)" for name in FIGURES if name in plots]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(table: list[list[str]]) -> str:
-    head, *rows = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    drawn = [name for name in FIGURES if name in plots]
+    return TEMPLATES.get_template("report.md.j2").render(**_content(detail), titles=TITLES, plots=drawn)
 
 
 def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
     """One file with plotly inside: it can be sent to anybody."""
-    parts = [f"<h1>{escape(detail.name)}</h1><p>{escape(verdict(detail))}</p>"]
-    for heading, table in sections(detail):
-        parts.append(f"<h2>{escape(heading)}</h2>{_html_table(table)}")
-    parts.append("<h2>What the figures say, and what not</h2>")
-    parts += [f"<p>{escape(remark)}</p>" for remark in remarks(detail)]
-    for name, figure in figures.items():
-        parts.append(f"<h2>{TITLES[name]}</h2>{figure.to_html(full_html=False, include_plotlyjs=False)}")
-    head = f"<meta charset='utf-8'><title>{escape(detail.name)}</title><style>{STYLE}</style>"
-    head += f"<script>{get_plotlyjs()}</script>"
-    return f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body></html>"
+    drawn = {
+        TITLES[name]: figure.to_html(full_html=False, include_plotlyjs=False)
+        for name, figure in figures.items()
+    }
+    template = TEMPLATES.get_template("report.html.j2")
+    return template.render(**_content(detail), figures=drawn, plotly=get_plotlyjs())
 
 
-def _html_table(table: list[list[str]]) -> str:
-    head, *rows = table
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
-    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+def _content(detail: StudyDetail) -> dict[str, Any]:
+    """What both templates show."""
+    return {
+        "name": detail.name,
+        "verdict": verdict(detail),
+        "sections": sections(detail),
+        "remarks": remarks(detail),
+    }

@@ -3,14 +3,15 @@
 import logging
 import threading
 import time
+from datetime import UTC, datetime
 
 from grafting_core.storage.failpoints import failpoint
 from service.db.engine import Database
-from service.domain.webhook_addresses import Blocked
 from service.domain.webhook_outbox import PRUNED, Letter, Patience, claim, due_webhooks, note, prune
 from service.domain.webhook_signing import signed_headers
 from service.log_once import brief
 from service.settings import Settings
+from service.webhook_hosts import HostNotAllowed, check
 from service.webhooks.http import Undelivered, post
 
 log = logging.getLogger("graftlab.webhooks")
@@ -77,25 +78,28 @@ class Postman:
 
     def _deliver(self, letter: Letter) -> bool:
         failpoint("webhook/send/before")
-        status, error = self._send(letter)
+        try:
+            check(letter.url, self._settings.webhook_hosts)
+            status, error, final = *self._send(letter), letter.last
+        except HostNotAllowed as refused:
+            status, error, final = None, str(refused), True
         failpoint("webhook/send/after")
         with self._database.writing() as session:
-            note(session, letter, status, error)
+            note(session, letter, status, error, final=final)
         if error is not None:
             log.warning("delivery %s: %s", letter.message_id, error)
         return error is None
 
     def _send(self, letter: Letter) -> tuple[int | None, str | None]:
         """(status of the answer, what was wrong): either may be missing."""
-        named, seconds = self._settings.webhook_hosts, self._settings.webhook_timeout_seconds
         try:
             headers = {
                 "content-type": "application/json",
                 "user-agent": "graftlab",
-                **signed_headers(letter.secret, letter.message_id, int(time.time()), letter.body),
+                **signed_headers(letter.secret, letter.message_id, datetime.now(UTC), letter.body),
             }
-            status = post(letter.url, headers, letter.body, named=named, seconds=seconds)
-        except (Blocked, Undelivered) as error:
+            status = post(letter.url, headers, letter.body, seconds=self._settings.webhook_timeout_seconds)
+        except Undelivered as error:
             return None, str(error)
         except Exception as error:  # a delivery that cannot be sent at all ends as FAILED, not the sender
             log.exception("delivery %s cannot be sent", letter.message_id)

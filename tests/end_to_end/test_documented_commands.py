@@ -62,7 +62,6 @@ class Reader:
             "PATH": programs,
             "PYTHONPATH": str(ROOT),
             "GRAFTLAB_HOME": str(folder / "home"),
-            "GRAFTLAB_WEBHOOKS": "true",
             "GRAFTLAB_WEBHOOK_HOSTS": json.dumps([host]),
         }
 

@@ -148,7 +148,7 @@ def _moved_up(harness: LabHarness) -> None:
 
 def _told(harness: LabHarness) -> None:
     """A run that ends while somebody listens."""
-    harness.settings.webhooks, harness.settings.webhook_hosts = True, ["127.0.0.1"]
+    harness.settings.webhook_hosts = ["127.0.0.1"]
     with serve_webhooks() as webhook_server:
         with harness.database.writing() as session:
             register(session, WebhookRequest(url=webhook_server.url()), "ann")

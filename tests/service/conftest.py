@@ -34,7 +34,10 @@ def empty_database_url(request: pytest.FixtureRequest, database_kind: str, tmp_p
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path, database_url=database_url, cpus=2, retry_seconds=0.0)
+    hosts = ["testserver"]  # what Starlette's test client calls itself
+    return Settings(
+        data_dir=tmp_path, database_url=database_url, allowed_hosts=hosts, cpus=2, retry_seconds=0.0
+    )
 
 
 @pytest.fixture

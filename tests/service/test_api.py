@@ -239,6 +239,22 @@ def test_openapi_knows_the_submission(client: TestClient) -> None:
     assert "edits" in schema["components"]["schemas"]["Submission"]["properties"]
 
 
+def test_openapi_describes_every_body_in_both_media_types(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    bodies = {
+        f"{method} {path}": way["requestBody"]["content"]
+        for path, ways in paths.items()
+        for method, way in ways.items()
+        if "requestBody" in way
+    }
+    assert len(bodies) == 17
+    for content in bodies.values():
+        assert list(content) == ["application/json", "application/yaml"]
+        assert content["application/json"] == content["application/yaml"]
+    schema = bodies["post /api/v1/studies"]["application/yaml"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/StudyDocument"}
+
+
 def test_pages_escape_what_users_wrote(client: TestClient) -> None:
     run = submit(client, name="<script>alert(1)</script>")
     for page in ("/", "/runs", f"/runs/{run}"):

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from grafting_core.specs.documents.parsing import read_document
-from service.api import request_bodies
+from service.api import documents
 from service.db.study_tables import StudyRow
 from service.db.tables import ExperimentRow
 from tests.support.bad_requests import GET, POST, RUN, Case, accepted_or_misnamed, changed, edit, raw
@@ -125,7 +125,7 @@ def test_documents_are_read_beside_other_requests(
             on_the_loop.append(True)
         return read_document(text)
 
-    monkeypatch.setattr(request_bodies, "read_document", noting)
+    monkeypatch.setattr(documents, "read_document", noting)
     for route in ROUTES:
         client.post(route, json={"a": 1})
     assert on_the_loop == [False] * len(ROUTES)

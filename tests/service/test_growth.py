@@ -110,7 +110,7 @@ def measured(settings: Settings, size: Size) -> Iterator[tuple[str, Effort]]:
     effort = Effort()
     watch(database, effort)
     headers = {"Authorization": f"Bearer {first_key(settings.data_dir)}"}
-    with TestClient(app, headers=headers, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://127.0.0.1", headers=headers, raise_server_exceptions=False) as client:
         client.get("/healthz")
         for reading in readings(app, grown, LIMIT):
             client.get(reading.address, follow_redirects=False)  # what is remembered is read now

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def lab(folder: Path) -> Iterator[TestClient]:
     app = create_app(Settings(data_dir=folder))
     headers = {"Authorization": f"Bearer {first_key(folder)}"}
-    with TestClient(app, headers=headers) as client:
+    with TestClient(app, "http://127.0.0.1", headers=headers) as client:
         yield client
     app.state.lab.database.engine.dispose()
 

@@ -38,7 +38,7 @@ HOOKS = "/api/v1/webhooks"
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """A lab that may call this machine, and does not wait between attempts."""
-    changes = {"webhooks": True, "webhook_hosts": ["127.0.0.1"], "webhook_retry_seconds": 0.0}
+    changes = {"webhook_hosts": ["127.0.0.1"], "webhook_retry_seconds": 0.0}
     return settings.model_copy(update={**changes, "webhook_timeout_seconds": 5.0, "webhook_attempts": 3})
 
 
@@ -284,6 +284,23 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
         assert [row.id for row in session.scalars(select(DeliveryRow))] == [2]
 
 
+def test_hosts_that_have_left_the_list_are_not_called(
+    client: TestClient, database: Database, settings: Settings, webhook_server: WebhookServer
+) -> None:
+    client.post(HOOKS, json={"url": webhook_server.url()})
+    cancelled(database)
+    settings.webhook_hosts = ["ci.internal"]
+    send(settings, database)
+    assert deliveries(database) == [("FAILED", 1, None)]
+    (listed,) = client.get(HOOKS).json()
+    host = f"127.0.0.1:{webhook_server.port}"
+    assert listed["last_error"] == f"{host} is not in GRAFTLAB_WEBHOOK_HOSTS, which names ci.internal"
+    refused = client.post(HOOKS, json={"url": webhook_server.url(path="/other")})
+    assert (refused.status_code, refused.json()["code"]) == (422, "host-not-allowed")
+    assert refused.json()["pointer"] == "/url"
+    assert webhook_server.received == []
+
+
 def test_redirects_are_not_followed(database: Database, settings: Settings) -> None:
     with serve_webhooks(302, 308, 301) as webhook_server:
         hook(database, webhook_server.url())
@@ -297,10 +314,10 @@ def test_redirects_are_not_followed(database: Database, settings: Settings) -> N
 def test_a_lab_calls_nobody_unless_its_operator_allows_it(
     client: TestClient, settings: Settings, webhook_server: WebhookServer
 ) -> None:
-    settings.webhooks = False
+    settings.webhook_hosts = []
     answer = client.post(HOOKS, json={"url": webhook_server.url()})
     assert (answer.status_code, answer.json()["code"]) == (409, "webhooks-off")
-    assert not Settings().webhooks
+    assert Settings().webhook_hosts == []
 
 
 def test_one_address_is_registered_once_and_a_removed_webhook_is_told_nothing(

@@ -49,4 +49,6 @@ def ask(folder: Path, url: str, path: str) -> httpx.Response | None:
 
 def settings_of(folder: Path, url: str) -> Settings:
     """Settings of a lab in this folder whose MLflow is at this address."""
-    return Settings(data_dir=folder, database_url=f"sqlite:///{folder / 'lab.db'}", mlflow_url=url, cpus=2)
+    hosts = ["testserver"]  # what Starlette's test client calls itself
+    database_url = f"sqlite:///{folder / 'lab.db'}"
+    return Settings(data_dir=folder, database_url=database_url, allowed_hosts=hosts, mlflow_url=url, cpus=2)

@@ -112,7 +112,6 @@ ROUTES: dict[str, Call] = {
     "GET /api/v1/studies/{study_id}/report/{name}": viewers(fields={"name": "report.md"}),
     "POST /api/v1/keys": admins({"owner": "x"}),
     "GET /api/v1/keys": admins(),
-    "GET /api/v1/keys/{key_id}": admins(),
     "PATCH /api/v1/keys/{key_id}": admins({"role": "viewer"}),
     "DELETE /api/v1/keys/{key_id}": admins(),
     "POST /api/v1/webhooks": admins({"url": "https://example.org/"}, reads_database=False),

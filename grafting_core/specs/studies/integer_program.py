@@ -44,16 +44,6 @@ class Proposer:
         """
         return self._solve(self._costs_of(self.scores), apart, distance)
 
-    def diverse(self, count: int, distance: int = 1) -> list[Chosen]:
-        """Up to `count` designs, best first, each `distance` items from all before it."""
-        found: list[Chosen] = []
-        while len(found) < count:
-            try:
-                found.append(self.best(found, distance))
-            except NoDesign:
-                break
-        return found
-
     def nearest(self, wanted: Chosen) -> Chosen:
         """The feasible design that shares most sites with `wanted`; of equals the one of least score."""
         scores = self._costs_of(self.scores)

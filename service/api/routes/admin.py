@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import update
 
 from grafting_core.specs.base import Frozen
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.check_tables import CheckRow
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
@@ -18,13 +18,11 @@ from service.domain.tracking_state import read_tracking
 from service.schemas.checks import CheckPage, CheckRequest, CheckView
 from service.schemas.runs import Collected, CollectedRun, TrackingRebuilt, TrackingState
 
-router = APIRouter(prefix="/admin", tags=["admin"])
+router = APIRouter(prefix="/admin", tags=["admin"], route_class=DocumentRoute)
 
 
-@router.post("/verify", status_code=202, openapi_extra=documented(CheckRequest))
-def begin_check(
-    body: Annotated[CheckRequest, Depends(body_of(CheckRequest))], lab: LabDep, response: Response
-) -> CheckView:
+@router.post("/verify", status_code=202)
+def begin_check(body: CheckRequest, lab: LabDep, response: Response) -> CheckView:
     """Begin to check every invariant of the database, and that every file is there and is what was written.
 
     Answers at once; the Location is where its progress and findings are read. `quick` reads no file. Asked
@@ -62,8 +60,8 @@ class CollectRequest(Frozen):
     dry_run: bool = False
 
 
-@router.post("/gc", openapi_extra=documented(CollectRequest))
-def collect(body: Annotated[CollectRequest, Depends(body_of(CollectRequest))], lab: LabDep) -> Collected:
+@router.post("/gc")
+def collect(body: CollectRequest, lab: LabDep) -> Collected:
     """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
     policy = Policy.of(lab.settings)
     spare = left_behind(lab.database, lab.storage, policy)

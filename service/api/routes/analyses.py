@@ -1,31 +1,29 @@
 """Measuring a backbone, and what was measured."""
 
-from typing import Annotated
+from fastapi import APIRouter, Response
 
-from fastapi import APIRouter, Depends, Response
-
-from grafting_core.specs.analysis import AnalysisRequest, AnalysisSpec
+from grafting_core.specs.analysis import AnalysisRequest
 from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.profile import BackboneProfile
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
-from service.api.request_bodies import Submitted, documented, submitted
 from service.domain.backbone_profiles import newest_profile
 from service.schemas.runs import SubmitAnswer
 
-router = APIRouter(tags=["analyses"])
-Body = Annotated[Submitted[AnalysisSpec], Depends(submitted(parse_analysis))]
+router = APIRouter(tags=["analyses"], route_class=DocumentRoute)
 
 
-@router.post("/analyses", status_code=202, openapi_extra=documented(AnalysisRequest))
+@router.post("/analyses", status_code=202)
 def create_analysis(
-    body: Body, lab: LabDep, response: Response, idempotency_key: IdempotencyKey
+    body: Unresolved[AnalysisRequest], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
 ) -> SubmitAnswer:
     """Queue a measurement of attention locality and activation statistics."""
-    check_startable(lab, body.spec)
-    return accepted(response, submit_once(lab, body.spec, body.request_digest, idempotency_key))
+    spec = parse_analysis(body.document)
+    check_startable(lab, spec)
+    return accepted(response, submit_once(lab, spec, body.request_digest, idempotency_key))
 
 
 @router.get("/backbones/{name:path}/profile")

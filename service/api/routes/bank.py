@@ -2,23 +2,22 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from grafting_core.specs.documents.fills import FillDocument, parse_fill
-from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.plans import warmup_notes
 from grafting_core.specs.scions import ScionCard
 from grafting_core.storage.bank import Bank
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
-from service.api.request_bodies import Submitted, body_of, documented, submitted
 from service.domain.bank_catalog import clear, scion_page
 from service.domain.visibility import ANOTHERS, scions_to, shown_to
 from service.schemas.bank import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.schemas.runs import SubmitAnswer
 
-router = APIRouter(tags=["bank"])
+router = APIRouter(tags=["bank"], route_class=DocumentRoute)
 Hex = Annotated[str, Query(max_length=64, pattern="^[0-9a-f]*$")]
 Name = Annotated[str | None, Query(max_length=200)]
 
@@ -63,20 +62,21 @@ def verify_scions(lab: LabDep) -> Verified:
     return Verified(checked=len(keys), damaged=damaged)
 
 
-@router.post("/scions:gc", openapi_extra=documented(ClearRequest))
-def clear_scions(body: Annotated[ClearRequest, Depends(body_of(ClearRequest))], lab: LabDep) -> Cleared:
+@router.post("/scions:gc")
+def clear_scions(body: ClearRequest, lab: LabDep) -> Cleared:
     """Free by age and size, never what a run that has not ended needs. Takes an admin's key."""
     return clear(lab.database, Bank(lab.storage), **body.model_dump())
 
 
-@router.post("/scions:fill", status_code=202, openapi_extra=documented(FillDocument))
+@router.post("/scions:fill", status_code=202)
 def fill_bank(
-    body: Annotated[Submitted[FillSpec], Depends(submitted(parse_fill))],
+    body: Unresolved[FillDocument],
     lab: LabDep,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> SubmitAnswer:
     """Queue one pass that distils sites times operators ahead of the designs that will use them."""
-    check_startable(lab, body.spec)
-    run = submit_once(lab, body.spec, body.request_digest, idempotency_key)
-    return accepted(response, run, warmup_notes(distill=body.spec.plan))
+    spec = parse_fill(body.document)
+    check_startable(lab, spec)
+    run = submit_once(lab, spec, body.request_digest, idempotency_key)
+    return accepted(response, run, warmup_notes(distill=spec.plan))

@@ -2,11 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from grafting_core.specs.cost import ExperimentPlan, plan
-from grafting_core.specs.documents.designs import Submission
+from grafting_core.specs.documents.designs import Submission, parse_submission
+from grafting_core.specs.experiment import ExperimentSpec
 from service.api.deps import Lab, LabDep
+from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import (
     IdempotencyKey,
     accepted,
@@ -14,7 +16,7 @@ from service.api.idempotency import (
     check_startable,
     submit_once,
 )
-from service.api.request_bodies import SubmittedExperiment, documented, submitted_experiment
+from service.domain.backbone_profiles import completed_card
 from service.domain.bank_catalog import holdings
 from service.domain.forecast import outstanding, predicted
 from service.domain.run_controls import MAX_PRIORITY
@@ -22,13 +24,12 @@ from service.domain.submission import Placing
 from service.domain.visibility import shown_to
 from service.schemas.runs import Forecast, PlanAnswer, SubmitAnswer
 
-router = APIRouter(prefix="/experiments", tags=["experiments"])
-Body = Annotated[SubmittedExperiment, Depends(submitted_experiment)]
+router = APIRouter(prefix="/experiments", tags=["experiments"], route_class=DocumentRoute)
 
 
-@router.post("", status_code=202, openapi_extra=documented(Submission))
+@router.post("", status_code=202)
 def create_experiment(
-    body: Body,
+    body: Unresolved[Submission],
     lab: LabDep,
     response: Response,
     idempotency_key: IdempotencyKey,
@@ -40,25 +41,31 @@ def create_experiment(
     Higher priorities go first; a study is a label whose account is charged beside the user's. The account of
     a study that somebody else has begun is not.
     """
-    check_startable(lab, body.spec)
+    spec = _resolved(body, lab)
+    check_startable(lab, spec)
     check_chargeable(lab, study)
-    planned = plan(body.spec)
+    planned = plan(spec)
     expected = _forecast(lab, planned)
     placing = Placing(study, priority)
-    run = submit_once(lab, body.spec, body.request_digest, idempotency_key, expected, placing)
+    run = submit_once(lab, spec, body.request_digest, idempotency_key, expected, placing)
     return accepted(response, run, planned.notes)
 
 
-@router.post("/plan", openapi_extra=documented(Submission))
-def plan_experiment(body: Body, lab: LabDep) -> PlanAnswer:
+@router.post("/plan")
+def plan_experiment(body: Unresolved[Submission], lab: LabDep) -> PlanAnswer:
     """What would be done and what it would cost. Nothing is stored."""
-    planned, only = plan(body.spec), lab.principal.only_owner
+    planned, only = plan(_resolved(body, lab)), lab.principal.only_owner
     with lab.database.reading() as session:
         held = [
             stage.model_copy(update={"waits_for": sorted(shown_to(session, only, stage.waits_for))})
             for stage in holdings(session, lab.storage, planned)
         ]
     return PlanAnswer(**dict(planned), forecast=_forecast(lab, planned), holdings=held)
+
+
+def _resolved(body: Unresolved[Submission], lab: Lab) -> ExperimentSpec:
+    """The work of a submission, selectors resolved by what the lab has measured. Raises SpecError."""
+    return parse_submission(body.document, lambda card: completed_card(lab.database, lab.storage, card))
 
 
 def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:

@@ -3,22 +3,21 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Response
+from fastapi import APIRouter, Path
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.documents.errors import Problem, SpecError
 from service.api.deps import LabDep
-from service.api.etags import check, key_tag
+from service.api.documents import DocumentRoute
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.tables import KeyRow
 from service.domain.api_keys import Principal, change_rights, list_keys, make_key, revoke
 from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
 from service.schemas.runs import Role, Sees
 
-router = APIRouter(tags=["keys"])
+router = APIRouter(tags=["keys"], route_class=DocumentRoute)
 
 
 class KeyRequest(Frozen):
@@ -40,11 +39,10 @@ class KeyChange(Frozen):
 
 
 KeyId = Annotated[int, Path(ge=1, lt=2**31)]
-KeyBody = Annotated[KeyRequest, Depends(body_of(KeyRequest))]
 
 
-@router.post("/keys", status_code=201, openapi_extra=documented(KeyRequest))
-def create_key(body: KeyBody, lab: LabDep) -> KeyMade:
+@router.post("/keys", status_code=201)
+def create_key(body: KeyRequest, lab: LabDep) -> KeyMade:
     """A new key. Its secret is in this answer and nowhere else."""
     _check_together(body.role, body.sees)
     with lab.database.writing() as session:
@@ -61,30 +59,17 @@ def show_keys(lab: LabDep) -> list[KeyView]:
         return [_view(row) for row in list_keys(session)]
 
 
-@router.get("/keys/{key_id}")
-def read_key(key_id: KeyId, lab: LabDep, response: Response) -> KeyView:
-    """One key; its ETag names this version of its rights."""
-    with lab.database.reading() as session:
-        row = _find(session, key_id)
-        response.headers["ETag"] = key_tag(row)
-        return _view(row)
-
-
-@router.patch("/keys/{key_id}", openapi_extra=documented(KeyChange))
+@router.patch("/keys/{key_id}")
 def change_key(
     key_id: KeyId,
-    body: Annotated[KeyChange, Depends(body_of(KeyChange))],
+    body: KeyChange,
     lab: LabDep,
-    response: Response,
-    if_match: Annotated[str | None, Header()] = None,
 ) -> KeyView:
-    """Other rights, or a new end. Needs the ETag of the version that was read, so that no change is lost."""
+    """Other rights, or a new end; what is left out stays."""
     with lab.database.writing() as session:
         row = _find(session, key_id)
-        check(if_match, key_tag(row), required=True)
         change_rights(row, body.role, body.sees, body.days)
         _check_together(row.role, row.sees)
-        response.headers["ETag"] = key_tag(row)
         return _view(row)
 
 

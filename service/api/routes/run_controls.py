@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.base import Frozen
 from service.api.deps import Lab, LabDep
+from service.api.documents import DocumentRoute
 from service.api.idempotency import IdempotencyKey
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.tables import RunRow
 from service.domain import budget_limits
 from service.domain.artifact_dependencies import is_there
@@ -25,7 +25,7 @@ from service.domain.submission import KeyReused
 from service.domain.visibility import queue_to
 from service.schemas.runs import AccountView, ActionResult, QueueView, RunDetail
 
-router = APIRouter(tags=["actions"])
+router = APIRouter(tags=["actions"], route_class=DocumentRoute)
 BULK = 1000
 RunId = Annotated[str, Field(min_length=1, max_length=32, pattern="^[0-9a-z]+$")]
 Name = Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
@@ -53,7 +53,6 @@ class BulkAction(Frozen):
 
 
 Change = Callable[[Session, RunRow], bool]
-PriorityBody = Annotated[Priority, Depends(body_of(Priority))]
 
 
 def _change(lab: Lab, run_id: str, change: Change) -> bool:
@@ -75,10 +74,10 @@ def _detail(lab: Lab, run_id: str) -> RunDetail:
     return found
 
 
-@router.post("/runs/{run_id}/extend", openapi_extra=documented(Extension))
+@router.post("/runs/{run_id}/extend")
 def extend_run(
     run_id: str,
-    body: Annotated[Extension, Depends(body_of(Extension))],
+    body: Extension,
     lab: LabDep,
     key: IdempotencyKey = None,
 ) -> RunDetail:
@@ -87,10 +86,8 @@ def extend_run(
     return _detail(lab, run_id)
 
 
-@router.put("/runs/{run_id}/priority", openapi_extra=documented(Priority))
-def set_priority(
-    run_id: str, body: Annotated[Priority, Depends(body_of(Priority))], lab: LabDep
-) -> RunDetail:
+@router.put("/runs/{run_id}/priority")
+def set_priority(run_id: str, body: Priority, lab: LabDep) -> RunDetail:
     """Move a run in the queue, in place."""
     _change(lab, run_id, lambda session, run: prioritise(session, run, body.priority))
     return _detail(lab, run_id)
@@ -103,10 +100,8 @@ def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
     return _detail(lab, run_id)
 
 
-@router.post("/actions", openapi_extra=documented(BulkAction))
-def act_on_runs(
-    body: Annotated[BulkAction, Depends(body_of(BulkAction))], lab: LabDep, key: IdempotencyKey = None
-) -> list[ActionResult]:
+@router.post("/actions")
+def act_on_runs(body: BulkAction, lab: LabDep, key: IdempotencyKey = None) -> list[ActionResult]:
     """The same action on each of many runs; one that is refused does not keep the others from it."""
     return [_result(lab, run_id, _bulk_change(body, key)) for run_id in dict.fromkeys(body.runs)]
 
@@ -162,18 +157,14 @@ def list_accounts(lab: LabDep) -> list[AccountView]:
         return budget_limits.all_accounts(session, lab.principal.only_owner)
 
 
-@router.put("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
-def set_limits(
-    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
-) -> AccountView:
+@router.put("/accounts/{scope}/{name}")
+def set_limits(scope: Scope, name: Name, body: AccountLimits, lab: LabDep) -> AccountView:
     """Replace an account's limits; what is left out is unlimited. Admins alone."""
     return _limit(lab, (scope, name), body, budget_limits.set_limits)
 
 
-@router.patch("/accounts/{scope}/{name}", openapi_extra=documented(AccountLimits))
-def change_limits(
-    scope: Scope, name: Name, body: Annotated[AccountLimits, Depends(body_of(AccountLimits))], lab: LabDep
-) -> AccountView:
+@router.patch("/accounts/{scope}/{name}")
+def change_limits(scope: Scope, name: Name, body: AccountLimits, lab: LabDep) -> AccountView:
     """Change those of an account's limits that are given; null takes one away. Admins alone."""
     return _limit(lab, (scope, name), body, budget_limits.change_limits)
 

@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
 from service.api.deps import Lab, LabDep
-from service.api.etags import names, run_tag
 from service.api.problems import ApiError
 from service.api.untrusted_content import inert_headers, media_type_of
 from service.db.tables import RunRow
@@ -46,19 +45,7 @@ def list_runs(
         )
 
 
-@router.get("/{run_id}", response_model=RunDetail, responses={304: {"description": "As you have it already"}})
-def read_run(
-    run_id: str, lab: LabDep, response: Response, if_none_match: Annotated[str | None, Header()] = None
-) -> RunDetail | Response:
-    """One run with its spec, progress, spend and reports; its ETag names this version of it."""
-    with lab.database.reading() as session:
-        tag = run_tag(find_run(session, lab, run_id))
-    if names(if_none_match, tag):
-        return Response(status_code=304, headers={"ETag": tag})
-    response.headers["ETag"] = tag
-    return show_run(run_id, lab)
-
-
+@router.get("/{run_id}")
 def show_run(run_id: str, lab: LabDep) -> RunDetail:
     """One run with its spec, progress, spend and reports."""
     with lab.database.reading() as session:

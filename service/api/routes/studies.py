@@ -2,16 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.plans import warmup_notes
 from grafting_core.specs.studies.study import StudyDocument
 from service.api.deps import Lab, LabDep
-from service.api.digests import request_digest
+from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, again_where_beaten, check_startable
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented, read_body
 from service.api.untrusted_content import inert_headers, media_type_of
 from service.db.study_tables import StudyRow
 from service.domain.studies import (
@@ -30,33 +29,26 @@ from service.domain.study_samplers import sampler_record
 from service.domain.submission import KeyReused
 from service.schemas.studies import StudyAnswer, StudyDetail, StudyExtension, StudyPage
 
-router = APIRouter(prefix="/studies", tags=["studies"])
+router = APIRouter(prefix="/studies", tags=["studies"], route_class=DocumentRoute)
 Action = Literal["pause", "resume", "stop"]
 StudyIdPart = Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")]
 
 
-async def _submitted(request: Request) -> tuple[Any, str]:
-    """Dependency: the body as a document, and the digest of the request it came in."""
-    document, raw = await read_body(request)
-    return document, request_digest(request, raw)
-
-
-@router.post("", status_code=202, openapi_extra=documented(StudyDocument))
+@router.post("", status_code=202)
 def create(
-    body: Annotated[tuple[Any, str], Depends(_submitted)],
+    body: Unresolved[StudyDocument],
     lab: LabDep,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> StudyAnswer:
     """Keep a study and begin it. The same Idempotency-Key gives the same study."""
-    document, request_digest = body
-    spec = open_study(document)
+    spec = open_study(body.document)
     check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
     sampler, owner = sampler_record(spec.sampler), lab.principal.owner
 
     def once() -> StudyRow:
         with lab.database.writing() as session:
-            return create_study(session, spec, sampler, request_digest, idempotency_key, owner)
+            return create_study(session, spec, sampler, body.request_digest, idempotency_key, owner)
 
     try:
         study = again_where_beaten(once)
@@ -103,10 +95,8 @@ def _to_change(session: Session, lab: Lab, study_id: str) -> StudyRow:
     return session.get_one(StudyRow, study_id, with_for_update=True, populate_existing=True)
 
 
-@router.post("/{study_id}/extend", openapi_extra=documented(StudyExtension))
-def extend(
-    study_id: str, asked: Annotated[StudyExtension, Depends(body_of(StudyExtension))], lab: LabDep
-) -> StudyDetail:
+@router.post("/{study_id}/extend")
+def extend(study_id: str, asked: StudyExtension, lab: LabDep) -> StudyDetail:
     """More designs, promotions, rounds or device-seconds; an ended study goes on."""
     with lab.database.writing() as session:
         study = _to_change(session, lab, study_id)

@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import Problem, shown
 from service.api.deps import LabDep
+from service.api.documents import DocumentRoute
 from service.api.problems import ApiError
-from service.api.request_bodies import body_of, documented
 from service.db.webhook_tables import WebhookRow
-from service.domain.webhook_addresses import Blocked, check
 from service.domain.webhook_outbox import (
     Registered,
     announce_test,
@@ -29,15 +28,14 @@ from service.schemas.webhooks import (
     WebhookRequest,
     WebhookView,
 )
+from service.webhook_hosts import HostNotAllowed, check
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=DocumentRoute)
 WebhookId = Annotated[int, Path(ge=1, lt=2**31)]
 
 
-@router.post("", status_code=201, openapi_extra=documented(WebhookRequest))
-def create_webhook(
-    body: Annotated[WebhookRequest, Depends(body_of(WebhookRequest))], lab: LabDep
-) -> WebhookMade:
+@router.post("", status_code=201)
+def create_webhook(body: WebhookRequest, lab: LabDep) -> WebhookMade:
     """Have an address told of what ends. The secret that signs is in this answer and in no other."""
     _refuse_where_off(lab)
     try:
@@ -45,16 +43,18 @@ def create_webhook(
         with lab.database.writing() as session:
             row = register(session, body, lab.principal.owner)
             return WebhookMade(**webhook_view(session, row).model_dump(), secret=row.secret)
-    except Blocked as error:
-        problem = Problem(pointer="/url", code="ssrf-blocked", message=str(error), given=shown(body.url))
-        raise ApiError("ssrf-blocked", str(error), [problem]) from error
+    except HostNotAllowed as error:
+        problem = Problem(pointer="/url", code="host-not-allowed", message=str(error), given=shown(body.url))
+        raise ApiError("host-not-allowed", str(error), [problem]) from error
     except Registered as error:
         raise ApiError("conflict", str(error)) from error
 
 
 def _refuse_where_off(lab: LabDep) -> None:
-    if not lab.settings.webhooks:
-        raise ApiError("webhooks-off", "this lab calls nobody; its operator can set GRAFTLAB_WEBHOOKS=true")
+    if not lab.settings.webhook_hosts:
+        raise ApiError(
+            "webhooks-off", "this lab calls nobody; its operator can name hosts in GRAFTLAB_WEBHOOK_HOSTS"
+        )
 
 
 @router.get("")

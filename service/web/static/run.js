@@ -16,15 +16,12 @@ if (run.dataset.live === "yes") {
     bar.max = progress.total_steps;
     bar.value = progress.step;
   };
-  let seen = null;
   let waiting = null;
   let asking = false;
   const ask = async () => {
-    const headers = seen ? { "If-None-Match": seen } : {};
-    const answer = await fetch(`/api/v1/runs/${run.dataset.id}`, { headers, cache: "no-store" });
+    const answer = await fetch(`/api/v1/runs/${run.dataset.id}`, { cache: "no-store" });
     if (answer.status === 401 || answer.status === 404) return false;
     if (answer.status !== 200) return true;
-    seen = answer.headers.get("ETag");
     const now = await answer.json();
     const changed = now.state !== run.dataset.state || String(now.stages.length) !== run.dataset.stages;
     if (changed) location.reload();

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from grafting_core.specs.documents.errors import SpecError
-from grafting_core.specs.studies.integer_program import Proposer
+from grafting_core.specs.studies.integer_program import Chosen, Proposer
 from grafting_core.specs.studies.space import Space
 from grafting_core.specs.studies.study import StudySpec
 from service.domain.study_feasibility import open_study
@@ -53,7 +53,10 @@ def test_a_pair_covers_all_sites_of_two_blocks_once() -> None:
 
 def test_proposals_differ_by_the_distance_asked_for() -> None:
     spec = opened(space=SIX)
-    found = Proposer(spec.space, random_scores(spec.space)).diverse(8, distance=3)
+    proposer = Proposer(spec.space, random_scores(spec.space))
+    found: list[Chosen] = []
+    for _ in range(8):
+        found.append(proposer.best(found, distance=3))
     for one, other in itertools.combinations(found, 2):
         assert len({item.key for item in one} - {item.key for item in other}) >= 3
 

@@ -8,7 +8,7 @@ from service.domain.study_queries import study_detail
 from service.schemas.studies import StudyDetail
 from service.studies.figures import best_designs, interactive
 from service.studies.finals import finals
-from service.studies.report import markdown, sections
+from service.studies.report import markdown, page, sections
 from tests.support.builders import MIXED_SPACE, TWO_RUNGS
 from tests.support.study_harness import StudyHarness
 
@@ -67,3 +67,18 @@ def test_the_report_says_where_few_tokens_make_fewer_steps_pay(detail: StudyDeta
     text = markdown(detail, ["pareto", "screening"])
     assert "With 49 tokens attention is a small part of a block" in text
     assert "![Screening: the first rung against cost, before any finetuning](screening.png)" in text
+
+
+def test_both_reports_show_the_same_and_escape_what_users_wrote(detail: StudyDetail) -> None:
+    named = detail.model_copy(update={"name": "<b>a|b</b> & {{ 7 * 7 }}"})
+    text, html = markdown(named, []), page(named, {})
+    assert text.startswith("# <b>a|b</b> & {{ 7 * 7 }}\n\n")
+    assert html.count("&lt;b&gt;a|b&lt;/b&gt; &amp; {{ 7 * 7 }}") == 2
+    assert "<b>" not in html.partition("</script>")[2]
+    tables = sections(named)
+    for heading, (head, *rows) in tables:
+        lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+        assert f"\n\n## {heading}\n\n" + "\n".join(lines) + "\n\n" in text
+        assert f"<h2>{heading}</h2>" in html
+    assert html.count("<tr>") == sum(len(table) for _, table in tables)
+    assert (html.count("<h2>"), text.count("\n## ")) == (len(tables) + 1, len(tables) + 1)

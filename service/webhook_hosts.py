@@ -1,0 +1,50 @@
+"""The allow-list of webhooks: an address may be called when its host is in the setting `webhook_hosts`.
+
+Checked when a webhook is registered and again at every delivery, because the list can change in between.
+"""
+
+from collections.abc import Sequence
+
+import httpx
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class HostNotAllowed(Exception):
+    """The lab does not call this address; the text says why."""
+
+
+def check(text: str, allowed: Sequence[str]) -> None:
+    """Raises HostNotAllowed unless `text` is an http(s) URL of a host in `allowed`, without credentials.
+
+    An entry `host` allows every port, `host:port` that one. Names are compared, not looked up: what they
+    resolve to is the operator's business.
+    """
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise HostNotAllowed(f"not an address: {error}") from error
+    if url.scheme not in DEFAULT_PORTS:
+        raise HostNotAllowed(f"the scheme is {url.scheme!r}; http and https are called")
+    if url.userinfo or url.fragment:
+        raise HostNotAllowed("an address has neither user nor password nor fragment")
+    host, port = _name(url), url.port or DEFAULT_PORTS[url.scheme]
+    if {(host, None), (host, port)}.isdisjoint(map(parse_entry, allowed)):
+        listed = ", ".join(allowed) or "no host"
+        raise HostNotAllowed(f"{host}:{port} is not in GRAFTLAB_WEBHOOK_HOSTS, which names {listed}")
+
+
+def parse_entry(entry: str) -> tuple[str, int | None]:
+    """(host, port) of an entry of the list; no port stands for all. Raises ValueError."""
+    try:
+        url = httpx.URL(f"//{entry}")
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{entry!r} is no host: {error}") from error
+    if not url.host or url.userinfo or url.raw_path != b"/" or entry.endswith("/") or "%" in url.host:
+        raise ValueError(f"{entry!r} is neither `host` nor `host:port`")
+    return _name(url), url.port
+
+
+def _name(url: httpx.URL) -> str:
+    """ASCII, lower case, without a last dot."""
+    return url.raw_host.decode("ascii").lower().rstrip(".")
