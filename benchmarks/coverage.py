@@ -163,7 +163,7 @@ TRUTH: Mapping[str, Callable[[Case], float]] = {
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Of so many draws so many had an interval that held the truth."""
 
     hits: int
@@ -181,7 +181,7 @@ class Share:
 
 def coverage(
     name: str, case: Case, draws: int, shrink: float = 1.0, kept: Path | None = None
-) -> dict[str, Share | None]:
+) -> dict[str, Shard | None]:
     """How many draws' intervals hold the truth, by figure; None where the figure has no interval.
 
     `shrink` narrows the intervals around their values, to see whether they are wider than need be. `kept` is
@@ -216,7 +216,7 @@ def _read(line: str) -> dict[str, Drawn]:
     }
 
 
-def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> Share | None:
+def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> Shard | None:
     intervals = [
         tuple(each.value + shrink * (end - each.value) for end in each.interval)
         for each in drawn
@@ -226,12 +226,12 @@ def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> Sh
         return None
     exact = TRUTH.get(figure)
     truth = exact(case) if exact else float(np.mean([each.value for each in drawn]))
-    return Share(sum(low <= truth <= high for low, high in intervals), len(drawn))
+    return Shard(sum(low <= truth <= high for low, high in intervals), len(drawn))
 
 
 def both_cases(
     name: str, dims: int, count: int, draws: int | None = None, folder: Path | None = None
-) -> dict[str, tuple[Share | None, ...]]:
+) -> dict[str, tuple[Shard | None, ...]]:
     """Coverage in either case, by figure."""
     cases = {"same": Case(dims, count), "moved": Case(dims, count, shift=0.5, scale=1.2)}
     most = draws or DRAWS[name][count > MANY]
@@ -261,18 +261,18 @@ def main() -> None:
             print_rows(dims, columns)
 
 
-def print_rows(dims: int, columns: Sequence[dict[str, tuple[Share | None, ...]]]) -> None:
+def print_rows(dims: int, columns: Sequence[dict[str, tuple[Shard | None, ...]]]) -> None:
     for figure in columns[0]:
         cells = [_cell(column[figure]) for column in columns]
         print(f"| `{figure}` | {dims} | {' | '.join(cells)} |", flush=True)
 
 
-def _cell(shares: tuple[Share | None, ...]) -> str:
+def _cell(shares: tuple[Shard | None, ...]) -> str:
     """`95 (93-97)` of each case; `none` where there is no interval."""
     return ", ".join("none" if share is None else _shown(share) for share in shares)
 
 
-def _shown(share: Share) -> str:
+def _shown(share: Shard) -> str:
     low, high = share.interval
     return f"{share.value * 100:.0f} ({low * 100:.0f}-{high * 100:.0f})"
 

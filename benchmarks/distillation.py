@@ -26,14 +26,14 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.dit import silence_label_dropout
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.latents import EncodedImages, Latents
-from grafting_core.distillation.distill import Candidate, distill, replacement_candidate
+from grafting_core.distillation.distill import StudentSpec, distill, replacement_student
 from grafting_core.specs.backbone import DIT_XL_2_256, backbone_cards
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.site import GraftSite
-from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
+from grafting_core.training.observer import NoCheckpoints, NullObserver, StopRequested
 
 TRAINING = 3
 """Forward and backward of an operator in forwards (beta of the formula)."""
@@ -155,7 +155,7 @@ def plan(batch: int) -> DistillPlan:
     return DistillPlan(steps=1000, batch_size=batch, held_out=8, images=256)
 
 
-def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) -> list[Candidate]:
+def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) -> list[StudentSpec]:
     """Every kind at every block."""
     edits = [
         ReplaceOperator(
@@ -164,10 +164,10 @@ def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) 
         for block in blocks
         for kind in kinds
     ]
-    return [replacement_candidate(edit, settings, f"{edit.site} {edit.operator}") for edit in edits]
+    return [replacement_student(edit, settings, f"{edit.site} {edit.operator}") for edit in edits]
 
 
-def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, list[int]]:
+def flops(backbone: Backbone, candidates: Sequence[StudentSpec]) -> tuple[int, list[int]]:
     """T and 3 f of every candidate, a sample."""
     card = backbone.card
     kinds = [candidate.name.rsplit(" ", 1)[-1] for candidate in candidates]
@@ -175,7 +175,7 @@ def flops(backbone: Backbone, candidates: Sequence[Candidate]) -> tuple[int, lis
     return card.forward_flops(), trained
 
 
-class Stopwatch(Silent):
+class Stopwatch(NullObserver):
     """Notes when each step was done and stops the pass after the last one wanted."""
 
     def __init__(self, steps: int) -> None:
@@ -197,7 +197,7 @@ class Timing:
     forwards: float
 
 
-def timed(backbone: Backbone, candidates: Sequence[Candidate], latents: Latents, steps: int) -> Timing:
+def timed(backbone: Backbone, candidates: Sequence[StudentSpec], latents: Latents, steps: int) -> Timing:
     """One step to warm up, then so many."""
     watch = Stopwatch(steps + 1)
     counted: list[int] = []
@@ -244,7 +244,7 @@ def peak(backbone: str, count: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _crowd(backbone: str, count: int) -> list[Candidate]:
+def _crowd(backbone: str, count: int) -> list[StudentSpec]:
     """Candidates of one kind and different first weights, several a site."""
     settings = plan(64 if backbone == "testbed" else 2)
     crowd = [

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from benchmarks.lab_under_load import DESIGN, analyse, copy
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
 from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Parameters
@@ -283,7 +283,7 @@ def _scions(storage: Storage, spec: ExperimentSpec, count: int) -> str:
         scion=scion,
         errors={"nmse": 1.0},
         steps=1,
-        spend=Spend(),
+        spend=Usage(),
         made_by="0b",
         made_at=0.0,
         hardware="cpu",

@@ -16,7 +16,7 @@ from grafting_core.distillation.merge_init import fit_merges
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.surgery.parallel_blocks import PairRegion
+from grafting_core.surgery.parallel_blocks import PairCapture
 
 
 def main() -> None:
@@ -31,7 +31,9 @@ def main() -> None:
     print("| pair | mean | first side | second side | least squares |\n|---|---|---|---|---|")
     for pair in pairs:
         starts = {"mean": mean_merge(width), "first": side(width, 0), "second": side(width, 1)}
-        modules = {name: (PairRegion(pair), merge) for name, merge in {**starts, "fit": fitted[pair]}.items()}
+        modules = {
+            name: (PairCapture(pair), merge) for name, merge in {**starts, "fit": fitted[pair]}.items()
+        }
         errors = held_out_errors(backbone, modules, DistillPlan(held_out=256), latents)
         cells = [f"{found['nmse']:.4f}" for found in errors.values()]
         print(f"| {' | '.join([str(pair), *cells])} |", flush=True)

@@ -25,12 +25,12 @@ from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import Part, ScionSpec
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from workers.contract import RunTicket
-from workers.observer import Brake
+from workers.observer import StopCondition
 from workers.stages.context import Context, Group
 from workers.stages.distill_missing import deposit
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 HYBRIDS = 20
 OFFERED = ("hyena_x", "window_attention", "mlp")
@@ -88,10 +88,10 @@ class Bench:
     def _context(self, folder: str, work: FillSpec) -> Context:
         storage = Storage(folder)
         ticket = RunTicket(run_id="bench", attempt=1, work=work, storage=folder)
-        meter = Meter(work, time.time())
+        meter = UsageMeter(work, time.time())
         latents = {self.plan.images: self.latents}
-        brake = Brake(storage, ticket, meter)
-        return Context(ticket, storage, self.backbone, Group(Share()), meter, brake, None, latents)
+        brake = StopCondition(storage, ticket, meter)
+        return Context(ticket, storage, self.backbone, Group(Shard()), meter, brake, None, latents)
 
     def _scions(self, parts: Sequence[Part]) -> list[ScionSpec]:
         return [ScionSpec(backbone=self.backbone.card.ref, part=part, plan=self.plan) for part in parts]

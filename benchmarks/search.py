@@ -31,7 +31,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents
 from grafting_core.data.latents import Latents
-from grafting_core.distillation.distill import distill, replacement_candidate
+from grafting_core.distillation.distill import distill, replacement_student
 from grafting_core.evaluation.evaluate import fid_at
 from grafting_core.evaluation.screening import Screener
 from grafting_core.operators.table import build
@@ -44,8 +44,8 @@ from grafting_core.specs.studies.space import design_key
 from grafting_core.specs.studies.study import StudySpec
 from grafting_core.surgery.operate import operate
 from grafting_core.training.finetune import finetune
-from grafting_core.training.observer import NoCheckpoints, Silent
-from service.domain.study_feasibility import open_study
+from grafting_core.training.observer import NoCheckpoints, NullObserver
+from service.domain.study_feasibility import parse_feasible_study
 from service.studies.baselines import baseline_designs, fewer_steps
 from service.studies.optuna_study import Book, Known
 from service.studies.predictor import refined_scores
@@ -128,7 +128,7 @@ def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
         operators = {edit.site: hand.scion(edit) for edit in design.edits}
         operate(graft, design.edits, operators=operators)
         plan = hand.spec.finetune
-        weights = finetune(graft, plan, hand.latents, observer=Silent(), checkpoints=NoCheckpoints())
+        weights = finetune(graft, plan, hand.latents, observer=NullObserver(), checkpoints=NoCheckpoints())
         network.load_state_dict(weights)
     network.requires_grad_(False).eval()
     value = fid_at(hand.backbone, network, protocol, protocol.samples)
@@ -142,13 +142,13 @@ def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dic
     latents = encode_latents(backbone, spec.distill.images)
     began = time.process_time()
     edits = {str(at): part for at, part in enumerate(parts) if isinstance(part, ReplaceOperator)}
-    candidates = [replacement_candidate(edit, spec.distill, key) for key, edit in edits.items()]
+    candidates = [replacement_student(edit, spec.distill, key) for key, edit in edits.items()]
     results = distill(
         backbone,
         candidates,
         latents,
         encode_held_out(backbone),
-        observer=Silent(),
+        observer=NullObserver(),
         checkpoints=NoCheckpoints(),
     )
     states = {edits[key]: result.state for key, result in results.items()}
@@ -243,7 +243,7 @@ def full_grafts(study: Study, pool: Any, designs: Sequence[int], finals: Mapping
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """The whole study; what is known so far is written to `--out` after every phase."""
-    spec = open_study(document(given))
+    spec = parse_feasible_study(document(given))
     figures: dict[str, Any] = {"seed": given.seed, "trials": spec.trials, "milp": milp_figures()}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:

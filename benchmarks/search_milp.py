@@ -9,7 +9,7 @@ from typing import Any
 from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.space import Space
 from grafting_core.specs.studies.study import StudySpec
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 
 
 def milp_figures() -> dict[str, object]:
@@ -28,7 +28,7 @@ def milp_figures() -> dict[str, object]:
 def _opened(space: dict[str, Any], backbone: str, share: float) -> StudySpec:
     limits = {"flops": f"<= {share}x"}
     goals = [{"minimize": "loss_gap"}]
-    return open_study(
+    return parse_feasible_study(
         {"name": "milp", "backbone": backbone, "space": space, "objectives": goals, "limits": limits}
     )
 

@@ -4,10 +4,10 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from grafting_core.storage.storage import Storage
 from service.api import metrics, problems
-from service.api.deps import Lab
-from service.api.event_stream import Feed
-from service.api.middleware.access_log import Front
-from service.api.middleware.authentication import Gate
+from service.api.deps import AppContext
+from service.api.event_stream import EventBroadcaster
+from service.api.middleware.access_log import RequestLogMiddleware
+from service.api.middleware.authentication import AuthMiddleware
 from service.api.middleware.limits import Limits
 from service.api.middleware.rates import Rates
 from service.api.openapi import described
@@ -29,7 +29,7 @@ from service.api.routes import (
 from service.db.engine import Database
 from service.db.migrate import upgrade
 from service.domain.api_keys import ensure_admin
-from service.domain.forecast_cache import Memory
+from service.domain.forecast_cache import ForecastCache
 from service.domain.tracking_endpoints import PREFIX
 from service.local_keys import first_key
 from service.settings import Settings
@@ -54,13 +54,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         dependencies=[Depends(known_parameters)],
     )
-    app.state.lab = Lab(settings, database, Storage(settings.storage), Feed(database), Memory())
+    app.state.lab = AppContext(
+        settings, database, Storage(settings.storage), EventBroadcaster(database), ForecastCache()
+    )
     app.state.probe = health.Probe(app.state.lab)
     _admit_first_key(settings, database)
     # The last one added is the outermost.
     app.add_middleware(Limits)
-    app.add_middleware(Gate, settings=settings, database=database, rates=_rates(settings))
-    app.add_middleware(Front)
+    app.add_middleware(AuthMiddleware, settings=settings, database=database, rates=_rates(settings))
+    app.add_middleware(RequestLogMiddleware)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
     for part in (experiments, analyses, runs, run_controls, catalog, keys, bank, studies, webhooks, admin):

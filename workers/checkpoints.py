@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import opened, sealed
+from grafting_core.storage.checksums import opened, with_checksum
 from grafting_core.storage.storage import Storage
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
@@ -56,7 +56,7 @@ class StoredCheckpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         content = save(_portable(tensors))
         name = f"{step:08d}-a{self._ticket.attempt:04d}.safetensors"
-        self._storage.write_bytes(f"{self._folder}/{name}", sealed(content))
+        self._storage.write_bytes(f"{self._folder}/{name}", with_checksum(content))
         self._saved = time.monotonic()
         best = self._best(name, loss) if self._ticket.keep_best else None
         for old in self._names()[: -self._ticket.keep_checkpoints]:
@@ -130,7 +130,7 @@ class ScionProgress:
         """Names begin with the scion's key."""
         for key, path in self._paths.items():
             own = {name: value for name, value in tensors.items() if name.startswith(f"{key}/")}
-            self._storage.write_bytes(path, sealed(save(_portable(own))))
+            self._storage.write_bytes(path, with_checksum(save(_portable(own))))
         self._saved = time.monotonic()
 
 

@@ -23,9 +23,9 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.canonical import digest
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.storage.storage import Storage
 
@@ -54,9 +54,9 @@ class RunTicket(Frozen):
 
     run_id: str
     attempt: Annotated[int, Field(ge=1)]
-    work: Work
+    work: Job
     storage: str
-    spent: Spend = Spend()
+    spent: Usage = Usage()
     """What earlier attempts used, for the budget."""
     budget: Budget | None = None
     """What the run may use in all, extensions included; the work's own where it is not given."""
@@ -86,13 +86,13 @@ class StageReport(Frozen):
     """95 %, of the metrics that have one."""
     cost: MeasuredCost | None = None
     """By clock, on the hardware of this attempt."""
-    spend: Spend = Spend()
+    spend: Usage = Usage()
     stop_cause: StopCause = "completed"
-    made: dict[str, Spend] = {}
+    made: dict[str, Usage] = {}
     """Key -> use, of what this run has added to what others can use."""
     made_by: dict[str, str] = {}
     """Artifact -> run that made it, of what was found and reused."""
-    found: dict[str, Spend] = {}
+    found: dict[str, Usage] = {}
     """Key -> its full price, of scions that were found and reused."""
     notes: tuple[str, ...] = ()
     """What people should know, such as damage that was found and repaired."""
@@ -141,7 +141,7 @@ class Progress(Frozen):
     values: dict[str, float] = {}
     parts: tuple[PartProgress, ...] = ()
     """One an operator where the stage trains several."""
-    spend: Spend = Spend()
+    spend: Usage = Usage()
     """Of this attempt so far, all stages together."""
 
 
@@ -156,7 +156,7 @@ class AttemptSucceeded(Frozen):
     """Every stage is done."""
 
     type: Literal["attempt_succeeded"] = "attempt_succeeded"
-    spend: Spend
+    spend: Usage
 
 
 class AttemptStopped(Frozen):
@@ -164,7 +164,7 @@ class AttemptStopped(Frozen):
 
     type: Literal["attempt_stopped"] = "attempt_stopped"
     reason: Reason
-    spend: Spend
+    spend: Usage
 
 
 class AttemptFailed(Frozen):
@@ -173,7 +173,7 @@ class AttemptFailed(Frozen):
     type: Literal["attempt_failed"] = "attempt_failed"
     reason: Reason
     message: str
-    spend: Spend = Spend()
+    spend: Usage = Usage()
 
 
 EventBody = Annotated[
@@ -205,11 +205,11 @@ class Stop(Frozen):
     reason: Reason
 
 
-SELF_DRIVEN = frozenset({"screening"})
+DRIVER_ONLY_KINDS = frozenset({"screening"})
 """Kinds of work that the driver of the attempt carries out itself: no worker group waits after them."""
 
 
-class IdleHost(Frozen):
+class WarmWorker(Frozen):
     """A worker group that has done `turn` tickets and would take another of the same shape."""
 
     job: str
@@ -219,14 +219,14 @@ class IdleHost(Frozen):
     gpus: Annotated[int, Field(ge=0)]
 
 
-class Handover(Frozen):
+class Assignment(Frozen):
     """Which ticket a worker group carries out next; none means that it ends."""
 
     run_id: str | None = None
     attempt: int = 0
 
 
-def host_shape(work: Work) -> str:
+def host_shape(work: Job) -> str:
     """Names what a worker group holds: tickets of equal shape can follow each other in it."""
     return digest({"backbone": work.backbone, "resources": work.resources})
 

@@ -15,10 +15,10 @@ from importlib.metadata import version
 
 import ray
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.storage.storage import Storage
 from workers.contract import (
-    SELF_DRIVEN,
+    DRIVER_ONLY_KINDS,
     AttemptFailed,
     AttemptStarted,
     AttemptStopped,
@@ -33,7 +33,7 @@ from workers.failures import classify
 from workers.launch import launch
 from workers.liveness import HeartbeatThread
 from workers.logs import setup_logging
-from workers.reuse import Host
+from workers.reuse import WarmGroup
 
 REPORTED = ("torch", "diffusers", "ray")
 
@@ -48,9 +48,9 @@ def main() -> int:
     setup_logging()
     storage = Storage(given.storage)
     ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
-    host = Host(storage, ticket, lambda each: _begin(storage, each))
+    host = WarmGroup(storage, ticket, lambda each: _begin(storage, each))
     try:
-        carry_out(storage, ticket, host)
+        run_attempt(storage, ticket, host)
     finally:
         host.close()
     return 0
@@ -80,15 +80,15 @@ def _started() -> AttemptStarted:
     return AttemptStarted(host=platform.node(), pid=os.getpid(), device=platform.machine(), versions=versions)
 
 
-def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
+def run_attempt(storage: Storage, first: RunTicket, host: WarmGroup) -> None:
     """Run the worker group to its end. What breaks it ends the attempt that it was at, if any."""
     began = time.monotonic()
-    if first.work.kind not in SELF_DRIVEN:
+    if first.work.kind not in DRIVER_ONLY_KINDS:
         host.start()
     try:
         _fit(first, time.time())
-        if first.work.kind in SELF_DRIVEN:
-            spend = Spend(device_seconds=(time.monotonic() - began) * first.work.resources.devices)
+        if first.work.kind in DRIVER_ONLY_KINDS:
+            spend = Usage(device_seconds=(time.monotonic() - began) * first.work.resources.devices)
             EventLog(storage, first).write(AttemptSucceeded(spend=spend))
     except Exception as error:
         if host.ticket is None:
@@ -100,7 +100,7 @@ def carry_out(storage: Storage, first: RunTicket, host: Host) -> None:
 def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception) -> EventBody:
     """Spend is time alone; FLOPs and images are in the last progress event."""
     reason, message = classify(error)
-    spend = Spend(device_seconds=(time.monotonic() - began) * ticket.work.resources.devices)
+    spend = Usage(device_seconds=(time.monotonic() - began) * ticket.work.resources.devices)
     if reason in ("user_request", "budget_exhausted", "preempted"):
         return AttemptStopped(reason=reason, spend=spend)
     text = "".join(traceback.format_exception(error))

@@ -9,7 +9,7 @@ BY_NAME: dict[str, Reason] = {
     "Diverged": "diverged",
     "OutOfMemoryError": "out_of_memory",
     "MemoryError": "out_of_memory",
-    "DamagedArtifact": "invalid_checkpoint",
+    "CorruptArtifact": "invalid_checkpoint",
     "ActorDiedError": "worker_lost",
     "RayActorError": "worker_lost",
     "WorkerCrashedError": "worker_lost",

@@ -10,19 +10,19 @@ import torch
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registry import load_backbone
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from grafting_core.training.observer import StopRequested
 from workers.contract import AttemptSucceeded, RunTicket, StageDone, StageName
 from workers.events import EventLog
 from workers.liveness import DrainWatch, own_node_drains
 from workers.logs import setup_logging
-from workers.observer import AttemptStoppedEarly, Brake
-from workers.reuse import tickets
+from workers.observer import AttemptStoppedEarly, StopCondition
+from workers.reuse import receive_tickets
 from workers.stages import analyze, distill, evaluate, fill, finetune, measure
 from workers.stages.context import Context, Group, Stage
-from workers.usage import Meter, difference
+from workers.usage import UsageMeter, difference
 
 log = logging.getLogger(__name__)
 STAGES: Mapping[StageName, Stage] = {
@@ -40,15 +40,15 @@ def train_loop(first: RunTicket, started: float, group: Group | None = None) -> 
     began: float | None = started
     watch = DrainWatch(storage, first, own_node_drains)
     watch.start()
-    for ticket in tickets(storage, first, group.leads):
+    for ticket in receive_tickets(storage, first, group.leads):
         watch.ticket = ticket
         _serve(ticket, began or time.time(), group)
         began = None
 
 
-def alone(work: Work) -> Group:
+def alone(work: Job) -> Group:
     """A process without others, on the device that its work asks for."""
-    return Group(Share(), device=torch.device("cuda" if work.resources.gpus_per_worker else "cpu"))
+    return Group(Shard(), device=torch.device("cuda" if work.resources.gpus_per_worker else "cpu"))
 
 
 def _serve(ticket: RunTicket, started: float, group: Group) -> None:
@@ -56,7 +56,7 @@ def _serve(ticket: RunTicket, started: float, group: Group) -> None:
     torch.set_num_threads(ticket.work.resources.cpus_per_worker)
     context = _context(ticket, started, group)
     log.info("attempt %s of %s on %s", ticket.attempt, ticket.work.name, group.device)
-    WALKS[ticket.work.kind](context)
+    PIPELINES[ticket.work.kind](context)
     if context.events is not None:
         context.events.write(AttemptSucceeded(spend=context.meter.total()))
     del context
@@ -73,12 +73,12 @@ def _backbone(name: str, device: torch.device) -> Backbone:
 
 def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     storage = Storage(ticket.storage)
-    meter = Meter(ticket.work, started)
+    meter = UsageMeter(ticket.work, started)
     backbone = _backbone(ticket.work.backbone.name, group.device)
     if backbone.card.digest != ticket.work.backbone.digest:
         raise ValueError("this worker has other weights of the backbone than the work was planned for")
     events = EventLog(storage, ticket) if group.leads else None
-    return Context(ticket, storage, backbone, group, meter, Brake(storage, ticket, meter), events)
+    return Context(ticket, storage, backbone, group, meter, StopCondition(storage, ticket, meter), events)
 
 
 def run_stages(context: Context) -> None:
@@ -104,7 +104,7 @@ def run_stage(context: Context, stage: Stage) -> None:
         torch.cuda.empty_cache()
 
 
-WALKS: Mapping[str, Callable[[Context], None]] = {
+PIPELINES: Mapping[str, Callable[[Context], None]] = {
     "graft": run_stages,
     "fill": partial(run_stage, stage=fill.run),
     "analysis": partial(run_stage, stage=analyze.run),

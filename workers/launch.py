@@ -74,11 +74,11 @@ def train_rank(config: dict[str, Any]) -> None:
         import ray.train.torch  # noqa: PLC0415
         import torch.distributed as dist  # noqa: PLC0415
 
-        from grafting_core.training.finetune import Share  # noqa: PLC0415
+        from grafting_core.training.finetune import Shard  # noqa: PLC0415
         from workers.group import train_loop  # noqa: PLC0415
         from workers.stages.context import Group  # noqa: PLC0415
 
     world, device = ray.train.get_context(), ray.train.torch.get_device()
-    share = Share(world.get_world_rank(), world.get_world_size())
+    share = Shard(world.get_world_rank(), world.get_world_size())
     group = Group(share, ray.train.torch.prepare_model, dist.barrier, device)
     train_loop(RunTicket.model_validate_json(config["ticket"]), config["started"], group)

@@ -93,10 +93,10 @@ class DrainWatch(threading.Thread):
         while True:
             with suppress(ray.exceptions.RayError, OSError):  # looked at again in a moment
                 if self._drains():
-                    self._bid_stop(self.ticket)
+                    self._request_stop(self.ticket)
             time.sleep(LOOK_SECONDS)
 
-    def _bid_stop(self, ticket: RunTicket) -> None:
+    def _request_stop(self, ticket: RunTicket) -> None:
         """Unless somebody wants it stopped already, for a reason of his own."""
         path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/stop"
         if not self._storage.exists(path):

@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.storage.storage import Storage
-from grafting_core.training.observer import Part
+from grafting_core.training.observer import StudentProgress
 from workers.contract import (
     PartProgress,
     Progress,
@@ -20,7 +20,7 @@ from workers.contract import (
     budget_path,
 )
 from workers.events import EventLog
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 PROGRESS_SECONDS = 2.0
 PARTS_SECONDS = 10.0
@@ -38,10 +38,10 @@ class AttemptStoppedEarly(Exception):
     """The attempt obeyed a stop file or a spent budget; the text is the reason."""
 
 
-class Brake:
+class StopCondition:
     """A stop file or a spent budget, looked up at most once a second."""
 
-    def __init__(self, storage: Storage, ticket: RunTicket, meter: Meter) -> None:
+    def __init__(self, storage: Storage, ticket: RunTicket, meter: UsageMeter) -> None:
         self._storage, self._ticket, self._meter = storage, ticket, meter
         self._path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/stop"
         self._checked = 0.0
@@ -72,12 +72,14 @@ class Brake:
 class StageObserver:
     """Observes one stage of one attempt on rank 0."""
 
-    def __init__(self, stage: StageName, key: str, events: EventLog, meter: Meter, brake: StopSource) -> None:
+    def __init__(
+        self, stage: StageName, key: str, events: EventLog, meter: UsageMeter, brake: StopSource
+    ) -> None:
         self._stage, self._key = stage, key
         self._events, self._meter, self._brake = events, meter, brake
         self._first: int | None = None
         self._began = self._shown = time.monotonic()
-        self._parts: Sequence[Part] = ()
+        self._parts: Sequence[StudentProgress] = ()
         self._parts_shown, self._endings = -math.inf, 0
 
     def _begin(self, step: int, total_steps: int) -> None:
@@ -93,7 +95,7 @@ class StageObserver:
             self._shown = now
             self._events.write(self._event(step, total_steps, values, now))
 
-    def parts(self, parts: Sequence[Part]) -> None:
+    def parts(self, parts: Sequence[StudentProgress]) -> None:
         self._parts = parts
 
     def _event(self, step: int, total_steps: int, values: Mapping[str, float], now: float) -> Progress:
@@ -108,7 +110,7 @@ class StageObserver:
             parts=tuple(_progress_of(part, pace) for part in self._news(now)),
         )
 
-    def _news(self, now: float) -> Sequence[Part]:
+    def _news(self, now: float) -> Sequence[StudentProgress]:
         """The parts, where one has ended since they were shown last, or that is some time ago."""
         endings = sum(part.ending is not None for part in self._parts)
         if endings == self._endings and now - self._parts_shown < PARTS_SECONDS:
@@ -116,14 +118,14 @@ class StageObserver:
         self._parts_shown, self._endings = now, endings
         return self._parts
 
-    def spend(self) -> Spend:
+    def spend(self) -> Usage:
         return self._meter.total()
 
     def stop_requested(self) -> bool:
         return self._brake.reason() is not None
 
 
-def _progress_of(part: Part, pace: float) -> PartProgress:
+def _progress_of(part: StudentProgress, pace: float) -> PartProgress:
     """`pace` is seconds a step of the pass."""
     return PartProgress(
         name=part.name,

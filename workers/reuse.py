@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 from grafting_core.storage.storage import Storage
 from workers.contract import (
-    Handover,
-    IdleHost,
+    Assignment,
     RunTicket,
+    WarmWorker,
     done_path,
     handover_path,
     host_shape,
@@ -33,7 +33,7 @@ Begin = Callable[[RunTicket], Callable[[], None]]
 """Makes an attempt visible (log, heartbeat, first event); what it returns ends that."""
 
 
-class Host:
+class WarmGroup:
     """The driver's side: one ticket after the other, on a thread beside the one that keeps the group."""
 
     def __init__(self, storage: Storage, first: RunTicket, begin: Begin) -> None:
@@ -63,7 +63,7 @@ class Host:
             done, self.ticket = self.ticket, None
             self._end_turn()
             assert done is not None
-            handover = self._await_ticket(done)
+            handover = self._wait_for_next(done)
             self._turn += 1
             if handover.run_id is not None:
                 self.ticket = self._storage.read_model(
@@ -75,9 +75,9 @@ class Host:
             if handover.run_id is None:
                 return
 
-    def _await_ticket(self, done: RunTicket) -> Handover:
+    def _wait_for_next(self, done: RunTicket) -> Assignment:
         resources = done.work.resources
-        idle = IdleHost(
+        idle = WarmWorker(
             job=self._job,
             turn=self._turn,
             shape=host_shape(done.work),
@@ -92,7 +92,7 @@ class Host:
         )
         self._storage.delete(idle_path(self._job))
         # Looked at once more after the note is gone: a ticket handed over at the last moment is taken.
-        return self._storage.read_model(asked, Handover) if self._storage.exists(asked) else Handover()
+        return self._storage.read_model(asked, Assignment) if self._storage.exists(asked) else Assignment()
 
     def _wait_for(self, so: Callable[[], bool]) -> bool:
         """False where the group has ended meanwhile."""
@@ -103,7 +103,7 @@ class Host:
         return False
 
 
-def tickets(storage: Storage, first: RunTicket, leads: bool) -> Iterator[RunTicket]:
+def receive_tickets(storage: Storage, first: RunTicket, leads: bool) -> Iterator[RunTicket]:
     """A worker's side: the first ticket, then those that follow it while the driver keeps the group."""
     job, turn, ticket = submission_id(first.run_id, first.attempt), 1, first
     while True:
@@ -119,10 +119,10 @@ def tickets(storage: Storage, first: RunTicket, leads: bool) -> Iterator[RunTick
         ticket = storage.read_model(ticket_path(handover.run_id, handover.attempt), RunTicket)
 
 
-def _next_turn(storage: Storage, path: str, seconds: float) -> Handover:
+def _next_turn(storage: Storage, path: str, seconds: float) -> Assignment:
     end = time.monotonic() + seconds
     while not storage.exists(path):
         if time.monotonic() > end:
-            return Handover()
+            return Assignment()
         time.sleep(POLL_SECONDS)
-    return storage.read_model(path, Handover)
+    return storage.read_model(path, Assignment)

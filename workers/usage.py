@@ -7,7 +7,7 @@ from typing import Any
 
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import (
     design_cost,
     distill_flops_per_image,
@@ -17,7 +17,7 @@ from grafting_core.specs.cost import (
 )
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec
 from grafting_core.specs.rungs import rung_cost
 from grafting_core.specs.screening import ScreeningSpec
@@ -86,10 +86,10 @@ COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
 """Kind of work -> what a step of each of its stages costs."""
 
 
-class Meter:
+class UsageMeter:
     """Device-seconds are wall-clock since `started` times devices; FLOPs and images follow from steps."""
 
-    def __init__(self, work: Work, started: float) -> None:
+    def __init__(self, work: Job, started: float) -> None:
         # The wall clock says once how long ago that was; from here on it may jump as it likes.
         self._began = time.monotonic() - max(0.0, time.time() - started)
         self._devices = work.resources.devices
@@ -104,18 +104,18 @@ class Meter:
         """`steps` steps of this stage were taken by this attempt, in all."""
         self._steps[stage] = steps
 
-    def total(self) -> Spend:
+    def total(self) -> Usage:
         """Of this attempt, all stages together."""
-        return Spend(
+        return Usage(
             device_seconds=(time.monotonic() - self._began) * self._devices,
             flops=float(sum(self._costs[stage].flops * steps for stage, steps in self._steps.items())),
             training_images=sum(self._costs[stage].images * steps for stage, steps in self._steps.items()),
         )
 
 
-def difference(later: Spend, earlier: Spend) -> Spend:
+def difference(later: Usage, earlier: Usage) -> Usage:
     """What was used between two readings."""
-    return Spend(
+    return Usage(
         device_seconds=max(0.0, later.device_seconds - earlier.device_seconds),
         flops=later.flops - earlier.flops,
         training_images=later.training_images - earlier.training_images,

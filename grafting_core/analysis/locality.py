@@ -14,7 +14,7 @@ from grafting_core.backbones.capture import visited
 from grafting_core.diffusion.sampling import sample_latents
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.site import GraftSite
-from grafting_core.training.observer import Checkpoints, NoCheckpoints, Observer, Silent, StopRequested
+from grafting_core.training.observer import Checkpointer, NoCheckpoints, NullObserver, Observer, StopRequested
 
 MICRO_BATCH = 50
 
@@ -48,13 +48,17 @@ def locality_profile(
     *,
     samples: int | None = None,
     observer: Observer | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpointer | None = None,
 ) -> dict[int, list[float]]:
     """L_k of every block for every k, measured while sampling by `protocol`.
 
     Raises StopRequested (after a checkpoint) when asked to stop.
     """
-    wanted, hears, keeps = samples or protocol.samples, observer or Silent(), checkpoints or NoCheckpoints()
+    wanted, hears, keeps = (
+        samples or protocol.samples,
+        observer or NullObserver(),
+        checkpoints or NoCheckpoints(),
+    )
     gauges = _gauges(backbone, bands)
     first = _resume(gauges, keeps)
     hears.progress(first, wanted, {})
@@ -99,7 +103,7 @@ def _gauges(backbone: Backbone, bands: Sequence[int]) -> dict[GraftSite, _Gauge]
     return gauges
 
 
-def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpoints) -> int:
+def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpointer) -> int:
     found = checkpoints.latest()
     if found is None:
         return 0
@@ -109,7 +113,7 @@ def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpoints) -> int
 
 
 def _pause(
-    gauges: Mapping[GraftSite, _Gauge], first: int, wanted: int, observer: Observer, checkpoints: Checkpoints
+    gauges: Mapping[GraftSite, _Gauge], first: int, wanted: int, observer: Observer, checkpoints: Checkpointer
 ) -> None:
     stopping = first < wanted and observer.stop_requested()
     if stopping or checkpoints.due():

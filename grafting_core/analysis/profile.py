@@ -8,7 +8,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.profile import BackboneProfile, BandLocality, SiteStatistics, uniform_share
-from grafting_core.training.observer import Checkpoints, Observer
+from grafting_core.training.observer import Checkpointer, Observer
 
 STATISTICS_IMAGES = 256
 
@@ -19,7 +19,7 @@ def measure_profile(
     latents: Latents,
     *,
     observer: Observer,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
 ) -> BackboneProfile:
     """Locality while sampling, then statistics on noised latents. Raises StopRequested when asked to stop."""
     masses = locality_profile(

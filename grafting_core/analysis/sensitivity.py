@@ -28,12 +28,16 @@ class Undoable(Protocol):
     def undo(self) -> None: ...
 
 
-Place = Callable[[], Undoable]
+Intervention = Callable[[], Undoable]
 """Operates on the backbone's transformer."""
 
 
 def replace_one(
-    backbone: Backbone, places: Mapping[str, Place], latents: Latents, draws: int = SCORE_DRAWS, seed: int = 0
+    backbone: Backbone,
+    places: Mapping[str, Intervention],
+    latents: Latents,
+    draws: int = SCORE_DRAWS,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Key -> `replace_one/noise`, `replace_one/noise/t0-249`, ..., `replace_one/variance/t750-999`.
 
@@ -56,7 +60,7 @@ def restore_one(
 
     `parts[key]` operates with every part but those it is given.
     """
-    places: dict[str, Place] = {"": partial(next(iter(parts.values())), ())}
+    places: dict[str, Intervention] = {"": partial(next(iter(parts.values())), ())}
     places |= {key: partial(place, (key,)) for key, place in parts.items()}
     sums = _errors(backbone, places, latents, draws, seed)
     full = _named("restore_one", sums.pop(""), latents.objective)
@@ -78,7 +82,7 @@ class _Sums:
 
 @torch.no_grad()
 def _errors(
-    backbone: Backbone, places: Mapping[str, Place], latents: Latents, draws: int, seed: int
+    backbone: Backbone, places: Mapping[str, Intervention], latents: Latents, draws: int, seed: int
 ) -> dict[str, _Sums]:
     bins, outputs, total = TIMESTEP_BINS, len(latents.objective.outputs), latents.objective.num_timesteps
     sums = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import Visitor, visited
+from grafting_core.backbones.capture import ActivationHook, visited
 from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.specs.site import GraftSite
 
@@ -45,7 +45,11 @@ def activation_statistics(
 
 @torch.no_grad()
 def _pass(
-    backbone: Backbone, latents: Latents, num_samples: int, seed: int, visitors: Mapping[GraftSite, Visitor]
+    backbone: Backbone,
+    latents: Latents,
+    num_samples: int,
+    seed: int,
+    visitors: Mapping[GraftSite, ActivationHook],
 ) -> None:
     for index, start in enumerate(range(0, num_samples, BATCH)):
         batch = latents.batch("statistics", seed, index, min(BATCH, num_samples - start)).to(backbone.device)

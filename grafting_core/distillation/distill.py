@@ -16,18 +16,18 @@ from torch import Tensor
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.held_out import held_out_errors
-from grafting_core.distillation.student import Apprentice, Candidate, Ending, replacement_candidate
-from grafting_core.distillation.teacher import Pupils, teaching
-from grafting_core.training.observer import Checkpoints, Part, PassObserver, StopRequested
+from grafting_core.distillation.student import StopReason, Student, StudentSpec, replacement_student
+from grafting_core.distillation.teacher import Students, teacher_features
+from grafting_core.training.observer import Checkpointer, PassObserver, StopRequested, StudentProgress
 
-__all__ = ["Candidate", "ScionResult", "distill", "replacement_candidate"]
+__all__ = ["DistillResult", "StudentSpec", "distill", "replacement_student"]
 
 READ_EVERY = 8
 """Steps between two readings of the losses: each makes the device wait for the program."""
 
 
 @dataclass(frozen=True)
-class ScionResult:
+class DistillResult:
     """A candidate's end: weights (none where it diverged) and normalised squared error on held-out images.
 
     `errors` as `held_out_errors` has them. `curve` is (step, loss) pairs. `seconds` is its share of the pass.
@@ -38,7 +38,7 @@ class ScionResult:
     curve: list[tuple[int, float]]
     steps: int
     seconds: float
-    ending: Ending
+    ending: StopReason
     reason: str = ""
 
     @property
@@ -46,20 +46,20 @@ class ScionResult:
         return self.ending == "diverged"
 
 
-Done = Callable[[Candidate, ScionResult], None]
+Done = Callable[[StudentSpec, DistillResult], None]
 
 
 def distill(
     backbone: Backbone,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[StudentSpec],
     latents: Latents,
     held_out: Latents,
     *,
     observer: PassObserver,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     done: Done = lambda candidate, result: None,
     micro_batches: int = 1,
-) -> dict[str, ScionResult]:
+) -> dict[str, DistillResult]:
     """Distil every candidate in one pass of the teacher; `done` hears of each as soon as it has ended.
 
     Operators learn from `latents`; their errors are measured on `held_out`, images that training never sees.
@@ -70,28 +70,28 @@ def distill(
     StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.
     """
     _check(candidates)
-    apprentices = [Apprentice(candidate, backbone) for candidate in candidates]
-    for apprentice in apprentices:
-        apprentice.micro_batches = micro_batches
-    _resume(apprentices, checkpoints)
-    results: dict[str, ScionResult] = {}
-    total = max((each.plan.steps for each in apprentices), default=0)
-    observer.progress(_step(apprentices, total), total, {})
-    lessons = None
+    students = [Student(candidate, backbone) for candidate in candidates]
+    for student in students:
+        student.micro_batches = micro_batches
+    _resume(students, checkpoints)
+    results: dict[str, DistillResult] = {}
+    total = max((each.plan.steps for each in students), default=0)
+    observer.progress(_lowest_step(students, total), total, {})
+    features = None
     while True:
-        _graduate(backbone, apprentices, held_out, results, done)
-        learning = [each for each in apprentices if each.learning]
+        _finish_stopped(backbone, students, held_out, results, done)
+        learning = [each for each in students if each.learning]
         if not learning:
             return results
-        lessons = lessons or teaching(backbone, learning[0].plan, latents, learning)
-        step = _step(apprentices, total)
-        _take_step(lessons.teach, step, [each for each in learning if each.record.step == step])
+        features = features or teacher_features(backbone, learning[0].plan, latents, learning)
+        step = _lowest_step(students, total)
+        _take_step(features.step_students, step, [each for each in learning if each.record.step == step])
         _read_losses(learning, step + 1)
-        _report(apprentices, observer, step + 1, total)
-        _pause(apprentices, observer, checkpoints, step + 1)
+        _report(students, observer, step + 1, total)
+        _checkpoint_or_stop(students, observer, checkpoints, step + 1)
 
 
-def _check(candidates: Sequence[Candidate]) -> None:
+def _check(candidates: Sequence[StudentSpec]) -> None:
     streams = {candidate.plan.stream for candidate in candidates}
     if len(streams) > 1:
         raise ValueError(f"candidates of one pass learn from one stream, not from {len(streams)}: {streams}")
@@ -99,77 +99,79 @@ def _check(candidates: Sequence[Candidate]) -> None:
         raise ValueError("candidates of one pass have keys of their own; one key is given twice")
 
 
-def _step(apprentices: Pupils, total: int) -> int:
+def _lowest_step(students: Students, total: int) -> int:
     """Where the hindmost stands: who was not in the checkpoint catches up before the others go on."""
-    return min((each.record.step for each in apprentices if each.learning), default=total)
+    return min((each.record.step for each in students if each.learning), default=total)
 
 
-def _take_step(teach: Callable[[int, Pupils], None], step: int, pupils: Pupils) -> None:
+def _take_step(step_students: Callable[[int, Students], None], step: int, students: Students) -> None:
     began = time.perf_counter()
-    teach(step, pupils)
-    for pupil in pupils:
-        pupil.record.seconds += (time.perf_counter() - began) / len(pupils)
+    step_students(step, students)
+    for student in students:
+        student.record.seconds += (time.perf_counter() - began) / len(students)
 
 
-def _read_losses(learning: Pupils, step: int) -> None:
+def _read_losses(learning: Students, step: int) -> None:
     """All in one transfer, at steps that depend on the plans alone."""
     if step % READ_EVERY == 0 or any(each.at_milestone for each in learning):
         settle(learning)
 
 
-def settle(apprentices: Pupils) -> None:
+def settle(students: Students) -> None:
     """Read every unread loss."""
-    unread = [loss for each in apprentices for loss in each.unread]
+    unread = [loss for each in students for loss in each.unread]
     losses = iter(torch.stack(unread).tolist() if unread else [])
-    for each in apprentices:
+    for each in students:
         each.settle([next(losses) for _ in each.unread])
 
 
-def _report(apprentices: Pupils, observer: PassObserver, step: int, total: int) -> None:
-    if not any(each.unread for each in apprentices):
-        observer.parts([_part(each) for each in apprentices])
-    losses = {f"loss/{each.candidate.name}": each.record.loss for each in apprentices if each.record.curve}
+def _report(students: Students, observer: PassObserver, step: int, total: int) -> None:
+    if not any(each.unread for each in students):
+        observer.parts([_part(each) for each in students])
+    losses = {f"loss/{each.candidate.name}": each.record.loss for each in students if each.record.curve}
     mean = {"loss": sum(losses.values()) / len(losses)} if losses else {}
     observer.progress(step, total, {**mean, **losses})
 
 
-def _part(apprentice: Apprentice) -> Part:
-    record = apprentice.record
-    return Part(
-        name=apprentice.candidate.name,
+def _part(student: Student) -> StudentProgress:
+    record = student.record
+    return StudentProgress(
+        name=student.candidate.name,
         step=record.step,
-        total_steps=apprentice.plan.steps,
+        total_steps=student.plan.steps,
         loss=record.loss,
         ending=record.ending,
         reason=record.reason,
     )
 
 
-def _pause(apprentices: Pupils, observer: PassObserver, checkpoints: Checkpoints, step: int) -> None:
-    stopping = any(each.learning for each in apprentices) and observer.stop_requested()
+def _checkpoint_or_stop(
+    students: Students, observer: PassObserver, checkpoints: Checkpointer, step: int
+) -> None:
+    stopping = any(each.learning for each in students) and observer.stop_requested()
     if stopping or checkpoints.due():
-        settle(apprentices)
-        checkpoints.save(step, dict(pair for each in apprentices for pair in each.tensors()))
+        settle(students)
+        checkpoints.save(step, dict(pair for each in students for pair in each.tensors()))
     if stopping:
         raise StopRequested
 
 
-def _resume(apprentices: Pupils, checkpoints: Checkpoints) -> None:
+def _resume(students: Students, checkpoints: Checkpointer) -> None:
     found = checkpoints.latest()
     if found is not None:
-        for each in apprentices:
+        for each in students:
             each.resume(found[1])
 
 
-def _graduate(
+def _finish_stopped(
     backbone: Backbone,
-    apprentices: Pupils,
+    students: Students,
     held_out: Latents,
-    results: dict[str, ScionResult],
+    results: dict[str, DistillResult],
     done: Done,
 ) -> None:
     """Examine who has ended since the last time, together."""
-    ended = [each for each in apprentices if not each.learning and each.candidate.key not in results]
+    ended = [each for each in students if not each.learning and each.candidate.key not in results]
     sound = {
         each.candidate.key: (each.candidate.region, each.module)
         for each in ended
@@ -177,22 +179,22 @@ def _graduate(
     }
     errors = held_out_errors(backbone, sound, ended[0].plan, held_out) if sound else {}
     for each in ended:
-        _judge(each, errors.get(each.candidate.key, {}))
+        _check_finite(each, errors.get(each.candidate.key, {}))
         results[each.candidate.key] = _result(each, errors.get(each.candidate.key, {}))
         done(each.candidate, results[each.candidate.key])
 
 
-def _judge(apprentice: Apprentice, errors: dict[str, float]) -> None:
+def _check_finite(student: Student, errors: dict[str, float]) -> None:
     bad = [f"{name} of {value}" for name, value in errors.items() if not math.isfinite(value)]
     if bad:
-        apprentice.stop("diverged", f"a held-out {bad[0]}", apprentice.record.step)
+        student.stop("diverged", f"a held-out {bad[0]}", student.record.step)
 
 
-def _result(apprentice: Apprentice, errors: dict[str, float]) -> ScionResult:
-    record = apprentice.record
+def _result(student: Student, errors: dict[str, float]) -> DistillResult:
+    record = student.record
     diverged = record.ending == "diverged"
-    return ScionResult(
-        state={} if diverged else apprentice.state(),
+    return DistillResult(
+        state={} if diverged else student.state(),
         errors={} if diverged else errors,
         curve=record.curve,
         steps=record.step,

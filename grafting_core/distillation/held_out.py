@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import Region, watched
+from grafting_core.backbones.capture import CapturePoint, capture
 from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.specs.plans import DistillPlan
 
@@ -28,7 +28,10 @@ def bin_names(name: str, total: int) -> list[str]:
 
 @torch.no_grad()
 def held_out_errors(
-    backbone: Backbone, modules: Mapping[str, tuple[Region, nn.Module]], plan: DistillPlan, held_out: Latents
+    backbone: Backbone,
+    modules: Mapping[str, tuple[CapturePoint, nn.Module]],
+    plan: DistillPlan,
+    held_out: Latents,
 ) -> dict[str, dict[str, float]]:
     """Normalised squared error of every module, by its key, on `plan.held_out` draws of held-out images.
 
@@ -39,24 +42,24 @@ def held_out_errors(
     for index in range(0, plan.held_out, HELD_OUT_BATCH):
         size = min(HELD_OUT_BATCH, plan.held_out - index)
         batch = held_out.batch("held-out", plan.seed, index, size)
-        panels: dict[Region, _Panel] = {}
+        error_sums: dict[CapturePoint, _ErrorSums] = {}
         for key, (region, module) in modules.items():
-            panel = panels.setdefault(region, _Panel(timestep_bins(batch.timesteps, total), []))
-            panel.examined.append((module, sums[key]))
-        with watched(backbone, panels):
+            panel = error_sums.setdefault(region, _ErrorSums(timestep_bins(batch.timesteps, total), []))
+            panel.modules.append((module, sums[key]))
+        with capture(backbone, error_sums):
             predict_batch(backbone, batch.to(backbone.device))
     return {key: _named_errors(summed, total) for key, summed in sums.items()}
 
 
 @dataclass(frozen=True)
-class _Panel:
+class _ErrorSums:
     """Adds squared error and squared target of every module at one region to its timestep bins."""
 
     bins: Tensor
-    examined: list[tuple[nn.Module, Tensor]]
+    modules: list[tuple[nn.Module, Tensor]]
 
     def __call__(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
-        for module, sums in self.examined:
+        for module, sums in self.modules:
             output = module(hidden_BTD)
             for row, tensor in enumerate((output - target_BTD, target_BTD)):
                 sums[row].index_add_(0, self.bins, tensor.double().square().flatten(1).sum(1).cpu())

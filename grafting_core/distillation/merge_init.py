@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import watched
+from grafting_core.backbones.capture import capture
 from grafting_core.data.latents import Latents, predict_batch
-from grafting_core.distillation.student import Candidate
+from grafting_core.distillation.student import StudentSpec
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import PAIR_LOSS
-from grafting_core.surgery.parallel_blocks import PairRegion
+from grafting_core.surgery.parallel_blocks import PairCapture
 
 FIT_BATCHES, FIT_BATCH = 8, 64
 """More batches gain under 2 % of what is left."""
@@ -33,15 +33,15 @@ def fit_merges(
     backbone: Backbone, pairs: Sequence[ParallelPair], latents: Latents, seed: int
 ) -> dict[ParallelPair, nn.Linear]:
     """Best merges in the least-squares sense, all in one pass of the teacher; each as if fitted alone."""
-    fits = {pair: _Fit(backbone.card.dims.width) for pair in pairs}
+    fits = {pair: _NormalEquations(backbone.card.dims.width) for pair in pairs}
     for index in range(FIT_BATCHES if pairs else 0):
         batch = latents.batch("merge", seed, index, FIT_BATCH).to(backbone.device)
-        with watched(backbone, {PairRegion(pair): fit.add for pair, fit in fits.items()}):
+        with capture(backbone, {PairCapture(pair): fit.add for pair, fit in fits.items()}):
             predict_batch(backbone, batch)
     return {pair: fit.merge() for pair, fit in fits.items()}
 
 
-class _Fit:
+class _NormalEquations:
     """Normal equations of one merge, in double precision; the last input is the constant one."""
 
     def __init__(self, width: int) -> None:
@@ -66,10 +66,10 @@ class _Fit:
         return merge
 
 
-def merge_candidate(pair: ParallelPair, plan: DistillPlan, key: str, start: nn.Linear) -> Candidate:
+def merge_student(pair: ParallelPair, plan: DistillPlan, key: str, start: nn.Linear) -> StudentSpec:
     """The merge of one pair, to be distilled beside all other candidates; `start` stays as it is."""
     build: Callable[[Backbone], nn.Module] = partial(_copy, start=start)
-    return Candidate(key, str(pair), PairRegion(pair), build, plan, PAIR_LOSS)
+    return StudentSpec(key, str(pair), PairCapture(pair), build, plan, PAIR_LOSS)
 
 
 def _copy(backbone: Backbone, start: nn.Linear) -> nn.Module:

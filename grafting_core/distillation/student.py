@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import OperatorRegion, Region
+from grafting_core.backbones.capture import CapturePoint, OperatorCapture
 from grafting_core.diffusion.precision import autocast
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan, Loss
@@ -26,12 +26,12 @@ from grafting_core.training.optim import (
     set_rate,
 )
 
-Ending = Literal["completed", "plateau", "diverged"]
+StopReason = Literal["completed", "plateau", "diverged"]
 CURVE_POINTS = 100
 
 
 @dataclass(frozen=True)
-class Candidate:
+class StudentSpec:
     """What is to be distilled: a module, built by `build`, that imitates `region` under its own plan.
 
     `key` tells candidates of a pass apart (the scion's); `name` is for people.
@@ -39,17 +39,19 @@ class Candidate:
 
     key: str
     name: str
-    region: Region
+    region: CapturePoint
     build: Callable[[Backbone], nn.Module]
     plan: DistillPlan
     loss: Loss
 
 
-def replacement_candidate(edit: ReplaceOperator, plan: DistillPlan, key: str) -> Candidate:
+def replacement_student(edit: ReplaceOperator, plan: DistillPlan, key: str) -> StudentSpec:
     """The candidate of one replaced operator."""
     build = partial(_new_operator, edit=edit, seed=plan.first_weights_seed)
     loss = plan.loss_for(edit.site.slot)
-    return Candidate(key, f"{edit.site} {edit.operator.kind}", OperatorRegion(edit.site), build, plan, loss)
+    return StudentSpec(
+        key, f"{edit.site} {edit.operator.kind}", OperatorCapture(edit.site), build, plan, loss
+    )
 
 
 def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
@@ -57,11 +59,11 @@ def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Mo
 
 
 @dataclass
-class Record:
+class TrainState:
     """How far an apprentice is and how it went; everything beside weights and optimiser state."""
 
     step: int = 0
-    ending: Ending | None = None
+    ending: StopReason | None = None
     reason: str = ""
     seconds: float = 0.0
     """Its share of the passes' wall-clock."""
@@ -73,14 +75,14 @@ class Record:
     """Mean loss of the best such window."""
 
 
-class Apprentice:
+class Student:
     """A candidate's module between two steps. Losses stay on the device until `settle` reads them."""
 
-    def __init__(self, candidate: Candidate, backbone: Backbone) -> None:
+    def __init__(self, candidate: StudentSpec, backbone: Backbone) -> None:
         self.candidate, self.plan = candidate, candidate.plan
         self.module = candidate.build(backbone).to(backbone.device).train()
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
-        self.record = Record(ending=None if self.plan.steps else "completed")
+        self.record = TrainState(ending=None if self.plan.steps else "completed")
         self.unread: list[Tensor] = []
         self.micro_batches = 1
         """Parts a step is computed in, one after the other, where the whole does not fit into memory."""
@@ -148,7 +150,7 @@ class Apprentice:
                 self.stop("plateau", f"no lower loss in the {patience} steps before step {step}", step)
             record.best = min(record.best, mean)
 
-    def stop(self, ending: Ending, reason: str, step: int) -> None:
+    def stop(self, ending: StopReason, reason: str, step: int) -> None:
         """It learns no more; optimiser state is given up."""
         self.record.ending, self.record.reason, self.record.step = ending, reason, step
         self.optimiser.state.clear()
@@ -182,14 +184,14 @@ class Apprentice:
             self.module.eval()
 
 
-def _encoded(record: Record) -> Tensor:
+def _encoded(record: TrainState) -> Tensor:
     return torch.tensor(list(json.dumps(asdict(record)).encode()), dtype=torch.uint8)
 
 
-def _decoded(encoded: Tensor) -> Record:
+def _decoded(encoded: Tensor) -> TrainState:
     fields = json.loads(bytes(encoded.tolist()))
     fields["curve"] = [(int(step), float(loss)) for step, loss in fields["curve"]]
-    return Record(**fields)
+    return TrainState(**fields)
 
 
 def regression_loss(

@@ -8,44 +8,46 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import Region, watched
+from grafting_core.backbones.capture import CapturePoint, capture
 from grafting_core.data.latents import Batch, Latents, predict_batch
 from grafting_core.diffusion.precision import autocast
-from grafting_core.distillation.student import Apprentice
+from grafting_core.distillation.student import Student
 from grafting_core.specs.plans import DistillPlan
 
-Pupils = Sequence[Apprentice]
+Students = Sequence[Student]
 
 
-class Teaching(Protocol):
+class TeacherFeatures(Protocol):
     """A source of lessons."""
 
-    def teach(self, step: int, pupils: Pupils) -> None:
+    def step_students(self, step: int, students: Students) -> None:
         """Every pupil takes step i on the same batch."""
 
 
-def teaching(backbone: Backbone, plan: DistillPlan, latents: Latents, apprentices: Pupils) -> Teaching:
+def teacher_features(
+    backbone: Backbone, plan: DistillPlan, latents: Latents, students: Students
+) -> TeacherFeatures:
     """As the plan's `features` say."""
     if plan.features == "fresh":
-        return FreshTeaching(backbone, plan, latents)
-    return StoredTeaching(backbone, plan, latents, [each.candidate.region for each in apprentices])
+        return OnlineFeatures(backbone, plan, latents)
+    return CachedFeatures(backbone, plan, latents, [each.candidate.region for each in students])
 
 
 @dataclass(frozen=True)
-class _Class:
+class _StudentsAtPoint:
     """All pupils at one region; each learns before the next one begins, so memory does not add up."""
 
-    pupils: list[Apprentice]
+    students: list[Student]
 
     def __call__(self, hidden: Tensor, target: Tensor) -> None:
-        for pupil in self.pupils:
-            pupil.learn(hidden, target)
+        for student in self.students:
+            student.learn(hidden, target)
 
 
-def _classes(pupils: Pupils) -> dict[Region, _Class]:
-    classes: dict[Region, _Class] = {}
-    for pupil in pupils:
-        classes.setdefault(pupil.candidate.region, _Class([])).pupils.append(pupil)
+def _by_capture_point(students: Students) -> dict[CapturePoint, _StudentsAtPoint]:
+    classes: dict[CapturePoint, _StudentsAtPoint] = {}
+    for student in students:
+        classes.setdefault(student.candidate.region, _StudentsAtPoint([])).students.append(student)
     return classes
 
 
@@ -56,46 +58,46 @@ def _run_teacher(backbone: Backbone, plan: DistillPlan, batch: Batch) -> None:
 
 
 @dataclass(frozen=True)
-class FreshTeaching:
+class OnlineFeatures:
     """One forward of the teacher a step, on new noise and timesteps, serves every pupil (paper Eq. 2)."""
 
     backbone: Backbone
     plan: DistillPlan
     latents: Latents
 
-    def teach(self, step: int, pupils: Pupils) -> None:
+    def step_students(self, step: int, students: Students) -> None:
         batch = self.latents.batch("distill", self.plan.seed, step, self.plan.batch_size)
-        with watched(self.backbone, _classes(pupils)):
+        with capture(self.backbone, _by_capture_point(students)):
             _run_teacher(self.backbone, self.plan, batch)
 
 
-class StoredTeaching:
+class CachedFeatures:
     """The paper's recipe: each image noised once, its features kept in half precision, epochs over them.
 
     Takes 4 * images * tokens * width bytes of main memory for every region with equal input and output width.
     """
 
     def __init__(
-        self, backbone: Backbone, plan: DistillPlan, latents: Latents, regions: Iterable[Region]
+        self, backbone: Backbone, plan: DistillPlan, latents: Latents, regions: Iterable[CapturePoint]
     ) -> None:
         self._device, self._plan, self._latents = backbone.device, plan, latents
-        self._shelves: dict[Region, _Shelf] = {region: _Shelf() for region in regions}
+        self._caches: dict[CapturePoint, _FeatureCache] = {region: _FeatureCache() for region in regions}
         for first in range(0, len(latents), plan.batch_size):
             size = min(plan.batch_size, len(latents) - first)
             batch = latents.batch("stored", plan.seed, first // plan.batch_size, plan.batch_size)
-            with watched(backbone, self._shelves):
+            with capture(backbone, self._caches):
                 _run_teacher(backbone, plan, batch.rows(slice(0, size)))
-        for shelf in self._shelves.values():
-            shelf.close()
+        for cache in self._caches.values():
+            cache.close()
 
-    def teach(self, step: int, pupils: Pupils) -> None:
+    def step_students(self, step: int, students: Students) -> None:
         rows = self._latents.rows("distill", self._plan.seed, step, self._plan.batch_size)
-        for region, lesson in _classes(pupils).items():
-            lesson(*(tensor.to(self._device).float() for tensor in self._shelves[region].at(rows)))
+        for region, train in _by_capture_point(students).items():
+            train(*(tensor.to(self._device).float() for tensor in self._caches[region].at(rows)))
 
 
 @dataclass
-class _Shelf:
+class _FeatureCache:
     """Inputs and outputs of one region, in the order of extraction."""
 
     inputs: list[Tensor] = field(default_factory=list)

@@ -25,11 +25,11 @@ from grafting_core.evaluation.evaluate import (
     EvaluatedChunk,
     digest_of_hashes,
     evaluate_chunk,
+    feature_network_for,
     finish,
     hashes_of,
-    network_of,
-    own_reference,
     recognises,
+    training_reference,
     versions,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork, extract, joined
@@ -39,16 +39,22 @@ from grafting_core.evaluation.reference import Reference, load_reference, make_r
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.experiment import RECIPE_VERSIONS, own_fingerprint
-from grafting_core.specs.requests import REQUEST, JudgeRequest, ReferenceRequest, ReferenceView, ShowRequest
+from grafting_core.specs.requests import (
+    REQUEST,
+    EvaluateRequest,
+    ReferenceRequest,
+    ReferenceView,
+    ShowRequest,
+)
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
-from grafting_core.storage.artifacts import CARD, DAMAGES, DamagedArtifact, read_published
+from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, read_published
 from grafting_core.storage.storage import Storage
 from grafting_core.surgery.operate import operate
 
 Model = tuple[Backbone, nn.Module]
 
 
-def judge(request: JudgeRequest) -> EvaluationReport:
+def judge(request: EvaluateRequest) -> EvaluationReport:
     """Raises ValueError (BadFile among them) for what cannot be judged, before anything is sampled."""
     model = load_model(request.subject)
     if model is None:
@@ -79,7 +85,7 @@ def _published(folder: Path) -> Model:
         design = GraftDesign.model_validate_json(
             json.dumps(json.loads((folder / CARD).read_text())["design"])
         )
-    except (DamagedArtifact, *DAMAGES) as error:
+    except (CorruptArtifact, *READ_ERRORS) as error:
         raise ValueError(f"{folder} holds no published model: {str(error)[:300]}") from error
     backbone = load_backbone(design.backbone.name, _device())
     if backbone.card.digest != design.backbone.digest:
@@ -91,7 +97,7 @@ def _published(folder: Path) -> Model:
     return backbone, network.eval().requires_grad_(False)
 
 
-def _judge_model(request: JudgeRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
+def _judge_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
     looker = _looker(request, backbone)
     dims = _check_size(looker, backbone.image_size)
@@ -119,14 +125,14 @@ def _fitting(reference: Reference, dims: int) -> Reference:
     return reference
 
 
-def _looker(request: JudgeRequest, backbone: Backbone) -> FeatureNetwork:
+def _looker(request: EvaluateRequest, backbone: Backbone) -> FeatureNetwork:
     if request.source is not None:
         return load_network(request.protocol.feature_network, backbone.device, request.source)
-    return network_of(backbone, request.protocol)
+    return feature_network_for(backbone, request.protocol)
 
 
 def _chunks(
-    request: JudgeRequest, backbone: Backbone, network: nn.Module, looker: FeatureNetwork
+    request: EvaluateRequest, backbone: Backbone, network: nn.Module, looker: FeatureNetwork
 ) -> Iterator[EvaluatedChunk]:
     protocol = request.protocol
     size = 2 * protocol.micro_batch
@@ -136,20 +142,20 @@ def _chunks(
         print(f"sampled {first + count} of {protocol.samples}", file=sys.stderr)
 
 
-def _reference(request: JudgeRequest, looker: FeatureNetwork, backbone: Backbone | None) -> Reference:
+def _reference(request: EvaluateRequest, looker: FeatureNetwork, backbone: Backbone | None) -> Reference:
     """What the request names, or the backbone's own images."""
     named = request.reference
     if named in backbone_cards():
-        return own_reference(backbone_cards()[str(named)], looker)
+        return training_reference(backbone_cards()[str(named)], looker)
     if named is not None:
         path = Path(named)
         return make_reference(open_images(path), looker) if path.is_dir() else load_reference(path, looker)
     if backbone is None or backbone.card.dataset is None:
         raise ValueError(f"{request.subject} brings no reference of its own; name one with --reference")
-    return own_reference(backbone.card, looker)
+    return training_reference(backbone.card, looker)
 
 
-def _judge_images(request: JudgeRequest, images: ImageSet) -> EvaluationReport:
+def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationReport:
     """Every image of the set, under the name of its count; how they were sampled, nobody can tell."""
     protocol = request.protocol.model_copy(update={"samples": images.count})
     looker = load_network(protocol.feature_network, _device(), request.source)

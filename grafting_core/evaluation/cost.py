@@ -48,7 +48,7 @@ def measure_cost(
         [forward_job(backbone, each, size, protocol.precision) for size in batches]
         for each in (network, backbone.transformer)
     )
-    cold = seconds_of(ours[-1], backbone.device)
+    cold = time_call(ours[-1], backbone.device)
     latencies = [
         compare(one, other, backbone.device, size)
         for one, other, size in zip(ours, theirs, batches, strict=True)
@@ -121,7 +121,7 @@ def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: P
     return job
 
 
-def seconds_of(job: Job, device: torch.device) -> float:
+def time_call(job: Job, device: torch.device) -> float:
     """Wall clock of one call, the device's queue empty before and after."""
     wait(device)
     began = time.perf_counter()
@@ -186,7 +186,7 @@ def interleaved(
         times = [0.0] * len(jobs)
         for turn in range(len(jobs)):
             at = (len(rounds) + turn) % len(jobs)
-            times[at] = seconds_of(jobs[at], device)
+            times[at] = time_call(jobs[at], device)
         rounds.append(times)
     return np.array(rounds)
 
@@ -199,7 +199,7 @@ def sampling_rates(
     times: tuple[list[float], list[float]] = ([], [])
     while not times[0] or (len(times[0]) < PAIRS and time.perf_counter() < end):
         for kept, each in zip(times, networks, strict=True):
-            kept.append(seconds_of(_sampling(backbone, each, protocol), backbone.device))
+            kept.append(time_call(_sampling(backbone, each, protocol), backbone.device))
     ours, theirs = (protocol.micro_batch / statistics.median(kept) for kept in times)
     return ours, theirs
 

@@ -45,7 +45,7 @@ class EvaluatedChunk:
     hashes: npt.NDArray[np.uint8]
 
 
-def network_of(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
+def feature_network_for(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
     """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
     network = load_network(protocol.feature_network, backbone.device)
     if protocol.feature_digest not in (None, network.digest):
@@ -61,7 +61,7 @@ def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
     return network.name == card.feature_network and FEATURE_NETWORKS.entries[network.name].names_classes
 
 
-def own_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
+def training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
     """The images that the backbone was trained on: those at hand, with the statistics of all where known.
 
     Made once a process. Raises ValueError for a backbone without a data set.
@@ -103,7 +103,7 @@ def evaluate_chunk(
     indices = range(first, first + count)
     images = sample_images(backbone, transformer, protocol, indices).numpy()
     keep(first, images)
-    features = extract(network or network_of(backbone, protocol), images, protocol.micro_batch)
+    features = extract(network or feature_network_for(backbone, protocol), images, protocol.micro_batch)
     asked = sample_labels(protocol, backbone.card.num_classes, indices)
     return EvaluatedChunk(first, features, asked.numpy(), hashes_of(images))
 
@@ -186,7 +186,7 @@ def fid_at(
     The same number that a whole evaluation under the protocol reports for this rung. `reference` saves making
     one where the feature network is not the backbone's own.
     """
-    network = network_of(backbone, protocol)
+    network = feature_network_for(backbone, protocol)
     size = protocol.micro_batch * max(1, CHUNK // protocol.micro_batch)
     spans = [(first, min(size, samples - first)) for first in range(0, samples, size)]
     chunks = [
@@ -195,7 +195,7 @@ def fid_at(
     if reference is not None:
         return frechet_of_rows(reference.pool, joined(chunks).pool)
     whole = dataset_of(backbone.card).statistics.get(network.name)
-    pool = _gaussian(whole) if whole else own_reference(backbone.card, network).pool
+    pool = _gaussian(whole) if whole else training_reference(backbone.card, network).pool
     return frechet_of_rows(pool, joined(chunks).pool)
 
 

@@ -21,12 +21,12 @@ INK, PAPER = "#1c1c1c", "#ffffff"
 
 
 @dataclass(frozen=True)
-class SampleSheet:
+class SampleGrid:
     """uint8 images [rows, columns, H, W] or [rows, columns, H, W, C] of one model, a class a column."""
 
     images: Tensor
 
-    def beside(self, graft: "SampleSheet", name: str) -> bytes:
+    def beside(self, graft: "SampleGrid", name: str) -> bytes:
         """PNG: this sheet as the teacher's rows, above the graft's. The teacher alone is shown once."""
         parts = [("teacher", self.images)]
         if not torch.equal(self.images, graft.images):
@@ -37,7 +37,7 @@ class SampleSheet:
         return buffer.getvalue()
 
 
-def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleSheet:
+def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleGrid:
     """`ROWS` samples of up to `MAX_COLUMNS` classes, balanced, with the protocol's own sampler and seed."""
     balanced = protocol.model_copy(update={"labels": "balanced"})
     classes = backbone.card.num_classes
@@ -46,7 +46,7 @@ def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: Evaluatio
     images = sample_images(backbone, transformer, balanced, indices)
     if backbone.card.dataset is not None and dataset_of(backbone.card).inverted:
         images = 255 - images
-    return SampleSheet(images.unflatten(0, (ROWS, columns)))
+    return SampleGrid(images.unflatten(0, (ROWS, columns)))
 
 
 def _panel(title: str, images: Tensor) -> Image.Image:

@@ -16,7 +16,7 @@ class Budget(Frozen):
     share_of_pretraining: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """FLOPs over those of the backbone's pretraining: 0.02 is two percent."""
 
-    def exceeded_by(self, spend: "Spend") -> str | None:
+    def exceeded_by(self, spend: "Usage") -> str | None:
         """Name of the first limit that `spend` has reached, or None; `folded` brings the share among them."""
         for name in ("device_seconds", "flops", "training_images"):
             limit = getattr(self, name)
@@ -24,7 +24,7 @@ class Budget(Frozen):
                 return name
         return None
 
-    def folded(self, pretraining_flops: float) -> "Budget":
+    def resolved(self, pretraining_flops: float) -> "Budget":
         """The same budget with its share of pretraining told in FLOPs, whichever is less."""
         if self.share_of_pretraining is None:
             return self
@@ -32,15 +32,15 @@ class Budget(Frozen):
         return self.model_copy(update={"flops": flops, "share_of_pretraining": None})
 
 
-class Spend(Frozen):
+class Usage(Frozen):
     """What was used: seconds times devices, FLOPs (2 a multiply-add), images trained on."""
 
     device_seconds: Annotated[float, Field(ge=0)] = 0.0
     flops: Annotated[float, Field(ge=0)] = 0.0
     training_images: Annotated[int, Field(ge=0)] = 0
 
-    def __add__(self, other: Self) -> "Spend":
-        return Spend(
+    def __add__(self, other: Self) -> "Usage":
+        return Usage(
             device_seconds=self.device_seconds + other.device_seconds,
             flops=self.flops + other.flops,
             training_images=self.training_images + other.training_images,

@@ -55,7 +55,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
-def remembered(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
+def memoized(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
     """Keep the last answers about frozen specs: a submission asks for the same ones again and again.
 
     A spec with a field that cannot be hashed (of another package's operator, say) is computed each time.

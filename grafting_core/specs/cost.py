@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from grafting_core.specs.backbone import BackboneCard, backbone_cards
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Spend
-from grafting_core.specs.canonical import remembered
+from grafting_core.specs.budget import Usage
+from grafting_core.specs.canonical import memoized
 from grafting_core.specs.changes import SlotChange, slot_changes
 from grafting_core.specs.design import GraftDesign, ParallelPair, Part
 from grafting_core.specs.experiment import (
@@ -25,7 +25,7 @@ class StagePlan(Frozen):
     stage: str
     keys: dict[str, str]
     steps: int
-    spend: Spend
+    spend: Usage
 
 
 class DesignCost(Frozen):
@@ -53,7 +53,7 @@ class ExperimentPlan(Frozen):
     experiment: ExperimentSpec
     cost: DesignCost
     stages: tuple[StagePlan, ...]
-    total: Spend
+    total: Usage
     share_of_pretraining: float
     runnable: bool
     """False where the lab has the backbone's sizes but not its weights."""
@@ -61,12 +61,12 @@ class ExperimentPlan(Frozen):
     """What is allowed, but seldom meant."""
 
 
-@remembered
+@memoized
 def plan(spec: ExperimentSpec) -> ExperimentPlan:
     """Stages, keys, parameters and FLOPs of a resolved experiment."""
     card = backbone_cards()[spec.design.backbone.name]
     stages = _stages(spec, card)
-    total = sum((stage.spend for stage in stages), Spend())
+    total = sum((stage.spend for stage in stages), Usage())
     return ExperimentPlan(
         digest=spec.digest,
         protocol_digest=protocol_digest(spec),
@@ -141,7 +141,7 @@ def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
 
 def _stages(spec: ExperimentSpec, card: BackboneCard) -> tuple[StagePlan, ...]:
     cost = design_cost(spec, card)
-    evaluated = Spend(flops=float(spec.evaluate.samples * cost.flops_per_image))
+    evaluated = Usage(flops=float(spec.evaluate.samples * cost.flops_per_image))
     evaluate = _stage("evaluate", {"evaluation": evaluation_key(spec)}, spec.evaluate.samples, evaluated)
     if spec.design.is_teacher:
         return (evaluate,)
@@ -159,7 +159,7 @@ def _stages(spec: ExperimentSpec, card: BackboneCard) -> tuple[StagePlan, ...]:
     )
 
 
-def _stage(stage: str, keys: dict[str, str], steps: int, spend: Spend) -> StagePlan:
+def _stage(stage: str, keys: dict[str, str], steps: int, spend: Usage) -> StagePlan:
     return StagePlan(stage=stage, keys=keys, steps=steps, spend=spend)
 
 
@@ -170,4 +170,4 @@ def _training(
         distill_flops_per_image(spec, card) if stage == "distill" else finetune_flops_per_image(spec, card)
     )
     images = steps * batch
-    return _stage(stage, keys, steps, Spend(flops=float(images * per_image), training_images=images))
+    return _stage(stage, keys, steps, Usage(flops=float(images * per_image), training_images=images))

@@ -7,7 +7,7 @@ from pydantic import Field
 from grafting_core.specs.backbone import BackboneRef, backbone_cards
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
-from grafting_core.specs.canonical import digest, remembered
+from grafting_core.specs.canonical import digest, memoized
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.features import feature_digest
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
@@ -79,7 +79,7 @@ def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
     return {scion.name: scion.key for scion in scions_of(spec)}
 
 
-@remembered
+@memoized
 def finetune_key(spec: ExperimentSpec) -> str:
     """Key of the grafted model after stage 2; the teacher's own is finetuned by nobody."""
     if spec.design.is_teacher:
@@ -95,7 +95,7 @@ def finetune_key(spec: ExperimentSpec) -> str:
     )
 
 
-@remembered
+@memoized
 def protocol_digest(spec: ExperimentSpec) -> str:
     """Names how quality is measured; the leaderboard ranks within one of these."""
     return fingerprint_of(spec).digest
@@ -120,7 +120,7 @@ def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFinge
     )
 
 
-@remembered
+@memoized
 def evaluation_key(spec: ExperimentSpec) -> str:
     """Key of the evaluation of this very model under this very protocol."""
     return digest({"stage": "evaluate", "model": finetune_key(spec), "protocol": protocol_digest(spec)})

@@ -15,10 +15,8 @@ from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.latency import LatencySpec
 from grafting_core.specs.screening import ScreeningSpec
 
-Work = Annotated[
-    ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec, Discriminator("kind")
-]
-WORK: TypeAdapter[Work] = TypeAdapter(Work)
+Job = Annotated[ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec, Discriminator("kind")]
+WORK: TypeAdapter[Job] = TypeAdapter(Job)
 
 LAST_STAGES: Mapping[str, str] = {
     "graft": "evaluate",
@@ -30,13 +28,13 @@ LAST_STAGES: Mapping[str, str] = {
 """Kind -> the stage whose report means that the work is done."""
 
 
-def as_graft(work: Work) -> ExperimentSpec:
+def as_graft(work: Job) -> ExperimentSpec:
     """The work, where it is a graft. Raises ValueError otherwise."""
     if not isinstance(work, ExperimentSpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a graft")
     return work
 
 
-def protocol_of(work: Work) -> str:
+def protocol_of(work: Job) -> str:
     """Digest of how quality is measured; empty for work that measures none."""
     return protocol_digest(work) if isinstance(work, ExperimentSpec) else ""

@@ -9,7 +9,7 @@ from grafting_core.specs.features import FeatureSource
 from grafting_core.specs.plans import EvaluationProtocol
 
 
-class JudgeRequest(Frozen):
+class EvaluateRequest(Frozen):
     """Evaluate `subject`: a diffusers folder, a published model, a backbone's name, or a set of images."""
 
     kind: Literal["evaluate"] = "evaluate"
@@ -37,7 +37,7 @@ class ShowRequest(Frozen):
     file: str
 
 
-Request = Annotated[JudgeRequest | ReferenceRequest | ShowRequest, Discriminator("kind")]
+Request = Annotated[EvaluateRequest | ReferenceRequest | ShowRequest, Discriminator("kind")]
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 

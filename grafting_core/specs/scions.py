@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from grafting_core.specs.backbone import BackboneRef
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Spend
-from grafting_core.specs.canonical import digest, fields_of, remembered
+from grafting_core.specs.budget import Usage
+from grafting_core.specs.canonical import digest, fields_of, memoized
 from grafting_core.specs.design import ParallelPair, Part
 from grafting_core.specs.plans import DistillPlan, Loss
 
@@ -69,7 +69,7 @@ class ScionSpec(Frozen):
         return {**plan, "loss": self.loss, "first_weights_seed": self.plan.first_weights_seed}
 
 
-@remembered
+@memoized
 def _key(scion: ScionSpec) -> str:
     return digest(
         {
@@ -104,7 +104,7 @@ class ScionCard(Frozen):
     steps: int
     ending: Literal["completed", "plateau"] = "completed"
     reason: str = ""
-    spend: Spend
+    spend: Usage
     """Its share of the pass that made it."""
     made_by: str
     """The run."""

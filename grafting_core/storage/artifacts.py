@@ -13,10 +13,10 @@ from grafting_core.storage.storage import Storage
 M = TypeVar("M", bound=BaseModel)
 CARD = "card.json"
 CARD_DIGEST = "card_sha256"
-DAMAGES = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError)
+READ_ERRORS = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError)
 
 
-class DamagedArtifact(Exception):
+class CorruptArtifact(Exception):
     """A published file does not match the digest on its card."""
 
 
@@ -54,7 +54,7 @@ def read_card(storage: Storage, folder: str) -> dict[str, Any]:
     """
     card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
     if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
-        raise DamagedArtifact(f"{folder}/{CARD} does not match its own digest")
+        raise CorruptArtifact(f"{folder}/{CARD} does not match its own digest")
     return card
 
 
@@ -63,7 +63,7 @@ def read_published(storage: Storage, folder: str) -> bytes:
     card = read_card(storage, folder)
     payload = storage.read_bytes(f"{folder}/{card['file']}")
     if hashlib.sha256(payload).hexdigest() != card["sha256"]:
-        raise DamagedArtifact(f"{folder}/{card['file']} does not match its card")
+        raise CorruptArtifact(f"{folder}/{card['file']} does not match its card")
     return payload
 
 
@@ -76,7 +76,7 @@ def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
     card = read_card(storage, folder) if storage.exists(f"{folder}/{CARD}") else {}
     expected = {**card.get("files", {}), card.get("file"): card.get("sha256")}.get(name)
     if expected is not None and hashlib.sha256(content).hexdigest() != expected:
-        raise DamagedArtifact(f"{folder}/{name} does not match its card")
+        raise CorruptArtifact(f"{folder}/{name} does not match its card")
     return model.model_validate_json(content)
 
 
@@ -87,7 +87,7 @@ def damage(storage: Storage, folder: str) -> str | None:
         for name, expected in {**card.get("files", {}), card["file"]: card["sha256"]}.items():
             if digest_of(storage, f"{folder}/{name}") != expected:
                 return f"{folder}/{name} does not match its card"
-    except (DamagedArtifact, *DAMAGES) as error:
+    except (CorruptArtifact, *READ_ERRORS) as error:
         return str(error) or type(error).__name__
     return None
 

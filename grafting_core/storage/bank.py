@@ -15,7 +15,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from grafting_core.specs.scions import ScionCard
-from grafting_core.storage.artifacts import CARD, DAMAGES, DamagedArtifact, damage, read_published
+from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, damage, read_published
 from grafting_core.storage.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Bank:
     def _read_into(self, key: str, into: dict[str, bytes]) -> str | None:
         try:
             payload = self.read(key)
-        except (DamagedArtifact, *DAMAGES) as error:
+        except (CorruptArtifact, *READ_ERRORS) as error:
             return str(error) or type(error).__name__
         if self.card(key) is None:
             return "its card cannot be read"
@@ -126,7 +126,7 @@ class Bank:
         try:
             document = json.loads(self.storage.read_bytes(f"{self.folder(key)}/diverged.json"))
             return str(document["reason"])
-        except DAMAGES:
+        except READ_ERRORS:
             return None
 
 
@@ -136,4 +136,4 @@ def payload_name(payload: bytes) -> tuple[str, str]:
     return f"operator-{sha256[:16]}.safetensors", sha256
 
 
-__all__ = ["Bank", "DamagedArtifact", "payload_name"]
+__all__ = ["Bank", "CorruptArtifact", "payload_name"]

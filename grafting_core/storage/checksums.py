@@ -16,7 +16,7 @@ DIGEST_BYTES = 32
 DIGEST = "content_sha256"
 
 
-def sealed(content: bytes) -> bytes:
+def with_checksum(content: bytes) -> bytes:
     """What to write for `content`."""
     return hashlib.sha256(content).digest() + content
 

@@ -30,7 +30,7 @@ FLOP_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one probe has seen; `ok` is None where there is nothing to judge."""
 
     probe: str
@@ -38,12 +38,12 @@ class Finding:
     seen: str
 
 
-def check_operator(spec: OperatorBase) -> list[Finding]:
+def check_operator(spec: OperatorBase) -> list[CheckResult]:
     """All probes of one kind, at small dims but for the FLOP count. Draws from a seed of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build(spec, SMALL)
-        into = influence(module)
+        into = dependency_matrix(module)
         return [
             _self_graft(spec),
             _reach(spec, into),
@@ -60,21 +60,21 @@ def _hidden(tokens: int = SMALL.num_tokens, dtype: torch.dtype = torch.float32) 
     return torch.randn(2, tokens, SMALL.width, dtype=dtype)
 
 
-def _self_graft(spec: OperatorBase) -> Finding:
+def _self_graft(spec: OperatorBase) -> CheckResult:
     """The same function when it takes the weights of the very operator it replaces."""
     originals: dict[str, Callable[[], nn.Module]] = {
         "mha": lambda: Attention(SMALL.width, heads=4, dim_head=8, bias=True),
         "mlp": lambda: DiffusersFeedForward(SMALL.width, activation_fn="gelu-approximate"),
     }
     if spec.kind not in originals:
-        return Finding("self-graft", None, "does not apply: not what stands in a DiT")
+        return CheckResult("self-graft", None, "does not apply: not what stands in a DiT")
     original, operator, hidden = originals[spec.kind](), build(spec, SMALL), _hidden()
     inherit(projections(original), operator)
     equal = torch.equal(operator(hidden), original(hidden))
-    return Finding("self-graft", equal, "bit-identical" if equal else "differs from what it replaces")
+    return CheckResult("self-graft", equal, "bit-identical" if equal else "differs from what it replaces")
 
 
-def influence(module: nn.Module) -> Tensor:
+def dependency_matrix(module: nn.Module) -> Tensor:
     """Which output tokens [T] each input token [T] changes, whatever the weights: bool [input, output]."""
     wide = copy.deepcopy(module).double()
     for parameter in wide.parameters():
@@ -92,30 +92,30 @@ def _touched(module: nn.Module, before: Tensor, token: int) -> Tensor:
     return changed
 
 
-def _reach(spec: OperatorBase, into: Tensor) -> Finding:
+def _reach(spec: OperatorBase, into: Tensor) -> CheckResult:
     """As the spec promises, where it does: a token sees neither less nor more."""
     offsets = (into.nonzero()[:, 0] - into.nonzero()[:, 1]).tolist()
     first, last, promised = min(offsets, default=0), max(offsets, default=0), spec.reach(SMALL)
     seen = f"a token sees {first:+d} to {last:+d} in raster order"
     if promised is None:
-        return Finding("receptive field", None, f"{seen}; the spec promises nothing")
+        return CheckResult("receptive field", None, f"{seen}; the spec promises nothing")
     within = -first <= promised[0] and last <= promised[1]
     kept = within and (spec.fades or (-first, last) == promised)
-    return Finding(
+    return CheckResult(
         "receptive field", kept, seen if kept else f"{seen}, not {-promised[0]:+d} to {promised[1]:+d}"
     )
 
 
-def _causality(spec: OperatorBase, into: Tensor) -> Finding:
+def _causality(spec: OperatorBase, into: Tensor) -> CheckResult:
     """No later token may leak into one whose spec promises that it sees none."""
     future, promised = bool(into.tril(-1).any()), spec.reach(SMALL)
     seen = "sees later tokens" if future else "causal: sees no later token"
     if promised is None or promised[1]:
-        return Finding("causality", None, seen)
-    return Finding("causality", not future, seen)
+        return CheckResult("causality", None, seen)
+    return CheckResult("causality", not future, seen)
 
 
-def _gradients(module: nn.Module) -> Finding:
+def _gradients(module: nn.Module) -> CheckResult:
     hidden = _hidden().requires_grad_()
     module.zero_grad()
     module(hidden).square().sum().backward()
@@ -128,15 +128,15 @@ def _gradients(module: nn.Module) -> Finding:
     finite = all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
     flows = hidden.grad is not None and bool(hidden.grad.isfinite().all()) and bool(hidden.grad.any())
     seen = f"none reaches {', '.join(silent)}" if silent else "reach every parameter and the input"
-    return Finding("gradients", not silent and finite and flows, seen)
+    return CheckResult("gradients", not silent and finite and flows, seen)
 
 
-def _parameters(spec: OperatorBase, module: nn.Module) -> Finding:
+def _parameters(spec: OperatorBase, module: nn.Module) -> CheckResult:
     built, formula = sum(p.numel() for p in module.parameters()), spec.num_params(SMALL)
-    return Finding("parameters", built == formula, f"formula {formula:,}, built {built:,}")
+    return CheckResult("parameters", built == formula, f"formula {formula:,}, built {built:,}")
 
 
-def _flops(spec: OperatorBase) -> Finding:
+def _flops(spec: OperatorBase) -> CheckResult:
     """What totals and limits go by against what the counter sees in the built module."""
     dims = DIT_XL_2_256.dims
     with torch.device("meta"):
@@ -145,27 +145,29 @@ def _flops(spec: OperatorBase) -> Finding:
         module(hidden)
     counted, formula = counter.get_total_flops(), spec.computed_flops(dims)
     if not counted:
-        return Finding("FLOPs", None, f"formula {formula:,}; no matrix product to compare with")
+        return CheckResult("FLOPs", None, f"formula {formula:,}; no matrix product to compare with")
     close = abs(counted - formula) <= FLOP_TOLERANCE * formula
-    return Finding("FLOPs", close, f"formula {formula:,}, matrix products {counted:,}")
+    return CheckResult("FLOPs", close, f"formula {formula:,}, matrix products {counted:,}")
 
 
-def _precision(module: nn.Module) -> Finding:
+def _precision(module: nn.Module) -> CheckResult:
     hidden = _hidden()
     with torch.no_grad():
         exact = module(hidden)
         with torch.autocast("cpu", torch.bfloat16):
             error = (module(hidden).float() - exact).abs().max() / exact.abs().max()
-    return Finding("bf16", bool(error < BF16_ERROR), f"within {error:.1e} of fp32, relative to the maximum")
+    return CheckResult(
+        "bf16", bool(error < BF16_ERROR), f"within {error:.1e} of fp32, relative to the maximum"
+    )
 
 
-def _other_lengths(module: nn.Module) -> Finding:
+def _other_lengths(module: nn.Module) -> CheckResult:
     try:
         with torch.no_grad():
             kept = module(_hidden(60)).shape == (2, 60, SMALL.width)
     except ValueError as refusal:
-        return Finding("other token counts", True, f"refused: {refusal}")
-    return Finding("other token counts", kept, "taken" if kept else "change the shape")
+        return CheckResult("other token counts", True, f"refused: {refusal}")
+    return CheckResult("other token counts", kept, "taken" if kept else "change the shape")
 
 
 def report(kind: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import Visitor
+from grafting_core.backbones.capture import ActivationHook
 from grafting_core.specs.design import ParallelPair
 
 
@@ -53,16 +53,16 @@ def pair_blocks(backbone: Backbone, merges: Mapping[ParallelPair, nn.Module]) ->
 
 
 @dataclass(frozen=True)
-class PairRegion:
+class PairCapture:
     """What a merge learns from: both sides of the unedited pair [B, T, 2D] and its output in sequence."""
 
     pair: ParallelPair
 
-    def watch(self, backbone: Backbone, visitor: Visitor) -> Sequence[RemovableHandle]:
+    def watch(self, backbone: Backbone, visitor: ActivationHook) -> Sequence[RemovableHandle]:
         """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
         blocks = backbone.family.blocks(backbone.transformer)
         first, second = (blocks[block] for block in self.pair.blocks)
-        watch = _PairWatch(second, visitor)
+        watch = _PairActivations(second, visitor)
         return [
             first.register_forward_pre_hook(watch.enter, with_kwargs=True),
             second.register_forward_hook(watch.leave, with_kwargs=True),
@@ -70,11 +70,11 @@ class PairRegion:
 
 
 @dataclass
-class _PairWatch:
+class _PairActivations:
     """Keeps the pair's input until the second block has run."""
 
     second: nn.Module
-    visitor: Visitor
+    visitor: ActivationHook
     entered: Tensor | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,14 +82,14 @@ class _PairWatch:
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """`args[0]` is the first block's output: one side. The other takes one more forward of the second."""
-        with unhooked(self.second):
+        with without_hooks(self.second):
             beside_BTD = self.second(self.entered, *args[1:], **kwargs)
         self.entered = None
         self.visitor(torch.cat([args[0], beside_BTD], dim=-1), output)
 
 
 @contextmanager
-def unhooked(module: nn.Module) -> Iterator[None]:
+def without_hooks(module: nn.Module) -> Iterator[None]:
     """Within, the module and its parts call no forward hooks; afterwards they have the very same ones."""
     parts = [(part, part._forward_hooks, part._forward_pre_hooks) for part in module.modules()]
     for part, _, _ in parts:

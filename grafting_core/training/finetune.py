@@ -13,7 +13,7 @@ from grafting_core.data.latents import Batch, Latents, generator_for, predict_ba
 from grafting_core.diffusion.objective import objective_of
 from grafting_core.diffusion.precision import autocast
 from grafting_core.specs.plans import FinetunePlan
-from grafting_core.training.observer import Checkpoints, Observer, StopRequested
+from grafting_core.training.observer import Checkpointer, Observer, StopRequested
 from grafting_core.training.optim import (
     Diverged,
     adamw,
@@ -25,7 +25,7 @@ from grafting_core.training.optim import (
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """Which rows of the global batch this process computes."""
 
     rank: int = 0
@@ -45,9 +45,9 @@ def finetune(
     latents: Latents,
     *,
     observer: Observer,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpointer,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
-    share: Share = Share(),
+    share: Shard = Shard(),
     micro_batches: int = 1,
 ) -> dict[str, Tensor]:
     """Train the graft's transformer in place and return its averaged weights (a state dict, float32, CPU).
@@ -87,7 +87,7 @@ class _Training:
     """Network, optimiser and averaged weights between two steps."""
 
     def __init__(
-        self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Share, micro_batches: int
+        self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Shard, micro_batches: int
     ) -> None:
         self.graft, self.plan, self.latents = graft, plan, latents
         self.share, self.micro_batches = share, micro_batches
@@ -161,7 +161,7 @@ class _Training:
             **dict(optimiser_tensors(self.optimiser, "optimiser/")),
         }
 
-    def resume(self, checkpoints: Checkpoints) -> int:
+    def resume(self, checkpoints: Checkpointer) -> int:
         """Take up the newest checkpoint; returns the steps already done."""
         found = checkpoints.latest()
         if found is None:

@@ -23,7 +23,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class StudentProgress:
     """One of several things that a stage trains together: where it is, or how and why it ended."""
 
     name: str
@@ -38,11 +38,11 @@ class Part:
 class PassObserver(Observer, Protocol):
     """Hears of every part of a pass as well."""
 
-    def parts(self, parts: Sequence[Part]) -> None:
+    def parts(self, parts: Sequence[StudentProgress]) -> None:
         """Where each part is by now; called every few steps, before `progress`."""
 
 
-class Checkpoints(Protocol):
+class Checkpointer(Protocol):
     """Keeps flat dicts of tensors by step; whole or not at all."""
 
     def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
@@ -58,13 +58,13 @@ class Checkpoints(Protocol):
         """
 
 
-class Silent:
+class NullObserver:
     """An observer that hears nothing and never asks to stop."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         return None
 
-    def parts(self, parts: Sequence[Part]) -> None:
+    def parts(self, parts: Sequence[StudentProgress]) -> None:
         return None
 
     def stop_requested(self) -> bool:

@@ -7,12 +7,12 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from grafting_core.storage.storage import Storage
-from service.api.event_stream import Feed
+from service.api.event_stream import EventBroadcaster
 from service.api.problems import ApiError
 from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.api_keys import Principal
-from service.domain.forecast_cache import Memory
+from service.domain.forecast_cache import ForecastCache
 from service.domain.run_queries import visible_to
 from service.settings import Settings
 
@@ -20,14 +20,14 @@ NOBODY = Principal(owner="", role="viewer", sees="own")
 
 
 @dataclass(frozen=True)
-class Lab:
+class AppContext:
     """Everything a route may touch."""
 
     settings: Settings
     database: Database
     storage: Storage
-    feed: Feed
-    memory: Memory
+    feed: EventBroadcaster
+    memory: ForecastCache
     principal: Principal = NOBODY
 
     def run_to_change(self, session: Session, run_id: str) -> RunRow:
@@ -40,9 +40,9 @@ class Lab:
         return run
 
 
-async def _lab(request: Request) -> Lab:
-    lab: Lab = request.app.state.lab
+async def _lab(request: Request) -> AppContext:
+    lab: AppContext = request.app.state.lab
     return replace(lab, principal=getattr(request.state, "principal", NOBODY))
 
 
-LabDep = Annotated[Lab, Depends(_lab)]
+LabDep = Annotated[AppContext, Depends(_lab)]

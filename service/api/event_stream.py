@@ -25,7 +25,7 @@ END = "event: end\ndata: {}\n\n"
 
 
 @dataclass
-class Channel:
+class Subscription:
     """One run that somebody listens to. `texts` are the events numbered from `first` + 1 on."""
 
     first: int
@@ -54,12 +54,12 @@ class Listened(NamedTuple):
     owner: str | None
 
 
-class Feed:
+class EventBroadcaster:
     """The channels of one application, filled by one task while there are any."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._channels: dict[Listened, Channel] = {}
+        self._channels: dict[Listened, Subscription] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def follow(self, run_id: str, after: int, owner: str | None = None) -> AsyncIterator[str]:
@@ -75,7 +75,7 @@ class Feed:
         finally:
             self._leave(listened, channel)
 
-    async def _follow(self, channel: Channel, listened: Listened, after: int) -> AsyncIterator[str]:
+    async def _follow(self, channel: Subscription, listened: Listened, after: int) -> AsyncIterator[str]:
         while True:
             changed = channel.changed
             while after < channel.first:
@@ -104,19 +104,19 @@ class Feed:
                 log.warning("events cannot be read: %s", type(error).__name__)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _join(self, listened: Listened) -> Channel:
+    async def _join(self, listened: Listened) -> Subscription:
         if listened not in self._channels:
             run_id = listened.run_id
             last, ended = (await run_in_threadpool(self._look, [run_id])).get(run_id, (0, True))
             # Another listener may have come first while we looked.
-            self._channels.setdefault(listened, Channel(first=last, ended=ended))
+            self._channels.setdefault(listened, Subscription(first=last, ended=ended))
         channel = self._channels[listened]
         channel.listeners += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._fill())
         return channel
 
-    def _leave(self, listened: Listened, channel: Channel) -> None:
+    def _leave(self, listened: Listened, channel: Subscription) -> None:
         channel.listeners -= 1
         if not channel.listeners and self._channels.get(listened) is channel:
             del self._channels[listened]

@@ -9,12 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.experiment import Resources
-from grafting_core.specs.jobs import Work
-from service.api.deps import Lab
+from grafting_core.specs.jobs import Job
+from service.api.deps import AppContext
 from service.api.problems import ApiError
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
-from service.domain.submission import ANYWHERE, KeyReused, Placing, QuotaReached, submit
+from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ async def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> st
 IdempotencyKey = Annotated[str | None, Depends(_usable)]
 
 
-def check_startable(lab: Lab, work: Work) -> None:
+def check_startable(lab: AppContext, work: Job) -> None:
     """Refuse at the door what the lab could never start. Raises ApiError or SpecError."""
     if backbone_cards()[work.backbone.name].weights is None:
         name = work.backbone.name
@@ -69,7 +69,7 @@ def again_where_beaten(once: Callable[[], T]) -> T:
         return once()
 
 
-def check_chargeable(lab: Lab, study: str | None) -> None:
+def check_chargeable(lab: AppContext, study: str | None) -> None:
     """Refuse to charge another's study, admins too. Raises ApiError: not-found where unseen, or forbidden."""
     if study is None:
         return
@@ -91,12 +91,12 @@ def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> Subm
 
 
 def submit_once(
-    lab: Lab,
-    work: Work,
+    lab: AppContext,
+    work: Job,
     request_digest: str,
     key: str | None,
     forecast: Forecast | None = None,
-    placing: Placing = ANYWHERE,
+    placing: QueueOptions = DEFAULT_OPTIONS,
 ) -> RunRow:
     """The run of this work; for the same user and key the same run, also of two requests at once.
 

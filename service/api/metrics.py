@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.api.deps import Lab, LabDep
+from service.api.deps import AppContext, LabDep
 from service.db.leases import LEASES, NOUNS
 from service.db.tables import AccountRow, AttemptRow, LeaderRow, RunRow
 from service.domain.budgets import LAB
@@ -32,7 +32,7 @@ def note_request(method: str, status: int, seconds: float) -> None:
 class Store(Collector):
     """The store's figures, by a few short queries a scrape."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: AppContext) -> None:
         self._lab = lab
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -45,7 +45,7 @@ class Store(Collector):
                 yield GaugeMetricFamily(name, text, value=value)
 
 
-def _figures(session: Session, lab: Lab) -> dict[str, tuple[str, float]]:
+def _figures(session: Session, lab: AppContext) -> dict[str, tuple[str, float]]:
     live = select(func.count()).select_from(AttemptRow).where(AttemptRow.ended_at.is_(None))
     open_ones = select(func.coalesce(func.sum(AttemptRow.device_seconds), 0.0))
     lab_account = session.get(AccountRow, LAB)

@@ -13,7 +13,7 @@ from grafting_core.specs.documents.explain import explain, nearest
 from grafting_core.specs.features import FEATURE_NETWORKS, FeatureSource
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.presets import PRESET_NAMES, PRESETS
-from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ReferenceView, ShowRequest
+from grafting_core.specs.requests import EvaluateRequest, ReferenceRequest, ReferenceView, ShowRequest
 from grafting_core.specs.results import EvaluationReport
 from service.cli.console import Refused, escape, out, print_json, table
 from service.cli.documents import read_design
@@ -50,7 +50,7 @@ def evaluate_command(
     json: AsJson = False,
 ) -> None:
     """Judge a model or samples of any project."""
-    request = JudgeRequest(
+    request = EvaluateRequest(
         subject=subject,
         protocol=protocol_named(protocol),
         reference=reference,

@@ -116,7 +116,7 @@ def demo_command(
         _say_where(supervisor)
         documents = [read_document((EXAMPLES / f"{name}.yaml").read_text()) for name in DEMO_DESIGNS]
         run_ids = [client.submit(document).run_id for document in documents]
-        runs = follow(client, run_ids, supervisor.tend)
+        runs = follow(client, run_ids, supervisor.reconcile)
         _await_tracking(client, run_ids)
         show_leaderboard(client.leaderboard())
         if keep:
@@ -202,7 +202,7 @@ def _interrupt(*_: object) -> None:
 
 def _tend_for_ever(supervisor: Supervisor) -> None:
     while True:
-        supervisor.tend()
+        supervisor.reconcile()
         time.sleep(0.5)
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.schemas.runs import KeyKind, Role, RunState, Sees
 
 
@@ -171,8 +171,8 @@ class AttemptRow(Base):
     """Which ticket of that job it is."""
 
     @property
-    def spend(self) -> Spend:
-        return Spend(
+    def spend(self) -> Usage:
+        return Usage(
             device_seconds=self.device_seconds, flops=self.flops, training_images=self.training_images
         )
 
@@ -188,7 +188,7 @@ class StageRow(Base):
     report: Mapped[dict[str, Any]]
 
 
-class NeedRow(Base):
+class RunDependencyRow(Base):
     """A run needs what is published under `<folder>/<key>`. The figures are what it pays for, or is paid."""
 
     __tablename__ = "needs"
@@ -279,7 +279,7 @@ class KeyRow(Base):
     last_used_at: Mapped[datetime | None]
 
 
-class StandingRow(Base):
+class LeaderboardEntryRow(Base):
     """What the leaderboard shows of a succeeded graft. An experiment that ran twice is current once."""
 
     __tablename__ = "standings"

@@ -13,13 +13,13 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from service.db.tables import RunRow, now
 from service.domain.artifacts_in_progress import Making, Published
 from service.domain.budget_reservation import Budgets, expected
-from service.domain.budgets import LAB, Key, LiveUse, Usage, budget_of, live_use, title, usage
+from service.domain.budgets import LAB, AccountId, AccountUsage, LiveUse, budget_of, live_use, title, usage_of
 from service.domain.forecast import Foresight
-from service.domain.queue_order import COLUMNS, OWNERS, Room, Waiting, pop_next, room, shares
+from service.domain.queue_order import COLUMNS, OWNERS, FreeResources, QueuedRun, next_run, room, shares
 from service.domain.run_queries import spend_of
 from service.log_once import AWAY, brief
 
@@ -38,7 +38,7 @@ class Verdict:
     what: Literal["start", "stop", "fail", "wait"]
     lacks: Lack
     text: str
-    want: Spend = field(default_factory=Spend)
+    want: Usage = field(default_factory=Usage)
     """What it is expected to use, of one that starts."""
     forecast: dict[str, Any] | None = None
 
@@ -47,29 +47,29 @@ class Walk:
     """One look at the queue, in its order."""
 
     def __init__(
-        self, session: Session, capacity: Room, hold_line_seconds: float, published: Published
+        self, session: Session, capacity: FreeResources, hold_line_seconds: float, published: Published
     ) -> None:
         self._session, self.capacity, self._patience = session, capacity, hold_line_seconds
         self.free = room(session, capacity.cpus, capacity.gpus)
         self._live: list[LiveUse] = live_use(session)
         self._making = Making(session, published)
         self._budgets, self._foresight = Budgets(session), Foresight(session)
-        self._closed: dict[Key, str] = {}
+        self._closed: dict[AccountId, str] = {}
         """Accounts of which nobody starts in this walk, and why."""
-        self._lacking, self._held, self._claimed = Counter[str](), Counter[str](), Counter[Key]()
+        self._lacking, self._held, self._claimed = Counter[str](), Counter[str](), Counter[AccountId]()
         owners = session.scalars(OWNERS).all()
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
         self._budgets.prepare({LAB, *(("user", owner) for owner in owners)})
         self._lines = {owner: line for owner in owners if (line := self._page(owner, LOOKED_AT))}
 
-    def steps(self) -> Iterator[tuple[Waiting, Verdict]]:
+    def steps(self) -> Iterator[tuple[QueuedRun, Verdict]]:
         """Every run that comes into question, with what follows for it.
 
         Left out are those that would not start for what holds all later ones of their account as well, and
         those behind as many as are looked at. Stop listening once nothing is free.
         """
         while self._lines:
-            run = pop_next(self._lines, self._shares)
+            run = next_run(self._lines, self._shares)
             verdict = self.decide(run)
             self._note(run, verdict)
             if run.owner not in self._lines and self._looks_on(run.owner):
@@ -77,7 +77,7 @@ class Walk:
                 self._lines |= {run.owner: page} if page else {}
             yield run, verdict
 
-    def _page(self, owner: str, size: int, after: Waiting | None = None) -> deque[Waiting]:
+    def _page(self, owner: str, size: int, after: QueuedRun | None = None) -> deque[QueuedRun]:
         """The owner's next runs that may start, as far as their rows say."""
         left = self._shares.left(owner)
         if left is None or LAB in self._closed or ("user", owner) in self._closed:
@@ -91,11 +91,11 @@ class Walk:
         if after is not None:
             query = query.where(tuple_(RunRow.precedence, RunRow.id) > (after.precedence, after.id))
         query = query.order_by(RunRow.precedence, RunRow.id).limit(size)
-        page = [Waiting(*row) for row in self._session.execute(query)]
+        page = [QueuedRun(*row) for row in self._session.execute(query)]
         self.prepare(page)
         return deque(page)
 
-    def prepare(self, runs: Sequence[Waiting]) -> None:
+    def prepare(self, runs: Sequence[QueuedRun]) -> None:
         """Look up together what is asked of each of them."""
         self._budgets.prepare({key for run in runs for key in run.keys})
         self._making.prepare([run.id for run in runs])
@@ -103,7 +103,7 @@ class Walk:
     def _looks_on(self, owner: str) -> bool:
         return self._lacking[owner] < LOOKED_AT and self._held[owner] < HELD_AT_MOST
 
-    def decide(self, run: Waiting) -> Verdict:
+    def decide(self, run: QueuedRun) -> Verdict:
         """What follows for a run, were it its turn now. It has to be prepared."""
         try:
             return self._hold(run) or self._shortage(run) or self._readiness(run)
@@ -112,7 +112,7 @@ class Walk:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
             return Verdict("fail", "nothing", f"it cannot be read: {type(error).__name__}: {brief(error)}")
 
-    def _hold(self, run: Waiting) -> Verdict | None:
+    def _hold(self, run: QueuedRun) -> Verdict | None:
         """What keeps the run back however much is free."""
         if run.not_before is not None and run.not_before > now():
             seconds = (run.not_before - now()).total_seconds()
@@ -128,7 +128,7 @@ class Walk:
         other = self._making.wait_of(run.id)
         return Verdict("wait", "another run", other) if other else None
 
-    def _budget_hold(self, run: Waiting) -> str | None:
+    def _budget_hold(self, run: QueuedRun) -> str | None:
         for key in run.keys:
             if key in self._closed:
                 return self._closed[key]
@@ -140,10 +140,10 @@ class Walk:
         if not limited:
             return None
         row = self._session.get_one(RunRow, run.id)
-        want = usage(row.experiment.backbone, self._want(row)[0])
+        want = usage_of(row.experiment.backbone, self._want(row)[0])
         return next((text for key in limited if (text := self._claim(key, want))), None)
 
-    def _claim(self, key: Key, want: Usage) -> str | None:
+    def _claim(self, key: AccountId, want: AccountUsage) -> str | None:
         if not self._budgets.claimed(key, self._live, want):
             return None
         text = f"the budget of {title(key)} is claimed by runs under way"
@@ -152,32 +152,32 @@ class Walk:
             self._closed[key] = text
         return text
 
-    def _want(self, row: RunRow) -> tuple[Spend, Spend, dict[str, Any] | None]:
+    def _want(self, row: RunRow) -> tuple[Usage, Usage, dict[str, Any] | None]:
         """What a run will still use, what it has used, and the forecast that says so."""
         spent, made = spend_of(self._session, row.id), self._foresight.of(row)
         return expected(row, spent, made), spent, made
 
-    def _shortage(self, run: Waiting) -> Verdict | None:
+    def _shortage(self, run: QueuedRun) -> Verdict | None:
         """What is not free of that which the run needs."""
         if self.free.fits(run):
             return None
         return Verdict("wait", self.free.short_of(run), self.free.lacks(run))
 
-    def _readiness(self, run: Waiting) -> Verdict:
+    def _readiness(self, run: QueuedRun) -> Verdict:
         row = self._session.get_one(RunRow, run.id)
         want, spent, made = self._want(row)
         if budget_of(row).exceeded_by(spent):
             return Verdict("stop", "budget", "the run's own budget is spent; it ends in the next round")
         return Verdict("start", "nothing", "it starts in the next round", want, made)
 
-    def _note(self, run: Waiting, verdict: Verdict) -> None:
+    def _note(self, run: QueuedRun, verdict: Verdict) -> None:
         """What the verdict means for those behind."""
         if verdict.what == "start":
             row = self._session.get_one(RunRow, run.id)
             self.free.take(run)
             self._shares.add(run)
             self._live.append(
-                LiveUse(run.id, run.keys, Usage(), usage(row.experiment.backbone, verdict.want))
+                LiveUse(run.id, run.keys, AccountUsage(), usage_of(row.experiment.backbone, verdict.want))
             )
             self._making.started(run.id, [each.id for line in self._lines.values() for each in line])
         elif verdict.lacks == "another run":
@@ -185,7 +185,7 @@ class Walk:
         elif verdict.lacks in ("cpus", "gpus"):
             self._lack(run)
 
-    def _lack(self, run: Waiting) -> None:
+    def _lack(self, run: QueuedRun) -> None:
         """Later ones may overtake it, unless it has waited long: then what is free is held for it."""
         self._lacking[run.owner] += 1
         if self._lacking[run.owner] >= LOOKED_AT:
@@ -193,7 +193,7 @@ class Walk:
         if run.waited_seconds() > self._patience:
             self.free.take(run)
 
-    def explain(self, run: Waiting) -> Verdict:
+    def explain(self, run: QueuedRun) -> Verdict:
         """Of a run that the walk has not come by, once it is over."""
         verdict = self.decide(run)
         if verdict.what == "wait":
@@ -203,7 +203,7 @@ class Walk:
         return Verdict("wait", "cpus" if self._lacking[run.owner] >= LOOKED_AT else "another run", text)
 
 
-def set_aside_text(run: Waiting, capacity: Room) -> str:
+def set_aside_text(run: QueuedRun, capacity: FreeResources) -> str:
     """Why a run cannot start here at all."""
     return f"{capacity.lacks(run, 'the lab has')}: it is set aside until the lab has as many"
 

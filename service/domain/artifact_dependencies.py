@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, scions_of
 from grafting_core.specs.filling import FillSpec
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.storage.artifacts import CARD
 from grafting_core.storage.storage import Storage
-from service.db.tables import NeedRow, RunRow
+from service.db.tables import RunDependencyRow, RunRow
 from service.schemas.runs import TERMINAL
 from workers.contract import StageReport
 
@@ -21,7 +21,7 @@ Need = tuple[str, str]
 """Folder under the storage root, and key."""
 
 
-def needs_of(work: Work) -> list[Need]:
+def required_artifacts(work: Job) -> list[Need]:
     """Everything published under a key that the work makes, or finds made."""
     if isinstance(work, FillSpec):
         return [("scions", scion.key) for scion in work.scions]
@@ -35,10 +35,10 @@ def needs_of(work: Work) -> list[Need]:
     return [*needs, ("evaluations", evaluation_key(work))]
 
 
-def record_needs(session: Session, run: RunRow, work: Work) -> None:
+def record_needs(session: Session, run: RunRow, work: Job) -> None:
     """Note at submission what the run will need, once a key."""
-    for folder, key in dict.fromkeys(needs_of(work)):
-        session.add(NeedRow(run_id=run.id, folder=folder, key=key))
+    for folder, key in dict.fromkeys(required_artifacts(work)):
+        session.add(RunDependencyRow(run_id=run.id, folder=folder, key=key))
 
 
 def is_there(storage: Storage, folder: str, key: str) -> bool:
@@ -50,28 +50,28 @@ def share_costs(session: Session, run: RunRow, report: StageReport) -> None:
     """Charge what a stage has made in equal parts to all runs under way that need it, maker included."""
     for key, spend in _made(report).items():
         query = (
-            select(NeedRow)
-            .join(RunRow, RunRow.id == NeedRow.run_id)
-            .where(NeedRow.key == key, RunRow.state.not_in(TERMINAL))
-            .order_by(NeedRow.run_id)
+            select(RunDependencyRow)
+            .join(RunRow, RunRow.id == RunDependencyRow.run_id)
+            .where(RunDependencyRow.key == key, RunRow.state.not_in(TERMINAL))
+            .order_by(RunDependencyRow.run_id)
         )
         rows = list(session.scalars(query))
         others = [row for row in rows if row.run_id != run.id]
-        own = session.get(NeedRow, (run.id, key))
+        own = session.get(RunDependencyRow, (run.id, key))
         if own is None:
             continue
         for row in others:
             _move(own, row, spend, len(others) + 1)
 
 
-def _made(report: StageReport) -> dict[str, Spend]:
+def _made(report: StageReport) -> dict[str, Usage]:
     """Key -> what it cost, of what this stage did not just find."""
     if report.stage == "distill" or report.stop_cause != "completed":
         return dict(report.made)
     return {report.key: report.spend}
 
 
-def _move(maker: NeedRow, other: NeedRow, spend: Spend, sharers: int) -> None:
+def _move(maker: RunDependencyRow, other: RunDependencyRow, spend: Usage, sharers: int) -> None:
     seconds, flops = spend.device_seconds / sharers, spend.flops / sharers
     images = spend.training_images // sharers
     for row, sign in ((maker, -1), (other, 1)):
@@ -84,13 +84,13 @@ def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float
     """Run -> (device-seconds, FLOPs, images) it pays for others' work, less what they pay for its own."""
     query = (
         select(
-            NeedRow.run_id,
-            func.sum(NeedRow.device_seconds),
-            func.sum(NeedRow.flops),
-            func.sum(NeedRow.training_images),
+            RunDependencyRow.run_id,
+            func.sum(RunDependencyRow.device_seconds),
+            func.sum(RunDependencyRow.flops),
+            func.sum(RunDependencyRow.training_images),
         )
-        .where(NeedRow.run_id.in_(list(run_ids)), NeedRow.flops != 0)
-        .group_by(NeedRow.run_id)
+        .where(RunDependencyRow.run_id.in_(list(run_ids)), RunDependencyRow.flops != 0)
+        .group_by(RunDependencyRow.run_id)
     )
     return {
         run_id: (seconds, flops, int(images)) for run_id, seconds, flops, images in session.execute(query)
@@ -100,9 +100,9 @@ def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float
 def needed_by_others(session: Session, keys: Iterable[str]) -> dict[str, str]:
     """Key -> the first run that has not ended and needs it."""
     query = (
-        select(NeedRow.key, NeedRow.run_id)
-        .join(RunRow, RunRow.id == NeedRow.run_id)
-        .where(NeedRow.key.in_(list(keys)), RunRow.state.not_in(TERMINAL))
+        select(RunDependencyRow.key, RunDependencyRow.run_id)
+        .join(RunRow, RunRow.id == RunDependencyRow.run_id)
+        .where(RunDependencyRow.key.in_(list(keys)), RunRow.state.not_in(TERMINAL))
         .order_by(RunRow.id.desc())
     )
     return {row.key: row.run_id for row in session.execute(query)}

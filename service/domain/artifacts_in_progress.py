@@ -6,7 +6,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from service.db.tables import NeedRow, RunRow
+from service.db.tables import RunDependencyRow, RunRow
 from service.domain.artifact_dependencies import WAITS
 from service.domain.run_lifecycle import LIVE
 
@@ -38,16 +38,26 @@ class Making:
         if not ids or not self._made():
             return
         under_way = select(RunRow.id).where(or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started)))
-        self._look(ids, NeedRow.key.in_(select(NeedRow.key).where(NeedRow.run_id.in_(under_way))))
+        self._look(
+            ids,
+            RunDependencyRow.key.in_(
+                select(RunDependencyRow.key).where(RunDependencyRow.run_id.in_(under_way))
+            ),
+        )
 
     def started(self, run_id: str, waiting: Collection[str]) -> None:
         """A run starts: those of the waiting that were looked up, and share a key with it, wait for it."""
         self._started.append(run_id)
         self._by_key = None
-        self._look(waiting, NeedRow.key.in_(select(NeedRow.key).where(NeedRow.run_id == run_id)))
+        self._look(
+            waiting,
+            RunDependencyRow.key.in_(select(RunDependencyRow.key).where(RunDependencyRow.run_id == run_id)),
+        )
 
     def _look(self, ids: Collection[str], among: ColumnElement[bool]) -> None:
-        query = select(NeedRow.run_id, NeedRow.key).where(NeedRow.run_id.in_(list(ids)), among)
+        query = select(RunDependencyRow.run_id, RunDependencyRow.key).where(
+            RunDependencyRow.run_id.in_(list(ids)), among
+        )
         for run_id, key in self._session.execute(query):
             self._shared.setdefault(run_id, set()).add(key)
 
@@ -64,7 +74,11 @@ class Making:
         if self._by_key is None:
             self._by_key = {}
             under_way = or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started))
-            query = select(NeedRow.run_id, NeedRow.folder, NeedRow.key).join(RunRow).where(under_way)
+            query = (
+                select(RunDependencyRow.run_id, RunDependencyRow.folder, RunDependencyRow.key)
+                .join(RunRow)
+                .where(under_way)
+            )
             for row in self._session.execute(query):
                 self._by_key.setdefault(row.key, []).append(Made(*row))
         return self._by_key

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.jobs import LAST_STAGES
 from service.db.tables import AttemptRow, RunRow, StageRow
 from service.domain.artifact_dependencies import share_costs
-from service.domain.budgets import settle
+from service.domain.budgets import charge_attempt
 from service.domain.run_lifecycle import LIVE, after_attempt, record, transition
 from service.settings import Settings
 from workers.contract import (
@@ -84,7 +84,7 @@ def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> 
     session.add(row)
 
 
-def add_spend(attempt: AttemptRow, spend: Spend) -> None:
+def add_spend(attempt: AttemptRow, spend: Usage) -> None:
     """An attempt reports its total so far, never less than before."""
     attempt.device_seconds = max(attempt.device_seconds, spend.device_seconds)
     attempt.flops = max(attempt.flops, spend.flops)
@@ -95,7 +95,7 @@ def end_attempt(
     session: Session, settings: Settings, run: RunRow, attempt: AttemptRow, reason: Reason, message: str
 ) -> None:
     """Charge the attempt; another one where the reason's policy says so, else the run has ended."""
-    settle(session, run, attempt, reason)
+    charge_attempt(session, run, attempt, reason)
     limits = {"max_attempts": settings.max_attempts, "retry_seconds": settings.retry_seconds}
     after_attempt(session, run, reason, message, **limits)  # type: ignore[arg-type]  # an int and a float
 
@@ -109,5 +109,5 @@ def _succeed(session: Session, settings: Settings, run: RunRow, attempt: Attempt
     elif run.cancel_requested_at is not None or run.kill_requested_at is not None:
         end_attempt(session, settings, run, attempt, "user_request", "cancelled")
     else:
-        settle(session, run, attempt, None)
+        charge_attempt(session, run, attempt, None)
         transition(session, run, "SUCCEEDED")

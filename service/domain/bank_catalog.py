@@ -7,14 +7,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
 from grafting_core.specs.scions import ScionCard
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.tables import NeedRow, RunRow
+from service.db.tables import RunDependencyRow, RunRow
 from service.domain.artifact_dependencies import is_there, needed_by_others
 from service.schemas.bank import Cleared, ScionPage, ScionView
 from service.schemas.runs import Holding, KeyState
@@ -35,7 +35,7 @@ def holdings(session: Session, storage: Storage, planned: ExperimentPlan) -> lis
 def _holding(spec: ExperimentSpec, storage: Storage, stage: StagePlan, wanted: Mapping[str, str]) -> Holding:
     states = {name: _state(storage, stage, key, wanted) for name, key in stage.keys.items()}
     new = [name for name, state in states.items() if state == "new"]
-    spend = _distil_cost(spec, new) if stage.stage == "distill" else stage.spend if new else Spend()
+    spend = _distil_cost(spec, new) if stage.stage == "distill" else stage.spend if new else Usage()
     runs = {wanted[stage.keys[name]] for name, state in states.items() if state == "in_flight"}
     return Holding(stage=stage.stage, states=states, new_spend=spend, waits_for=sorted(runs))
 
@@ -46,12 +46,12 @@ def _state(storage: Storage, stage: StagePlan, key: str, wanted: Mapping[str, st
     return "in_flight" if key in wanted else "new"
 
 
-def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Spend:
+def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Usage:
     """One pass over what is new."""
     parts = [scion.part for scion in scions_of(spec) if scion.name in names]
     images = spec.distill.steps * spec.distill.batch_size if parts else 0
     card = backbone_cards()[spec.backbone.name]
-    return Spend(flops=float(images * pass_flops_per_image(card, parts)), training_images=images)
+    return Usage(flops=float(images * pass_flops_per_image(card, parts)), training_images=images)
 
 
 def scion_page(
@@ -166,9 +166,9 @@ def _chosen(
 def _last_asked(session: Session, keys: Sequence[str]) -> dict[str, float]:
     """Key -> seconds since 1970 of the youngest run that needs or needed it."""
     query = (
-        select(NeedRow.key, func.max(RunRow.created_at).label("at"))
-        .join(RunRow, RunRow.id == NeedRow.run_id)
-        .where(NeedRow.key.in_(keys))
-        .group_by(NeedRow.key)
+        select(RunDependencyRow.key, func.max(RunRow.created_at).label("at"))
+        .join(RunRow, RunRow.id == RunDependencyRow.run_id)
+        .where(RunDependencyRow.key.in_(keys))
+        .group_by(RunDependencyRow.key)
     )
     return {row.key: row.at.timestamp() for row in session.execute(query)}

@@ -7,9 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from service.db.tables import AccountRow
-from service.domain.budgets import Key, LiveUse, commitments, live_use, open_accounts
+from service.domain.budgets import AccountId, LiveUse, commitments, live_use, open_accounts
 from service.schemas.runs import AccountView
 
 Quota = Annotated[int, Field(ge=0, le=10**9)] | None
@@ -36,7 +36,7 @@ def all_accounts(session: Session, owner: str | None = None) -> list[AccountView
     return [_view(row, live) for row in rows]
 
 
-def set_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
+def set_limits(session: Session, key: AccountId, given: AccountLimits) -> AccountView:
     """Replace the limits; use is kept."""
     open_accounts(session, [key])
     row = session.get_one(AccountRow, key, with_for_update=True)
@@ -47,7 +47,7 @@ def set_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
     return _view(row, live_use(session))
 
 
-def change_limits(session: Session, key: Key, given: AccountLimits) -> AccountView:
+def change_limits(session: Session, key: AccountId, given: AccountLimits) -> AccountView:
     """Change the limits that are given, None to none at all; the others stay. Use is kept."""
     open_accounts(session, [key])
     row = session.get_one(AccountRow, key, with_for_update=True)
@@ -70,9 +70,9 @@ def _view(row: AccountRow, live: list[LiveUse]) -> AccountView:
         max_running=row.max_running,
         max_cpus=row.max_cpus,
         max_gpus=row.max_gpus,
-        spent=Spend(device_seconds=row.device_seconds, flops=row.flops, training_images=row.training_images),
+        spent=Usage(device_seconds=row.device_seconds, flops=row.flops, training_images=row.training_images),
         share_of_pretraining=row.share_of_pretraining,
-        claimed=Spend(
+        claimed=Usage(
             device_seconds=claimed.device_seconds,
             flops=claimed.flops,
             training_images=int(claimed.training_images),

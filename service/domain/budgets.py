@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from service.db.engine import insert_if_absent
 from service.db.tables import AccountRow, AttemptRow, RunRow, now
 from service.domain.run_lifecycle import LIVE
@@ -18,13 +18,13 @@ from service.log_once import Once, brief
 
 say = Once(logging.getLogger("graftlab.accounts"))
 Scope = Literal["lab", "user", "study"]
-Key = tuple[str, str]
-LAB: Key = ("lab", "lab")
+AccountId = tuple[str, str]
+LAB: AccountId = ("lab", "lab")
 HALF_LIFE_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
-class Usage:
+class AccountUsage:
     """A spend, and what share of pretraining it was; shares of several backbones add up."""
 
     device_seconds: float = 0.0
@@ -32,12 +32,16 @@ class Usage:
     training_images: float = 0.0
     share_of_pretraining: float = 0.0
 
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "AccountUsage") -> "AccountUsage":
+        return AccountUsage(
+            *(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
 
-    def most(self, other: "Usage") -> "Usage":
+    def most(self, other: "AccountUsage") -> "AccountUsage":
         """The larger of both, field by field."""
-        return Usage(*(max(mine, theirs) for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return AccountUsage(
+            *(max(mine, theirs) for mine, theirs in zip(astuple(self), astuple(other), strict=True))
+        )
 
     def reached(self, limits: Budget, beyond: bool = False) -> str | None:
         """The first limit that this use has reached (or passed), as words; None where there is room."""
@@ -48,20 +52,20 @@ class Usage:
         return None
 
 
-def usage(backbone: str, spend: Spend) -> Usage:
+def usage_of(backbone: str, spend: Usage) -> AccountUsage:
     """What a spend on this backbone comes to."""
     card = backbone_cards().get(backbone)
     share = spend.flops / card.pretraining.flops if card else 0.0
-    return Usage(spend.device_seconds, spend.flops, spend.training_images, share)
+    return AccountUsage(spend.device_seconds, spend.flops, spend.training_images, share)
 
 
-def keys_of(owner: str, study: str | None) -> tuple[Key, ...]:
+def keys_of(owner: str, study: str | None) -> tuple[AccountId, ...]:
     """The accounts that a run of this owner and study is charged to."""
-    more: tuple[Key, ...] = (("study", study),) if study else ()
+    more: tuple[AccountId, ...] = (("study", study),) if study else ()
     return (LAB, ("user", owner), *more)
 
 
-def open_accounts(session: Session, keys: Iterable[Key]) -> dict[Key, int | None]:
+def open_accounts(session: Session, keys: Iterable[AccountId]) -> dict[AccountId, int | None]:
     """Make those that are missing, without limits. Gives how many runs each may queue; None: any number."""
     wanted = set(keys)
     # Columns, not rows: a row read here would hide what another transaction charges before it is locked.
@@ -83,13 +87,13 @@ _EMPTY = {
 }
 
 
-def accounts(session: Session, keys: Iterable[Key]) -> dict[Key, AccountRow]:
+def accounts(session: Session, keys: Iterable[AccountId]) -> dict[AccountId, AccountRow]:
     """Those of the keys that exist."""
     query = select(AccountRow).where(_among(keys))
     return {(row.scope, row.name): row for row in session.scalars(query)}
 
 
-def _among(keys: Iterable[Key]) -> ColumnElement[bool]:
+def _among(keys: Iterable[AccountId]) -> ColumnElement[bool]:
     return tuple_(AccountRow.scope, AccountRow.name).in_(list(keys))
 
 
@@ -97,23 +101,25 @@ def limits_of(account: AccountRow) -> Budget:
     return Budget(**account.limits)
 
 
-def settled(account: AccountRow) -> Usage:
+def settled(account: AccountRow) -> AccountUsage:
     """What ended attempts have used."""
-    return Usage(account.device_seconds, account.flops, account.training_images, account.share_of_pretraining)
+    return AccountUsage(
+        account.device_seconds, account.flops, account.training_images, account.share_of_pretraining
+    )
 
 
-def settle(session: Session, run: RunRow, attempt: AttemptRow, reason: str | None) -> None:
+def charge_attempt(session: Session, run: RunRow, attempt: AttemptRow, reason: str | None) -> None:
     """End an attempt and charge it, once however often it is asked for."""
     if attempt.ended_at is not None:
         return
     attempt.ended_at, attempt.reason = now(), reason
-    used = usage(run.experiment.backbone, attempt.spend)
+    used = usage_of(run.experiment.backbone, attempt.spend)
     open_accounts(session, keys_of(run.owner, run.study))
     for scope, name in sorted(keys_of(run.owner, run.study)):
         _charge(session.get_one(AccountRow, (scope, name), with_for_update=True), used)
 
 
-def _charge(account: AccountRow, used: Usage) -> None:
+def _charge(account: AccountRow, used: AccountUsage) -> None:
     account.device_seconds += used.device_seconds
     account.flops += used.flops
     account.training_images += int(used.training_images)
@@ -137,7 +143,7 @@ def budget_of(run: RunRow) -> Budget:
     if budget.device_seconds is not None and run.extra_device_seconds:
         more = budget.device_seconds + run.extra_device_seconds
         budget = budget.model_copy(update={"device_seconds": more})
-    return budget.folded(card.pretraining.flops) if card else budget
+    return budget.resolved(card.pretraining.flops) if card else budget
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,9 @@ class LiveUse:
     """What one live attempt has used so far, and what was set aside for it."""
 
     run_id: str
-    keys: tuple[Key, ...]
-    spent: Usage
-    reserved: Usage
+    keys: tuple[AccountId, ...]
+    spent: AccountUsage
+    reserved: AccountUsage
 
 
 def live_use(session: Session) -> list[LiveUse]:
@@ -161,14 +167,14 @@ def live_use(session: Session) -> list[LiveUse]:
 
 
 def _live(run: RunRow, attempt: AttemptRow) -> LiveUse:
-    reserved = Spend(
+    reserved = Usage(
         device_seconds=run.reserved_device_seconds,
         flops=run.reserved_flops,
         training_images=run.reserved_images,
     )
     backbone = run.experiment.backbone
-    spent = usage(backbone, attempt.spend)
-    return LiveUse(run.id, keys_of(run.owner, run.study), spent, usage(backbone, reserved))
+    spent = usage_of(backbone, attempt.spend)
+    return LiveUse(run.id, keys_of(run.owner, run.study), spent, usage_of(backbone, reserved))
 
 
 def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
@@ -188,11 +194,11 @@ def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
     return stops
 
 
-def commitments(key: Key, live: Sequence[LiveUse]) -> Usage:
+def commitments(key: AccountId, live: Sequence[LiveUse]) -> AccountUsage:
     """What live attempts of an account have used or set aside, whichever is more."""
-    return sum((use.spent.most(use.reserved) for use in live if key in use.keys), Usage())
+    return sum((use.spent.most(use.reserved) for use in live if key in use.keys), AccountUsage())
 
 
-def title(key: Key) -> str:
+def title(key: AccountId) -> str:
     """`the lab`, `user ann`, `study s1`."""
     return "the lab" if key == LAB else f"{key[0]} {key[1]}"

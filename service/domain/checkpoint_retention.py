@@ -60,7 +60,7 @@ class EndedRun:
 
 
 @dataclass(frozen=True)
-class Excess:
+class Surplus:
     """Files of one run that may go."""
 
     run: EndedRun
@@ -91,21 +91,21 @@ def _seen(row: Any, policy: Policy) -> EndedRun:
     return EndedRun(row.id, row.state, row.last_event, aged=age >= policy.days)
 
 
-def left_behind(database: Database, storage: Storage, policy: Policy) -> Iterator[Excess]:
+def left_behind(database: Database, storage: Storage, policy: Policy) -> Iterator[Surplus]:
     """What may go of all runs that have a folder, however long ago they were looked through."""
     names = storage.names("runs")
     for start in range(0, len(names), BATCH):
         with database.reading() as session:
             runs = ended_runs(session, policy, names[start : start + BATCH])
-        yield from (found for run in runs if (found := excess(storage, run, policy)).paths)
+        yield from (found for run in runs if (found := surplus(storage, run, policy)).paths)
 
 
-def excess(storage: Storage, run: EndedRun, policy: Policy) -> Excess:
+def surplus(storage: Storage, run: EndedRun, policy: Policy) -> Surplus:
     """What may go of a run's checkpoints; reads whole files where several could be the newest intact one."""
     paths = tuple(
         path for folder in _folders(storage, run.id) for path in _spare(storage, folder, run, policy)
     )
-    return Excess(run, paths, sum(_size(storage, path) for path in paths))
+    return Surplus(run, paths, sum(_size(storage, path) for path in paths))
 
 
 def _size(storage: Storage, path: str) -> int:
@@ -137,7 +137,7 @@ def _newest_intact(storage: Storage, folder: str, names: Sequence[str]) -> set[s
     return {next((n for n in reversed(found) if is_intact(storage, f"{folder}/{n}")), found[-1])}
 
 
-def let_go(database: Database, storage: Storage, spare: Excess, policy: Policy) -> bool:
+def prune(database: Database, storage: Storage, spare: Surplus, policy: Policy) -> bool:
     """Delete, and note it, unless the run was taken up since it was looked at. A repetition changes nothing.
 
     No lock is held while storage works: before every file it is asked whether the run is still as it was. An

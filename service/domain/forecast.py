@@ -31,7 +31,7 @@ FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
 
 
 @dataclass(frozen=True)
-class Past:
+class PastRun:
     """One finished run: FLOPs and device-seconds by stage that was really carried out, and the rest."""
 
     flops: Mapping[str, float]
@@ -65,7 +65,7 @@ def forecast(
     return predicted(history(session, backbone), flops, devices)
 
 
-def predicted(past: Sequence[Past], flops: Mapping[str, float], devices: int) -> Forecast | None:
+def predicted(past: Sequence[PastRun], flops: Mapping[str, float], devices: int) -> Forecast | None:
     """The forecast for so many devices that follows from what the lab has done."""
     if not past:
         return None
@@ -83,7 +83,7 @@ class Foresight:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._past: dict[str, list[Past]] = {}
+        self._past: dict[str, list[PastRun]] = {}
 
     def of(self, run: RunRow) -> dict[str, Any] | None:
         """The run's own where it has one; the lab's history is read once a backbone."""
@@ -110,7 +110,7 @@ def _missing(keys: Sequence[str], folder: str, storage: Storage) -> float:
     return sum(not storage.exists(f"{folder}/{key}/card.json") for key in keys) / len(keys)
 
 
-def history(session: Session, backbone: str) -> list[Past]:
+def history(session: Session, backbone: str) -> list[PastRun]:
     """The lab's latest finished grafts of a backbone."""
     runs = (
         select(RunRow.id, RunRow.workers, RunRow.gpus)
@@ -129,7 +129,7 @@ def history(session: Session, backbone: str) -> list[Past]:
     return [run for run in past if run is not None and run.flops]
 
 
-def _read_past(stages: Sequence[StageRow], used: float, devices: int) -> Past | None:
+def _read_past(stages: Sequence[StageRow], used: float, devices: int) -> PastRun | None:
     """None for a run whose reports cannot be read: it is named once, and the others tell enough."""
     try:
         return _past(stages, used, devices)
@@ -148,16 +148,16 @@ def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:
     return {row.run_id: row.device_seconds for row in rows if row.run_id not in repeated}
 
 
-def _past(stages: Sequence[StageRow], used: float, devices: int) -> Past:
+def _past(stages: Sequence[StageRow], used: float, devices: int) -> PastRun:
     spends = {
         row.stage: row.report["spend"] for row in stages if row.report["stop_cause"] == "completed" and used
     }
     flops = {stage: float(spend["flops"]) for stage, spend in spends.items() if spend["flops"]}
     seconds = {stage: float(spends[stage]["device_seconds"]) for stage in flops}
-    return Past(flops, seconds, max(0.0, used - sum(seconds.values())), devices)
+    return PastRun(flops, seconds, max(0.0, used - sum(seconds.values())), devices)
 
 
-def _rates(past: Sequence[Past]) -> Rates:
+def _rates(past: Sequence[PastRun]) -> Rates:
     stages = {stage for run in past for stage in run.flops}
     by_stage = {
         stage: median(run.seconds[stage] / run.flops[stage] for run in past if stage in run.flops)

@@ -4,18 +4,18 @@ import time
 
 from sqlalchemy.orm import Session
 
-from service.domain.forecast import Past, history
+from service.domain.forecast import PastRun, history
 
 FRESH_SECONDS = 10.0
 
 
-class Memory:
+class ForecastCache:
     """Of one process; a finished run enters forecasts within seconds."""
 
     def __init__(self) -> None:
-        self._past: dict[str, tuple[float, list[Past]]] = {}
+        self._past: dict[str, tuple[float, list[PastRun]]] = {}
 
-    def past(self, session: Session, backbone: str) -> list[Past]:
+    def past(self, session: Session, backbone: str) -> list[PastRun]:
         """The lab's finished grafts of a backbone, at most ten seconds old; one where there are none."""
         until, found = self._past.get(backbone, (0.0, []))
         if until < time.monotonic():

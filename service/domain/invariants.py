@@ -17,7 +17,7 @@ from service.db.tables import (
     StageRow,
 )
 from service.db.webhook_tables import DeliveryRow
-from service.domain.budgets import Key, Usage, keys_of, settled, title, usage
+from service.domain.budgets import AccountId, AccountUsage, keys_of, settled, title, usage_of
 from service.domain.run_lifecycle import LIVE, MOVES
 from service.schemas.runs import TERMINAL
 
@@ -151,7 +151,7 @@ def _reservations_released(session: Session) -> Wrong:
 
 def _charged_once(session: Session) -> Wrong:
     """Every account holds the sum of the ended attempts charged to it."""
-    totals: dict[Key, Usage] = {}
+    totals: dict[AccountId, AccountUsage] = {}
     query = (
         select(AttemptRow, RunRow.owner, RunRow.study, ExperimentRow.backbone)
         .join(RunRow, RunRow.id == AttemptRow.run_id)
@@ -160,20 +160,20 @@ def _charged_once(session: Session) -> Wrong:
         .execution_options(yield_per=BATCH)
     )
     for attempt, owner, study, backbone in session.execute(query):
-        used = usage(backbone, attempt.spend)
+        used = usage_of(backbone, attempt.spend)
         for key in keys_of(owner, study):
-            totals[key] = totals.get(key, Usage()) + used
+            totals[key] = totals.get(key, AccountUsage()) + used
     for account in session.scalars(select(AccountRow)):
         key = (account.scope, account.name)
-        expected = totals.pop(key, Usage())
+        expected = totals.pop(key, AccountUsage())
         if not _close(settled(account), expected):
             yield "", f"the account of {title(key)} has {settled(account)}, its attempts used {expected}"
     for key, used in totals.items():
-        if used != Usage():
+        if used != AccountUsage():
             yield "", f"{title(key)} has no account, but used {used}"
 
 
-def _close(one: Usage, two: Usage) -> bool:
+def _close(one: AccountUsage, two: AccountUsage) -> bool:
     pairs = zip(vars(one).values(), vars(two).values(), strict=True)
     return all(abs(mine - theirs) <= TOLERANCE * max(1.0, abs(mine), abs(theirs)) for mine, theirs in pairs)
 

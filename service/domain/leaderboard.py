@@ -7,11 +7,11 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneCard, backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import image_flops
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol
-from service.db.tables import ExperimentRow, RunRow, StandingRow
+from service.db.tables import ExperimentRow, LeaderboardEntryRow, RunRow
 from service.domain.design_cost import without
 from service.domain.leaderboard_entries import cost_known
 from service.domain.rank_ranges import with_ties
@@ -42,14 +42,16 @@ def leaderboard(
     """
     ranked = _ranked(owner)
     if protocol is not None:
-        ranked.append(StandingRow.protocol_digest == protocol)
+        ranked.append(LeaderboardEntryRow.protocol_digest == protocol)
     counts = _counts(session, ranked)
     if after is not None and not counts:
         raise BadCursor(after)
     shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
     return Leaderboard(
         groups=[
-            _group(session, [*ranked, StandingRow.protocol_digest == digest], count, after, limit, owner)
+            _group(
+                session, [*ranked, LeaderboardEntryRow.protocol_digest == digest], count, after, limit, owner
+            )
             for digest, count in shown
         ],
         other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
@@ -58,12 +60,16 @@ def leaderboard(
 
 
 def _ranked(owner: str | None) -> list[ColumnElement[bool]]:
-    return [StandingRow.is_current.is_(True)] if owner is None else [StandingRow.owner == owner]
+    return (
+        [LeaderboardEntryRow.is_current.is_(True)] if owner is None else [LeaderboardEntryRow.owner == owner]
+    )
 
 
 def _counts(session: Session, ranked: Sequence[ColumnElement[bool]]) -> list[tuple[str, int]]:
-    query = select(StandingRow.protocol_digest, func.count()).where(*ranked)
-    grouped = query.group_by(StandingRow.protocol_digest).order_by(StandingRow.protocol_digest)
+    query = select(LeaderboardEntryRow.protocol_digest, func.count()).where(*ranked)
+    grouped = query.group_by(LeaderboardEntryRow.protocol_digest).order_by(
+        LeaderboardEntryRow.protocol_digest
+    )
     return [(digest, count) for digest, count in session.execute(grouped)]
 
 
@@ -75,15 +81,19 @@ def _group(
     limit: int,
     owner: str | None,
 ) -> LeaderboardGroup:
-    query = select(StandingRow).where(*ranked).order_by(StandingRow.value, StandingRow.run_id)
+    query = (
+        select(LeaderboardEntryRow)
+        .where(*ranked)
+        .order_by(LeaderboardEntryRow.value, LeaderboardEntryRow.run_id)
+    )
     start = 0 if after is None else _place(session, ranked, after)
     if after is not None:
-        query = query.where(_behind(session.get_one(StandingRow, after)))
+        query = query.where(_behind(session.get_one(LeaderboardEntryRow, after)))
     rows = session.scalars(query.limit(limit + 1)).all()
     shown = rows[:limit]
     # Not kept beside the value: what a run pays changes when another shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
-    first = shown[0] if shown else session.scalars(select(StandingRow).where(*ranked).limit(1)).one()
+    first = shown[0] if shown else session.scalars(select(LeaderboardEntryRow).where(*ranked).limit(1)).one()
     subject, protocol = judged_by(session, first.run_id)
     fingerprint = own_fingerprint(subject, protocol)
     card = backbone_cards().get(first.backbone)
@@ -101,7 +111,7 @@ def _group(
         rows=with_ties(
             session,
             [
-                _row(start + index, row, spends.get(row.run_id, Spend()), teacher, owner)
+                _row(start + index, row, spends.get(row.run_id, Usage()), teacher, owner)
                 for index, row in enumerate(shown, 1)
             ],
         ),
@@ -117,24 +127,28 @@ def judged_by(session: Session, run_id: str) -> tuple[str, EvaluationProtocol]:
     return subject, parsed(EvaluationProtocol, protocol)
 
 
-def _behind(row: StandingRow) -> ColumnElement[bool]:
+def _behind(row: LeaderboardEntryRow) -> ColumnElement[bool]:
     """Ranked after this one."""
-    return tuple_(StandingRow.value, StandingRow.run_id) > tuple_(row.value, row.run_id)
+    return tuple_(LeaderboardEntryRow.value, LeaderboardEntryRow.run_id) > tuple_(row.value, row.run_id)
 
 
 def _place(session: Session, ranked: Sequence[ColumnElement[bool]], run_id: str) -> int:
     """Rank of a run in its group. Raises BadCursor where it has none."""
-    row = session.scalars(select(StandingRow).where(*ranked, StandingRow.run_id == run_id)).first()
+    row = session.scalars(
+        select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.run_id == run_id)
+    ).first()
     if row is None:
         raise BadCursor(run_id)
-    behind = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked, _behind(row)))
-    total = session.scalar(select(func.count()).select_from(StandingRow).where(*ranked))
+    behind = session.scalar(
+        select(func.count()).select_from(LeaderboardEntryRow).where(*ranked, _behind(row))
+    )
+    total = session.scalar(select(func.count()).select_from(LeaderboardEntryRow).where(*ranked))
     return int(total or 0) - int(behind or 0)
 
 
-def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> StandingRow | None:
-    query = select(StandingRow).where(*ranked, StandingRow.is_teacher.is_(True))
-    return session.scalars(query.order_by(StandingRow.value).limit(1)).first()
+def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> LeaderboardEntryRow | None:
+    query = select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.is_teacher.is_(True))
+    return session.scalars(query.order_by(LeaderboardEntryRow.value).limit(1)).first()
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ class Teacher:
 
     @classmethod
     def of(
-        cls, row: StandingRow | None, card: BackboneCard | None, protocol: EvaluationProtocol
+        cls, row: LeaderboardEntryRow | None, card: BackboneCard | None, protocol: EvaluationProtocol
     ) -> "Teacher":
         """The measured teacher, else what its card says; None for each that neither tells."""
         if row is not None:
@@ -157,7 +171,9 @@ class Teacher:
         return cls(None, card.num_params, image_flops(protocol, card, card.forward_flops()))
 
 
-def _row(rank: int, row: StandingRow, paid: Spend, teacher: Teacher, owner: str | None) -> LeaderboardRow:
+def _row(
+    rank: int, row: LeaderboardEntryRow, paid: Usage, teacher: Teacher, owner: str | None
+) -> LeaderboardRow:
     card, made = backbone_cards().get(row.backbone), cost_known(row)
     return LeaderboardRow(
         rank=rank,
@@ -181,7 +197,7 @@ def _row(rank: int, row: StandingRow, paid: Spend, teacher: Teacher, owner: str 
     )
 
 
-def _first(row: StandingRow, owner: str | None) -> FirstMade | None:
+def _first(row: LeaderboardEntryRow, owner: str | None) -> FirstMade | None:
     if row.first_run_id is None or row.first_owner is None:
         return None
     return first_to(owner, FirstMade(run_id=row.first_run_id, owner=row.first_owner, at=row.first_at))

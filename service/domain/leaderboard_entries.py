@@ -5,14 +5,14 @@ import json
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
-from service.db.tables import RunRow, StageRow, StandingRow
+from grafting_core.specs.budget import Usage
+from service.db.tables import LeaderboardEntryRow, RunRow, StageRow
 from service.domain.design_cost import cost_of_making
 from service.domain.run_queries import spec_of
 from workers.contract import StageReport
 
 
-def stand(session: Session, run: RunRow) -> None:
+def upsert_entry(session: Session, run: RunRow) -> None:
     """Give a succeeded graft its place; an earlier run of the same experiment gives up its own."""
     experiment = run.experiment
     stage = session.get(StageRow, (run.id, "evaluate"))
@@ -23,8 +23,8 @@ def stand(session: Session, run: RunRow) -> None:
     metric = spec.evaluate.fid_name
     if not {metric, "num_params", "flops_per_image"} <= metrics.keys():
         return
-    earlier = _give_up(session, experiment.digest)
-    row = session.get(StandingRow, run.id) or StandingRow(run_id=run.id)
+    earlier = retire_previous(session, experiment.digest)
+    row = session.get(LeaderboardEntryRow, run.id) or LeaderboardEntryRow(run_id=run.id)
     row.protocol_digest, row.digest = experiment.protocol_digest, experiment.digest
     row.backbone, row.owner, row.name = experiment.backbone, experiment.owner, experiment.name
     row.metric, row.value = metric, metrics[metric]
@@ -34,16 +34,20 @@ def stand(session: Session, run: RunRow) -> None:
     session.add(row)
 
 
-def _give_up(session: Session, digest: str) -> StandingRow | None:
+def retire_previous(session: Session, digest: str) -> LeaderboardEntryRow | None:
     """Take the current place of an experiment from the run that has it."""
-    query = select(StandingRow).where(StandingRow.digest == digest, StandingRow.is_current.is_(True))
+    query = select(LeaderboardEntryRow).where(
+        LeaderboardEntryRow.digest == digest, LeaderboardEntryRow.is_current.is_(True)
+    )
     row = session.scalars(query).first()
     if row is not None:
         row.is_current = False
     return row
 
 
-def _credit(session: Session, row: StandingRow, run: RunRow, earlier: StandingRow | None) -> None:
+def _credit(
+    session: Session, row: LeaderboardEntryRow, run: RunRow, earlier: LeaderboardEntryRow | None
+) -> None:
     """Note who made the design first and what that cost: a later run does not change it."""
     if earlier is None:
         row.first_run_id, row.first_owner, row.first_at = run.id, run.owner, run.ended_at
@@ -56,11 +60,11 @@ def _credit(session: Session, row: StandingRow, run: RunRow, earlier: StandingRo
         row.made_training_images = made.training_images
 
 
-def cost_known(row: StandingRow | None) -> Spend | None:
+def cost_known(row: LeaderboardEntryRow | None) -> Usage | None:
     """What making a design has cost, where its row says so."""
     if row is None or row.made_device_seconds is None or row.made_flops is None:
         return None
-    return Spend(
+    return Usage(
         device_seconds=row.made_device_seconds,
         flops=row.made_flops,
         training_images=row.made_training_images or 0,

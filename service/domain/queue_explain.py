@@ -8,11 +8,11 @@ from itertools import islice
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.admission import Verdict, Walk
 from service.domain.artifacts_in_progress import Published
-from service.domain.queue_order import COLUMNS, OWNERS, Room, Waiting, in_order, room, shares
+from service.domain.queue_order import COLUMNS, OWNERS, FreeResources, QueuedRun, in_order, room, shares
 from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spends_of
 from service.schemas.runs import QueueEntry, QueueView
@@ -37,10 +37,12 @@ def queue_view(
     told by the same `published` and `hold_line_seconds`. Of one that is far behind the place is told by
     priority and age, and no start.
     """
-    capacity, free = Room(cpus, gpus), room(session, cpus, gpus)
+    capacity, free = FreeResources(cpus, gpus), room(session, cpus, gpus)
     order = _as_far_as(session, capacity, limit, only)
     shown = [(index, run) for index, run in enumerate(order) if only is None or run.id == only][:limit]
-    starts = _starts(session, [run for run in order if capacity.fits(run)], Room(free.cpus, free.gpus))
+    starts = _starts(
+        session, [run for run in order if capacity.fits(run)], FreeResources(free.cpus, free.gpus)
+    )
     if only is not None and not shown:
         order, shown, starts = [], _far_behind(session, only), []
     walk = Walk(session, capacity, hold_line_seconds, published)
@@ -62,14 +64,14 @@ def queue_view(
     )
 
 
-def _as_far_as(session: Session, capacity: Room, limit: int, only: str | None) -> list[Waiting]:
+def _as_far_as(session: Session, capacity: FreeResources, limit: int, only: str | None) -> list[QueuedRun]:
     """The beginning of the queue that a view needs: its first runs, or all up to the one asked for."""
     owners = session.scalars(OWNERS).all()
     ahead = in_order(session, shares(session, capacity.cpus, capacity.gpus, owners))
     if only is None:
         able = list(islice(ahead, limit))
         return able + _set_aside(session, capacity, limit - len(able))
-    order: list[Waiting] = []
+    order: list[QueuedRun] = []
     for run in islice(ahead, FOLLOWED):
         order.append(run)
         if run.id == only:
@@ -77,27 +79,27 @@ def _as_far_as(session: Session, capacity: Room, limit: int, only: str | None) -
     return order
 
 
-def _set_aside(session: Session, capacity: Room, count: int) -> list[Waiting]:
+def _set_aside(session: Session, capacity: FreeResources, count: int) -> list[QueuedRun]:
     """Some of the runs that cannot start here at all."""
     beyond = (RunRow.cpus > capacity.cpus) | (RunRow.gpus > capacity.gpus)
     query = select(*COLUMNS).where(RunRow.state == "QUEUED", beyond)
     query = query.order_by(RunRow.owner, RunRow.precedence, RunRow.id).limit(count)
-    return [Waiting(*row) for row in session.execute(query)] if count else []
+    return [QueuedRun(*row) for row in session.execute(query)] if count else []
 
 
-def _far_behind(session: Session, run_id: str) -> list[tuple[int, Waiting]]:
+def _far_behind(session: Session, run_id: str) -> list[tuple[int, QueuedRun]]:
     """A waiting run with how many are ahead of it by priority and age; nothing where it does not wait."""
     row = session.execute(select(*COLUMNS).where(RunRow.id == run_id, RunRow.state == "QUEUED")).first()
     if row is None:
         return []
-    run = Waiting(*row)
+    run = QueuedRun(*row)
     older = (RunRow.precedence == run.precedence) & (RunRow.id < run.id)
     ahead = select(func.count()).select_from(RunRow)
     ahead = ahead.where(RunRow.state == "QUEUED", (RunRow.precedence < run.precedence) | older)
     return [(session.scalar(ahead) or 0, run)]
 
 
-def _ahead(order: Sequence[Waiting], index: int) -> list[str]:
+def _ahead(order: Sequence[QueuedRun], index: int) -> list[str]:
     """The three runs before it, nearest first."""
     return [run.id for run in reversed(order[max(0, index - 3) : index])]
 
@@ -108,7 +110,7 @@ def _names(session: Session, ids: Sequence[str]) -> dict[str, str]:
 
 
 def _entry(
-    run: Waiting,
+    run: QueuedRun,
     index: int,
     behind: list[str],
     verdict: Verdict,
@@ -128,11 +130,11 @@ def _entry(
     )
 
 
-def _starts(session: Session, order: Sequence[Waiting], free: Room) -> list[float | None]:
+def _starts(session: Session, order: Sequence[QueuedRun], free: FreeResources) -> list[float | None]:
     """Seconds from now, by letting the queue run dry in order; None from where durations are unknown."""
     live = _live(session)
     spends = spends_of(session, [run.id for run in live])
-    ends = [(_left(run, spends.get(run.id, Spend())), run.cpus, run.gpus) for run in live]
+    ends = [(_left(run, spends.get(run.id, Usage())), run.cpus, run.gpus) for run in live]
     busy = [(left, cpus, gpus) for left, cpus, gpus in ends if left is not None]
     heapq.heapify(busy)
     starts: list[float | None] = []
@@ -153,11 +155,11 @@ def _starts(session: Session, order: Sequence[Waiting], free: Room) -> list[floa
     return starts
 
 
-def _live(session: Session) -> list[Waiting]:
-    return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE)))]
+def _live(session: Session) -> list[QueuedRun]:
+    return [QueuedRun(*row) for row in session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE)))]
 
 
-def _left(run: Waiting, spent: Spend) -> float | None:
+def _left(run: QueuedRun, spent: Usage) -> float | None:
     if run.seconds is None:
         return None
     return max(0.0, run.seconds - spent.device_seconds / run.devices)

@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from service.db.tables import AccountRow, RunRow, now
-from service.domain.budgets import Key, accounts, keys_of, recent_seconds
+from service.domain.budgets import AccountId, accounts, keys_of, recent_seconds
 from service.domain.run_lifecycle import LIVE
 
 OWNERS = text(
@@ -38,25 +38,25 @@ PIECE = 8
 
 
 @dataclass
-class Room:
+class FreeResources:
     """Devices that nobody has."""
 
     cpus: int
     gpus: int
 
-    def fits(self, run: "Waiting") -> bool:
+    def fits(self, run: "QueuedRun") -> bool:
         """A gang starts whole or not at all."""
         return run.cpus <= self.cpus and (not run.gpus or run.gpus <= self.gpus)
 
-    def take(self, run: "Waiting") -> None:
+    def take(self, run: "QueuedRun") -> None:
         """Also to hold devices free for a run that waits: what it lacks goes below zero."""
         self.cpus, self.gpus = self.cpus - run.cpus, self.gpus - run.gpus
 
-    def short_of(self, run: "Waiting") -> Literal["cpus", "gpus"]:
+    def short_of(self, run: "QueuedRun") -> Literal["cpus", "gpus"]:
         """The first kind that is short."""
         return "gpus" if run.gpus > max(0, self.gpus) else "cpus"
 
-    def lacks(self, run: "Waiting", there: str = "") -> str:
+    def lacks(self, run: "QueuedRun", there: str = "") -> str:
         """Of the first kind that is short: `it asks for 4 CPUs and 2 are free`, or and what `there` says."""
         asked, kind, left = (run.gpus, "GPUs", self.gpus)
         if self.short_of(run) == "cpus":
@@ -66,7 +66,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedRun:
     """What the queue knows of a run."""
 
     id: str
@@ -94,36 +94,36 @@ class Waiting:
         return max(self.workers, self.gpus)
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[AccountId, ...]:
         return keys_of(self.owner, self.study)
 
     def waited_seconds(self) -> float:
         return (now() - self.created_at).total_seconds()
 
 
-COLUMNS = tuple(getattr(RunRow, name) for name in Waiting.__dataclass_fields__)
+COLUMNS = tuple(getattr(RunRow, name) for name in QueuedRun.__dataclass_fields__)
 
 
-def waiting(session: Session) -> dict[str, deque[Waiting]]:
+def waiting(session: Session) -> dict[str, deque[QueuedRun]]:
     """All, by owner, in the order each would have them started."""
     query = select(*COLUMNS).where(RunRow.state == "QUEUED")
-    lines: dict[str, deque[Waiting]] = {}
+    lines: dict[str, deque[QueuedRun]] = {}
     for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
-        lines.setdefault(row.owner, deque()).append(Waiting(*row))
+        lines.setdefault(row.owner, deque()).append(QueuedRun(*row))
     return lines
 
 
 @dataclass
-class Shares:
+class FairShares:
     """What each user has of the cluster now; ties go to who has used least of late."""
 
     cpus: int
     gpus: int
     running: dict[str, float] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
-    accounts: Mapping[Key, AccountRow] = field(default_factory=dict)
+    accounts: Mapping[AccountId, AccountRow] = field(default_factory=dict)
 
-    def add(self, run: Waiting) -> None:
+    def add(self, run: QueuedRun) -> None:
         """Dominant share: of whichever kind of device the user has more of."""
         count = self.counts.setdefault(run.owner, [0, 0, 0])
         for index, amount in enumerate((1, run.cpus, run.gpus)):
@@ -144,7 +144,7 @@ class Shares:
         limits = ((RunRow.cpus, account.max_cpus, cpus), (RunRow.gpus, account.max_gpus, gpus))
         return [(column, max(0, most - used)) for column, most, used in limits if most is not None]
 
-    def quota(self, run: Waiting) -> str | None:
+    def quota(self, run: QueuedRun) -> str | None:
         """Which of the user's quotas this run would exceed."""
         account = self.accounts.get(("user", run.owner))
         if account is None:
@@ -158,24 +158,24 @@ class Shares:
         return None
 
 
-def shares(session: Session, cpus: int, gpus: int, owners: Iterable[str]) -> Shares:
+def shares(session: Session, cpus: int, gpus: int, owners: Iterable[str]) -> FairShares:
     """Of the runs under way."""
     live = session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE))).all()
     users = {("user", owner) for owner in owners} | {("user", row.owner) for row in live}
-    found = Shares(cpus, gpus, accounts=accounts(session, users))
+    found = FairShares(cpus, gpus, accounts=accounts(session, users))
     for row in live:
-        found.add(Waiting(*row))
+        found.add(QueuedRun(*row))
     return found
 
 
-def room(session: Session, cpus: int, gpus: int) -> Room:
+def room(session: Session, cpus: int, gpus: int) -> FreeResources:
     """What live runs leave."""
     asked = select(func.coalesce(func.sum(RunRow.cpus), 0), func.coalesce(func.sum(RunRow.gpus), 0))
     used: Any = session.execute(asked.where(RunRow.state.in_(LIVE))).one()
-    return Room(cpus - int(used[0]), gpus - int(used[1]))
+    return FreeResources(cpus - int(used[0]), gpus - int(used[1]))
 
 
-def pop_next(lines: dict[str, deque[Waiting]], given: Shares) -> Waiting:
+def next_run(lines: dict[str, deque[QueuedRun]], given: FairShares) -> QueuedRun:
     """The run whose turn it is. The lines must not be empty."""
     owner = min(lines, key=lambda name: (lines[name][0].precedence, given.of(name), lines[name][0].id))
     run = lines[owner].popleft()
@@ -184,19 +184,19 @@ def pop_next(lines: dict[str, deque[Waiting]], given: Shares) -> Waiting:
     return run
 
 
-def in_order(session: Session, given: Shares) -> Iterator[Waiting]:
+def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
     """The runs that can start here at all, as if every one fitted now, read as far as it is asked for.
 
-    `given` is used up. The order is `pop_next`'s: of all that it compares, only what the owner of the run
+    `given` is used up. The order is `next_run`'s: of all that it compares, only what the owner of the run
     that was taken has of the cluster changes, so the others keep their places in a heap.
     """
-    capacity = Room(given.cpus, given.gpus)
+    capacity = FreeResources(given.cpus, given.gpus)
     begun = {run.owner: Line(session, run, capacity) for run in _heads(session)}
     firsts = {owner: run for owner, line in begun.items() if (run := line.next_or_none()) is not None}
     lines = {owner: begun[owner] for owner in firsts}
     recent = {owner: given.of(owner)[1] for owner in lines}
 
-    def place(run: Waiting) -> tuple[int, float, float, str, Waiting]:
+    def place(run: QueuedRun) -> tuple[int, float, float, str, QueuedRun]:
         return run.precedence, given.running.get(run.owner, 0.0), recent[run.owner], run.id, run
 
     heap = [place(run) for run in firsts.values()]
@@ -215,35 +215,35 @@ def in_order(session: Session, given: Shares) -> Iterator[Waiting]:
 class Line:
     """One owner's waiting runs that can start here at all, in order, read in pieces that grow."""
 
-    def __init__(self, session: Session, head: Waiting, capacity: Room) -> None:
+    def __init__(self, session: Session, head: QueuedRun, capacity: FreeResources) -> None:
         self._session, self._capacity, self._size, self._last = session, capacity, PIECE, head
         self._ahead = deque([head] if capacity.fits(head) else [])
 
-    def next(self) -> Waiting:
+    def next(self) -> QueuedRun:
         """Raises IndexError at the end."""
         if not self._ahead and self._size:
             self._ahead.extend(self._read())
         return self._ahead.popleft()
 
-    def next_or_none(self) -> Waiting | None:
+    def next_or_none(self) -> QueuedRun | None:
         try:
             return self.next()
         except IndexError:
             return None
 
-    def _read(self) -> list[Waiting]:
+    def _read(self) -> list[QueuedRun]:
         last = self._last
         behind = tuple_(RunRow.precedence, RunRow.id) > tuple_(last.precedence, last.id)
         query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == last.owner, behind)
         query = query.where(RunRow.cpus <= self._capacity.cpus, RunRow.gpus <= self._capacity.gpus)
         query = query.order_by(RunRow.precedence, RunRow.id).limit(self._size)
-        found = [Waiting(*row) for row in self._session.execute(query)]
+        found = [QueuedRun(*row) for row in self._session.execute(query)]
         self._size = self._size * 2 if len(found) == self._size else 0
         self._last = found[-1] if found else last
         return found
 
 
-def _heads(session: Session) -> list[Waiting]:
+def _heads(session: Session) -> list[QueuedRun]:
     """The first waiting run of every owner."""
     ids = list(session.scalars(HEADS))
-    return [Waiting(*row) for row in session.execute(select(*COLUMNS).where(RunRow.id.in_(ids)))]
+    return [QueuedRun(*row) for row in session.execute(select(*COLUMNS).where(RunRow.id.in_(ids)))]

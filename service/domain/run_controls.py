@@ -17,7 +17,7 @@ Action = Literal["pause", "resume", "cancel", "kill", "retry"]
 MAX_PRIORITY = 1000
 
 
-def act(session: Session, run: RunRow, action: Action) -> bool:
+def apply_action(session: Session, run: RunRow, action: Action) -> bool:
     """Do one of the actions; whether anything changed. Raises IllegalMove."""
     before = run.last_event
     ACTIONS[action](session, run)

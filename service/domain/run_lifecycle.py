@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage.failpoints import failpoint
 from service.db.tables import EventRow, RunRow, now
-from service.domain.leaderboard_entries import stand
+from service.domain.leaderboard_entries import upsert_entry
 from service.domain.retry_policy import POLICIES, back_off, can_split
 from service.domain.webhook_outbox import announce_run
 from service.log_once import plain
@@ -84,7 +84,7 @@ def transition(
     run.ended_at = now() if to in TERMINAL else None
     run.swept = ""
     if to == "SUCCEEDED":
-        stand(session, run)
+        upsert_entry(session, run)
     if to not in LIVE:
         run.reserved_device_seconds = run.reserved_flops = run.reserved_images = 0
     record(session, run, "state", _moved(run))

@@ -9,9 +9,9 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, joinedload
 
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import ExperimentSpec
-from grafting_core.specs.jobs import WORK, Work, as_graft
+from grafting_core.specs.jobs import WORK, Job, as_graft
 from service.db.tables import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.artifact_dependencies import transfers
 from service.domain.tracking_endpoints import link
@@ -26,7 +26,7 @@ ID_LENGTH = 32
 NOTHING: Figures = (0.0, 0.0, 0)
 
 
-def work_of(run: RunRow) -> Work:
+def work_of(run: RunRow) -> Job:
     """The work of a run, as it was resolved at submission."""
     return WORK.validate_json(json.dumps(run.experiment.spec))
 
@@ -83,7 +83,7 @@ def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None
     ids = [row.id for row in rows]
     spends = spends_of(session, ids)
     reports = reports_of(session, ids, ("evaluate",))
-    views = [_view(row, spends.get(row.id, Spend()), reports.get(row.id, [])) for row in rows]
+    views = [_view(row, spends.get(row.id, Usage()), reports.get(row.id, [])) for row in rows]
     return [view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views]
 
 
@@ -99,7 +99,7 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
         return None
     found = reports_of(session, [run_id]).get(run_id, [])
     reports = [report_to(session, owner, report) for report in found]
-    view = _view(row, spends_of(session, [run_id]).get(run_id, Spend()), reports)
+    view = _view(row, spends_of(session, [run_id]).get(run_id, Usage()), reports)
     shown = view.model_dump() | {"message": message_to(session, owner, view.message)}
     return RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
 
@@ -121,12 +121,12 @@ def _parts(session: Session, row: RunRow) -> list[PartProgress]:
     return [PartProgress.model_validate(part) for part in told]
 
 
-def spend_of(session: Session, run_id: str) -> Spend:
+def spend_of(session: Session, run_id: str) -> Usage:
     """What all attempts of a run have used."""
-    return spends_of(session, [run_id]).get(run_id, Spend())
+    return spends_of(session, [run_id]).get(run_id, Usage())
 
 
-def spends_of(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
+def spends_of(session: Session, ids: Sequence[str]) -> dict[str, Usage]:
     query = (
         select(
             AttemptRow.run_id,
@@ -144,10 +144,10 @@ def spends_of(session: Session, ids: Sequence[str]) -> dict[str, Spend]:
     }
 
 
-def _sum_of(own: Figures, moved: Figures) -> Spend:
+def _sum_of(own: Figures, moved: Figures) -> Usage:
     """What a run pays: its attempts' use, and its share of what others made for it or it for others."""
     seconds, flops, images = (max(0, used + other) for used, other in zip(own, moved, strict=True))
-    return Spend(device_seconds=seconds, flops=flops, training_images=int(images))
+    return Usage(device_seconds=seconds, flops=flops, training_images=int(images))
 
 
 def reports_of(
@@ -162,7 +162,7 @@ def reports_of(
     return found
 
 
-def _view(row: RunRow, spend: Spend, reports: list[StageReport]) -> RunView:
+def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
     card = backbone_cards().get(row.experiment.backbone)
     return RunView(
         id=row.id,

@@ -11,9 +11,9 @@ from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import Latency, MeasuredCost
 from grafting_core.specs.rungs import comparable_digest, ladder_of
 from grafting_core.specs.studies.rank_correlation import agreements
-from service.db.tables import ExperimentRow, NeedRow, RunRow, StageRow, StandingRow
+from service.db.tables import ExperimentRow, LeaderboardEntryRow, RunDependencyRow, RunRow, StageRow
 from service.domain.run_queries import parsed
-from service.schemas.rung_agreement import LadderGroup, LatencyGroup, LatencyRow, Measured
+from service.schemas.rung_agreement import LadderGroup, LatencyGroup, LatencyRow, Measurements
 
 NEWEST = 200
 
@@ -34,23 +34,23 @@ class Judged:
     cost: MeasuredCost | None
 
 
-def measured(session: Session, owner: str | None = None) -> Measured:
+def measured(session: Session, owner: str | None = None) -> Measurements:
     """Of the newest 200 runs on the leaderboard; of one owner where it is given."""
     judged = _judged(session, owner)
-    return Measured(ladders=_ladders(judged), latencies=_latencies(judged))
+    return Measurements(ladders=_ladders(judged), latencies=_latencies(judged))
 
 
 def _judged(session: Session, owner: str | None) -> list[Judged]:
-    ranked = StandingRow.is_current.is_(True) if owner is None else StandingRow.owner == owner
+    ranked = LeaderboardEntryRow.is_current.is_(True) if owner is None else LeaderboardEntryRow.owner == owner
     newest = (
-        select(StandingRow.run_id, StandingRow.is_teacher)
+        select(LeaderboardEntryRow.run_id, LeaderboardEntryRow.is_teacher)
         .where(ranked)
-        .order_by(StandingRow.run_id.desc())
+        .order_by(LeaderboardEntryRow.run_id.desc())
         .limit(NEWEST)
         .subquery()
     )
     spec, finetuned = ExperimentRow.spec, aliased(StageRow)
-    model = func.coalesce(finetuned.report["key"].as_string(), NeedRow.key, RunRow.id)
+    model = func.coalesce(finetuned.report["key"].as_string(), RunDependencyRow.key, RunRow.id)
     query = (
         select(
             RunRow.id,
@@ -64,7 +64,9 @@ def _judged(session: Session, owner: str | None) -> list[Judged]:
         .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
         .join(StageRow, (StageRow.run_id == RunRow.id) & (StageRow.stage == "evaluate"))
         .outerjoin(finetuned, (finetuned.run_id == RunRow.id) & (finetuned.stage == "finetune"))
-        .outerjoin(NeedRow, (NeedRow.run_id == RunRow.id) & (NeedRow.folder == "models"))
+        .outerjoin(
+            RunDependencyRow, (RunDependencyRow.run_id == RunRow.id) & (RunDependencyRow.folder == "models")
+        )
         .order_by(RunRow.id.desc())
     )
     return [_judged_run(*row) for row in session.execute(query)]

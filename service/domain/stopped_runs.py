@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.rungs import ladder_of
 from service.db.tables import ExperimentRow, RunRow
@@ -30,7 +30,7 @@ def cut_short(session: Session, owner: str | None, protocol: str | None) -> list
             reason=row.reason,
             reached=_reached(row, reports.get(row.id, [])),
             rungs=_rungs(row.experiment.spec["evaluate"], reports.get(row.id, [])),
-            spend=spends.get(row.id, Spend()),
+            spend=spends.get(row.id, Usage()),
         )
         for row in rows
     ]

@@ -9,15 +9,15 @@ from typing import Literal
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Budget, Spend
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.budget import Budget, Usage
+from grafting_core.specs.jobs import Job
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import AttemptRow, RunRow, now
 from service.domain.budgets import accounts, open_accounts
-from service.domain.run_controls import Action, act
+from service.domain.run_controls import Action, apply_action
 from service.domain.run_lifecycle import IllegalMove, new_run_id
-from service.domain.submission import KeyReused, Placing, submit
+from service.domain.submission import KeyReused, QueueOptions, submit
 from service.domain.webhook_outbox import announce_study
 from service.log_once import plain
 from service.schemas.runs import TERMINAL, StudyPhase, StudyState
@@ -141,13 +141,13 @@ def runs_of(session: Session, study_id: str, roles: Sequence[Role] = ()) -> list
 
 
 def submit_for(
-    session: Session, study: StudyRow, work: Work, role: Role, label: str, trial: int | None = None
+    session: Session, study: StudyRow, work: Job, role: Role, label: str, trial: int | None = None
 ) -> RunRow:
     """Queue a run for one purpose of the study, once, in the caller's transaction."""
     earlier = run_for(session, study.id, role, label)
     if earlier is not None:
         return earlier
-    placing = Placing(study=study.id)
+    placing = QueueOptions(study=study.id)
     key = f"study {study.id} {role} {label}"
     run = submit(session, work, work.digest, key, owner=study.owner, placing=placing)
     session.add(StudyRunRow(study_id=study.id, role=role, label=label, run_id=run.id, trial=trial))
@@ -155,12 +155,12 @@ def submit_for(
     return run
 
 
-def study_spend(session: Session, study_id: str) -> Spend:
+def study_spend(session: Session, study_id: str) -> Usage:
     """What all runs of a study have used."""
-    return study_spends(session, [study_id]).get(study_id, Spend())
+    return study_spends(session, [study_id]).get(study_id, Usage())
 
 
-def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Spend]:
+def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Usage]:
     """As `study_spend`, of many."""
     query = (
         select(
@@ -174,12 +174,12 @@ def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Spend]
         .group_by(StudyRunRow.study_id)
     )
     return {
-        study: Spend(device_seconds=float(seconds), flops=float(flops), training_images=int(images))
+        study: Usage(device_seconds=float(seconds), flops=float(flops), training_images=int(images))
         for study, seconds, flops, images in session.execute(query)
     }
 
 
-def remaining(budget: Budget, spent: Spend) -> Budget:
+def remaining(budget: Budget, spent: Usage) -> Budget:
     """What is left of each limit; a run cannot be given nothing, so the least is a grain."""
     left = {
         name: max(limit - getattr(spent, name), 1 if name == "training_images" else 1e-3)
@@ -195,7 +195,7 @@ def ask_runs(session: Session, study_id: str, action: Action) -> None:
     for run_id in ids:
         run = session.get_one(RunRow, run_id, with_for_update=True, populate_existing=True)
         with suppress(IllegalMove):  # it has ended, or begun, since it was looked up
-            act(session, run, action)
+            apply_action(session, run, action)
 
 
 def extend_study(session: Session, study: StudyRow, more: StudyExtension) -> None:

@@ -10,7 +10,7 @@ from grafting_core.specs.studies.space import Cost
 from grafting_core.specs.studies.study import Limit, StudySpec
 
 
-def open_study(document: Any) -> StudySpec:
+def parse_feasible_study(document: Any) -> StudySpec:
     """Parse, resolve and prove feasible. Raises SpecError with the nearest feasible value.
 
     A limit on latency is checked by `check_limits` as soon as the table is measured.

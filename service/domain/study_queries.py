@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import String, case, cast, func, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.studies.rank_correlation import MODELS_NEEDED, rank_correlation
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
@@ -55,7 +55,7 @@ def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyVie
     ids = [study.id for study in studies]
     counts, finals, spends = _counts(session, ids), _finals(session, ids), study_spends(session, ids)
     return [
-        _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Spend()))
+        _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Usage()))
         for study in studies
     ]
 
@@ -85,7 +85,7 @@ def _finals(session: Session, ids: Sequence[str]) -> dict[str, list[dict[str, fl
 
 
 def _view(
-    study: StudyRow, counts: tuple[int, int, int], finals: Sequence[Mapping[str, float]], spend: Spend
+    study: StudyRow, counts: tuple[int, int, int], finals: Sequence[Mapping[str, float]], spend: Usage
 ) -> StudyView:
     """The document is read as it is stored: it was checked when the study was made."""
     spec, quality = study.spec, study.spec["quality"]
@@ -201,7 +201,7 @@ def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[Tri
     spends = spends_of(session, ids)
     costs = {trial.number: (trial.flops, float(trial.params), trial.latency) for trial in trials}
     return [
-        _run(spec, row, run, figures.get(run.id, {}), costs, spends.get(run.id, Spend())) for row, run in rows
+        _run(spec, row, run, figures.get(run.id, {}), costs, spends.get(run.id, Usage())) for row, run in rows
     ]
 
 
@@ -211,7 +211,7 @@ def _run(
     run: RunRow,
     figures: Mapping[str, Any],
     costs: Mapping[int, tuple[float, float, float | None]],
-    spend: Spend,
+    spend: Usage,
 ) -> StudyRun:
     metrics = figures.get("metrics", {}) if run.state == "SUCCEEDED" else {}
     cost = figures.get("cost") or {}

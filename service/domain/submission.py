@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.cost import plan
 from grafting_core.specs.experiment import ExperimentSpec
-from grafting_core.specs.jobs import Work, protocol_of
+from grafting_core.specs.jobs import Job, protocol_of
 from grafting_core.storage.failpoints import failpoint
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.artifact_dependencies import record_needs
-from service.domain.budgets import Key, keys_of, open_accounts
+from service.domain.budgets import AccountId, keys_of, open_accounts
 from service.domain.run_lifecycle import enter, new_run_id
 from service.schemas.runs import Forecast
 
@@ -28,24 +28,24 @@ class QuotaReached(Exception):
 
 
 @dataclass(frozen=True)
-class Placing:
+class QueueOptions:
     """Which study a submission serves, and how urgent it is: higher priorities go first."""
 
     study: str | None = None
     priority: int = 0
 
 
-ANYWHERE = Placing()
+DEFAULT_OPTIONS = QueueOptions()
 
 
 def submit(
     session: Session,
-    work: Work,
+    work: Job,
     request_digest: str,
     idempotency_key: str | None,
     forecast: Forecast | None = None,
     owner: str = "lab",
-    placing: Placing = ANYWHERE,
+    placing: QueueOptions = DEFAULT_OPTIONS,
 ) -> RunRow:
     """The run of this submission; the same one for the same owner and key. Raises KeyReused, QuotaReached.
 
@@ -87,7 +87,7 @@ def _by_key(session: Session, key: str) -> RunRow | None:
     return session.scalars(query.order_by(RunRow.created_at)).first()
 
 
-def _check_quota(session: Session, owner: str, quotas: Mapping[Key, int | None]) -> None:
+def _check_quota(session: Session, owner: str, quotas: Mapping[AccountId, int | None]) -> None:
     most = quotas.get(("user", owner))
     if most is not None:
         queued = select(func.count()).where(RunRow.state == "QUEUED", RunRow.owner == owner)
@@ -95,7 +95,7 @@ def _check_quota(session: Session, owner: str, quotas: Mapping[Key, int | None])
             raise QuotaReached(f"{owner} has {most} runs in the queue already, and may have no more")
 
 
-def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, placing: Placing) -> RunRow:
+def _queued(work: Job, experiment: ExperimentRow, forecast: Forecast | None, placing: QueueOptions) -> RunRow:
     asked = work.resources
     return RunRow(
         id=new_run_id(),
@@ -115,7 +115,7 @@ def _queued(work: Work, experiment: ExperimentRow, forecast: Forecast | None, pl
     )
 
 
-def planned(work: Work) -> dict[str, Any] | None:
+def planned(work: Job) -> dict[str, Any] | None:
     """Stage -> FLOPs and training images by formula; None for work that has no plan."""
     if not isinstance(work, ExperimentSpec):
         return None

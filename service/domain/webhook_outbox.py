@@ -30,7 +30,7 @@ class Registered(Exception):
 
 
 @dataclass(frozen=True)
-class Letter:
+class ClaimedDelivery:
     """A delivery that this process has claimed."""
 
     id: int
@@ -43,7 +43,7 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetrySchedule:
     """How often and how long apart a delivery is tried."""
 
     attempts: int
@@ -160,7 +160,7 @@ def due_webhooks(session: Session, clock: float) -> list[int]:
     return sorted(session.scalars(query.distinct()))
 
 
-def claim(session: Session, webhook_id: int, clock: float, patience: Patience) -> Letter | None:
+def claim(session: Session, webhook_id: int, clock: float, patience: RetrySchedule) -> ClaimedDelivery | None:
     """The next delivery that is due, its attempt counted and the one after it set, before it is sent.
 
     Whoever dies while sending leaves it to be sent again then, under the same id; two who claim at once
@@ -186,10 +186,12 @@ def claim(session: Session, webhook_id: int, clock: float, patience: Patience) -
     row.attempts += 1
     row.due = clock + patience.wait(row.attempts)
     last = row.attempts >= patience.attempts
-    return Letter(row.id, row.message_id, hook.url, hook.secret, row.body.encode(), last)
+    return ClaimedDelivery(row.id, row.message_id, hook.url, hook.secret, row.body.encode(), last)
 
 
-def note(session: Session, letter: Letter, status: int | None, error: str | None, *, final: bool) -> None:
+def note(
+    session: Session, letter: ClaimedDelivery, status: int | None, error: str | None, *, final: bool
+) -> None:
     """Record what came of sending; `final`: nothing more is tried. What was ended meanwhile stays so."""
     delivered = status is not None and 200 <= status < 300
     values: dict[str, Any] = {"status": status, "error": None if delivered else error and error[:300]}

@@ -51,7 +51,7 @@ class Claims:
         self._held[port] = held
         return True
 
-    def let_go(self, port: int) -> None:
+    def release(self, port: int) -> None:
         """Somebody else has it after all, or it is needed no longer."""
         held = self._held.pop(port, None)
         if held is not None:
@@ -59,7 +59,7 @@ class Claims:
 
     def close(self) -> None:
         for port in list(self._held):
-            self.let_go(port)
+            self.release(port)
 
 
 def listen(host: str, preferred: int, claims: Claims) -> socket.socket:
@@ -73,7 +73,7 @@ def listen(host: str, preferred: int, claims: Claims) -> socket.socket:
         try:
             return _listening(host, port)
         except OSError:  # somebody took it in this moment
-            claims.let_go(port)
+            claims.release(port)
     raise _no_port()
 
 

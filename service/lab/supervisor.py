@@ -212,7 +212,7 @@ class Supervisor:
         write_address(self.folder, self.address)
         note_lab(self.address.url, self.folder)
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """Restart what has died, later and later where it keeps dying. What fails here is tried again."""
         self._try("the guardian", self._tend_guardian)
         self._try("ray's job agent", self._tend_agent)
@@ -291,7 +291,7 @@ class Supervisor:
         end, waiting = time.monotonic() + seconds, "the API does not answer yet"
         while time.monotonic() < end:
             self._check_parts()
-            self.tend()
+            self.reconcile()
             waiting = self._missing()
             if not waiting:
                 return

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from service.api.middleware.http_protocol import GuardedProtocol
+from service.api.middleware.http_protocol import SlowlorisGuard
 from service.app import RATES, create_app
 from service.logging import setup_logging
 from service.settings import Settings
@@ -42,7 +42,7 @@ def main() -> None:
         workers=settings.api_processes,
         host=settings.host,
         port=settings.port,
-        http=GuardedProtocol,
+        http=SlowlorisGuard,
         ws="none",
         log_config=None,
         access_log=False,

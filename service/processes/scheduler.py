@@ -10,10 +10,10 @@ from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
 from service.db.migrate import upgrade
 from service.logging import setup_logging
-from service.scheduler.checkpoint_cleanup import keep_house
+from service.scheduler.checkpoint_cleanup import clean_up_checkpoints
 from service.scheduler.loop import Scheduler
 from service.scheduler.ray_jobs import RayJobs
-from service.scheduler.wakeup import News
+from service.scheduler.wakeup import ChangeNotifier
 from service.startup import settings_of_part
 from service.webhooks.delivery import LAST_SECONDS, send_webhooks
 
@@ -32,9 +32,9 @@ def main() -> None:
     ended = threading.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         signal.signal(wanted, lambda *_: ended.set())
-    keep_house(control, ended)
+    clean_up_checkpoints(control, ended)
     post = send_webhooks(settings, database, ended) if settings.webhook_hosts else None
-    news = News(database)
+    news = ChangeNotifier(database)
     while not news.await_news(ended, settings.round_seconds):
         news.begin()
         _round(scheduler)

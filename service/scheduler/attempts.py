@@ -20,7 +20,7 @@ from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spend_of, work_of
 from service.log_once import AWAY, brief
 from service.scheduler.live_attempts import LiveAttempt
-from service.scheduler.warm_workers import Hosts
+from service.scheduler.warm_workers import WarmWorkerPool
 from workers.contract import (
     Event,
     Reason,
@@ -39,7 +39,7 @@ STATUS_SECONDS = 3.0
 
 
 @dataclass
-class Watch:
+class LivenessRecord:
     """What this process has seen of one attempt, by its own monotonic clock."""
 
     beat: bytes
@@ -51,12 +51,12 @@ class Watch:
     budget: Budget | None = None
 
 
-class Tender:
+class AttemptReconciler:
     """Takes one step for each live attempt a round."""
 
-    def __init__(self, control: ClusterControl, hosts: Hosts) -> None:
+    def __init__(self, control: ClusterControl, hosts: WarmWorkerPool) -> None:
         self._control, self._hosts = control, hosts
-        self.watched: dict[tuple[str, int], Watch] = {}
+        self.watched: dict[tuple[str, int], LivenessRecord] = {}
 
     def forget(self) -> None:
         """Another scheduler leads: what was seen so far says nothing about now."""
@@ -73,7 +73,7 @@ class Tender:
             self.watched[key].fresh = False
         return keys
 
-    def tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
+    def reconcile(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
         """Submit, listen, pass on, judge.
 
         Raises ClusterUnavailable, OSError, LostLeadership or one of `AWAY`, which may pass; anything else is
@@ -187,25 +187,25 @@ class Tender:
             log.info("run %s attempt %s: %s", *attempt.key, event.body.type)
         return state
 
-    def _look(self, attempt: LiveAttempt) -> Watch:
+    def _look(self, attempt: LiveAttempt) -> LivenessRecord:
         beat = _beat(self._control.storage, f"{attempt_folder(*attempt.key)}/heartbeat")
-        watch = self.watched.setdefault(attempt.key, Watch(beat, time.monotonic(), fresh=bool(beat)))
+        watch = self.watched.setdefault(attempt.key, LivenessRecord(beat, time.monotonic(), fresh=bool(beat)))
         if beat != watch.beat:
             watch.beat, watch.seen, watch.fresh = beat, time.monotonic(), True
         return watch
 
-    def _write_stop(self, attempt: LiveAttempt, watch: Watch, reason: Reason) -> None:
+    def _write_stop(self, attempt: LiveAttempt, watch: LivenessRecord, reason: Reason) -> None:
         if watch.stopped_for != reason:
             self._control.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason=reason))
             watch.stopped_for = reason
 
-    def _pass_budget(self, attempt: LiveAttempt, watch: Watch) -> None:
+    def _pass_budget(self, attempt: LiveAttempt, watch: LivenessRecord) -> None:
         """Tell the worker of an extension; the first look only notes what its ticket says."""
         if (watch.budget is not None and watch.budget != attempt.budget) or watch.budget is None:
             self._control.storage.write_model(budget_path(*attempt.key), attempt.budget)
             watch.budget = attempt.budget
 
-    def _judge(self, attempt: LiveAttempt, watch: Watch, clock: float) -> None:
+    def _judge(self, attempt: LiveAttempt, watch: LivenessRecord, clock: float) -> None:
         """End an attempt that Ray says is over, or whose lease ran out in silence."""
         settings = self._control.settings
         patience = settings.silence_seconds if watch.beat else settings.start_seconds

@@ -6,7 +6,7 @@ import threading
 from grafting_core.storage.storage import Storage
 from service.control import Control, run_periodically
 from service.db.engine import Database
-from service.domain.checkpoint_retention import EndedRun, Policy, excess, let_go, note_swept, unswept_runs
+from service.domain.checkpoint_retention import EndedRun, Policy, note_swept, prune, surplus, unswept_runs
 from service.log_once import AWAY, Once, brief
 from service.settings import Settings
 
@@ -40,10 +40,10 @@ class Housekeeper:
     def _is_clean(self, run: EndedRun) -> bool:
         """Whether there was nothing to let go; what there was has gone, unless its files refuse to."""
         try:
-            spare = excess(self._storage, run, self._policy)
+            spare = surplus(self._storage, run, self._policy)
             if not spare.paths:
                 return True
-            gone = let_go(self._database, self._storage, spare, self._policy)
+            gone = prune(self._database, self._storage, spare, self._policy)
             self._say.well(run.id)
             self._refused.discard(run.id)
         except AWAY:
@@ -58,7 +58,7 @@ class Housekeeper:
         return False
 
 
-def keep_house(control: Control, ended: threading.Event) -> threading.Thread:
+def clean_up_checkpoints(control: Control, ended: threading.Event) -> threading.Thread:
     """Start the thread that does it as long as this process leads."""
     keeper = Housekeeper(control.settings, control.database, control.storage)
     return run_periodically(control, ended, "housekeeping", PAUSE_SECONDS, keeper.round)

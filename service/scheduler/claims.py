@@ -12,7 +12,7 @@ from service.db.tables import AttemptRow, RunRow
 from service.domain.admission import Verdict, Walk, set_aside_text
 from service.domain.artifact_dependencies import WAITS, is_there
 from service.domain.budgets import budget_of
-from service.domain.queue_order import COLUMNS, Room, Waiting, room
+from service.domain.queue_order import COLUMNS, FreeResources, QueuedRun, room
 from service.domain.run_lifecycle import transition
 from service.domain.run_queries import spend_of
 from service.log_once import AWAY, Once, brief
@@ -20,7 +20,7 @@ from service.settings import Settings
 
 log = logging.getLogger("graftlab.scheduler")
 say = Once(log)
-Decided = tuple[Waiting, Verdict]
+Decided = tuple[QueuedRun, Verdict]
 ASIDE = "set aside: "
 
 
@@ -29,7 +29,7 @@ def decide(session: Session, settings: Settings, storage: Storage) -> list[Decid
 
     Reads database and storage; holds nobody up and changes nothing.
     """
-    capacity = Room(settings.cpus, settings.gpus)
+    capacity = FreeResources(settings.cpus, settings.gpus)
     if room(session, settings.cpus, settings.gpus).cpus <= 0:
         return []
     walk = Walk(session, capacity, settings.hold_line_seconds, lambda *place: is_there(storage, *place))
@@ -42,7 +42,7 @@ def decide(session: Session, settings: Settings, storage: Storage) -> list[Decid
     return found
 
 
-def _news(run: Waiting, verdict: Verdict) -> str | None:
+def _news(run: QueuedRun, verdict: Verdict) -> str | None:
     """The message that a waiting run should have: of another run, or what it had for other reasons."""
     if verdict.lacks == "another run":
         return verdict.text
@@ -66,7 +66,7 @@ def admit(session: Session, settings: Settings, decided: Sequence[Decided], cloc
     return started
 
 
-def _carry_out(session: Session, waiting: Waiting, verdict: Verdict, lease_until: float) -> bool:
+def _carry_out(session: Session, waiting: QueuedRun, verdict: Verdict, lease_until: float) -> bool:
     """Whether the run was started. It may have been cancelled, paused or extended since it was looked at."""
     run = session.get(RunRow, waiting.id, with_for_update=True, populate_existing=True)
     if run is None or run.state != "QUEUED":
@@ -104,12 +104,12 @@ def tell_set_aside(session: Session, settings: Settings) -> int:
     """Tell the queued runs that ask for more devices than the lab has, as after a restart with fewer; how
     many there are. Those that were told so before and can start again are told that too.
     """
-    capacity = Room(settings.cpus, settings.gpus)
+    capacity = FreeResources(settings.cpus, settings.gpus)
     beyond = or_(RunRow.cpus > settings.cpus, RunRow.gpus > settings.gpus)
     query = select(*COLUMNS).where(RunRow.state == "QUEUED", or_(beyond, RunRow.message.startswith(ASIDE)))
     aside = 0
     for row in session.execute(query).all():
-        waiting = Waiting(*row)
+        waiting = QueuedRun(*row)
         text = None if capacity.fits(waiting) else f"{ASIDE}{set_aside_text(waiting, capacity)}"
         run = session.get_one(RunRow, waiting.id, with_for_update=True)
         if run.state == "QUEUED" and run.message != text:

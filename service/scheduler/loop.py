@@ -13,10 +13,10 @@ from service.db.leader_lease import LostLeadership
 from service.db.tables import RunRow
 from service.domain.budgets import live_use, spent_accounts
 from service.log_once import AWAY, Once, brief
-from service.scheduler.attempts import Tender
+from service.scheduler.attempts import AttemptReconciler
 from service.scheduler.claims import admit, decide, tell_set_aside
 from service.scheduler.live_attempts import LiveAttempt, live_attempts, renew
-from service.scheduler.warm_workers import Hosts
+from service.scheduler.warm_workers import WarmWorkerPool
 from workers.contract import attempt_of
 
 log = logging.getLogger("graftlab.scheduler")
@@ -31,8 +31,8 @@ class Scheduler:
 
     def __init__(self, control: ClusterControl) -> None:
         self.control = control
-        self.hosts = Hosts(control.storage, control.cluster)
-        self.tender = Tender(control, self.hosts)
+        self.hosts = WarmWorkerPool(control.storage, control.cluster)
+        self.tender = AttemptReconciler(control, self.hosts)
         self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
@@ -77,7 +77,7 @@ class Scheduler:
         about = "run {} attempt {}".format(*attempt.key)
         try:
             try:
-                self.tender.tend(attempt, clock, spent)
+                self.tender.reconcile(attempt, clock, spent)
             except (LostLeadership, ClusterUnavailable, OSError, *AWAY):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt

@@ -15,7 +15,7 @@ REST_SHARE = 4.0
 """Between two rounds lies at least this many times what the last one took: news do not fill the day."""
 
 
-class News:
+class ChangeNotifier:
     """Whether anything was recorded, by us or by others, since a round began."""
 
     def __init__(self, database: Database) -> None:

@@ -8,11 +8,11 @@ from grafting_core.storage.storage import Storage
 from service.cluster import FINISHED, Cluster
 from service.log_once import Once, brief
 from workers.contract import (
+    DRIVER_ONLY_KINDS,
     IDLE_FOLDER,
-    SELF_DRIVEN,
-    Handover,
-    IdleHost,
+    Assignment,
     RunTicket,
+    WarmWorker,
     attempt_of,
     handover_path,
     host_shape,
@@ -23,25 +23,25 @@ from workers.contract import (
 log = logging.getLogger("graftlab.scheduler")
 
 
-class _Note(IdleHost):
+class _Note(WarmWorker):
     """As it is read: a newer worker may say more than we know of."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class Hosts:
+class WarmWorkerPool:
     """What storage says of them. A decision is in SQL before the host hears of it."""
 
     def __init__(self, storage: Storage, cluster: Cluster) -> None:
         self._storage, self._cluster = storage, cluster
         self._say = Once(log)
 
-    def idle(self) -> list[IdleHost]:
+    def idle(self) -> list[WarmWorker]:
         """Those that wait and have not been given a ticket yet. A note that cannot be read is named once."""
         found = [host for name in self._storage.names(IDLE_FOLDER) if (host := self._read(name)) is not None]
         return [host for host in found if not self._storage.exists(handover_path(host.job, host.turn + 1))]
 
-    def _read(self, name: str) -> IdleHost | None:
+    def _read(self, name: str) -> WarmWorker | None:
         path = f"{IDLE_FOLDER}/{name}"
         try:
             note = self._storage.read_model(path, _Note)
@@ -57,14 +57,14 @@ class Hosts:
             return None
         return note
 
-    def find(self, ticket: RunTicket) -> IdleHost | None:
+    def find(self, ticket: RunTicket) -> WarmWorker | None:
         """A living host of the ticket's shape. Raises ClusterUnavailable."""
-        if ticket.work.kind in SELF_DRIVEN:
+        if ticket.work.kind in DRIVER_ONLY_KINDS:
             return None
         shape = host_shape(ticket.work)
         return next((host for host in self.idle() if host.shape == shape and self._lives(host)), None)
 
-    def _lives(self, host: IdleHost) -> bool:
+    def _lives(self, host: WarmWorker) -> bool:
         status = self._cluster.status(host.job)
         if status is not None and status not in FINISHED:
             return True
@@ -73,7 +73,7 @@ class Hosts:
 
     def hand_over(self, job: str, turn: int, ticket: RunTicket) -> None:
         """Let a host carry this ticket out; repeating it changes nothing."""
-        handover = Handover(run_id=ticket.run_id, attempt=ticket.attempt)
+        handover = Assignment(run_id=ticket.run_id, attempt=ticket.attempt)
         self._storage.write_model(handover_path(job, turn), handover)
 
     def make_room(self, free_cpus: int, free_gpus: int) -> None:

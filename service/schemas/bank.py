@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.schemas.runs import View
 
 
@@ -22,7 +22,7 @@ class ScionView(View):
     replace_one: float | None = None
     steps: int
     ending: str
-    spend: Spend
+    spend: Usage
     size: int
     made_by: str
     made_at: float

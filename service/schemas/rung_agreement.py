@@ -48,7 +48,7 @@ class LatencyTable(View):
     rows: list[PartLatency]
 
 
-class Measured(View):
+class Measurements(View):
     """Of the lab's finished runs."""
 
     ladders: list[LadderGroup]

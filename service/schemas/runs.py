@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.cost import ExperimentPlan
 from grafting_core.specs.experiment import ExperimentSpec
-from grafting_core.specs.jobs import Work, as_graft
+from grafting_core.specs.jobs import Job, as_graft
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import MeasuredCost, ProtocolFingerprint
 from workers.contract import Event, PartProgress, Reason, StageReport
@@ -58,7 +58,7 @@ class Holding(View):
     stage: str
     states: dict[str, KeyState]
     """By the names that the stage's keys have in the plan."""
-    new_spend: Spend
+    new_spend: Usage
     """What is new, alone."""
     waits_for: list[str] = []
     """Runs that are to make what is in flight."""
@@ -94,7 +94,7 @@ class RunView(View):
     priority: int = 0
     micro_batches: int = 1
     progress: StageProgress | None = None
-    spend: Spend
+    spend: Usage
     share_of_pretraining: float
     forecast: Forecast | None = None
     """As it was when the run was queued; what came of it is in `spend`."""
@@ -111,7 +111,7 @@ class RunView(View):
 class RunDetail(RunView):
     """One run with its spec and the reports of the stages done."""
 
-    work: Work
+    work: Job
     stages: list[StageReport]
     parts: list[PartProgress] = []
     """Where each operator of a pass is, while one runs."""
@@ -170,14 +170,14 @@ class LeaderboardRow(View):
     params_change: float | None
     flops_per_image: int
     flops_change: float | None
-    made: Spend | None = None
+    made: Usage | None = None
     """What it cost to make the design, what was found made at its full price; None where that is not known.
 
     It is the first run's: asking for a finished design again does not change it.
     """
-    spend: Spend
+    spend: Usage
     """What this run paid."""
-    saved: Spend | None = None
+    saved: Usage | None = None
     """What was not paid because it was there already: `made` less `spend`."""
     first: FirstMade | None = None
     share_of_pretraining: float | None
@@ -218,7 +218,7 @@ class CutShort(View):
     reached: str
     rungs: dict[str, float]
     """Numbers of the fidelity ladder that it had when it ended."""
-    spend: Spend
+    spend: Usage
 
 
 class Leaderboard(View):
@@ -325,9 +325,9 @@ class AccountView(View):
     max_running: int | None = None
     max_cpus: int | None = None
     max_gpus: int | None = None
-    spent: Spend
+    spent: Usage
     share_of_pretraining: float
-    claimed: Spend
+    claimed: Usage
     """Used or set aside by attempts under way."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.studies.study import StudySpec
 from service.schemas.runs import StudyPhase, StudyState, View
 
@@ -31,7 +31,7 @@ class StudyView(View):
     best: float | None = None
     """Quality of the best promoted design so far."""
     budget: Budget
-    spend: Spend
+    spend: Usage
     version: int
     created_at: datetime
     ended_at: datetime | None = None

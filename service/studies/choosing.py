@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grafting_core.specs.rungs import Rung
-from grafting_core.specs.studies.selection import survivors
+from grafting_core.specs.studies.selection import select
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ def promoted(candidates: Sequence[Candidate], rungs: Sequence[Rung], count: int)
         if not standing:
             continue
         points = [(_quality(each, rung.metric, standing), *each.costs) for each in standing]
-        chosen += [standing[at].number for at in survivors(points, count - len(chosen))]
+        chosen += [standing[at].number for at in select(points, count - len(chosen))]
     return chosen[:count]
 
 
-def _quality(candidate: Candidate, metric: str, beside: Sequence[Candidate]) -> float:
+def _quality(candidate: Candidate, metric: str, run_periodically: Sequence[Candidate]) -> float:
     """The prediction if all have one, else the rung's number."""
-    if all(each.predicted is not None for each in beside):
+    if all(each.predicted is not None for each in run_periodically):
         assert candidate.predicted is not None
         return candidate.predicted
     return candidate.screened[metric]

@@ -44,7 +44,7 @@ from service.studies.promotion import collect_finals, submit_finals
 from service.studies.publishing import publish_report
 from service.studies.specs import (
     available,
-    fill_work,
+    bank_fill_spec,
     item_scores,
     latency_work,
     screening_work,
@@ -188,7 +188,7 @@ class Driver:
     def _submit_fill(self, study: StudyRow, spec: StudySpec) -> bool:
         """False where there is nothing to distil."""
         with self._changing(study) as (session, row):
-            work = row and fill_work(spec, remaining(spec.budget, study_spend(session, study.id)))
+            work = row and bank_fill_spec(spec, remaining(spec.budget, study_spend(session, study.id)))
             if row is not None and work:
                 submit_for(session, row, work, "fill", "bank")
             return bool(work) or row is None

@@ -45,7 +45,7 @@ class Known:
     optuna_number: int | None
 
 
-class Book:
+class OptunaMirror:
     """One study in Optuna's database."""
 
     def __init__(

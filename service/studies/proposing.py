@@ -7,7 +7,7 @@ from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Propos
 from grafting_core.specs.studies.space import Cost, Space, design_key
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import SHARED
-from service.studies.optuna_study import Book, Known
+from service.studies.optuna_study import Known, OptunaMirror
 
 MILP_SHARE = 0.2
 """Of a round's designs, those the integer program seeds the sampler with."""
@@ -32,7 +32,7 @@ class Round:
     spec: StudySpec
     number: int
     proposer: Proposer
-    book: Book
+    book: OptunaMirror
     known: Mapping[str, Known]
     """Design key -> trial, of all earlier rounds."""
     found: dict[str, Proposal] = field(default_factory=dict)

@@ -28,7 +28,7 @@ def item_scions(spec: StudySpec, item: Item) -> list[ScionSpec]:
     return [ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in parts]
 
 
-def fill_work(spec: StudySpec, budget: Budget) -> FillSpec | None:
+def bank_fill_spec(spec: StudySpec, budget: Budget) -> FillSpec | None:
     """Every scion of the space in one pass; None where the space has none."""
     scions = {scion.key: scion for item in spec.space.items for scion in item_scions(spec, item)}
     if not scions:

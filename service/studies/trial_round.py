@@ -17,7 +17,7 @@ from service.db.study_tables import StudyRow, TrialRow
 from service.domain.studies import spec_of_study
 from service.log_once import Once
 from service.studies.baselines import baseline_designs
-from service.studies.optuna_study import Book, Known
+from service.studies.optuna_study import Known, OptunaMirror
 from service.studies.predictor import Predictor, Seen, fit, refined_scores
 from service.studies.proposing import Proposal, Round
 from service.studies.specs import costs_of, screening_work
@@ -41,11 +41,11 @@ def known_trials(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Known]:
     ]
 
 
-def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> Book:
+def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> OptunaMirror:
     """Optuna's side of the study, knowing exactly what our tables know."""
     spec = spec_of_study(study)
     names = (spec.rungs[0].metric, *spec.costs)
-    book = Book(url, study.id, spec.space, spec.sampler, names)
+    book = OptunaMirror(url, study.id, spec.space, spec.sampler, names)
     book.reconcile(known_trials(spec, trials))
     return book
 

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from grafting_core.specs.results import EvaluationReport
-from grafting_core.storage.artifacts import DamagedArtifact, read_beside
+from grafting_core.storage.artifacts import CorruptArtifact, read_beside
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
@@ -75,7 +75,7 @@ def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
     if not paths:
         return None
     folder, _, name = paths[0].rpartition("/")
-    with suppress(FileNotFoundError, DamagedArtifact, ValueError):
+    with suppress(FileNotFoundError, CorruptArtifact, ValueError):
         return read_beside(lab.storage, folder, name, EvaluationReport)
     return None
 

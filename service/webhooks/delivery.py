@@ -7,7 +7,15 @@ from datetime import UTC, datetime
 
 from grafting_core.storage.failpoints import failpoint
 from service.db.engine import Database
-from service.domain.webhook_outbox import PRUNED, Letter, Patience, claim, due_webhooks, note, prune
+from service.domain.webhook_outbox import (
+    PRUNED,
+    ClaimedDelivery,
+    RetrySchedule,
+    claim,
+    due_webhooks,
+    note,
+    prune,
+)
 from service.domain.webhook_signing import signed_headers
 from service.log_once import brief
 from service.settings import Settings
@@ -22,12 +30,12 @@ LAST_SECONDS = 3.0
 """For what is being sent when the process is to end."""
 
 
-class Postman:
+class DeliveryWorker:
     """Any number may work on one outbox, in any process: each delivery is claimed before it is sent."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
-        self._patience = Patience(settings.webhook_attempts, settings.webhook_retry_seconds)
+        self._patience = RetrySchedule(settings.webhook_attempts, settings.webhook_retry_seconds)
         self._senders: dict[int, threading.Thread] = {}
         self._prune_at = 0.0
         self._closed = threading.Event()
@@ -72,11 +80,11 @@ class Postman:
         except Exception:
             log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
 
-    def _claim(self, webhook_id: int) -> Letter | None:
+    def _claim(self, webhook_id: int) -> ClaimedDelivery | None:
         with self._database.writing() as session:
             return claim(session, webhook_id, self._database.clock(session), self._patience)
 
-    def _deliver(self, letter: Letter) -> bool:
+    def _deliver(self, letter: ClaimedDelivery) -> bool:
         failpoint("webhook/send/before")
         try:
             check(letter.url, self._settings.webhook_hosts)
@@ -90,7 +98,7 @@ class Postman:
             log.warning("delivery %s: %s", letter.message_id, error)
         return error is None
 
-    def _send(self, letter: Letter) -> tuple[int | None, str | None]:
+    def _send(self, letter: ClaimedDelivery) -> tuple[int | None, str | None]:
         """(status of the answer, what was wrong): either may be missing."""
         try:
             headers = {
@@ -109,13 +117,13 @@ class Postman:
 
 def send_webhooks(settings: Settings, database: Database, ended: threading.Event) -> threading.Thread:
     """A thread that works beside the scheduler's rounds until `ended`, then ends within a few seconds."""
-    postman = Postman(settings, database)
+    postman = DeliveryWorker(settings, database)
     thread = threading.Thread(target=_work, args=(postman, settings, ended), name="webhooks", daemon=True)
     thread.start()
     return thread
 
 
-def _work(postman: Postman, settings: Settings, ended: threading.Event) -> None:
+def _work(postman: DeliveryWorker, settings: Settings, ended: threading.Event) -> None:
     while not ended.wait(settings.round_seconds):
         try:
             postman.round()

@@ -9,13 +9,13 @@ import torch
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.specs.experiment import ExperimentSpec, finetune_key
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from workers.contract import RunTicket
 from workers.events import EventLog
 from workers.group import run_stages
-from workers.observer import Brake
+from workers.observer import StopCondition
 from workers.stages.context import Context, Group
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 
 def weights_of(storage: Path, spec: ExperimentSpec) -> tuple[bytes, bytes]:
@@ -29,7 +29,7 @@ def weights_of(storage: Path, spec: ExperimentSpec) -> tuple[bytes, bytes]:
 
 def _carry_out(folder: Path, spec: ExperimentSpec) -> None:
     ticket = RunTicket(run_id="r", attempt=1, work=spec, storage=str(folder))
-    storage, meter = Storage(str(folder)), Meter(spec, time.time())
-    brake, events = Brake(storage, ticket, meter), EventLog(storage, ticket)
+    storage, meter = Storage(str(folder)), UsageMeter(spec, time.time())
+    brake, events = StopCondition(storage, ticket, meter), EventLog(storage, ticket)
     backbone = load_backbone(spec.backbone.name)
-    run_stages(Context(ticket, storage, backbone, Group(Share()), meter, brake, events))
+    run_stages(Context(ticket, storage, backbone, Group(Shard()), meter, brake, events))

@@ -103,7 +103,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayJobs]:
 
 
 def _takes_jobs(lab: Supervisor, cluster: RayJobs) -> bool:
-    lab.tend()
+    lab.reconcile()
     with suppress(ClusterUnavailable):
         return lab.agent_listens and cluster.running() == []
     return False

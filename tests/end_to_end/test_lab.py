@@ -20,7 +20,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from service.cli.discovery import lock
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
 from service.lab.address import LabAddress, read_address
@@ -31,9 +31,9 @@ from tests.support.builders import document
 from workers.contract import RunTicket
 from workers.events import EventLog
 from workers.group import run_stages
-from workers.observer import Brake
+from workers.observer import StopCondition
 from workers.stages.context import Context, Group
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 GRAFT = (sys.executable, "-m", "service.cli.main")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
@@ -188,14 +188,14 @@ def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
     """The same design carried out in this process, without a break."""
     spec = parse_submission(document(name="battered", layers=[2], **SLOW))
     ticket = RunTicket(run_id="r", attempt=1, work=spec, storage=str(folder))
-    storage, meter = Storage(str(folder)), Meter(spec, time.time())
+    storage, meter = Storage(str(folder)), UsageMeter(spec, time.time())
     context = Context(
         ticket,
         storage,
         backbone,
-        Group(Share()),
+        Group(Shard()),
         meter,
-        Brake(storage, ticket, meter),
+        StopCondition(storage, ticket, meter),
         EventLog(storage, ticket),
     )
     run_stages(context)

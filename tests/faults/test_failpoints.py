@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from grafting_core.specs.budget import Spend
-from grafting_core.storage.checksums import sealed
+from grafting_core.specs.budget import Usage
+from grafting_core.storage.checksums import with_checksum
 from grafting_core.storage.failpoints import POINTS, arm
 from service.db.tables import RunRow
 from service.domain.run_controls import extend, prioritise
@@ -20,7 +20,7 @@ from service.domain.webhook_outbox import register
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.schemas.runs import RunState
 from service.schemas.webhooks import WebhookRequest
-from service.webhooks.delivery import Postman
+from service.webhooks.delivery import DeliveryWorker
 from tests.support.lab_harness import LabHarness
 from tests.support.runs import STARTED
 from tests.support.webhook_server import serve_webhooks
@@ -28,7 +28,7 @@ from workers.contract import AttemptFailed, AttemptStopped, checkpoints_folder
 
 ROOT = Path(__file__).parent.parent.parent
 BUDGET = {"device_seconds": 5.0}
-OVERSPENT = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=9.0))
+OVERSPENT = AttemptStopped(reason="budget_exhausted", spend=Usage(device_seconds=9.0))
 BROKEN = AttemptFailed(reason="internal_error", message="a bug")
 Scenario = Callable[[LabHarness], object]
 
@@ -66,7 +66,7 @@ def _acted(state: RunState, *actions: str, lost: bool = False) -> Scenario:
     def scenario(harness: LabHarness) -> None:
         run = FROM[state](harness)
         for action in actions:
-            harness.act(run, action)  # type: ignore[arg-type]  # a table of them
+            harness.apply_action(run, action)  # type: ignore[arg-type]  # a table of them
         if lost:
             harness.lose(run)
         harness.round()
@@ -87,7 +87,7 @@ def _stopped_again(harness: LabHarness) -> None:
     run = _running(harness, budget=BUDGET)
     harness.say(run, OVERSPENT)
     harness.round()
-    harness.act(run, "retry")
+    harness.apply_action(run, "retry")
     harness.round()
 
 
@@ -95,7 +95,7 @@ def _failed_again(harness: LabHarness) -> None:
     run = _running(harness)
     harness.say(run, BROKEN)
     harness.round()
-    harness.act(run, "retry")
+    harness.apply_action(run, "retry")
 
 
 def _unreadable(harness: LabHarness) -> None:
@@ -152,8 +152,8 @@ def _told(harness: LabHarness) -> None:
     with serve_webhooks() as webhook_server:
         with harness.database.writing() as session:
             register(session, WebhookRequest(url=webhook_server.url()), "ann")
-        harness.act(harness.submit(), "cancel")
-        postman = Postman(harness.settings, harness.database)
+        harness.apply_action(harness.submit(), "cancel")
+        postman = DeliveryWorker(harness.settings, harness.database)
         postman.round()
         postman.wait(30)
 
@@ -163,7 +163,7 @@ def _tidied(harness: LabHarness) -> None:
     run = _running(harness)
     for step in (1, 2, 3):
         path = f"{checkpoints_folder(run)}/stage/{step:08d}-a0001.safetensors"
-        harness.storage.write_bytes(path, sealed(b"state"))
+        harness.storage.write_bytes(path, with_checksum(b"state"))
     harness.say(run, BROKEN)
     harness.round()
     Housekeeper(harness.settings, harness.database, harness.storage).round()

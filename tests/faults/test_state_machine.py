@@ -19,13 +19,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from service.db.engine import Database
 from service.db.leader_lease import LostLeadership
 from service.db.tables import Base, LeaderRow, RunRow
 from service.db.webhook_tables import DeliveryRow
 from service.domain.budget_limits import AccountLimits, set_limits
-from service.domain.run_controls import Action, act, extend, prioritise
+from service.domain.run_controls import Action, apply_action, extend, prioritise
 from service.domain.run_lifecycle import LIVE, IllegalMove
 from service.domain.submission import KeyReused
 from service.domain.webhook_outbox import register
@@ -112,7 +112,7 @@ class Lab(RuleBasedStateMachine):
 
     @rule(run=runs, action=st.sampled_from(ACTIONS))
     def wish(self, run: str, action: Action) -> None:
-        self._change(run, lambda session, row: act(session, row, action))
+        self._change(run, lambda session, row: apply_action(session, row, action))
 
     @rule(run=runs, seconds=st.sampled_from([1.0, 100.0]), key=st.sampled_from([None, "k"]))
     def extend(self, run: str, seconds: float, key: str | None) -> None:
@@ -176,7 +176,7 @@ class Lab(RuleBasedStateMachine):
         if not events:
             self.harness.say(run, STARTED, attempt=attempt)
         elif fid == "progress" and len(events) < 3:
-            spend = Spend(device_seconds=7.0, flops=1e9, training_images=16)
+            spend = Usage(device_seconds=7.0, flops=1e9, training_images=16)
             step = Progress(stage="finetune", step=1, total_steps=8, spend=spend)
             self.harness.say(run, step, attempt=attempt)
 
@@ -186,9 +186,9 @@ class Lab(RuleBasedStateMachine):
             ticket_path(run, attempt)
         ):
             return
-        failed: EventBody = AttemptFailed(reason=reason, message="m", spend=Spend(device_seconds=2.0))
+        failed: EventBody = AttemptFailed(reason=reason, message="m", spend=Usage(device_seconds=2.0))
         if stops:
-            failed = AttemptStopped(reason="user_request", spend=Spend(device_seconds=2.0))
+            failed = AttemptStopped(reason="user_request", spend=Usage(device_seconds=2.0))
         self.harness.say(run, failed, attempt=attempt)
 
     @rule(run=runs)

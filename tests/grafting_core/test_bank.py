@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from grafting_core.specs import scions
 from grafting_core.specs.backbone import BackboneRef
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import ScionCard, ScionSpec
-from grafting_core.storage.bank import Bank, DamagedArtifact, payload_name
+from grafting_core.storage.bank import Bank, CorruptArtifact, payload_name
 from grafting_core.storage.storage import Storage
 from tests.support.builders import replacement
 
@@ -54,7 +54,7 @@ def card(payload: bytes = b"weights", key: str = SCION.key, made_at: float = 0.0
         scion=SCION,
         errors={"nmse": 0.5},
         steps=1,
-        spend=Spend(),
+        spend=Usage(),
         made_by="r1",
         made_at=made_at,
         hardware="h",
@@ -124,7 +124,7 @@ def test_damage_is_found_set_aside_and_made_good(bank: Bank, tmp_path: Path, dam
     path = tmp_path / (bank.artifact(card()) if damage != "card" else f"scions/{SCION.key}/card.json")
     new = {"flip": b"weighty", "cut": b"weig", "card": b'{"key": '}.get(damage)
     path.write_bytes(new) if new else path.unlink()
-    with pytest.raises((DamagedArtifact, FileNotFoundError, ValueError)):
+    with pytest.raises((CorruptArtifact, FileNotFoundError, ValueError)):
         bank.read(SCION.key)
     assert bank.verify(SCION.key)
     assert not bank.sound(SCION.key)
@@ -145,7 +145,7 @@ def test_two_publishers_of_one_key_both_succeed(bank: Bank) -> None:
             try:
                 if bank.read(SCION.key) not in payloads:
                     problems.append("neither's")
-            except DamagedArtifact as error:
+            except CorruptArtifact as error:
                 # The card was replaced between the two reads; the next look must be clean.
                 problems.extend([error] if bank.verify(SCION.key) else [])
 

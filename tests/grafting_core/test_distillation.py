@@ -8,10 +8,10 @@ import torch
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import encode_latents
 from grafting_core.data.latents import Latents
-from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
+from grafting_core.distillation.distill import DistillResult, StudentSpec, distill, replacement_student
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.training.observer import NoCheckpoints, Part, Silent, StopRequested
+from grafting_core.training.observer import NoCheckpoints, NullObserver, StopRequested, StudentProgress
 from tests.support.builders import replacement, same
 from tests.support.training import MemoryCheckpoints, StopAfter
 
@@ -22,20 +22,22 @@ RATIO_2 = [replacement("mlp", block, ratio=2.0) for block in BLOCKS]
 EDITS = [replacement(kind, block) for kind in KINDS for block in BLOCKS] + RATIO_2
 
 
-def candidate(edit: ReplaceOperator, plan: DistillPlan = PLAN) -> Candidate:
-    return replacement_candidate(edit, plan, f"{edit.site}/{edit.operator}")
+def candidate(edit: ReplaceOperator, plan: DistillPlan = PLAN) -> StudentSpec:
+    return replacement_student(edit, plan, f"{edit.site}/{edit.operator}")
 
 
 CANDIDATES = [candidate(edit) for edit in EDITS]
 
 
 def distilled(
-    backbone: Backbone, latents: Latents, candidates: Sequence[Candidate] = CANDIDATES[:3]
-) -> dict[str, ScionResult]:
-    return distill(backbone, candidates, latents, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    backbone: Backbone, latents: Latents, candidates: Sequence[StudentSpec] = CANDIDATES[:3]
+) -> dict[str, DistillResult]:
+    return distill(
+        backbone, candidates, latents, latents, observer=NullObserver(), checkpoints=NoCheckpoints()
+    )
 
 
-def equal(one: ScionResult, two: ScionResult) -> bool:
+def equal(one: DistillResult, two: DistillResult) -> bool:
     return same(one.state, two.state) and one.errors == two.errors and one.curve == two.curve
 
 
@@ -58,7 +60,7 @@ def test_candidates_keep_their_own_plan_in_company(backbone: Backbone, latents: 
         {"init_seed": 5, "warmup_steps": 3, "steps": 9},
         {"attention_loss": "nmse", "patience": 1, "learning_rate": 1.0},
     ]
-    own = [replacement_candidate(EDITS[1], PLAN.model_copy(update=new), str(new)) for new in changes]
+    own = [replacement_student(EDITS[1], PLAN.model_copy(update=new), str(new)) for new in changes]
     together = distilled(backbone, latents, own)
     assert len({str(result.errors) for result in together.values()}) == len(own)
     for each in own:
@@ -114,7 +116,7 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(backbone: Backbone, la
     with pytest.raises(StopRequested):
         distill(backbone, asked[:-1], latents, latents, observer=StopAfter(2), checkpoints=kept)
     assert list(kept.kept) == [2]
-    resumed = distill(backbone, asked, latents, latents, observer=Silent(), checkpoints=kept)
+    resumed = distill(backbone, asked, latents, latents, observer=NullObserver(), checkpoints=kept)
     for each in asked:
         assert equal(whole[each.key], resumed[each.key])
         assert whole[each.key].reason == resumed[each.key].reason
@@ -124,12 +126,12 @@ def test_an_interrupted_pass_ends_as_an_uninterrupted_one(backbone: Backbone, la
 
 def test_one_that_diverges_stops_alone_and_says_why(backbone: Backbone, latents: Latents) -> None:
     plan = PLAN.model_copy(update={"learning_rate": float("inf")})
-    wild = replacement_candidate(EDITS[0], plan, "wild")
-    seen: list[Sequence[Part]] = []
+    wild = replacement_student(EDITS[0], plan, "wild")
+    seen: list[Sequence[StudentProgress]] = []
     ended: list[str] = []
 
-    class Witness(Silent):
-        def parts(self, parts: Sequence[Part]) -> None:
+    class Witness(NullObserver):
+        def parts(self, parts: Sequence[StudentProgress]) -> None:
             seen.append(parts)
 
     results = distill(
@@ -159,7 +161,7 @@ def test_one_that_gets_no_better_stops_early(backbone: Backbone, latents: Latent
 
 
 def test_one_pass_has_one_stream(backbone: Backbone, latents: Latents) -> None:
-    other = replacement_candidate(EDITS[1], PLAN.model_copy(update={"seed": 1}), "other")
+    other = replacement_student(EDITS[1], PLAN.model_copy(update={"seed": 1}), "other")
     with pytest.raises(ValueError, match="one stream, not from 2"):
         distilled(backbone, latents, [CANDIDATES[0], other])
     with pytest.raises(ValueError, match="given twice"):
@@ -182,8 +184,8 @@ def test_an_operator_that_learnt_few_images_by_heart_shows_it_on_held_out_ones(
     def errors(images: int) -> tuple[float, float]:
         latents = encode_latents(backbone, images)
         plan = DistillPlan(steps=150, batch_size=8, learning_rate=3e-3, held_out=64, images=images)
-        asked = [replacement_candidate(replacement("mlp", 7, ratio=4.0), plan, "k")]
-        observed = {"observer": Silent(), "checkpoints": NoCheckpoints()}
+        asked = [replacement_student(replacement("mlp", 7, ratio=4.0), plan, "k")]
+        observed = {"observer": NullObserver(), "checkpoints": NoCheckpoints()}
         on = [distill(backbone, asked, latents, judge, **observed)["k"] for judge in (latents, held_out)]
         assert same(on[0].state, on[1].state)
         return on[0].errors["nmse"], on[1].errors["nmse"]

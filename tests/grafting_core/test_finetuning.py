@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import EncodedImages, Latents
 from grafting_core.specs.plans import FinetunePlan
-from grafting_core.training.finetune import Share, finetune
-from grafting_core.training.observer import NoCheckpoints, Silent, StopRequested
+from grafting_core.training.finetune import Shard, finetune
+from grafting_core.training.observer import NoCheckpoints, NullObserver, StopRequested
 from grafting_core.training.optim import Diverged
 from tests.support.builders import same
 from tests.support.training import MemoryCheckpoints, StopAfter
@@ -25,20 +25,20 @@ def copied(backbone: Backbone) -> Backbone:
 
 
 def test_an_interrupted_finetune_ends_as_an_uninterrupted_one(backbone: Backbone, latents: Latents) -> None:
-    def run(observer: StopAfter | Silent, kept: MemoryCheckpoints) -> dict[str, torch.Tensor]:
+    def run(observer: StopAfter | NullObserver, kept: MemoryCheckpoints) -> dict[str, torch.Tensor]:
         return finetune(copied(backbone), PLAN, latents, observer=observer, checkpoints=kept)
 
-    whole = run(Silent(), MemoryCheckpoints())
+    whole = run(NullObserver(), MemoryCheckpoints())
     kept = MemoryCheckpoints()
     for step in (2, 3):
         with pytest.raises(StopRequested):
             run(StopAfter(step), kept)
-    assert same(whole, run(Silent(), kept))
+    assert same(whole, run(NullObserver(), kept))
 
 
 def test_no_steps_leave_the_weights_as_they_are(backbone: Backbone, latents: Latents) -> None:
     plan = PLAN.model_copy(update={"steps": 0})
-    result = finetune(copied(backbone), plan, latents, observer=Silent(), checkpoints=NoCheckpoints())
+    result = finetune(copied(backbone), plan, latents, observer=NullObserver(), checkpoints=NoCheckpoints())
     assert same(result, backbone.transformer.state_dict())
 
 
@@ -51,16 +51,16 @@ def test_a_loss_that_is_not_finite_is_a_result(backbone: Backbone, latents: Late
             copied(backbone),
             PLAN,
             replace(latents, dataset=nan),
-            observer=Silent(),
+            observer=NullObserver(),
             checkpoints=NoCheckpoints(),
         )
 
 
 def test_the_shares_of_all_ranks_are_the_batch() -> None:
-    rows = [row for rank in range(4) for row in range(8)[Share(rank, 4).of(8)]]
+    rows = [row for rank in range(4) for row in range(8)[Shard(rank, 4).of(8)]]
     assert rows == list(range(8))
     with pytest.raises(ValueError, match="use a multiple"):
-        Share(0, 3).of(8)
+        Shard(0, 3).of(8)
 
 
 def test_batches_depend_on_seed_and_step_alone(latents: Latents) -> None:
@@ -87,7 +87,7 @@ class Reads(TorchDispatchMode):
 
 def test_the_loss_is_read_once_a_step_however_many_parts_it_has(backbone: Backbone, latents: Latents) -> None:
     def reads(micro_batches: int) -> int:
-        given = {"observer": Silent(), "checkpoints": NoCheckpoints(), "micro_batches": micro_batches}
+        given = {"observer": NullObserver(), "checkpoints": NoCheckpoints(), "micro_batches": micro_batches}
         with Reads() as counted:
             finetune(copied(backbone), PLAN.model_copy(update={"steps": 2}), latents, **given)
         return counted.count

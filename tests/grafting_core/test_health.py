@@ -8,7 +8,7 @@ from grafting_core.operators.attention import BandAttention, SoftmaxAttention
 from grafting_core.operators.hyena import GatedConvolution
 from grafting_core.specs.operators import KINDS
 from grafting_core.surgery import check_operator as probes
-from grafting_core.surgery.check_operator import Finding, check_operator
+from grafting_core.surgery.check_operator import CheckResult, check_operator
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,7 +53,7 @@ def test_what_is_planted_wrong_is_found(
     monkeypatch: pytest.MonkeyPatch, kind: str, planted: nn.Module, probe: str, seen: str
 ) -> None:
     monkeypatch.setattr(probes, "build", lambda spec, dims: planted)
-    monkeypatch.setattr(probes, "_flops", lambda spec: Finding("FLOPs", None, "of other dims"))
+    monkeypatch.setattr(probes, "_flops", lambda spec: CheckResult("FLOPs", None, "of other dims"))
     found = {finding.probe: finding for finding in check_operator(KINDS[kind](kind=kind))}
     assert found[probe].ok is False
     assert seen in found[probe].seen

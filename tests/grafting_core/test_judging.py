@@ -12,14 +12,14 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import LabelledImages
 from grafting_core.data.npz import BadFile
 from grafting_core.evaluation.cli import judge, make, show
-from grafting_core.evaluation.evaluate import fid_at, network_of, own_reference, recognises
+from grafting_core.evaluation.evaluate import feature_network_for, fid_at, recognises, training_reference
 from grafting_core.evaluation.features.base import extract
 from grafting_core.evaluation.features.inception import Inception
 from grafting_core.evaluation.features.inception_weights import InceptionNetwork
 from grafting_core.evaluation.metrics.frechet import frechet_of_rows
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.specs.plans import EvaluationProtocol
-from grafting_core.specs.requests import JudgeRequest, ReferenceRequest, ShowRequest
+from grafting_core.specs.requests import EvaluateRequest, ReferenceRequest, ShowRequest
 from grafting_core.testbed.plugin import ASSETS
 from service.cli.console import Refused
 from service.cli.evaluate import protocol_named
@@ -39,10 +39,10 @@ def test_samples_written_by_hand_with_numpy_are_judged(
 ) -> None:
     gray = dataset.images[:40].numpy()
     np.savez(tmp_path / "samples.npz", gray[..., None].repeat(3, axis=3))
-    request = JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=PROTOCOL, reference=OWN)
+    request = EvaluateRequest(subject=str(tmp_path / "samples.npz"), protocol=PROTOCOL, reference=OWN)
     report = judge(request)
-    reference = own_reference(backbone.card, network_of(backbone, PROTOCOL))
-    rows = extract(network_of(backbone, PROTOCOL), gray, 10).pool
+    reference = training_reference(backbone.card, feature_network_for(backbone, PROTOCOL))
+    rows = extract(feature_network_for(backbone, PROTOCOL), gray, 10).pool
     assert report.values["fid40/fashion-cnn"] == frechet_of_rows(reference.pool, rows)
     assert report.fingerprint.protocol.samples == 40
     assert report.fingerprint.reference == reference.digest
@@ -57,30 +57,30 @@ def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_stati
     colours = dataset.images[:40].numpy()[..., None].repeat(3, axis=3)
     np.savez(tmp_path / "samples.npz", arr_0=colours, mu=np.zeros(128))
     protocol = PROTOCOL.model_copy(update={"mode": "adm"})
-    report = judge(JudgeRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN))
+    report = judge(EvaluateRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN))
     assert {name.rpartition("/")[2] for name in report.values} == {"adm"}
     assert not report.intervals
     assert any("carries 'mu'" in warning for warning in report.warnings)
 
 
 def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) -> None:
-    report = judge(JudgeRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    report = judge(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
     expected = fid_at(backbone, backbone.transformer, PROTOCOL, 20)
     assert report.values["fid20/fashion-cnn"] == expected
-    assert judge(JudgeRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
+    assert judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
 
 
 def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone: Backbone) -> None:
     spec = experiment(layers=[1])
     run_stages(context(tmp_path, backbone, spec))
     folder = tmp_path / "models" / finetune_key(spec)
-    report = judge(JudgeRequest(subject=str(folder), protocol=spec.evaluate))
+    report = judge(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
     [card] = (tmp_path / "evaluations").glob("*/card.json")
     assert report.values.items() <= json.loads(card.read_text())["metrics"].items()
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="holds no published model"):
-        judge(JudgeRequest(subject=str(folder), protocol=spec.evaluate))
+        judge(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
 
 
 def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledImages) -> None:
@@ -89,10 +89,10 @@ def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledIma
     np.savez(samples, colours)
     made = make(ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference)))
     assert show(ShowRequest(file=str(reference))) == made
-    request = JudgeRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference))
+    request = EvaluateRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference))
     assert judge(request).fingerprint.reference == made.digest
     assert (made.statistics_of, made.dims, made.spatial_dims, made.features_kept) == (60, 128, 343, 60)
-    report = judge(JudgeRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
+    report = judge(EvaluateRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
     assert report.values["fid60/fashion-cnn"] == pytest.approx(0, abs=1e-6)
     assert report.values["precision60/fashion-cnn"] == report.values["recall60/fashion-cnn"] == 1
     with pytest.raises(ValueError, match="holds no statistics"):
@@ -102,14 +102,14 @@ def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledIma
 
 
 def test_accuracy_is_given_only_by_a_network_of_the_datas_own_classes(backbone: Backbone) -> None:
-    report = judge(JudgeRequest(subject=OWN, protocol=PROTOCOL))
+    report = judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL))
     low, high = report.intervals["label_accuracy/fashion-cnn"]
     assert low < report.values["label_accuracy/fashion-cnn"] < high
     imagenet = replace(backbone, card=backbone.card.model_copy(update={"feature_network": "inception"}))
     inception = InceptionNetwork(Inception(), "0" * 64)
-    assert recognises(backbone, network_of(backbone, PROTOCOL))
+    assert recognises(backbone, feature_network_for(backbone, PROTOCOL))
     assert not recognises(imagenet, inception)
-    report = judge(JudgeRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    report = judge(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
     assert "label_accuracy/fashion-cnn" not in report.values
     assert any("no label_accuracy" in warning for warning in report.warnings)
 
@@ -119,7 +119,7 @@ def test_statistics_of_another_network_are_refused_before_anything_is_sampled(
 ) -> None:
     np.savez(tmp_path / "x.npz", mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(ValueError, match="is of 5 features; fashion-cnn gives 128"):
-        judge(JudgeRequest(subject=OWN, protocol=PROTOCOL, reference=str(tmp_path / "x.npz")))
+        judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL, reference=str(tmp_path / "x.npz")))
     assert "sampled" not in capfd.readouterr().err
 
 

@@ -7,10 +7,10 @@ import torch
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
-from grafting_core.distillation.distill import distill, replacement_candidate
+from grafting_core.distillation.distill import distill, replacement_student
 from grafting_core.specs.plans import DistillPlan, FinetunePlan, Loss
 from grafting_core.training.finetune import finetune
-from grafting_core.training.observer import NoCheckpoints, Silent
+from grafting_core.training.observer import NoCheckpoints, NullObserver
 from tests.support.builders import replacement, same
 from tests.support.training import MemoryCheckpoints
 
@@ -20,7 +20,7 @@ FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)
 def finetuned(backbone: Backbone, latents: Latents, parts: int) -> dict[str, torch.Tensor]:
     graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
     kept = MemoryCheckpoints()
-    return finetune(graft, FINETUNE, latents, observer=Silent(), checkpoints=kept, micro_batches=parts)
+    return finetune(graft, FINETUNE, latents, observer=NullObserver(), checkpoints=kept, micro_batches=parts)
 
 
 def test_finetuning_in_parts_is_the_whole_to_rounding_and_the_same_every_time(
@@ -38,14 +38,14 @@ def test_distilling_in_parts_is_the_whole_to_rounding(
     backbone: Backbone, latents: Latents, loss: Loss
 ) -> None:
     plan = DistillPlan(steps=2, batch_size=12, held_out=8, images=200, attention_loss=loss)
-    candidates = [replacement_candidate(replacement("hyena_x"), plan, "k")]
+    candidates = [replacement_student(replacement("hyena_x"), plan, "k")]
     whole, parts = (
         distill(
             backbone,
             candidates,
             latents,
             latents,
-            observer=Silent(),
+            observer=NullObserver(),
             checkpoints=NoCheckpoints(),
             micro_batches=count,
         )

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import watched
+from grafting_core.backbones.capture import capture
 from grafting_core.backbones.fast_forward import PlainForward, forward_of
 from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import distill
 from grafting_core.distillation.held_out import held_out_errors
-from grafting_core.distillation.merge_init import fit_merges, merge_candidate
+from grafting_core.distillation.merge_init import fit_merges, merge_student
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.operators.parallel import ParallelBlocks, mean_merge
 from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.surgery.operate import operate
-from grafting_core.surgery.parallel_blocks import PairRegion, pair_blocks
-from grafting_core.training.observer import NoCheckpoints, Silent
+from grafting_core.surgery.parallel_blocks import PairCapture, pair_blocks
+from grafting_core.training.observer import NoCheckpoints, NullObserver
 from tests.support.builders import replacement, same
 
 PAIR = ParallelPair(first=2)
@@ -163,7 +163,7 @@ def test_a_region_gives_both_sides_and_the_sequence(backbone: Backbone) -> None:
 
     first, second = (network.get_submodule(f"transformer_blocks.{block}") for block in PAIR.blocks)
     watcher = first.register_forward_pre_hook(enter, with_kwargs=True)
-    with watched(backbone, {PairRegion(PAIR): lambda *both: seen.append(both)}):
+    with capture(backbone, {PairCapture(PAIR): lambda *both: seen.append(both)}):
         output(backbone)
     handle.remove(), watcher.remove()
     ((sides_BTD, target),), ((hidden, kwargs),) = seen, entered
@@ -180,12 +180,12 @@ def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
     monkeypatch.setattr("grafting_core.distillation.merge_init.FIT_BATCHES", 2)
     plan = DistillPlan(steps=20, batch_size=16, learning_rate=1e-3, held_out=32)
     fitted, key = fit_merges(backbone, ALL, latents, seed=0), "pair 2+3"
-    candidate = merge_candidate(PAIR, plan, key, fitted[PAIR])
+    candidate = merge_student(PAIR, plan, key, fitted[PAIR])
     trained = distill(
-        backbone, [candidate], latents, latents, observer=Silent(), checkpoints=NoCheckpoints()
+        backbone, [candidate], latents, latents, observer=NullObserver(), checkpoints=NoCheckpoints()
     )[key]
     starts = {"mean": mean_merge(96), "fitted": fitted[PAIR]}
-    modules = {name: (PairRegion(PAIR), merge) for name, merge in starts.items()}
+    modules = {name: (PairCapture(PAIR), merge) for name, merge in starts.items()}
     errors = held_out_errors(backbone, modules, plan, latents)
     assert errors["fitted"]["nmse"] < errors["mean"]["nmse"] / 3
     assert trained.curve[-1][1] < trained.curve[0][1]
@@ -220,7 +220,9 @@ def test_watching_a_pair_copies_no_block(backbone: Backbone) -> None:
     called_inside: list[int] = []
     second.get_submodule("norm1").register_forward_hook(lambda *_: called_inside.append(1))
     for _ in range(2):
-        with watched(backbone.with_transformer(network), {PairRegion(PAIR): lambda *both: seen.append(both)}):
+        with capture(
+            backbone.with_transformer(network), {PairCapture(PAIR): lambda *both: seen.append(both)}
+        ):
             output(backbone, network)
     output(backbone, network)
     assert (len(seen), len(called_inside)) == (2, 3)

@@ -11,10 +11,10 @@ from grafting_core.diffusion.schedule import linear_schedule
 from grafting_core.evaluation.evaluate import (
     EvaluatedChunk,
     evaluate_chunk,
+    feature_network_for,
     fid_at,
     finish,
-    network_of,
-    own_reference,
+    training_reference,
 )
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol, Spacing
@@ -111,7 +111,7 @@ def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone)
         ]
 
     ten, twenty = chunks(10), chunks(20)
-    reference = own_reference(backbone.card, network_of(backbone, PROTOCOL))
+    reference = training_reference(backbone.card, feature_network_for(backbone, PROTOCOL))
     fingerprint = own_fingerprint(backbone.card.digest, PROTOCOL)
     report = finish(ten, reference, fingerprint)
     assert report == finish(reversed(twenty), reference, fingerprint)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
+from grafting_core.analysis.sensitivity import Intervention, Undoable, replace_one, restore_one
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.design import ReplaceOperator
@@ -17,7 +17,7 @@ HALF = replacement("mlp", 4, init="inherit", ratio=2.0)
 GONE = replacement("identity", 5)
 
 
-def place(backbone: Backbone, *edits: ReplaceOperator) -> Place:
+def place(backbone: Backbone, *edits: ReplaceOperator) -> Intervention:
     return lambda: operate(backbone, edits)
 
 

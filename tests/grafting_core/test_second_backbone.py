@@ -17,7 +17,13 @@ from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents, load_dataset
 from grafting_core.diffusion.sampling import sample_images
-from grafting_core.evaluation.evaluate import evaluate_chunk, finish, network_of, own_reference, recognises
+from grafting_core.evaluation.evaluate import (
+    evaluate_chunk,
+    feature_network_for,
+    finish,
+    recognises,
+    training_reference,
+)
 from grafting_core.evaluation.sample_grid import sample_sheet
 from grafting_core.specs.backbone import BACKBONES, backbone_cards
 from grafting_core.specs.datasets import DATASETS
@@ -103,8 +109,8 @@ def test_images_and_their_grid_keep_their_colours() -> None:
 def test_its_images_are_the_reference_and_its_labels_the_target() -> None:
     spec = parse_submission({"name": "teacher", "backbone": CARD.name, "edits": [], **QUICK})
     backbone, protocol = load_backbone(CARD.name), spec.evaluate
-    network = network_of(backbone, protocol)
-    reference = own_reference(CARD, network)
+    network = feature_network_for(backbone, protocol)
+    reference = training_reference(CARD, network)
     assert reference.card.images == 48
     assert reference.labels is not None
     assert reference.labels.tolist() == flags(48, 1)[1].tolist()

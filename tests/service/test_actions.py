@@ -3,12 +3,12 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
-from service.domain.run_controls import ACTIONS, Action, act, extend, prioritise
+from service.domain.run_controls import ACTIONS, Action, apply_action, extend, prioritise
 from service.domain.run_lifecycle import IllegalMove
 from service.domain.run_queries import events_after
 from service.schemas.runs import RunState
@@ -37,12 +37,12 @@ def test_each_action_in_each_state_and_again(
         run.state = state
         if to is None:
             with pytest.raises(IllegalMove):
-                act(session, run, action)
+                apply_action(session, run, action)
             assert run.state == state
             return
-        act(session, run, action)
+        apply_action(session, run, action)
         assert run.state == to
-        assert not act(session, run, action)
+        assert not apply_action(session, run, action)
         assert run.state == to
 
 
@@ -56,10 +56,10 @@ def test_a_pause_takes_effect_at_the_checkpoint_and_the_run_goes_on_when_resumed
     with database.writing() as session:
         run = started_run(session)
         apply_event(session, settings, event(run, 1, STARTED))
-        act(session, run, "pause")
-        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
+        apply_action(session, run, "pause")
+        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Usage())))
         assert (run.state, run.failures) == ("PAUSED", 0)
-        act(session, run, "resume")
+        apply_action(session, run, "resume")
         assert (run.state, run.pause_requested_at) == ("QUEUED", None)
 
 
@@ -67,9 +67,9 @@ def test_cancelling_wins_over_pausing(database: Database, settings: Settings) ->
     with database.writing() as session:
         run = started_run(session)
         apply_event(session, settings, event(run, 1, STARTED))
-        act(session, run, "pause")
-        act(session, run, "cancel")
-        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
+        apply_action(session, run, "pause")
+        apply_action(session, run, "cancel")
+        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Usage())))
         assert run.state == "CANCELLED"
 
 
@@ -79,7 +79,7 @@ def test_an_extension_counts_once_a_key_and_lets_a_stopped_run_go_on(
     with database.writing() as session:
         run = started_run(session, budget={"device_seconds": 10.0})
         apply_event(session, settings, event(run, 1, STARTED))
-        stopped = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=10.0))
+        stopped = AttemptStopped(reason="budget_exhausted", spend=Usage(device_seconds=10.0))
         apply_event(session, settings, event(run, 2, stopped))
         assert (run.state, run.reason) == ("STOPPED", "budget_exhausted")
         assert extend(session, run, 60.0, "k")
@@ -101,7 +101,7 @@ def test_a_retry_begins_a_new_count_of_attempts(database: Database, settings: Se
         apply_event(session, settings, event(run, 1, STARTED))
         apply_event(session, settings, event(run, 2, AttemptFailed(reason="worker_lost", message="m")))
         assert run.state == "FAILED"
-        act(session, run, "retry")
+        apply_action(session, run, "retry")
         assert (run.state, run.failures, run.attempt) == ("QUEUED", 0, 1)
 
 
@@ -127,7 +127,7 @@ def test_every_wish_is_an_event(database: Database) -> None:
     with database.writing() as session:
         run = started_run(session, budget={"device_seconds": 10.0})
         prioritise(session, run, 3)
-        act(session, run, "pause")
+        apply_action(session, run, "pause")
         extend(session, run, 5.0)
         session.flush()
         wishes = [item.wish for item in events_after(session, run.id, 0) if item.kind == "wish"]
@@ -190,9 +190,9 @@ def test_what_a_budget_cut_short_stays_on_the_board_at_the_rung_it_reached(
         apply_event(session, settings, event(run, 1, STARTED))
         distilled = StageReport(stage="distill", key="k", metrics={"loss_gap": 0.25, "nmse/x": 1.0})
         apply_event(session, settings, event(run, 2, StageDone(report=distilled)))
-        step = Progress(stage="finetune", step=3, total_steps=8, spend=Spend(device_seconds=10.0))
+        step = Progress(stage="finetune", step=3, total_steps=8, spend=Usage(device_seconds=10.0))
         apply_event(session, settings, event(run, 3, step))
-        stopped = AttemptStopped(reason="budget_exhausted", spend=Spend(device_seconds=10.0))
+        stopped = AttemptStopped(reason="budget_exhausted", spend=Usage(device_seconds=10.0))
         apply_event(session, settings, event(run, 4, stopped))
         session.flush()
         (row,) = leaderboard(session).cut_short

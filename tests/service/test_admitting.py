@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.tables import AccountRow, AttemptRow, EventRow, NeedRow, RunRow, now
+from service.db.tables import AccountRow, AttemptRow, EventRow, RunDependencyRow, RunRow, now
 from service.domain.queue_explain import queue_view
 from service.scheduler.claims import admit, decide, tell_set_aside
 from service.schemas.runs import QueueEntry
@@ -49,7 +49,7 @@ def template(database: Database) -> dict[str, Any]:
 
 
 def _clear(session: Session) -> None:
-    for table in (EventRow, NeedRow, AttemptRow, RunRow, AccountRow):
+    for table in (EventRow, RunDependencyRow, AttemptRow, RunRow, AccountRow):
         session.execute(delete(table))
 
 
@@ -100,7 +100,7 @@ def fill(
         }
         session.execute(insert(RunRow), [{**template, **run}])
         if key:
-            session.add(NeedRow(run_id=run["id"], folder="scions", key=key))
+            session.add(RunDependencyRow(run_id=run["id"], folder="scions", key=key))
         if live:
             session.add(AttemptRow(run_id=run["id"], number=1))
     for (scope, name), columns in limits.items():

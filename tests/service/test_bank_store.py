@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy import select
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import evaluation_key, finetune_key, scion_keys
 from service.db.engine import Database
-from service.db.tables import NeedRow, RunRow
+from service.db.tables import RunDependencyRow, RunRow
 from service.domain.artifact_dependencies import needed_by_others
 from service.domain.run_queries import run_detail
 from service.scheduler.loop import Scheduler
@@ -47,13 +47,13 @@ def message(database: Database, run: str) -> str | None:
         return session.get_one(RunRow, run).message
 
 
-def distilled(scheduler: Scheduler, run: str, made: dict[str, Spend], **changes: object) -> None:
+def distilled(scheduler: Scheduler, run: str, made: dict[str, Usage], **changes: object) -> None:
     """The run's worker publishes these scions and says so."""
     for key in made:
         publish(scheduler, "scions", key)
     log = log_of(scheduler, run)
     log.write(AttemptStarted(host="h", pid=1, device="cpu"))
-    total = sum(made.values(), Spend())
+    total = sum(made.values(), Usage())
     log.write(StageDone(report=StageReport(stage="distill", key="k", made=made, spend=total)))
     log.write(AttemptSucceeded(spend=total)) if changes.get("ends") else None
 
@@ -113,7 +113,7 @@ def test_spend_is_split_among_those_who_asked(scheduler: Scheduler, database: Da
         session.get_one(RunRow, third).state = "CANCELLED"  # no longer asks
     shared = scion_keys(experiment(**ONE))["block 3 attention"]
     own = scion_keys(experiment(**ONE))["block 1 attention"]
-    spend = Spend(device_seconds=10.0, flops=1e9, training_images=96)
+    spend = Usage(device_seconds=10.0, flops=1e9, training_images=96)
     distilled(scheduler, first, {shared: spend, own: spend}, ends=True)
     rounds(scheduler)
 
@@ -132,12 +132,14 @@ def test_a_report_that_is_repeated_is_charged_once(scheduler: Scheduler, databas
     first, second = queue(database, **ONE), queue(database, **TWO)
     rounds(scheduler)
     shared = scion_keys(experiment(**ONE))["block 3 attention"]
-    distilled(scheduler, first, {shared: Spend(device_seconds=10.0, flops=1e9)})
-    report = StageReport(stage="distill", key="k", made={shared: Spend(device_seconds=10.0, flops=1e9)})
+    distilled(scheduler, first, {shared: Usage(device_seconds=10.0, flops=1e9)})
+    report = StageReport(stage="distill", key="k", made={shared: Usage(device_seconds=10.0, flops=1e9)})
     log_of(scheduler, first).write(StageDone(report=report))
     rounds(scheduler)
     with database.reading() as session:
-        moved = session.scalars(select(NeedRow).where(NeedRow.key == shared).order_by(NeedRow.run_id)).all()
+        moved = session.scalars(
+            select(RunDependencyRow).where(RunDependencyRow.key == shared).order_by(RunDependencyRow.run_id)
+        ).all()
         assert [row.device_seconds for row in moved] == [-5.0, 5.0]
         assert [row.run_id for row in moved] == [first, second]
 

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from grafting_core.storage.artifacts import publish
-from grafting_core.storage.checksums import sealed
+from grafting_core.storage.checksums import with_checksum
 from grafting_core.storage.storage import Storage
 from service.db.check_tables import CheckRow
 from service.db.engine import Database
@@ -56,7 +56,7 @@ def write_one_of_each(storage: Storage) -> list[str]:
     paths = ["evaluations/k/chunks/00000000.chunk", "evaluations/k/images/00000000.image"]
     paths += [f"{checkpoints_folder('r')}/s/00000001-a0001.safetensors", "scions/k/progress"]
     for path in paths:
-        storage.write_bytes(path, sealed(bytes(100)))
+        storage.write_bytes(path, with_checksum(bytes(100)))
     published = [f"{kind}/k/payload.bin" for kind in ("models", "references", "evaluations", "profiles/b")]
     return [*paths, *published, "scions/k/payload.bin", "evaluations/k/report.json", "models/k/card.json"]
 

@@ -7,13 +7,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import design_cost
 from service.cli.console import out
 from service.cli.views import show_leaderboard
 from service.db.engine import Database
 from service.db.migrate import downgrade, upgrade
-from service.db.tables import RunRow, StandingRow
+from service.db.tables import LeaderboardEntryRow, RunRow
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
 from service.domain.submission import submit
@@ -27,9 +27,9 @@ from workers.contract import AttemptFailed, AttemptSucceeded, EventBody, StageDo
 OTHER_PROTOCOL = {"samples": 40, "sampling_steps": 4, "micro_batch": 10}
 
 
-def spend(seconds: float) -> Spend:
+def spend(seconds: float) -> Usage:
     """Of so many device-seconds, with FLOPs and images in proportion."""
-    return Spend(device_seconds=seconds, flops=seconds * 1e9, training_images=int(seconds) * 8)
+    return Usage(device_seconds=seconds, flops=seconds * 1e9, training_images=int(seconds) * 8)
 
 
 def queued(session: Session, owner: str = "ada", **changes: object) -> RunRow:
@@ -197,7 +197,7 @@ def test_a_lab_of_before_gets_its_costs_where_its_reports_tell_them(
     downgrade(database, "0014")
     upgrade(database)
     with database.reading() as session:
-        rows = [session.get_one(StandingRow, run_id) for run_id in ids]
+        rows = [session.get_one(LeaderboardEntryRow, run_id) for run_id in ids]
         firsts = [(row.first_run_id, row.first_owner) for row in rows]
         costs = [row.made_device_seconds for row in rows]
         assert rows[1].first_at == session.get_one(RunRow, ids[0]).ended_at

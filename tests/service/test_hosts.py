@@ -11,8 +11,8 @@ from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
 from tests.support.runs import log_of, queue, state, write_success
 from workers.contract import (
-    Handover,
-    IdleHost,
+    Assignment,
+    WarmWorker,
     handover_path,
     host_shape,
     idle_path,
@@ -38,13 +38,13 @@ def wait_idle(
 ) -> None:
     """A worker group that has done an earlier run of this shape."""
     shape = host_shape(experiment(**changes))
-    idle = IdleHost(job=HOST, turn=turn, shape=shape, cpus=cpus, gpus=0)
+    idle = WarmWorker(job=HOST, turn=turn, shape=shape, cpus=cpus, gpus=0)
     scheduler.control.storage.write_model(idle_path(HOST), idle)
     cluster.jobs[HOST] = "RUNNING"
 
 
-def handed_over(scheduler: Scheduler, turn: int = 2) -> Handover:
-    return scheduler.control.storage.read_model(handover_path(HOST, turn), Handover)
+def handed_over(scheduler: Scheduler, turn: int = 2) -> Assignment:
+    return scheduler.control.storage.read_model(handover_path(HOST, turn), Assignment)
 
 
 def test_a_run_goes_to_a_host_that_waits(
@@ -54,7 +54,7 @@ def test_a_run_goes_to_a_host_that_waits(
     run = queue(database)
     for _ in range(2):
         scheduler.round()
-    assert handed_over(scheduler, 4) == Handover(run_id=run, attempt=1)
+    assert handed_over(scheduler, 4) == Assignment(run_id=run, attempt=1)
     assert list(cluster.jobs) == [HOST]
     write_success(log_of(scheduler, run))
     scheduler.round()
@@ -91,7 +91,7 @@ def test_a_kill_between_decision_and_handover_decides_the_same(
     scheduler.control.lease.release()
     successor = new_scheduler(settings, database, cluster)
     successor.round()
-    assert handed_over(scheduler) == Handover(run_id=run, attempt=1)
+    assert handed_over(scheduler) == Assignment(run_id=run, attempt=1)
     with database.reading() as session:
         row = session.get_one(AttemptRow, (run, 1))
         assert (row.job, row.turn) == (HOST, 2)
@@ -155,7 +155,7 @@ def test_a_waiting_or_working_host_is_no_orphan(
     write_success(log_of(scheduler, run))
     scheduler.round()
     host = submission_id(run, 1)
-    idle = IdleHost(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)
+    idle = WarmWorker(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)
     scheduler.control.storage.write_model(idle_path(host), idle)
     scheduler._orphans_sought = -1e9
     scheduler.round()

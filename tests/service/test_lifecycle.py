@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.cli.console import out
 from service.cli.views import show_leaderboard
 from service.db.engine import Database
@@ -37,7 +37,7 @@ def evaluated(fid: float = 5.0) -> StageDone:
 
 
 def finish(session: Session, settings: Settings, run: RunRow, fid: float = 5.0) -> None:
-    bodies: list[EventBody] = [STARTED, evaluated(fid), AttemptSucceeded(spend=Spend(device_seconds=9.0))]
+    bodies: list[EventBody] = [STARTED, evaluated(fid), AttemptSucceeded(spend=Usage(device_seconds=9.0))]
     for seq, body in enumerate(bodies, 1):
         assert apply_event(session, settings, event(run, seq, body))
 
@@ -81,7 +81,7 @@ def test_a_stale_attempt_changes_nothing(database: Database, settings: Settings)
         assert run.state == "QUEUED"
         begin(session, run)
         before = (run.state, run.last_event)
-        assert not apply_event(session, settings, event(run, 3, AttemptSucceeded(spend=Spend()), attempt=1))
+        assert not apply_event(session, settings, event(run, 3, AttemptSucceeded(spend=Usage()), attempt=1))
         assert (run.state, run.last_event) == before
 
 
@@ -123,7 +123,7 @@ def test_a_stop_on_request_cancels(database: Database, settings: Settings) -> No
         run = started_run(session)
         apply_event(session, settings, event(run, 1, STARTED))
         run.cancel_requested_at = now()
-        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
+        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Usage())))
         assert (run.state, run.reason) == ("CANCELLED", "user_request")
 
 
@@ -131,13 +131,13 @@ def test_a_stop_whose_wish_was_withdrawn_goes_on(database: Database, settings: S
     with database.writing() as session:
         run = started_run(session)
         apply_event(session, settings, event(run, 1, STARTED))
-        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Spend())))
+        apply_event(session, settings, event(run, 2, AttemptStopped(reason="user_request", spend=Usage())))
         assert (run.state, run.failures, run.not_before) == ("QUEUED", 0, None)
 
 
 def test_spend_of_all_attempts_is_counted_and_never_shrinks(database: Database, settings: Settings) -> None:
     def progress(seconds: float) -> Progress:
-        return Progress(stage="distill", step=1, total_steps=2, spend=Spend(device_seconds=seconds))
+        return Progress(stage="distill", step=1, total_steps=2, spend=Usage(device_seconds=seconds))
 
     with database.writing() as session:
         run = started_run(session)
@@ -166,7 +166,7 @@ def test_designs_that_cannot_be_told_apart_share_their_ranks(client: TestClient)
             )
             apply_event(session, lab.settings, event(run, 1, STARTED))
             apply_event(session, lab.settings, event(run, 2, StageDone(report=report)))
-            apply_event(session, lab.settings, event(run, 3, AttemptSucceeded(spend=Spend())))
+            apply_event(session, lab.settings, event(run, 3, AttemptSucceeded(spend=Usage())))
     [group] = client.get("/api/v1/leaderboard").json()["groups"]
     assert [(row["rank_from"], row["rank_to"]) for row in group["rows"]] == [
         (1, 1),
@@ -199,7 +199,7 @@ def test_the_leaderboard_ranks_within_a_protocol_and_against_the_teacher(
             report=StageReport(stage="evaluate", key="k", metrics={**FIGURES, "fid50/fashion-cnn": 1.0})
         )
         apply_event(session, settings, event(odd, 2, body))
-        apply_event(session, settings, event(odd, 3, AttemptSucceeded(spend=Spend())))
+        apply_event(session, settings, event(odd, 3, AttemptSucceeded(spend=Usage())))
         session.flush()
         groups = {group.metric: group for group in leaderboard(session).groups}
     assert [(row.rank, row.value) for row in groups["fid40/fashion-cnn"].rows] == [

@@ -17,7 +17,7 @@ from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import AttemptRow, RunRow, StageRow, now
 from service.domain.run_lifecycle import transition
 from service.domain.studies import create_study, run_for, spec_of_study
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.scheduler.checkpoint_cleanup import Housekeeper
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
@@ -164,7 +164,7 @@ def test_a_scheduler_among_a_thousand_malformed_items(
 
 
 def study(session: Session, owner: str = "ann", **changes: Any) -> StudyRow:
-    spec = open_study(study_document(**changes))
+    spec = parse_feasible_study(study_document(**changes))
     return create_study(session, spec, {}, "digest", None, owner)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import fingerprint_of
 from grafting_core.specs.latency import LatencySpec, TimedPart, row_path
 from grafting_core.specs.operators import KINDS
@@ -76,7 +76,7 @@ def finished(database: Database, settings: Settings, block: int, cores: int = 2,
     )
     with database.writing() as session:
         run = started_run(session, layers=[block])
-        for seq, body in enumerate((STARTED, StageDone(report=done), AttemptSucceeded(spend=Spend())), 1):
+        for seq, body in enumerate((STARTED, StageDone(report=done), AttemptSucceeded(spend=Usage())), 1):
             assert apply_event(session, settings, event(run, seq, body))
         return run.id
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import scions_of
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
@@ -17,7 +17,7 @@ from service.db.tables import RunRow
 from service.domain.artifact_dependencies import is_there
 from service.domain.artifacts_in_progress import Making
 from service.domain.attempt_events import apply_event
-from service.domain.submission import Placing, submit
+from service.domain.submission import QueueOptions, submit
 from service.domain.visibility import ANOTHERS
 from service.settings import Settings
 from tests.support.bank import deposit
@@ -74,14 +74,14 @@ def stage(client: TestClient, settings: Settings) -> Stage:
 
 def _queued(session: Session, owner: str, name: str, priority: int = 0, **changes: Any) -> RunRow:
     spec = experiment(name=name, **changes)
-    return submit(session, spec, "digest", None, owner=owner, placing=Placing(priority=priority))
+    return submit(session, spec, "digest", None, owner=owner, placing=QueueOptions(priority=priority))
 
 
 def _finish(session: Session, settings: Settings, run: RunRow, made_by: dict[str, str]) -> None:
     begin(session, run)
     distilled = StageReport(stage="distill", key="k", stop_cause="reused", made_by=made_by)
     evaluated = StageReport(stage="evaluate", key="k", metrics=FIGURES, made_by=made_by)
-    ended = AttemptSucceeded(spend=Spend())
+    ended = AttemptSucceeded(spend=Usage())
     bodies: list[EventBody] = [STARTED, StageDone(report=distilled), StageDone(report=evaluated), ended]
     for seq, body in enumerate(bodies, 1):
         assert apply_event(session, settings, event(run, seq, body))

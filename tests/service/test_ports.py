@@ -39,7 +39,7 @@ def test_a_port_that_is_taken_is_not_given(taken: int, claims: Claims) -> None:
 def test_a_port_that_one_lab_has_chosen_is_no_other_s(claims: Claims) -> None:
     other, port = Claims(), claims.claim()
     assert other.claim(port) != port
-    claims.let_go(port)
+    claims.release(port)
     assert other.claim(port) == port
     other.close()
 

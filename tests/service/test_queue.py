@@ -9,7 +9,7 @@ from sqlalchemy import event as sql_event
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AccountRow, AttemptRow, RunRow
@@ -18,7 +18,7 @@ from service.domain.budgets import live_use, settle, spent_accounts
 from service.domain.queue_explain import queue_view
 from service.domain.run_controls import prioritise
 from service.domain.run_lifecycle import transition
-from service.domain.submission import Placing, QuotaReached, submit
+from service.domain.submission import QueueOptions, QuotaReached, submit
 from service.scheduler.claims import admit, decide
 from service.schemas.runs import Forecast
 from service.settings import Settings
@@ -44,7 +44,7 @@ def start(database: Database, settings: Settings) -> Callable[[], list[str]]:
 
 def queue(session: Session, name: str, owner: str = "ann", **given: Any) -> RunRow:
     """A run unlike all others, so that none waits for what another is making."""
-    placing = Placing(given.pop("study", None), given.pop("priority", 0))
+    placing = QueueOptions(given.pop("study", None), given.pop("priority", 0))
     seconds = given.pop("seconds", None)
     expected = Forecast(device_seconds=seconds, low=seconds, high=seconds, runs=9) if seconds else None
     plan = {"distill": {"steps": 6, "seed": next(BLOCKS), "batch_size": 16, "images": 200, "held_out": 16}}
@@ -54,7 +54,7 @@ def queue(session: Session, name: str, owner: str = "ann", **given: Any) -> RunR
     return run
 
 
-def end(session: Session, run: RunRow, spend: Spend) -> None:
+def end(session: Session, run: RunRow, spend: Usage) -> None:
     attempt = session.get_one(AttemptRow, (run.id, run.attempt))
     attempt.device_seconds, attempt.flops = spend.device_seconds, spend.flops
     settle(session, run, attempt, None)
@@ -154,7 +154,7 @@ def test_shared_budgets_are_reserved_metered_and_settled(
         session.get_one(AttemptRow, (run.id, 1)).device_seconds = 100.0
         session.flush()
         assert list(spent_accounts(session, live_use(session))) == [first.id]
-        end(session, run, Spend(device_seconds=30.0))
+        end(session, run, Usage(device_seconds=30.0))
     assert start() == ["second"]
     with database.writing() as session:
         assert session.get_one(AccountRow, key).device_seconds == 30.0
@@ -172,7 +172,7 @@ def test_runs_of_a_lab_without_history_claim_all_they_may_until_there_is_one(
     assert start() == ["first"]
     assert start() == []
     with database.writing() as session:
-        end(session, session.get_one(RunRow, first.id), Spend(device_seconds=30.0))
+        end(session, session.get_one(RunRow, first.id), Usage(device_seconds=30.0))
         finished_run(session)
     assert start() == ["second", "third"]
     with database.reading() as session:
@@ -189,7 +189,7 @@ def test_what_is_more_than_is_left_starts_alone_and_nothing_starts_once_it_is_sp
         big = queue(session, "big", seconds=60.0)
     assert start() == ["big"]
     with database.writing() as session:
-        end(session, session.get_one(RunRow, big.id), Spend(device_seconds=10.0))
+        end(session, session.get_one(RunRow, big.id), Usage(device_seconds=10.0))
         queue(session, "late")
     assert start() == []
     with database.reading() as session:

@@ -11,15 +11,15 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from grafting_core.storage.checksums import sealed
+from grafting_core.storage.checksums import with_checksum
 from grafting_core.storage.failpoints import arm
 from grafting_core.storage.storage import Storage
 from service.cli.main import app as graft
 from service.db.engine import Database
 from service.db.tables import RunRow, now
-from service.domain.checkpoint_retention import Policy, excess, let_go, unswept_runs
+from service.domain.checkpoint_retention import Policy, prune, surplus, unswept_runs
 from service.domain.invariants import verify
-from service.domain.run_controls import act
+from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
 from service.local_keys import first_key
@@ -54,7 +54,7 @@ def made(database: Database, storage: Storage, state: RunState, steps: int = 3) 
             transition(session, run, step)
     for stage in ("one", "two"):
         for step in range(1, steps + 1):
-            storage.write_bytes(name(run.id, step, stage), sealed(bytes([step]) * 1000))
+            storage.write_bytes(name(run.id, step, stage), with_checksum(bytes([step]) * 1000))
     storage.write_bytes("models/key/model.safetensors", b"published")
     return run.id
 
@@ -102,7 +102,7 @@ def test_runs_that_have_not_ended_are_left_alone_and_so_are_those_of_others(
     client: TestClient, database: Database, settings: Settings, storage: Storage, state: RunState
 ) -> None:
     run = made(database, storage, state)
-    storage.write_bytes(name("0foreignrun000", 1), sealed(b"another lab's"))
+    storage.write_bytes(name("0foreignrun000", 1), with_checksum(b"another lab's"))
     tidy(settings, database, storage, checkpoint_days=0.0)
     settings.checkpoint_days = 0.0
     assert client.post("/api/v1/admin/gc", json={}).json()["files"] == 0
@@ -154,11 +154,11 @@ def test_each_run_is_looked_through_once_and_anew_after_it_was_retried(
     keeper = Housekeeper(settings, database, storage)
     assert [keeper.round(), keeper.round()] == [1, 0]
     with database.writing() as session:
-        act(session, session.get_one(RunRow, run), "retry")
+        apply_action(session, session.get_one(RunRow, run), "retry")
     assert keeper.round() == 0
-    storage.write_bytes(name(run, 4), sealed(b"of the next attempt"))
+    storage.write_bytes(name(run, 4), with_checksum(b"of the next attempt"))
     with database.writing() as session:
-        act(session, session.get_one(RunRow, run), "cancel")
+        apply_action(session, session.get_one(RunRow, run), "cancel")
         assert verify(session) == []
     assert keeper.round() == 1
     assert left(storage, run) == ["4"]
@@ -170,11 +170,11 @@ def test_a_run_that_was_taken_up_since_it_was_looked_at_keeps_all(
     run, policy = made(database, storage, "FAILED"), Policy(best=False, days=0.0)
     with database.reading() as session:
         (seen,) = unswept_runs(session, policy, 10)
-    spare = excess(storage, seen, policy)
+    spare = surplus(storage, seen, policy)
     assert len(spare.paths) == 6
     with database.writing() as session:
-        act(session, session.get_one(RunRow, run), "retry")
-    assert not let_go(database, storage, spare, policy)
+        apply_action(session, session.get_one(RunRow, run), "retry")
+    assert not prune(database, storage, spare, policy)
     assert left(storage, run) == ["1", "2", "3"]
 
 
@@ -241,7 +241,7 @@ def test_the_command_line_says_what_would_go_and_lets_it_go(
 ) -> None:
     run = made(database, storage, "FAILED")
     tidy(settings, database, storage)
-    storage.write_bytes(name(run, 1), sealed(b"x" * 968))  # by a dead worker, too late
+    storage.write_bytes(name(run, 1), with_checksum(b"x" * 968))  # by a dead worker, too late
     with serving(settings) as port:
         monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
         dry = json.loads(_gc(port, "--dry-run", "--json"))

@@ -18,7 +18,7 @@ from service.api.middleware.authentication import COOKIE
 from service.db.engine import Database
 from service.db.tables import KeyRow, RunRow, now
 from service.domain.api_keys import Principal, make_key
-from service.domain.run_controls import act
+from service.domain.run_controls import apply_action
 from service.domain.submission import submit
 from service.settings import Settings
 from tests.support.api_server import serving
@@ -208,7 +208,7 @@ def test_streams_end_with_the_right_to_follow_them(
             assert not texts["nothing"].done()
         finally:
             with database.writing() as session:
-                act(session, session.get_one(RunRow, run.id), "cancel")
+                apply_action(session, session.get_one(RunRow, run.id), "cancel")
         assert "CANCELLED" in texts["nothing"].result(60)
 
 

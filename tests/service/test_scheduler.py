@@ -13,7 +13,7 @@ from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
 from service.db.leases import longest, missing_leader
 from service.db.tables import LeaderRow, RunRow
-from service.domain.run_controls import act
+from service.domain.run_controls import apply_action
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from tests.support.control import new_scheduler
@@ -232,7 +232,7 @@ def test_a_run_cancelled_between_the_look_and_the_claim_stays_cancelled(
 
     def cancelling(control: Control):
         with database.writing() as session:
-            act(session, session.get_one(RunRow, first), "cancel")
+            apply_action(session, session.get_one(RunRow, first), "cancel")
         return original(control)
 
     assert scheduler.control.lease.claim()

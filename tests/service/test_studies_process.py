@@ -18,7 +18,7 @@ from service.db.engine import Database
 from service.db.leader_lease import Leadership, LostLeadership
 from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.domain.studies import create_study, trials_of
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_samplers import sampler_record
 from service.settings import Settings
 from service.studies import driver as driver_module
@@ -33,7 +33,7 @@ STEP_SECONDS = 100.0
 
 def new_study(database: Database, **changes: object) -> str:
     """A study whose bank is filled: its next step is a proposal."""
-    spec = open_study(study_document(**changes))
+    spec = parse_feasible_study(study_document(**changes))
     with database.writing() as session:
         study = create_study(session, spec, sampler_record(spec.sampler), "digest", None, "ann")
         study.phase = "screen"

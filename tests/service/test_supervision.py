@@ -196,10 +196,10 @@ def test_the_loss_of_a_port_is_told_to_all_who_ask_there(folder: Path) -> None:
             ray = part(lab, "ray").process
             assert ray is not None
             ray.kill()
-            until(lambda: lab.tend() or lab.address != before)
+            until(lambda: lab.reconcile() or lab.address != before)
             assert lab.address.ray_dashboard != before.ray_dashboard
             assert read_address(folder) == lab.address
-            until(lambda: lab.tend() or log.read_text().splitlines()[-1] == lab.address.ray_dashboard)
+            until(lambda: lab.reconcile() or log.read_text().splitlines()[-1] == lab.address.ray_dashboard)
         port = lab.address.ray_dashboard.rsplit(":", 1)[1]
         assert f"--dashboard-port={port}" in part(lab, "ray").command
     finally:
@@ -219,9 +219,9 @@ def test_what_fails_in_the_supervisor_is_tried_again(folder: Path) -> None:
         assert api.process is not None
         first = api.process.pid
         api.process.kill()
-        until(lambda: lab.tend() or api.restarts > 0)
+        until(lambda: lab.reconcile() or api.restarts > 0)
         lab.logs.unlink()
-        until(lambda: lab.tend() or (api.process.pid != first and api.process.poll() is None))
+        until(lambda: lab.reconcile() or (api.process.pid != first and api.process.poll() is None))
         assert api.log(lab.logs).exists()
     finally:
         lab.stop()

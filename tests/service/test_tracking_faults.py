@@ -19,7 +19,7 @@ from service.db.study_tables import StudyRow
 from service.db.tables import EventRow, RunRow, StageRow
 from service.domain.run_lifecycle import record, transition
 from service.domain.studies import create_study
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_samplers import sampler_record
 from service.domain.submission import submit
 from service.processes.tracking import Rounds
@@ -116,7 +116,7 @@ def malformed(run_id: str, number: int) -> tuple[str, Any]:
 
 
 def study(database: Database) -> str:
-    spec = open_study(study_document())
+    spec = parse_feasible_study(study_document())
     with database.writing() as session:
         return create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab").id
 
@@ -270,10 +270,10 @@ def test_a_study_that_was_lost_gets_its_children_back(
     database: Database, tracked: Settings, tmp_path: Path
 ) -> None:
     from service.domain.studies import submit_for
-    from service.studies.specs import fill_work
+    from service.studies.specs import bank_fill_spec
 
-    study_id, spec = study(database), open_study(study_document())
-    work = fill_work(spec, spec.budget)
+    study_id, spec = study(database), parse_feasible_study(study_document())
+    work = bank_fill_spec(spec, spec.budget)
     assert work is not None
     with database.writing() as session:
         run_id = submit_for(session, session.get_one(StudyRow, study_id), work, "fill", "bank").id

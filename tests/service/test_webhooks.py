@@ -20,14 +20,14 @@ from service.db.engine import Database
 from service.db.tables import RunRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
 from service.domain.invariants import verify
-from service.domain.run_controls import act
+from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
 from service.domain.webhook_outbox import register
 from service.local_keys import first_key
 from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
 from service.settings import Settings
-from service.webhooks.delivery import Postman, send_webhooks
+from service.webhooks.delivery import DeliveryWorker, send_webhooks
 from tests.support.api_server import serving
 from tests.support.builders import document, experiment, study_document
 from tests.support.webhook_server import ReceivedRequest, WebhookServer, serve_webhooks
@@ -53,13 +53,13 @@ def cancelled(database: Database) -> str:
     """A run that has just ended."""
     with database.writing() as session:
         run = submit(session, experiment(), "digest", None, owner="ann")
-        act(session, run, "cancel")
+        apply_action(session, run, "cancel")
         return run.id
 
 
 def send(settings: Settings, database: Database) -> None:
     """A round, to its end."""
-    postman = Postman(settings, database)
+    postman = DeliveryWorker(settings, database)
     postman.round()
     postman.wait(30)
 
@@ -107,8 +107,8 @@ def test_a_run_that_ends_again_is_told_again_under_another_id(
     run_id = cancelled(database)
     with database.writing() as session:
         run = session.get_one(RunRow, run_id)
-        act(session, run, "retry")
-        act(session, run, "cancel")
+        apply_action(session, run, "retry")
+        apply_action(session, run, "cancel")
     send(settings, database)
     assert len(set(webhook_server.ids)) == len(webhook_server.ids) == 2
     with database.reading() as session:
@@ -238,7 +238,7 @@ def test_who_claims_at_once_sends_once(
     hook(database, webhook_server.url())
     for _ in range(4):
         cancelled(database)
-    postmen = [Postman(patient, database) for _ in range(3)]
+    postmen = [DeliveryWorker(patient, database) for _ in range(3)]
     for postman in postmen:
         postman.round()
     for postman in postmen:
@@ -253,7 +253,7 @@ def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
         hook(database, dead.url())
         hook(database, webhook_server.url())
         cancelled(database)
-        postman = Postman(settings, database)
+        postman = DeliveryWorker(settings, database)
         postman.round()
         assert webhook_server.arrived.wait(20)
         assert dead.arrived.wait(20)
@@ -274,12 +274,12 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
     cancelled(database)
     with database.writing() as session:
         session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days - 1)
-    postman = Postman(settings, database)
+    postman = DeliveryWorker(settings, database)
     postman._prune()
     assert len(deliveries(database)) == 2
     with database.writing() as session:
         session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days + 1)
-    Postman(settings, database)._prune()
+    DeliveryWorker(settings, database)._prune()
     with database.reading() as session:
         assert [row.id for row in session.scalars(select(DeliveryRow))] == [2]
 

@@ -15,7 +15,7 @@ from service.settings import Settings
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[int]:
     """The application on a real socket; its port."""
-    protocol = http_protocol.GuardedProtocol
+    protocol = http_protocol.SlowlorisGuard
     config = uvicorn.Config(create_app(settings), port=0, http=protocol, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from safetensors.torch import save
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, payload_name
 from grafting_core.surgery.operate import new_operator
@@ -23,7 +23,7 @@ def stock(bank: Bank, backbone: Backbone, scions: Iterable[ScionSpec]) -> None:
             errors={"nmse": 1.0},
             scores={"replace_one/noise": float(number)},
             steps=0,
-            spend=Spend(),
+            spend=Usage(),
             made_by="test",
             made_at=0.0,
             hardware="test",
@@ -44,7 +44,7 @@ def deposit(
         scion=scion,
         errors={"nmse": 0.25, "nmse/t0-249": 0.5},
         steps=6,
-        spend=Spend(device_seconds=2.0),
+        spend=Usage(device_seconds=2.0),
         made_by=made_by,
         made_at=made_at,
         hardware="h",

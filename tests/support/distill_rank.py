@@ -14,14 +14,14 @@ import torch
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from tests.support.builders import experiment
 from workers.contract import RunTicket
 from workers.events import EventLog
-from workers.observer import Brake
+from workers.observer import StopCondition
 from workers.stages import distill
 from workers.stages.context import Context, Group
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 LAYERS = [0, 3, 5]
 
@@ -49,10 +49,10 @@ def main(folder: str, run: str, rank: int, world: int, steps: int) -> None:
     torch.set_num_threads(1)
     storage, work = Storage(folder), spec(steps)
     ticket = RunTicket(run_id=run, attempt=1, work=work, storage=folder, checkpoint_seconds=1e-9)
-    meter = Meter(work, time.time())
-    group = Group(Share(rank, world), barrier=meeting(Path(folder) / "meeting", rank, world))
+    meter = UsageMeter(work, time.time())
+    group = Group(Shard(rank, world), barrier=meeting(Path(folder) / "meeting", rank, world))
     events = EventLog(storage, ticket) if rank == 0 else None
-    brake = Brake(storage, ticket, meter)
+    brake = StopCondition(storage, ticket, meter)
     distill.run(Context(ticket, storage, load_backbone("testbed/dit-fashion"), group, meter, brake, events))
 
 

@@ -6,13 +6,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.leader_lease import LostLeadership
 from service.db.tables import RunRow
 from service.domain.invariants import Violation, verify
-from service.domain.run_controls import Action, act
+from service.domain.run_controls import Action, apply_action
 from service.domain.run_lifecycle import LIVE
 from service.domain.submission import submit
 from service.scheduler.loop import Scheduler
@@ -62,9 +62,9 @@ class LabHarness:
             except (OSError, SQLAlchemyError, LostLeadership):
                 continue
 
-    def act(self, run: str, action: Action) -> None:
+    def apply_action(self, run: str, action: Action) -> None:
         with self.database.writing() as session:
-            act(session, session.get_one(RunRow, run, with_for_update=True), action)
+            apply_action(session, session.get_one(RunRow, run, with_for_update=True), action)
 
     def state(self, run: str) -> RunState:
         return self.states()[run][0]
@@ -100,7 +100,7 @@ class LabHarness:
         bodies: list[EventBody] = [
             STARTED,
             StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/fashion-cnn": 1.0})),
-            AttemptSucceeded(spend=Spend(device_seconds=3.0)),
+            AttemptSucceeded(spend=Usage(device_seconds=3.0)),
         ]
         self.say(run, *bodies[min(done, 3) :], attempt=number)
 
@@ -110,7 +110,7 @@ class LabHarness:
             self.round()
             for run, (state, _) in self.states().items():
                 if state == "PAUSED":
-                    self.act(run, "resume")
+                    self.apply_action(run, "resume")
                 elif state in LIVE:
                     self.finish(run)
             if all(state in TERMINAL for state, _ in self.states().values()):

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow, StageRow
 from service.domain.run_lifecycle import transition
@@ -47,7 +47,7 @@ def log_of(scheduler: Scheduler, run: str, attempt: int = 1) -> EventLog:
 def write_success(log: EventLog) -> None:
     log.write(AttemptStarted(host="h", pid=1, device="cpu"))
     log.write(StageDone(report=StageReport(stage="evaluate", key="k", metrics={"fid40/fashion-cnn": 1.0})))
-    log.write(AttemptSucceeded(spend=Spend()))
+    log.write(AttemptSucceeded(spend=Usage()))
 
 
 def started_run(session: Session, **changes: object) -> RunRow:
@@ -77,7 +77,7 @@ def finished_run(session: Session, slowness: float = 1.0, attempts: int = 1) -> 
     run = submit(session, experiment(), "digest", None)
     run.state, run.attempt = "SUCCEEDED", attempts
     for stage in STAGES[:3]:
-        spend = Spend(device_seconds=slowness * RATE * FLOPS[stage], flops=FLOPS[stage])
+        spend = Usage(device_seconds=slowness * RATE * FLOPS[stage], flops=FLOPS[stage])
         report = StageReport(stage=stage, key="k", spend=spend)
         session.add(StageRow(run_id=run.id, stage=stage, attempt=1, report=report.model_dump(mode="json")))
     total = slowness * RATE * sum(FLOPS.values()) + STARTING

@@ -10,26 +10,26 @@ import pytest
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.experiment import ExperimentSpec, finetune_key
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from workers.contract import Event, RunTicket, attempt_folder
 from workers.events import EventLog
-from workers.observer import Brake, StageObserver
+from workers.observer import StageObserver, StopCondition
 from workers.stages.context import Context, Group
-from workers.usage import Meter
+from workers.usage import UsageMeter
 
 ENCODED: dict[int, Latents] = {}
 """Latents by number of images, encoded once a process."""
 
 
-def context(folder: Path, backbone: Backbone, work: Work, run: str = "r1", attempt: int = 1) -> Context:
+def context(folder: Path, backbone: Backbone, work: Job, run: str = "r1", attempt: int = 1) -> Context:
     storage = Storage(str(folder))
     ticket = RunTicket(run_id=run, attempt=attempt, work=work, storage=str(folder))
-    meter = Meter(work, time.time())
+    meter = UsageMeter(work, time.time())
     events = EventLog(storage, ticket)
-    brake = Brake(storage, ticket, meter)
-    return Context(ticket, storage, backbone, Group(Share()), meter, brake, events, ENCODED)
+    brake = StopCondition(storage, ticket, meter)
+    return Context(ticket, storage, backbone, Group(Shard()), meter, brake, events, ENCODED)
 
 
 def events_of(folder: Path, run: str = "r1", attempt: int = 1) -> list[Event]:

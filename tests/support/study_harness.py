@@ -11,7 +11,7 @@ from grafting_core.storage.failpoints import Failed
 from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.domain.studies import create_study, trials_of
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_samplers import sampler_record
 from service.settings import Settings
 from service.studies.driver import Driver
@@ -30,7 +30,7 @@ class StudyHarness:
         self.control = studies_control(settings, database)
         self.storage = self.control.storage
         self.cluster: SimulatedCluster = SimulatedCluster(database, self.storage, backbone)
-        spec = open_study(study_document(**changes))
+        spec = parse_feasible_study(study_document(**changes))
         with database.writing() as session:
             self.id = create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab").id
 

@@ -12,7 +12,7 @@ from typing import Any
 from grafting_core.specs.studies.space import Item
 from grafting_core.specs.studies.study import StudySpec
 from service.db.study_tables import StudyRow, TrialRow
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.studies.trial_round import propose
 
 ROUNDS, TRIALS, FEW = 2, 40, 22
@@ -49,7 +49,7 @@ def harm(chosen: tuple[Item, ...]) -> float:
 
 def rounds(folder: Path, given: dict[str, Any]) -> tuple[StudySpec, list[TrialRow]]:
     """All trials of both rounds; Optuna's book is left in the folder."""
-    spec = open_study(given)
+    spec = parse_feasible_study(given)
     study = StudyRow(id="study", spec=spec.model_dump(mode="json"), scores={})
     trials: list[TrialRow] = []
     for study.round in range(1, ROUNDS + 1):

@@ -11,7 +11,7 @@ from grafting_core.specs.canonical import digest
 from grafting_core.specs.design import GraftDesign, Part
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
-from grafting_core.specs.jobs import Work
+from grafting_core.specs.jobs import Job
 from grafting_core.specs.latency import LatencySpec, row_path
 from grafting_core.specs.rungs import ladder_of
 from grafting_core.specs.scions import ScionSpec
@@ -143,5 +143,5 @@ class InProcessCluster(SimulatedCluster):
 
         Judge(work, self.storage, Screener(self.backbone, work.evaluate, scion))(index, rung)
 
-    def _context(self, work: Work, run: str) -> Context:
+    def _context(self, work: Job, run: str) -> Context:
         return context(Path(self.storage.uri), self.backbone, work, run)

@@ -10,7 +10,7 @@ from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.profile import BackboneProfile
 from tests.support.stages import context, events_of
 from workers.contract import StageDone
-from workers.group import WALKS
+from workers.group import PIPELINES
 
 ASKED = parse_analysis(
     {"backbone": "testbed/dit-fashion", "bands": [2, 6, 48], "samples": 4, "sampling_steps": 2}
@@ -21,7 +21,7 @@ def test_an_analysis_publishes_profile_and_picture_and_is_not_repeated(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     for run in ("r1", "r2"):
-        WALKS["analysis"](context(tmp_path, backbone, ASKED, run))
+        PIPELINES["analysis"](context(tmp_path, backbone, ASKED, run))
     first, second = (
         event.body.report
         for run in ("r1", "r2")

@@ -66,7 +66,7 @@ def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
     first = queue(database, layers=[1, 3])
     second = queue(database, layers=[1, 3], finetune={"steps": 3, "batch_size": 8, "images": 200})
 
-    def carry_out(run: str) -> int:
+    def run_attempt(run: str) -> int:
         """The distill stage of the run's ticket, as its worker would; forwards of the teacher."""
         ticket = storage.read_model(ticket_path(run, 1), RunTicket)
         at_work = context(Path(settings.storage), backbone, ticket.work, run)
@@ -80,11 +80,11 @@ def test_two_concurrent_submissions_that_share_operators_cost_one_pass(
         scheduler.round()
     assert (state(database, first)[0], state(database, second)[0]) == ("STARTING", "QUEUED")
     steps, held_out, scores = 6, 1, 1 + 2
-    assert carry_out(first) == steps + held_out + scores
+    assert run_attempt(first) == steps + held_out + scores
     for _ in range(2):
         scheduler.round()
     assert state(database, second)[0] == "STARTING"
-    assert carry_out(second) == 0
+    assert run_attempt(second) == 0
     report = report_of(Path(settings.storage), second)
     assert (report.stop_cause, report.made) == ("reused", {})
     assert set(report.made_by.values()) == {first}

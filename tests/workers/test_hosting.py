@@ -11,9 +11,9 @@ from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from workers import reuse
 from workers.contract import (
-    Handover,
-    IdleHost,
+    Assignment,
     RunTicket,
+    WarmWorker,
     handover_path,
     host_shape,
     idle_path,
@@ -22,7 +22,7 @@ from workers.contract import (
     ticket_path,
     turn_path,
 )
-from workers.reuse import Host, tickets
+from workers.reuse import Host, receive_tickets
 
 JOB = submission_id("r1", 1)
 
@@ -46,14 +46,14 @@ class Group:
         return lambda: self.notes.append(f"end {ticket.run_id}")
 
     def _work(self, first: RunTicket) -> None:
-        for each in tickets(self.storage, first, leads=True):
+        for each in receive_tickets(self.storage, first, leads=True):
             self.notes.append(f"work {each.run_id}")
         self.notes.append("home")
 
-    def until_idle(self) -> IdleHost:
+    def until_idle(self) -> WarmWorker:
         while not self.storage.exists(idle_path(JOB)):
             time.sleep(0.01)
-        return self.storage.read_model(idle_path(JOB), IdleHost)
+        return self.storage.read_model(idle_path(JOB), WarmWorker)
 
     def until_home(self) -> list[str]:
         self.worker.join(20)
@@ -63,7 +63,7 @@ class Group:
 
 def hand_over(storage: Storage, next_one: RunTicket, turn: int) -> None:
     storage.write_model(ticket_path(next_one.run_id, 1), next_one)
-    storage.write_model(handover_path(JOB, turn), Handover(run_id=next_one.run_id, attempt=1))
+    storage.write_model(handover_path(JOB, turn), Assignment(run_id=next_one.run_id, attempt=1))
 
 
 def test_a_group_takes_the_ticket_that_is_handed_over_and_goes_home_when_bidden(tmp_path: Path) -> None:
@@ -102,7 +102,9 @@ def test_a_ticket_handed_over_as_the_patience_ends_is_still_taken(tmp_path: Path
 def test_a_worker_whose_driver_is_gone_goes_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse, "DRIVER_SECONDS", 0.2)
     storage = Storage(str(tmp_path))
-    assert [t.run_id for t in tickets(storage, ticket(tmp_path, warm_seconds=0.1), leads=False)] == ["r1"]
+    assert [t.run_id for t in receive_tickets(storage, ticket(tmp_path, warm_seconds=0.1), leads=False)] == [
+        "r1"
+    ]
     assert not storage.exists(turn_path(JOB, 2))
 
 

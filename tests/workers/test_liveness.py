@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from grafting_core.specs.budget import Budget, Spend
+from grafting_core.specs.budget import Budget, Usage
 from grafting_core.storage.failpoints import arm
 from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from workers.contract import RunTicket, attempt_folder, budget_path
 from workers.liveness import HeartbeatThread
-from workers.observer import Brake
-from workers.usage import Meter
+from workers.observer import StopCondition
+from workers.usage import UsageMeter
 
 
 def ticket(folder: Path, **fields: object) -> RunTicket:
@@ -57,8 +57,8 @@ def test_a_worker_that_shows_life_is_left_alone(tmp_path: Path) -> None:
 def test_an_extension_lets_a_worker_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.observer.STOP_CHECK_SECONDS", -1.0)
     storage = Storage(str(tmp_path))
-    asked = ticket(tmp_path, budget=Budget(device_seconds=10.0), spent=Spend(device_seconds=20.0))
-    brake = Brake(storage, asked, Meter(asked.work, time.time()))
+    asked = ticket(tmp_path, budget=Budget(device_seconds=10.0), spent=Usage(device_seconds=20.0))
+    brake = StopCondition(storage, asked, UsageMeter(asked.work, time.time()))
     storage.write_model(budget_path("r1", 1), Budget(device_seconds=1000.0))
     assert brake.reason() is None
     storage.write_model(budget_path("r1", 1), Budget(device_seconds=15.0))
@@ -69,7 +69,7 @@ def test_every_gpu_of_a_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     meters = {
-        (workers, gpus): Meter(
+        (workers, gpus): UsageMeter(
             experiment(resources={"workers": workers, "gpus_per_worker": gpus}), time.time()
         )
         for workers, gpus in ((1, 0), (1, 8), (2, 4), (4, 0))
@@ -82,6 +82,6 @@ def test_every_gpu_of_a_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_wall_clock_may_jump_without_being_charged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meter = Meter(experiment(), time.time())
+    meter = UsageMeter(experiment(), time.time())
     monkeypatch.setattr(time, "time", lambda: 1e12)
     assert meter.total().device_seconds < 60

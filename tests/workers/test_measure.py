@@ -12,7 +12,7 @@ from grafting_core.storage.checksums import read_vouched
 from grafting_core.storage.storage import Storage
 from tests.support.stages import context, events_of
 from workers.contract import Progress, StageDone, StageReport, StageStarted, Stop, attempt_folder
-from workers.group import WALKS
+from workers.group import PIPELINES
 from workers.observer import AttemptStoppedEarly
 from workers.stages import measure
 
@@ -41,7 +41,7 @@ def test_rows_are_published_with_their_maker_and_found_by_the_next(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     for run, work in (("r1", table(HYENA)), ("r2", table(HYENA, SMALL)), ("r3", table(SMALL, HYENA))):
-        WALKS["latency"](context(tmp_path, backbone, work, run))
+        PIPELINES["latency"](context(tmp_path, backbone, work, run))
     first, second, third = (reported(tmp_path, run) for run in ("r1", "r2", "r3"))
     assert [each.stop_cause for each in (first, second, third)] == ["completed", "completed", "reused"]
     assert list(second.artifacts) == ["attention hyena_x", "mlp mlp(ratio=1)"]
@@ -57,9 +57,9 @@ def test_progress_counts_rows_and_a_stopped_attempt_keeps_those_it_has(
     storage = Storage(str(tmp_path))
     storage.write_model(f"{attempt_folder('r1', 1)}/stop", Stop(reason="user_request"))
     with pytest.raises(AttemptStoppedEarly):
-        WALKS["latency"](context(tmp_path, backbone, table(HYENA, SMALL)))
+        PIPELINES["latency"](context(tmp_path, backbone, table(HYENA, SMALL)))
     assert len(storage.names("latencies")) == 1
-    WALKS["latency"](context(tmp_path, backbone, table(HYENA, SMALL), "r2"))
+    PIPELINES["latency"](context(tmp_path, backbone, table(HYENA, SMALL), "r2"))
     bodies = [event.body for event in events_of(tmp_path, "r2")]
     started = next(body for body in bodies if isinstance(body, StageStarted))
     progress = [body for body in bodies if isinstance(body, Progress)]
@@ -69,10 +69,10 @@ def test_progress_counts_rows_and_a_stopped_attempt_keeps_those_it_has(
 
 
 def test_a_damaged_row_is_measured_anew(tmp_path: Path, backbone: Backbone) -> None:
-    WALKS["latency"](context(tmp_path, backbone, table(HYENA)))
+    PIPELINES["latency"](context(tmp_path, backbone, table(HYENA)))
     path = tmp_path / reported(tmp_path, "r1").artifacts["attention hyena_x"]
     path.write_text(path.read_text().replace("hyena_x", "hyena_y"))
-    WALKS["latency"](context(tmp_path, backbone, table(HYENA), "r2"))
+    PIPELINES["latency"](context(tmp_path, backbone, table(HYENA), "r2"))
     assert reported(tmp_path, "r2").stop_cause == "completed"
     row = read_vouched(Storage(str(tmp_path)), str(path.relative_to(tmp_path)), PartLatency)
     assert row is not None

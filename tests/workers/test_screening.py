@@ -7,12 +7,12 @@ from grafting_core.specs.screening import ScreeningSpec
 from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from tests.support.training import StopAfter
-from workers.stages.screen import FINISHED, TRIES, Climb, Rungs
+from workers.stages.screen import FINISHED, TRIES, Rungs, RungSearcher
 
 NEVER = StopAfter(10**9)
 
 
-def climb(folder: Path) -> Climb:
+def climb(folder: Path) -> RungSearcher:
     designs = tuple(experiment(layers=[block]) for block in (1, 3))
     spec = ScreeningSpec(
         name="screening",
@@ -24,7 +24,7 @@ def climb(folder: Path) -> Climb:
         distill=designs[0].distill,
         evaluate=designs[0].evaluate,
     )
-    return Climb(Rungs(spec, Storage(str(folder))), NEVER)
+    return RungSearcher(Rungs(spec, Storage(str(folder))), NEVER)
 
 
 def test_a_hybrid_whose_worker_died_is_judged_again(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from grafting_core.backbones.base import Backbone
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.experiment import evaluation_key
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from tests.support.builders import experiment
 from tests.support.stages import context
 from workers.contract import StageReport
@@ -43,7 +43,7 @@ class Mortal(KeptSamples):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def work(folder: Path, backbone: Backbone, attempt: int, share: Share, death_at: int | None) -> None:
+def work(folder: Path, backbone: Backbone, attempt: int, share: Shard, death_at: int | None) -> None:
     """One worker's chunks."""
     made = context(folder, backbone, SPEC, attempt=attempt)
     made.group = Group(share)
@@ -55,7 +55,7 @@ def work(folder: Path, backbone: Backbone, attempt: int, share: Share, death_at:
 def attempt(folder: Path, backbone: Backbone, number: int, world: int, death_at: int | None) -> None:
     """Everyone's chunks, or the deaths of all."""
     workers = [
-        FORK.Process(target=work, args=(folder, backbone, number, Share(rank, world), death_at))
+        FORK.Process(target=work, args=(folder, backbone, number, Shard(rank, world), death_at))
         for rank in range(world)
     ]
     for worker in workers:

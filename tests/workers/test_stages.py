@@ -8,13 +8,13 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.specs.cost import design_cost
 from grafting_core.specs.experiment import evaluation_key, scion_keys, scions_of
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
+from grafting_core.training.finetune import Shard
 from tests.support.builders import experiment, same
 from tests.support.stages import context, events_of, model
 from workers.contract import StageDone, Stop, attempt_folder
 from workers.group import AttemptStoppedEarly, run_stages
 from workers.stages.context import Context, Group
-from workers.stages.distill_missing import deposit
+from workers.stages.distill_missing import ensure_distilled
 
 
 def test_three_stages_publish_and_report(tmp_path: Path, backbone: Backbone) -> None:
@@ -122,6 +122,6 @@ def test_a_spent_budget_stops_the_attempt(
 def test_a_worker_without_a_scion_of_its_own_waits_for_the_others(tmp_path: Path, backbone: Backbone) -> None:
     spec = experiment(layers=[1])
     idle = context(tmp_path, backbone, spec)
-    idle.group = Group(Share(1, 2))
-    deposit(idle, scions_of(spec), "stage")
+    idle.group = Group(Shard(1, 2))
+    ensure_distilled(idle, scions_of(spec), "stage")
     assert Storage(str(tmp_path)).names("scions") == []

@@ -10,23 +10,23 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents
 from grafting_core.data.latents import Latents
 from grafting_core.specs.experiment import ExperimentSpec
-from grafting_core.specs.jobs import Work, as_graft
+from grafting_core.specs.jobs import Job, as_graft
 from grafting_core.storage.artifacts import is_published, read_card
 from grafting_core.storage.storage import Storage
-from grafting_core.training.finetune import Share
-from grafting_core.training.observer import Observer, PassObserver, Silent
+from grafting_core.training.finetune import Shard
+from grafting_core.training.observer import NullObserver, Observer, PassObserver
 from workers.checkpoints import StoredCheckpoints
 from workers.contract import RunTicket, StageName, StageReport
 from workers.events import EventLog
-from workers.observer import Brake, StageObserver
-from workers.usage import Meter
+from workers.observer import StageObserver, StopCondition
+from workers.usage import UsageMeter
 
 
 @dataclass(frozen=True)
 class Group:
     """The worker group as a stage sees it: one process of `share.world`."""
 
-    share: Share
+    share: Shard
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module
     barrier: Callable[[], None] = lambda: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -45,8 +45,8 @@ class Context:
     storage: Storage
     backbone: Backbone
     group: Group
-    meter: Meter
-    brake: Brake
+    meter: UsageMeter
+    brake: StopCondition
     events: EventLog | None
     _latents: dict[int, Latents] = field(default_factory=dict)
     _held_out: Latents | None = None
@@ -54,7 +54,7 @@ class Context:
     """Key -> weights that stage 1 has read and verified; stage 2 takes them and leaves nothing behind."""
 
     @property
-    def work(self) -> Work:
+    def work(self) -> Job:
         return self.ticket.work
 
     @property
@@ -89,7 +89,7 @@ class Context:
 
     def pass_observer(self, stage: StageName, key: str) -> PassObserver:
         if self.events is None:
-            return Silent()  # when rank 0 stops, the whole group is ended
+            return NullObserver()  # when rank 0 stops, the whole group is ended
         return StageObserver(stage, key, self.events, self.meter, self.brake)
 
     def checkpoints(self, key: str, part: str = "") -> StoredCheckpoints:

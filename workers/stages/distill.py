@@ -11,14 +11,14 @@ from grafting_core.storage.bank import Bank
 from grafting_core.training.optim import Diverged
 from workers.contract import StageReport
 from workers.stages.context import Context
-from workers.stages.distill_missing import Deposit, deposit, module_of, score_restoring
+from workers.stages.distill_missing import DistillOutcome, ensure_distilled, module_of, score_restoring
 
 
 def run(context: Context) -> StageReport:
     """Raises Diverged, once the others are in the bank, where one of the design's scions came to nothing."""
     scions = scions_of(context.spec)
     key = digest({scion.name: scion.key for scion in scions})
-    done = deposit(context, scions, key, context.scions)
+    done = ensure_distilled(context, scions, key, context.scions)
     if done.diverged:
         text = "; ".join(f"{label}: {reason}" for label, reason in done.diverged.items())
         raise Diverged(f"distillation of {text}")
@@ -29,7 +29,7 @@ def run(context: Context) -> StageReport:
     return stage_report(context, key, [card for card in cards if card is not None], done)
 
 
-def stage_report(context: Context, key: str, cards: list[ScionCard], done: Deposit) -> StageReport:
+def stage_report(context: Context, key: str, cards: list[ScionCard], done: DistillOutcome) -> StageReport:
     """Errors and scores of all these scions, and which of them were made just now."""
     bank = Bank(context.storage)
     metrics = {

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from grafting_core.analysis.sensitivity import Place, Undoable, replace_one, restore_one
+from grafting_core.analysis.sensitivity import Intervention, Undoable, replace_one, restore_one
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
-from grafting_core.distillation.distill import Candidate, ScionResult, distill, replacement_candidate
-from grafting_core.distillation.merge_init import fit_merges, merge_candidate
+from grafting_core.distillation.distill import DistillResult, StudentSpec, distill, replacement_student
+from grafting_core.distillation.merge_init import fit_merges, merge_student
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.cost import part_flops, pass_flops_per_image
 from grafting_core.specs.design import ParallelPair, ReplaceOperator
@@ -29,23 +29,23 @@ from workers.usage import StepCost
 
 
 @dataclass(frozen=True)
-class Deposit:
+class DistillOutcome:
     """What came of it: which were missing, which this run has made, notes, and why others came to nothing."""
 
     missing: int
-    made: dict[str, Spend]
+    made: dict[str, Usage]
     """By any of the run's attempts."""
     notes: tuple[str, ...]
     diverged: dict[str, str]
     """Label of the scion -> reason."""
 
 
-def deposit(
+def ensure_distilled(
     context: Context,
     scions: Sequence[ScionSpec],
     stage_key: str,
     read: dict[str, bytes] | None = None,
-) -> Deposit:
+) -> DistillOutcome:
     """Bring all of them into the bank, each rank its share of what is missing; all of one stream.
 
     The verified weights of those that are there already are put into `read`, for whoever builds with them.
@@ -68,7 +68,7 @@ def deposit(
     made = {card.key: card.spend for card in cards if card.made_by == context.ticket.run_id}
     failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
     diverged = {label: reason or "it vanished" for label, reason in failed.items()}
-    return Deposit(len(missing), made, tuple(notes), diverged)
+    return DistillOutcome(len(missing), made, tuple(notes), diverged)
 
 
 def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_key: str) -> None:
@@ -88,17 +88,17 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
         context.held_out(),
         observer=context.pass_observer("distill", stage_key),
         checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
-        done=_filing(context, bank, own),
+        done=_publisher(context, bank, own),
         micro_batches=context.ticket.micro_batches,
     )
 
 
-def _filing(
+def _publisher(
     context: Context, bank: Bank, own: Mapping[str, ScionSpec]
-) -> Callable[[Candidate, ScionResult], None]:
+) -> Callable[[StudentSpec, DistillResult], None]:
     """Publishes each scion the moment it is done, so that whatever ends the attempt cannot take it away."""
 
-    def done(candidate: Candidate, result: ScionResult) -> None:
+    def done(candidate: StudentSpec, result: DistillResult) -> None:
         scion, card = own[candidate.key], context.backbone.card
         if result.diverged:
             bank.note_divergence(candidate.key, result.reason)
@@ -115,7 +115,7 @@ def _filing(
                 steps=result.steps,
                 ending="plateau" if result.ending == "plateau" else "completed",
                 reason=result.reason,
-                spend=_share(context, scion, result, len(own)),
+                spend=_attributed_usage(context, scion, result, len(own)),
                 made_by=context.ticket.run_id,
                 made_at=time.time(),
                 hardware=f"{platform.machine()} {context.backbone.device.type}, torch {torch.__version__}",
@@ -129,12 +129,12 @@ def _filing(
     return done
 
 
-def _share(context: Context, scion: ScionSpec, result: ScionResult, sharers: int) -> Spend:
+def _attributed_usage(context: Context, scion: ScionSpec, result: DistillResult, sharers: int) -> Usage:
     """An equal share of the teacher, and its own training."""
     card, images = context.backbone.card, result.steps * scion.plan.batch_size
     flops = card.forward_flops() / sharers + part_flops(card, scion.part)
     seconds = result.seconds * context.ticket.work.resources.devices_per_worker
-    return Spend(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
+    return Usage(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
 
 
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
@@ -144,7 +144,7 @@ def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
     own = list(unscored)[context.group.share.rank :: context.group.share.world]
     if not own:
         return
-    places = {key: placing(context.backbone, bank, unscored[key].scion) for key in own}
+    places = {key: intervention(context.backbone, bank, unscored[key].scion) for key in own}
     for key, scores in replace_one(context.backbone, places, context.held_out()).items():
         bank.amend(unscored[key].model_copy(update={"scores": scores}))
 
@@ -174,7 +174,7 @@ def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) 
     return operate(backbone, list(edits), operators=operators, pairs=list(merges), merges=merges)
 
 
-def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
+def intervention(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Intervention:
     """Puts this one scion into the backbone's transformer when called."""
     module = module_of(backbone, bank, scion)
 
@@ -184,14 +184,14 @@ def placing(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Place:
     return place
 
 
-def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Latents) -> list[Candidate]:
+def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Latents) -> list[StudentSpec]:
     """What the pass is to train for these scions of one stream; merges start from a fit made here."""
     pairs = [scion.part for scion in scions if isinstance(scion.part, ParallelPair)]
     starts = fit_merges(backbone, pairs, latents, scions[0].plan.seed)
     return [
-        merge_candidate(scion.part, scion.plan, scion.key, starts[scion.part])
+        merge_student(scion.part, scion.plan, scion.key, starts[scion.part])
         if isinstance(scion.part, ParallelPair)
-        else replacement_candidate(scion.part, scion.plan, scion.key)
+        else replacement_student(scion.part, scion.plan, scion.key)
         for scion in scions
     ]
 

@@ -9,10 +9,10 @@ from grafting_core.evaluation.cost import hardware_of, measure_cost
 from grafting_core.evaluation.evaluate import (
     denoising_loss_of,
     evaluate_chunk,
+    feature_network_for,
     finish,
-    network_of,
-    own_reference,
     recognises,
+    training_reference,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork
 from grafting_core.evaluation.reference import Reference, unpacked
@@ -101,7 +101,7 @@ def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> N
     """Each rank its chunks; those already there from an earlier attempt are kept."""
     protocol, share = context.spec.evaluate, context.group.share
     observer, chunks = context.observer("evaluate", key), Chunks(context.storage, key)
-    network = network_of(context.backbone, protocol)
+    network = feature_network_for(context.backbone, protocol)
     size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
     mine = range(share.rank * size, protocol.samples, share.world * size)
     missing = [first for first in mine if not (chunks.has(first) and kept.has(first))]
@@ -115,7 +115,7 @@ def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> N
 
 
 def _report(context: Context, key: str) -> EvaluationReport:
-    network = network_of(context.backbone, context.spec.evaluate)
+    network = feature_network_for(context.backbone, context.spec.evaluate)
     known = recognises(context.backbone, network)
     chunks = Chunks(context.storage, key).all()
     return finish(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
@@ -125,7 +125,7 @@ def reference_of(context: Context, network: FeatureNetwork) -> Reference:
     """The backbone's own, made once for all designs that are compared with it."""
     folder = f"references/{fingerprint_of(context.spec).reference}"
     if not is_published(context.storage, folder):
-        made = own_reference(context.backbone.card, network)
+        made = training_reference(context.backbone.card, network)
         publish(context.storage, folder, "reference.npz", made.packed(), made.card.model_dump(mode="json"))
     return unpacked(read_published(context.storage, folder), network)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from grafting_core.evaluation.evaluate import EvaluatedChunk
 from grafting_core.evaluation.features.base import Features
-from grafting_core.storage.checksums import is_sound, opened, sealed
+from grafting_core.storage.checksums import is_sound, opened, with_checksum
 from grafting_core.storage.storage import Storage
 
 SUFFIX = ".chunk"
@@ -33,7 +33,7 @@ class Chunks:
         kept = {name: rows for name, rows in parts.items() if rows is not None}
         buffer = io.BytesIO()
         np.savez(buffer, asked=chunk.asked, hashes=chunk.hashes, **kept)
-        self.storage.write_bytes(self._path(chunk.first), sealed(buffer.getvalue()))
+        self.storage.write_bytes(self._path(chunk.first), with_checksum(buffer.getvalue()))
 
     def all(self) -> list[EvaluatedChunk]:
         """In index order. Raises ValueError where one is damaged: the next attempt finds that."""

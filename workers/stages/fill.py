@@ -5,7 +5,7 @@ from grafting_core.storage.bank import Bank
 from workers.contract import StageReport
 from workers.stages.context import Context
 from workers.stages.distill import stage_report
-from workers.stages.distill_missing import deposit
+from workers.stages.distill_missing import ensure_distilled
 
 
 def run(context: Context) -> StageReport:
@@ -13,7 +13,7 @@ def run(context: Context) -> StageReport:
     work = context.work
     if not isinstance(work, FillSpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a fill")
-    done = deposit(context, work.scions, work.digest)
+    done = ensure_distilled(context, work.scions, work.digest)
     cards = [Bank(context.storage).card(scion.key) for scion in work.scions]
     report = stage_report(context, work.digest, [card for card in cards if card is not None], done)
     lost = [f"{label} diverged: {reason}" for label, reason in done.diverged.items()]

@@ -19,7 +19,14 @@ from grafting_core.evaluation.sample_files import ImagePart, as_rgb, manifest, w
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.storage.artifacts import digest_of
-from grafting_core.storage.checksums import is_sound, opened, read_vouched, sealed, set_aside, write_vouched
+from grafting_core.storage.checksums import (
+    is_sound,
+    opened,
+    read_vouched,
+    set_aside,
+    with_checksum,
+    write_vouched,
+)
 from grafting_core.storage.storage import Storage
 
 SUFFIX = ".image"
@@ -77,7 +84,7 @@ class KeptSamples:
         if self.wanted:
             buffer = io.BytesIO()
             np.save(buffer, as_rgb(images), allow_pickle=False)
-            self.storage.write_bytes(self._part(first), sealed(buffer.getvalue()))
+            self.storage.write_bytes(self._part(first), with_checksum(buffer.getvalue()))
 
     def finish(self, num_classes: int) -> None:
         """Put all chunks into one file with its manifest, then drop them."""

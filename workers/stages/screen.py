@@ -14,14 +14,14 @@ from ray.tune import CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
 
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
-from grafting_core.specs.studies.selection import survivors
+from grafting_core.specs.studies.selection import select
 from grafting_core.storage.checksums import read_vouched
 from grafting_core.storage.storage import Storage
 from grafting_core.training.observer import Observer, StopRequested
 from workers.contract import RunTicket, StageDone, StageReport
 from workers.events import EventLog
-from workers.observer import AttemptStoppedEarly, Brake, StageObserver
-from workers.usage import Meter
+from workers.observer import AttemptStoppedEarly, StageObserver, StopCondition
+from workers.usage import UsageMeter
 
 FINISHED: str = Searcher.FINISHED
 TRIES = 3
@@ -29,7 +29,7 @@ TRIES = 3
 LOGGERS_OFF = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 
 
-class Rungs:
+class RungState:
     """Which hybrid stands on which rung, from the numbers known so far; climbing needs a whole rung's."""
 
     def __init__(self, spec: ScreeningSpec, storage: Storage) -> None:
@@ -46,7 +46,7 @@ class Rungs:
         if not below or any(index not in self.values[rung - 1] for index in standing):
             return []
         points = [(self.values[rung - 1][index], *self.spec.costs[index]) for index in standing]
-        return [standing[at] for at in survivors(points, self.spec.survivors_of(len(below)))]
+        return [standing[at] for at in select(points, self.spec.survivors_of(len(below)))]
 
     def open(self) -> Iterator[tuple[int, int]]:
         """(hybrid, rung) that can be judged now; numbers that storage has are taken in on the way."""
@@ -75,10 +75,10 @@ class Rungs:
         }
 
 
-class Climb(Searcher):  # type: ignore[misc]  # ray is untyped here
+class RungSearcher(Searcher):  # type: ignore[misc]  # ray is untyped here
     """Suggests the next (hybrid, rung) to Tune, and waits where a rung is not complete yet."""
 
-    def __init__(self, rungs: Rungs, observer: Observer) -> None:
+    def __init__(self, rungs: RungState, observer: Observer) -> None:
         super().__init__(metric="value", mode="min")
         self._rungs, self._observer = rungs, observer
         self._running: dict[str, tuple[int, int]] = {}
@@ -133,10 +133,10 @@ def screen(ticket: RunTicket, started: float) -> None:
     """Carry a screening attempt out. Raises AttemptStoppedEarly with the reason."""
     assert isinstance(ticket.work, ScreeningSpec)
     spec, storage = ticket.work, Storage(ticket.storage)
-    meter, events = Meter(spec, started), EventLog(storage, ticket)
-    brake = Brake(storage, ticket, meter)
-    rungs = Rungs(spec, storage)
-    climb = Climb(rungs, StageObserver("screen", spec.digest, events, meter, brake))
+    meter, events = UsageMeter(spec, started), EventLog(storage, ticket)
+    brake = StopCondition(storage, ticket, meter)
+    rungs = RungState(spec, storage)
+    climb = RungSearcher(rungs, StageObserver("screen", spec.digest, events, meter, brake))
     if any(True for _ in rungs.open()):
         _tune(ticket, climb)
     if climb.stopped:
@@ -145,7 +145,7 @@ def screen(ticket: RunTicket, started: float) -> None:
     events.write(StageDone(report=report))
 
 
-def _tune(ticket: RunTicket, climb: Climb) -> None:
+def _tune(ticket: RunTicket, climb: RungSearcher) -> None:
     os.environ[LOGGERS_OFF] = "1"
     resources = ticket.work.resources
     Tuner(
@@ -172,9 +172,9 @@ def hybrid_trainable(ticket: str) -> type[tune.Trainable]:
         """Judges one hybrid on one rung, then is given the next."""
 
         def setup(self, config: dict[str, Any]) -> None:
-            from workers.stages.screening_actor import Judge  # noqa: PLC0415
+            from workers.stages.screening_actor import ScreeningModels  # noqa: PLC0415
 
-            self.judge = Judge.of(ticket)
+            self.judge = ScreeningModels.of(ticket)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.config = new_config

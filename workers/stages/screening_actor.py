@@ -18,7 +18,7 @@ from workers.stages.distill_missing import module_of
 
 
 @dataclass
-class Judge:
+class ScreeningModels:
     """Judges hybrids of one screening and publishes each number."""
 
     spec: ScreeningSpec
@@ -26,7 +26,7 @@ class Judge:
     screener: Screener
 
     @classmethod
-    def of(cls, ticket_json: str) -> "Judge":
+    def of(cls, ticket_json: str) -> "ScreeningModels":
         """Loads the backbone. Raises ValueError where its weights are not the planned ones."""
         ticket = RunTicket.model_validate_json(ticket_json)
         assert isinstance(ticket.work, ScreeningSpec)

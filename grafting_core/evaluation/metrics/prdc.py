@@ -122,7 +122,7 @@ def _spans(count: int, block: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class PRDC:
     """Verdicts sample by sample, so that any mean of them can be resampled.
 
     `precision` [S]: this sample is inside the reference manifold. `recall` [R]: this reference image is
@@ -143,7 +143,7 @@ class Overlap:
 FIELDS = ("precision", "recall", "density", "coverage")
 
 
-def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> Overlap:
+def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> PRDC:
     """All four in one pass over the distances between the sets."""
     precise, dense = samples.rows.new_zeros(2, len(samples.rows)).unbind()
     recalled, covered = reference.rows.new_zeros(2, len(reference.rows)).unbind()
@@ -160,7 +160,7 @@ def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> Overl
             covered[other] += near.any(dim=0)
             recalled[other] += pair.within(own[one, None]).any(dim=0)
     verdicts = (precise > 0, recalled > 0, dense / DENSITY_NEIGHBOURS, covered > 0)
-    return Overlap(*(verdict.double().cpu().numpy() for verdict in verdicts))
+    return PRDC(*(verdict.double().cpu().numpy() for verdict in verdicts))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ FEWEST = 6
 
 
 @dataclass
-class Figures:
+class MetricReport:
     """Values by full name, 95 % intervals where there are some, and what to be wary of."""
 
     values: dict[str, float] = field(default_factory=dict)
@@ -39,9 +39,9 @@ class Figures:
             self.intervals[name] = interval
 
 
-def measure(reference: Reference, samples: Features, protocol: EvaluationProtocol) -> Figures:
+def measure(reference: Reference, samples: Features, protocol: EvaluationProtocol) -> MetricReport:
     """Everything that the features allow. Raises ValueError naming samples whose features are not finite."""
-    figures = Figures()
+    figures = MetricReport()
     if protocol.mode == "adm":
         _measure_adm(reference, samples, protocol, figures)
     else:
@@ -52,7 +52,9 @@ def measure(reference: Reference, samples: Features, protocol: EvaluationProtoco
     return figures
 
 
-def _frechet(reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: Figures) -> None:
+def _frechet(
+    reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: MetricReport
+) -> None:
     rungs = [rung for rung in ladder_of(protocol).rungs if isinstance(rung, FidRung)]
     for rung in rungs:
         figures.add(rung.metric, frechet_of_rows(reference.pool, samples.pool[: rung.samples]))
@@ -68,7 +70,7 @@ def _frechet(reference: Reference, samples: Features, protocol: EvaluationProtoc
         figures.add(_name("sfid", protocol), value, interval)
 
 
-def _add_line(name: str, line: Extrapolation, dims: int, figures: Figures) -> None:
+def _add_line(name: str, line: Extrapolation, dims: int, figures: MetricReport) -> None:
     figures.add(name, line.value, line.interval)
     if line.interval is None:
         figures.warnings.append(
@@ -77,14 +79,14 @@ def _add_line(name: str, line: Extrapolation, dims: int, figures: Figures) -> No
         )
 
 
-def _score(samples: Features, protocol: EvaluationProtocol, figures: Figures) -> None:
+def _score(samples: Features, protocol: EvaluationProtocol, figures: MetricReport) -> None:
     if samples.logits is not None and len(samples) >= 2 * SPLITS:
         value = inception_score(samples.logits)
         figures.add(_name("is", protocol), value, score_interval(samples.logits, value))
 
 
 def _neighbours(
-    reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: Figures
+    reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: MetricReport
 ) -> None:
     if reference.rows is None or reference.manifold is None or len(samples) < FEWEST:
         return
@@ -99,7 +101,7 @@ def _neighbours(
 
 
 def _measure_adm(
-    reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: Figures
+    reference: Reference, samples: Features, protocol: EvaluationProtocol, figures: MetricReport
 ) -> None:
     """What the guided-diffusion evaluator prints, without intervals, as it has none."""
     for rung in ladder_of(protocol).rungs:
@@ -121,7 +123,7 @@ def _name(metric: str, protocol: EvaluationProtocol) -> str:
     return counted(metric, protocol.samples, protocol.feature_network, protocol.mode)
 
 
-def _doubt(reference: Reference, samples: Features, figures: Figures) -> None:
+def _doubt(reference: Reference, samples: Features, figures: MetricReport) -> None:
     """Values that are right and yet easily misread."""
     spaces: Mapping[str, tuple[Gaussian | None, Rows | None]] = {
         "features": (reference.pool, samples.pool),

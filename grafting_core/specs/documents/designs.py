@@ -10,7 +10,7 @@ from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.design import GraftDesign
-from grafting_core.specs.documents.edits import Edit, Editing, problem
+from grafting_core.specs.documents.edits import Edit, EditResolver, problem
 from grafting_core.specs.documents.errors import SpecError, shown
 from grafting_core.specs.documents.explain import refused
 from grafting_core.specs.documents.lookup import find_card
@@ -62,7 +62,7 @@ def parse_submission(
 
 
 def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
-    editing = Editing(card, card.locality)
+    editing = EditResolver(card, card.locality)
     for index, edit in enumerate(submission.edits):
         editing.take(index, edit)
     if editing.problems:

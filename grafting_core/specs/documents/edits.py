@@ -67,7 +67,7 @@ def problem(path: tuple[object, ...], code: str, message: str, given: Any, allow
 
 
 @dataclass
-class Editing:
+class EditResolver:
     """Takes the edits of one document in order; `problems` says what could not be done."""
 
     card: BackboneCard

@@ -25,7 +25,7 @@ MAX_OPERATORS = 200
 """Of all offers together, before their blocks are counted."""
 
 
-class Offer(Frozen):
+class OperatorChoices(Frozen):
     """Operators to have at one slot of the selected blocks."""
 
     replace: Slot
@@ -39,7 +39,7 @@ class FillDocument(Frozen):
 
     name: Name = "fill"
     backbone: Word
-    offers: Annotated[tuple[Offer, ...], Field(max_length=200)]
+    offers: Annotated[tuple[OperatorChoices, ...], Field(max_length=200)]
     preset: PresetName = "demo"
     # Only the fields that were given count; the rest come from the preset.
     distill: DistillPlan = DistillPlan()

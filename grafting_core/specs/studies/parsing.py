@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from grafting_core.specs.backbone import BackboneCard, backbone_cards
-from grafting_core.specs.budget import Spend
+from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import plan
 from grafting_core.specs.dims import SLOTS, Slot
 from grafting_core.specs.documents.designs import check_shares, parse_submission
@@ -68,7 +68,7 @@ def parse_study(document: Any) -> StudySpec:
         update={
             "distill": settings.distill,
             "finetune": settings.finetune,
-            "budget": settings.budget.folded(card.pretraining.flops),
+            "budget": settings.budget.resolved(card.pretraining.flops),
         }
     )
     _check_budget(spec, card)
@@ -321,17 +321,17 @@ def _variables(asked: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator
         yield variable_of(card, [GraftSite(block=block, slot=slot) for block in group], (Keep(),))
 
 
-def cheapest_plan(spec: StudySpec) -> Spend:
+def cheapest_plan(spec: StudySpec) -> Usage:
     """The bank filled once and one design finetuned and evaluated: less than that is no study."""
     card = backbone_cards()[spec.backbone.name]
     operators = [edit.operator for item in spec.space.items for edit in item.edits]
     trained = sum(operator.computed_flops(card.dims) for operator in operators)
     images = spec.distill.steps * spec.distill.batch_size
-    fill = Spend(flops=float(images * (card.forward_flops() + 3 * trained)), training_images=images)
+    fill = Usage(flops=float(images * (card.forward_flops() + 3 * trained)), training_images=images)
     smallest = min(spec.space.flops(spec.space.chosen(one)) for one in _extremes(spec.space))
     tuned = spec.finetune.steps * spec.finetune.batch_size
     teacher = plan(spec.experiment("teacher", spec.space.design(()))).total
-    promotion = Spend(
+    promotion = Usage(
         flops=3.0 * tuned * smallest + teacher.flops * smallest / spec.space.base_flops, training_images=tuned
     )
     whole = fill + promotion

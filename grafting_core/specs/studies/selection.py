@@ -17,7 +17,7 @@ def fronts(points: Sequence[Point]) -> list[list[int]]:
     return found
 
 
-def survivors(points: Sequence[Point], count: int) -> list[int]:
+def select(points: Sequence[Point], count: int) -> list[int]:
     """The best `count` indices: front by front, within one those that stand most apart; of equals the first.
 
     With one objective this is the order of its values.

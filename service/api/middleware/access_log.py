@@ -20,7 +20,7 @@ SECURITY_HEADERS = {
 }
 
 
-class Front:
+class RequestLogMiddleware:
     """ASGI middleware around everything else."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -30,7 +30,7 @@ KEY = re.compile(r"(?<![A-Za-z0-9])gl[ks]_[A-Za-z0-9_-]{3}")
 """How the secrets of keys and sessions begin."""
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI middleware: puts the principal into the scope's state, or answers 400, 401, 403, 429 or 503."""
 
     def __init__(self, app: ASGIApp, settings: Settings, database: Database, rates: Rates) -> None:

@@ -10,7 +10,7 @@ HEAD_BYTES = 64_000
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class SlowlorisGuard(HttpToolsProtocol):
     """Closes connections whose request does not begin, or whose head does not end, within twenty seconds."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from service.db.check_tables import CheckRow
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
 from service.domain.check_jobs import Checking, begin, check_page, check_view
-from service.domain.checkpoint_retention import Policy, left_behind, let_go
+from service.domain.checkpoint_retention import Policy, left_behind, prune
 from service.domain.tracking_state import read_tracking
 from service.schemas.checks import CheckPage, CheckRequest, CheckView
 from service.schemas.runs import Collected, CollectedRun, TrackingRebuilt, TrackingState
@@ -65,7 +65,7 @@ def collect(body: CollectRequest, lab: LabDep) -> Collected:
     """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
     policy = Policy.of(lab.settings)
     spare = left_behind(lab.database, lab.storage, policy)
-    gone = [each for each in spare if body.dry_run or let_go(lab.database, lab.storage, each, policy)]
+    gone = [each for each in spare if body.dry_run or prune(lab.database, lab.storage, each, policy)]
     return Collected(
         runs=[
             CollectedRun(run_id=each.run.id, state=each.run.state, files=len(each.paths), bytes=each.bytes)

@@ -12,7 +12,7 @@ from service.domain.latency_table import latency_table
 from service.domain.leaderboard import PAGE, BadCursor, leaderboard
 from service.domain.rung_agreement import measured
 from service.domain.visibility import ANOTHERS, shown_to
-from service.schemas.rung_agreement import LatencyTable, Measured
+from service.schemas.rung_agreement import LatencyTable, Measurements
 from service.schemas.runs import BackboneView, Leaderboard, OperatorView
 
 router = APIRouter()
@@ -39,7 +39,7 @@ def show_leaderboard(
 
 
 @router.get("/measured", tags=["leaderboard"])
-def show_measured(lab: LabDep) -> Measured:
+def show_measured(lab: LabDep) -> Measurements:
     """Rank correlation between the rungs of the fidelity ladder; latency, apart for each kind of hardware."""
     with lab.database.reading() as session:
         return measured(session, lab.principal.only_owner)

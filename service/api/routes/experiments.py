@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from grafting_core.specs.cost import ExperimentPlan, plan
 from grafting_core.specs.documents.designs import Submission, parse_submission
 from grafting_core.specs.experiment import ExperimentSpec
-from service.api.deps import Lab, LabDep
+from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import (
     IdempotencyKey,
@@ -20,7 +20,7 @@ from service.domain.backbone_profiles import completed_card
 from service.domain.bank_catalog import holdings
 from service.domain.forecast import outstanding, predicted
 from service.domain.run_controls import MAX_PRIORITY
-from service.domain.submission import Placing
+from service.domain.submission import QueueOptions
 from service.domain.visibility import shown_to
 from service.schemas.runs import Forecast, PlanAnswer, SubmitAnswer
 
@@ -46,7 +46,7 @@ def create_experiment(
     check_chargeable(lab, study)
     planned = plan(spec)
     expected = _forecast(lab, planned)
-    placing = Placing(study, priority)
+    placing = QueueOptions(study, priority)
     run = submit_once(lab, spec, body.request_digest, idempotency_key, expected, placing)
     return accepted(response, run, planned.notes)
 
@@ -63,12 +63,12 @@ def plan_experiment(body: Unresolved[Submission], lab: LabDep) -> PlanAnswer:
     return PlanAnswer(**dict(planned), forecast=_forecast(lab, planned), holdings=held)
 
 
-def _resolved(body: Unresolved[Submission], lab: Lab) -> ExperimentSpec:
+def _resolved(body: Unresolved[Submission], lab: AppContext) -> ExperimentSpec:
     """The work of a submission, selectors resolved by what the lab has measured. Raises SpecError."""
     return parse_submission(body.document, lambda card: completed_card(lab.database, lab.storage, card))
 
 
-def _forecast(lab: Lab, planned: ExperimentPlan) -> Forecast | None:
+def _forecast(lab: AppContext, planned: ExperimentPlan) -> Forecast | None:
     with lab.database.reading() as session:
         past = lab.memory.past(session, planned.experiment.backbone.name)
     return predicted(past, outstanding(planned, lab.storage), planned.experiment.resources.devices)

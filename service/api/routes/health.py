@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.deps import NOBODY, Lab, LabDep
+from service.api.deps import NOBODY, AppContext, LabDep
 from service.db.leases import LeaseName, missing_leader
 
 router = APIRouter(tags=["health"])
@@ -49,7 +49,7 @@ async def readyz(lab: LabDep, request: Request) -> JSONResponse:
 class Probe:
     """The state of every part, at most `FRESH_SECONDS` old. One look at a time; others wait for its end."""
 
-    def __init__(self, lab: Lab, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lab: AppContext, clock: Callable[[], float] = time.monotonic) -> None:
         self._lab, self._clock = lab, clock
         self._found: dict[str, str] = {}
         self._until = 0.0
@@ -73,7 +73,7 @@ class Probe:
         }
 
 
-def _database(lab: Lab) -> str:
+def _database(lab: AppContext) -> str:
     try:
         with lab.database.reading() as session:
             session.execute(text("SELECT 1"))
@@ -82,7 +82,7 @@ def _database(lab: Lab) -> str:
     return "ok"
 
 
-def _storage(lab: Lab) -> str:
+def _storage(lab: AppContext) -> str:
     try:
         lab.storage.write_bytes("ready", str(time.time()).encode())
     except OSError as error:
@@ -90,7 +90,7 @@ def _storage(lab: Lab) -> str:
     return "ok"
 
 
-def _leads(lab: Lab, name: LeaseName) -> str:
+def _leads(lab: AppContext, name: LeaseName) -> str:
     try:
         with lab.database.reading() as session:
             clock = lab.database.clock(session)
@@ -100,7 +100,7 @@ def _leads(lab: Lab, name: LeaseName) -> str:
     return f"{wrong}; start one with `python -m service.processes.{name}`" if wrong else "ok"
 
 
-def _ray(lab: Lab) -> str:
+def _ray(lab: AppContext) -> str:
     token = lab.settings.ray_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:

@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.base import Frozen
-from service.api.deps import Lab, LabDep
+from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute
 from service.api.idempotency import IdempotencyKey
 from service.api.problems import ApiError
@@ -16,9 +16,9 @@ from service.db.tables import RunRow
 from service.domain import budget_limits
 from service.domain.artifact_dependencies import is_there
 from service.domain.budget_limits import AccountLimits
-from service.domain.budgets import LAB, Key, Scope
+from service.domain.budgets import LAB, AccountId, Scope
 from service.domain.queue_explain import queue_view
-from service.domain.run_controls import MAX_PRIORITY, Action, act, extend, prioritise
+from service.domain.run_controls import MAX_PRIORITY, Action, apply_action, extend, prioritise
 from service.domain.run_lifecycle import IllegalMove
 from service.domain.run_queries import run_detail
 from service.domain.submission import KeyReused
@@ -55,7 +55,7 @@ class BulkAction(Frozen):
 Change = Callable[[Session, RunRow], bool]
 
 
-def _change(lab: Lab, run_id: str, change: Change) -> bool:
+def _change(lab: AppContext, run_id: str, change: Change) -> bool:
     """Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
     try:
         with lab.database.writing() as session:
@@ -66,7 +66,7 @@ def _change(lab: Lab, run_id: str, change: Change) -> bool:
         raise ApiError("key-reused", str(error)) from error
 
 
-def _detail(lab: Lab, run_id: str) -> RunDetail:
+def _detail(lab: AppContext, run_id: str) -> RunDetail:
     with lab.database.reading() as session:
         found = run_detail(session, run_id, lab.principal.only_owner)
     if found is None:
@@ -96,7 +96,7 @@ def set_priority(run_id: str, body: Priority, lab: LabDep) -> RunDetail:
 @router.post("/runs/{run_id}/{action}")
 def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
     """Pause and cancel after the next checkpoint, kill now, resume, retry. Again: no change."""
-    _change(lab, run_id, lambda session, run: act(session, run, action))
+    _change(lab, run_id, lambda session, run: apply_action(session, run, action))
     return _detail(lab, run_id)
 
 
@@ -119,10 +119,10 @@ def _bulk_change(body: BulkAction, key: str | None) -> Change:
                 raise ApiError("invalid", "priority needs priority")
             return lambda session, run: prioritise(session, run, priority)
         case action:
-            return lambda session, run: act(session, run, action)
+            return lambda session, run: apply_action(session, run, action)
 
 
-def _result(lab: Lab, run_id: str, change: Change) -> ActionResult:
+def _result(lab: AppContext, run_id: str, change: Change) -> ActionResult:
     try:
         changed = _change(lab, run_id, change)
     except ApiError as error:
@@ -170,7 +170,10 @@ def change_limits(scope: Scope, name: Name, body: AccountLimits, lab: LabDep) ->
 
 
 def _limit(
-    lab: Lab, key: Key, body: AccountLimits, change: Callable[[Session, Key, AccountLimits], AccountView]
+    lab: AppContext,
+    key: AccountId,
+    body: AccountLimits,
+    change: Callable[[Session, AccountId, AccountLimits], AccountView],
 ) -> AccountView:
     if not lab.principal.may("admin"):
         raise ApiError("forbidden", "limits are set with a key of role admin")

@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
-from service.api.deps import Lab, LabDep
+from service.api.deps import AppContext, LabDep
 from service.api.problems import ApiError
 from service.api.untrusted_content import inert_headers, media_type_of
 from service.db.tables import RunRow
@@ -84,7 +84,7 @@ def read_history(
     return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
 
 
-def find_run(session: Session, lab: Lab, run_id: str) -> RunRow:
+def find_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
     """Raises ApiError where there is no such run, or none that the asker sees."""
     run = session.get(RunRow, run_id)
     if run is None or not visible_to(run, lab.principal.only_owner):
@@ -92,7 +92,7 @@ def find_run(session: Session, lab: Lab, run_id: str) -> RunRow:
     return run
 
 
-def _check_seen(lab: Lab, run_id: str) -> None:
+def _check_seen(lab: AppContext, run_id: str) -> None:
     with lab.database.reading() as session:
         find_run(session, lab, run_id)
 

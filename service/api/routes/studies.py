@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.plans import warmup_notes
 from grafting_core.specs.studies.study import StudyDocument
-from service.api.deps import Lab, LabDep
+from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, again_where_beaten, check_startable
 from service.api.problems import ApiError
@@ -22,7 +22,7 @@ from service.domain.studies import (
     move,
     spec_of_study,
 )
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_queries import study_detail, study_page
 from service.domain.study_report_paths import REPORT_FILES, report_folder
 from service.domain.study_samplers import sampler_record
@@ -42,7 +42,7 @@ def create(
     idempotency_key: IdempotencyKey,
 ) -> StudyAnswer:
     """Keep a study and begin it. The same Idempotency-Key gives the same study."""
-    spec = open_study(body.document)
+    spec = parse_feasible_study(body.document)
     check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
     sampler, owner = sampler_record(spec.sampler), lab.principal.owner
 
@@ -79,7 +79,7 @@ def show_study(study_id: str, lab: LabDep) -> StudyDetail:
         return study_detail(session, _seen(session, lab, study_id))
 
 
-def _seen(session: Session, lab: Lab, study_id: str) -> StudyRow:
+def _seen(session: Session, lab: AppContext, study_id: str) -> StudyRow:
     study = session.get(StudyRow, study_id)
     owner = lab.principal.only_owner
     if study is None or owner not in (None, study.owner):
@@ -87,7 +87,7 @@ def _seen(session: Session, lab: Lab, study_id: str) -> StudyRow:
     return study
 
 
-def _to_change(session: Session, lab: Lab, study_id: str) -> StudyRow:
+def _to_change(session: Session, lab: AppContext, study_id: str) -> StudyRow:
     """A study, locked. Raises ApiError: not-found where unseen, forbidden where not theirs."""
     study = _seen(session, lab, study_id)
     if not lab.principal.may_change(study.owner):

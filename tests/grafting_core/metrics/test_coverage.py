@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.coverage import DRAWING, Case, Share, coverage, exact_kid, main
+from benchmarks.coverage import DRAWING, Case, Shard, coverage, exact_kid, main
 from grafting_core.evaluation.metrics.kid import squared_mmd
 
 CASES = (Case(8, 60), Case(8, 60, shift=0.5, scale=1.2), Case(24, 200), Case(24, 200, shift=0.5, scale=1.2))
@@ -53,9 +53,9 @@ def test_the_table_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_a_cell_says_what_its_number_of_draws_leaves_open() -> None:
-    low, high = Share(95, 100).interval
+    low, high = Shard(95, 100).interval
     assert (low, high) == pytest.approx((0.8883, 0.9784), abs=1e-4)
-    assert Share(400, 400).interval[0] == pytest.approx(0.9905, abs=1e-4)
+    assert Shard(400, 400).interval[0] == pytest.approx(0.9905, abs=1e-4)
 
 
 def test_draws_that_are_kept_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.latencies import timed_parts
 from grafting_core.specs.studies.study import StudySpec
 from service.domain.studies import run_for, runs_of, spec_of_study, trials_of
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_queries import study_detail
 from service.studies.finals import name_of
 from service.studies.report import markdown
@@ -30,13 +30,13 @@ SPACE = {"attention": ["keep", "hyena_x"], "mlp": ["keep", {"kind": "mlp", "rati
 
 
 def with_table(**changes: object) -> StudySpec:
-    spec = open_study(study_document(**changes))
+    spec = parse_feasible_study(study_document(**changes))
     work = latency_work(spec, Budget())
     return timed(spec, [timed_row(work, part, EXTRAS.get(part.name, 0.0)) for part in work.parts])
 
 
 def test_the_table_has_a_row_for_everything_that_a_space_can_put_together() -> None:
-    spec = open_study(study_document(space={**SPACE, "parallel_pairs": "optional"}))
+    spec = parse_feasible_study(study_document(space={**SPACE, "parallel_pairs": "optional"}))
     names = [part.name for part in timed_parts(spec.space, backbone_cards()[spec.backbone.name])]
     own = ["rest", "attention mha", "mlp mlp"]
     assert names == [*own, "attention hyena_x", "mlp mlp(ratio=3)", "pairs"]
@@ -144,9 +144,11 @@ def test_latency_as_an_objective_is_weighed_like_any_cost(
 
 
 def test_a_second_study_of_the_same_space_finds_the_rows_of_the_first() -> None:
-    one, two = (open_study(study_document(name=name, limits={"latency": 0.9})) for name in ("one", "two"))
+    one, two = (
+        parse_feasible_study(study_document(name=name, limits={"latency": 0.9})) for name in ("one", "two")
+    )
     assert latency_work(one, Budget()).digest == latency_work(two, Budget()).digest
-    more = open_study(study_document(limits={"latency": 0.9}, resources={"cpus_per_worker": 2}))
+    more = parse_feasible_study(study_document(limits={"latency": 0.9}, resources={"cpus_per_worker": 2}))
     assert latency_work(more, Budget()).digest != latency_work(one, Budget()).digest
 
 

@@ -9,7 +9,7 @@ from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.studies.integer_program import Chosen, Proposer
 from grafting_core.specs.studies.space import Space
 from grafting_core.specs.studies.study import StudySpec
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from tests.support.builders import study_document
 
 SIX = {
@@ -19,7 +19,7 @@ SIX = {
 
 
 def opened(**changes: object) -> StudySpec:
-    return open_study(study_document(**changes))
+    return parse_feasible_study(study_document(**changes))
 
 
 def random_scores(space: Space, seed: int = 0) -> dict[str, float]:
@@ -110,7 +110,7 @@ def test_56_sites_of_8_kinds_are_solved() -> None:
     mlps = ["keep", *({"kind": "mlp", "ratio": ratio} for ratio in (1, 2, 3, 3.5, 5, 6, 8))]
     space = {"attention": [*choices, *windows], "mlp": mlps}
     document = study_document(space=space, backbone="dit-xl-2-256", limits={"flops": "<= 0.8x"})
-    spec = open_study({**document, "objectives": [{"minimize": "fid40"}]})
+    spec = parse_feasible_study({**document, "objectives": [{"minimize": "fid40"}]})
     assert len(spec.space.items) == 56 * 8
     proposer = Proposer(spec.space, random_scores(spec.space), spec.limits)
     assert proposer.meets(proposer.best())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grafting_core.specs.studies.space import Item
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.studies.predictor import LEAST_FINALS, RIDGE, Seen, fit, refined_scores
 from tests.support.builders import study_document
 
@@ -71,7 +71,7 @@ def test_what_is_missing_is_not_predicted() -> None:
 
 
 def test_scores_are_refined_by_what_mixes_say_beyond_their_sum() -> None:
-    spec = open_study(study_document())
+    spec = parse_feasible_study(study_document())
     items = [item for item in spec.space.items if not item.is_keep]
     chance = random.Random(0)
     scores = {item.key: chance.random() for item in items}

@@ -9,10 +9,10 @@ from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.domain.studies import create_study, move, submit_for
-from service.domain.study_feasibility import open_study
+from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_samplers import sampler_record
 from service.settings import Settings
-from service.studies.specs import fill_work
+from service.studies.specs import bank_fill_spec
 from service.tracking.runs import Forwarder
 from tests.support.builders import study_document
 
@@ -21,10 +21,10 @@ def test_runs_of_a_study_are_nested_under_one_parent(tmp_path: Path, sqlite_temp
     shutil.copy(sqlite_template, tmp_path / "graftlab.db")
     settings = Settings(data_dir=tmp_path, mlflow_url=f"sqlite:///{tmp_path / 'mlflow.db'}")
     database = Database(settings.database_url)
-    spec = open_study(study_document())
+    spec = parse_feasible_study(study_document())
     with database.writing() as session:
         study = create_study(session, spec, sampler_record(spec.sampler), "digest", None, "lab")
-        work = fill_work(spec, spec.budget)
+        work = bank_fill_spec(spec, spec.budget)
         assert work is not None
         submit_for(session, study, work, "fill", "bank")
     forwarder = Forwarder(settings, database, Storage(settings.storage))
