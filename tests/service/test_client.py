@@ -27,7 +27,7 @@ AGAIN: dict[str, Callable[[GraftlabClient], object]] = {
     "/analyses": lambda lab: lab.analyze({}),
     "/scions:fill": lambda lab: lab.fill({}),
     "/studies": lambda lab: lab.create_study({}),
-    "/actions": lambda lab: lab.apply_action("pause", ["r"]),
+    "/actions": lambda lab: lab.act("pause", ["r"]),
     "/runs": lambda lab: lab.runs(),
 }
 

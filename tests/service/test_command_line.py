@@ -135,7 +135,7 @@ def test_json_stands_alone_on_standard_output(lab: GraftlabClient, graft: Graft,
     design = tmp_path / "a.json"
     design.write_text(json.dumps(document()))
     run = json.loads(graft("submit", str(design), "--json")[1])["run_id"]
-    lab.apply_action("kill", [run])
+    lab.act("kill", [run])
     commands = ["ls", "queue", "budget", "leaderboard", "operators", "latencies", "keys ls", "webhook ls"]
     commands += [
         "bank ls",
@@ -160,7 +160,7 @@ def test_progress_of_a_run_that_is_waited_for_is_no_part_of_the_json(
     look = GraftlabClient.run
 
     def ended(self: GraftlabClient, run_id: str) -> Any:
-        self.apply_action("kill", [run_id])
+        self.act("kill", [run_id])
         return look(self, run_id)
 
     monkeypatch.setattr(GraftlabClient, "run", ended)

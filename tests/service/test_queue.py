@@ -14,7 +14,7 @@ from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AccountRow, AttemptRow, RunRow
 from service.domain.budget_limits import AccountLimits, set_limits
-from service.domain.budgets import live_use, settle, spent_accounts
+from service.domain.budgets import charge_attempt, live_use, spent_accounts
 from service.domain.queue_explain import queue_view
 from service.domain.run_controls import prioritise
 from service.domain.run_lifecycle import transition
@@ -57,7 +57,7 @@ def queue(session: Session, name: str, owner: str = "ann", **given: Any) -> RunR
 def end(session: Session, run: RunRow, spend: Usage) -> None:
     attempt = session.get_one(AttemptRow, (run.id, run.attempt))
     attempt.device_seconds, attempt.flops = spend.device_seconds, spend.flops
-    settle(session, run, attempt, None)
+    charge_attempt(session, run, attempt, None)
     transition(session, run, "FAILED", "internal_error")
 
 
@@ -208,8 +208,8 @@ def test_an_attempt_is_charged_once(database: Database, start: Callable[[], list
         run = session.get_one(RunRow, run_id)
         attempt = session.get_one(AttemptRow, (run_id, 1))
         attempt.device_seconds = 7.0
-        settle(session, run, attempt, None)
-        settle(session, run, attempt, None)
+        charge_attempt(session, run, attempt, None)
+        charge_attempt(session, run, attempt, None)
         assert session.get_one(AccountRow, ("lab", "lab")).device_seconds == 7.0
 
 

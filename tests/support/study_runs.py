@@ -32,8 +32,8 @@ from workers.group import run_stages
 from workers.stages import fill, measure
 from workers.stages.context import Context
 from workers.stages.distill_missing import module_of
-from workers.stages.screen import Rungs
-from workers.stages.screening_actor import Judge
+from workers.stages.screen import RungState
+from workers.stages.screening_actor import ScreeningModels
 
 SECONDS_A_RUN = 10.0
 EXTRAS = {"rest": -0.9, "attention hyena_x": -0.025, "mlp mlp(ratio=3)": -0.015, "pairs": 0.01}
@@ -107,7 +107,7 @@ class SimulatedCluster:
         return 1 + sum(EXTRAS[name] for name in names) + sum(EXTRAS["pairs"] for _ in design.pairs)
 
     def _screen(self, work: ScreeningSpec) -> None:
-        rungs = Rungs(work, self.storage)
+        rungs = RungState(work, self.storage)
         while places := list(rungs.open()):
             for index, rung in places:
                 self._judge(work, index, rung)
@@ -141,7 +141,7 @@ class InProcessCluster(SimulatedCluster):
                 self.backbone, bank, ScionSpec(backbone=work.backbone, part=part, plan=work.distill)
             )
 
-        Judge(work, self.storage, Screener(self.backbone, work.evaluate, scion))(index, rung)
+        ScreeningModels(work, self.storage, Screener(self.backbone, work.evaluate, scion))(index, rung)
 
     def _context(self, work: Job, run: str) -> Context:
         return context(Path(self.storage.uri), self.backbone, work, run)

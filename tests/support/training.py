@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from grafting_core.training.observer import Part
+from grafting_core.training.observer import StudentProgress
 
 
 class MemoryCheckpoints:
@@ -35,7 +35,7 @@ class StopAfter:
         self._now = step
         self._seen(step)
 
-    def parts(self, parts: Sequence[Part]) -> None:
+    def parts(self, parts: Sequence[StudentProgress]) -> None:
         return None
 
     def stop_requested(self) -> bool:

@@ -22,7 +22,7 @@ from workers.contract import (
     ticket_path,
     turn_path,
 )
-from workers.reuse import Host, receive_tickets
+from workers.reuse import WarmGroup, receive_tickets
 
 JOB = submission_id("r1", 1)
 
@@ -36,7 +36,7 @@ class Group:
 
     def __init__(self, folder: Path, first: RunTicket) -> None:
         self.storage, self.notes = Storage(str(folder)), list[str]()
-        self.host = Host(self.storage, first, self._begin)
+        self.host = WarmGroup(self.storage, first, self._begin)
         self.worker = threading.Thread(target=self._work, args=(first,), daemon=True)
         self.host.start()
         self.worker.start()

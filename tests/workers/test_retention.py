@@ -10,7 +10,7 @@ from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.migrate import upgrade
 from service.db.tables import RunRow
-from service.domain.run_controls import act, extend
+from service.domain.run_controls import apply_action, extend
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
 from service.scheduler.checkpoint_cleanup import Housekeeper
@@ -83,7 +83,7 @@ def test_it_is_retried_or_extended_to_the_same_bits(
     assert len(storage.names(kept)) == (1 if resumes else 0)
     with database.writing() as session:
         row = session.get_one(RunRow, run)
-        extend(session, row, 10.0) if ends == "STOPPED" else act(session, row, "retry")
+        extend(session, row, 10.0) if ends == "STOPPED" else apply_action(session, row, "retry")
         assert row.state == "QUEUED"
     train(context(folder, backbone, spec, run=run, attempt=2))
     starts = {

@@ -7,7 +7,7 @@ from grafting_core.specs.screening import ScreeningSpec
 from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from tests.support.training import StopAfter
-from workers.stages.screen import FINISHED, TRIES, Rungs, RungSearcher
+from workers.stages.screen import FINISHED, TRIES, RungSearcher, RungState
 
 NEVER = StopAfter(10**9)
 
@@ -24,7 +24,7 @@ def climb(folder: Path) -> RungSearcher:
         distill=designs[0].distill,
         evaluate=designs[0].evaluate,
     )
-    return RungSearcher(Rungs(spec, Storage(str(folder))), NEVER)
+    return RungSearcher(RungState(spec, Storage(str(folder))), NEVER)
 
 
 def test_a_hybrid_whose_worker_died_is_judged_again(tmp_path: Path) -> None:

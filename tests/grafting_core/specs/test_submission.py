@@ -7,7 +7,7 @@ import pytest
 
 from grafting_core.specs.backbone import DIT_XL_2_256
 from grafting_core.specs.documents.designs import parse_submission
-from grafting_core.specs.documents.edits import Editing, PairEdit
+from grafting_core.specs.documents.edits import EditResolver, PairEdit
 from grafting_core.specs.documents.errors import Problem, SpecError
 from grafting_core.specs.documents.parsing import read_document
 from grafting_core.specs.experiment import ExperimentSpec, scion_keys
@@ -77,7 +77,7 @@ def test_a_merge_is_a_scion_of_its_own_whatever_stands_inside_the_pair() -> None
 
 def test_an_odd_number_of_blocks_does_not_pair_up() -> None:
     card = DIT_XL_2_256.model_copy(update={"depth": 27})
-    editing = Editing(card, None)
+    editing = EditResolver(card, None)
     editing.take(0, PairEdit(parallel_pairs="all"))
     assert "27 blocks do not all find a partner" in editing.problems[0].message
 
