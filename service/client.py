@@ -274,7 +274,7 @@ class GraftlabClient(Transport):
     def wait_for_check(
         self, check_id: str, tell: Callable[[CheckView], None] = lambda check: None, poll_seconds: float = 0.5
     ) -> CheckView:
-        """The check once it has ended; `tell` hears of its progress."""
+        """Return the check once it has ended; `tell` is called with its progress."""
         while (check := self.check(check_id)).state == "RUNNING":
             tell(check)
             time.sleep(poll_seconds)

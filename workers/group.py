@@ -95,7 +95,7 @@ def run_stage(context: Context, stage: Stage) -> None:
     try:
         report = stage(context)
     except StopRequested as stop:
-        raise AttemptStoppedEarly(str(context.brake.reason())) from stop
+        raise AttemptStoppedEarly(str(context.stop_condition.reason())) from stop
     spend = difference(context.meter.total(), before)
     log.info("%s %s after %.1f device-seconds", report.stage, report.stop_cause, spend.device_seconds)
     if context.events is not None:

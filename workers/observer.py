@@ -73,10 +73,10 @@ class StageObserver:
     """Observes one stage of one attempt on rank 0."""
 
     def __init__(
-        self, stage: StageName, key: str, events: EventLog, meter: UsageMeter, brake: StopSource
+        self, stage: StageName, key: str, events: EventLog, meter: UsageMeter, stop_condition: StopSource
     ) -> None:
         self._stage, self._key = stage, key
-        self._events, self._meter, self._brake = events, meter, brake
+        self._events, self._meter, self._stop_condition = events, meter, stop_condition
         self._first: int | None = None
         self._began = self._shown = time.monotonic()
         self._parts: Sequence[StudentProgress] = ()
@@ -122,7 +122,7 @@ class StageObserver:
         return self._meter.total()
 
     def stop_requested(self) -> bool:
-        return self._brake.reason() is not None
+        return self._stop_condition.reason() is not None
 
 
 def _progress_of(part: StudentProgress, pace: float) -> PartProgress:

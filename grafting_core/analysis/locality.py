@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import visited
+from grafting_core.backbones.capture import capture_operators
 from grafting_core.diffusion.sampling import sample_latents
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.site import GraftSite
@@ -54,21 +54,21 @@ def locality_profile(
 
     Raises StopRequested (after a checkpoint) when asked to stop.
     """
-    wanted, hears, keeps = (
+    wanted, reporter, checkpointer = (
         samples or protocol.samples,
         observer or NullObserver(),
         checkpoints or NoCheckpoints(),
     )
     gauges = _gauges(backbone, bands)
-    first = _resume(gauges, keeps)
-    hears.progress(first, wanted, {})
+    first = _resume(gauges, checkpointer)
+    reporter.progress(first, wanted, {})
     while first < wanted:
         indices = range(first, min(first + protocol.micro_batch, wanted))
-        with visited(backbone, gauges):
+        with capture_operators(backbone, gauges):
             sample_latents(backbone, backbone.transformer, protocol, indices)
         first = indices.stop
-        hears.progress(first, wanted, {})
-        _pause(gauges, first, wanted, hears, keeps)
+        reporter.progress(first, wanted, {})
+        _pause(gauges, first, wanted, reporter, checkpointer)
     means = [gauge.mean.tolist() for gauge in gauges.values()]
     return {band: [mean[index] for mean in means] for index, band in enumerate(bands)}
 

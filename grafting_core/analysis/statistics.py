@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import ActivationHook, visited
+from grafting_core.backbones.capture import ActivationHook, capture_operators
 from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.specs.site import GraftSite
 
@@ -49,11 +49,11 @@ def _pass(
     latents: Latents,
     num_samples: int,
     seed: int,
-    visitors: Mapping[GraftSite, ActivationHook],
+    hooks: Mapping[GraftSite, ActivationHook],
 ) -> None:
     for index, start in enumerate(range(0, num_samples, BATCH)):
         batch = latents.batch("statistics", seed, index, min(BATCH, num_samples - start)).to(backbone.device)
-        with visited(backbone, visitors):
+        with capture_operators(backbone, hooks):
             predict_batch(backbone, batch)
 
 

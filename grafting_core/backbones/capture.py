@@ -12,47 +12,47 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.specs.site import GraftSite
 
 ActivationHook = Callable[[Tensor, Tensor], None]
-"""Called with a region's input [B, T, D_in] and output [B, T, D]."""
+"""Called with a point's input [B, T, D_in] and output [B, T, D]."""
 
 
 class CapturePoint(Protocol):
-    """A part of the backbone that new modules learn to imitate. Hashable; equal regions are watched once."""
+    """A part of the backbone that new modules learn to imitate. Hashable; equal points are captured once."""
 
     def __hash__(self) -> int: ...
 
-    def watch(self, backbone: Backbone, visitor: ActivationHook) -> Sequence[RemovableHandle]:
-        """Call `visitor` in every forward once the output is there; removing the handles ends that."""
+    def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
+        """Call `hook` in every forward once the output is there; removing the handles ends that."""
 
 
 @dataclass(frozen=True)
 class OperatorCapture:
-    """The operator standing at one site: its input and its output."""
+    """Input and output of the operator at one site."""
 
     site: GraftSite
 
-    def watch(self, backbone: Backbone, visitor: ActivationHook) -> Sequence[RemovableHandle]:
-        return [backbone.get_operator(self.site).register_forward_hook(_hook(visitor))]
+    def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
+        return [backbone.get_operator(self.site).register_forward_hook(_hook(hook))]
 
 
 @contextmanager
-def capture(backbone: Backbone, visitors: Mapping[CapturePoint, ActivationHook]) -> Iterator[None]:
-    """While open, every forward calls each region's visitor; nothing is kept, nothing is changed."""
+def capture(backbone: Backbone, hooks: Mapping[CapturePoint, ActivationHook]) -> Iterator[None]:
+    """Within the context, every forward calls each capture point's hook; outputs are not changed."""
     with ExitStack() as stack:
-        for region, visitor in visitors.items():
-            for handle in region.watch(backbone, visitor):
+        for point, hook in hooks.items():
+            for handle in point.register(backbone, hook):
                 stack.callback(handle.remove)
         yield
 
 
 @contextmanager
-def visited(backbone: Backbone, visitors: Mapping[GraftSite, ActivationHook]) -> Iterator[None]:
-    """`watched` for the operators at these sites."""
-    with capture(backbone, {OperatorCapture(site): visitor for site, visitor in visitors.items()}):
+def capture_operators(backbone: Backbone, hooks: Mapping[GraftSite, ActivationHook]) -> Iterator[None]:
+    """`capture` for the operators at these sites."""
+    with capture(backbone, {OperatorCapture(site): hook for site, hook in hooks.items()}):
         yield
 
 
-def _hook(visitor: ActivationHook) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        visitor(inputs[0], output)
+def _hook(hook: ActivationHook) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        hook(inputs[0], output)
 
-    return hook
+    return forward_hook

@@ -1,6 +1,6 @@
 """Stage 1: new operators learn to imitate the old ones on the unedited backbone's activations (Eq. 2).
 
-One teacher forward serves all candidates. Each has its own optimiser, clipping, rate, loss, first weights and
+One teacher forward serves all students. Each has its own optimiser, clipping, rate, loss, first weights and
 reason to stop, and its backward runs inside the teacher's hook, so activation memory does not grow with their
 number and the weights are those of distilling it alone.
 """
@@ -28,7 +28,7 @@ READ_EVERY = 8
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A candidate's end: weights (none where it diverged) and normalised squared error on held-out images.
+    """A student's result: weights (none where it diverged) and normalised squared error on held-out images.
 
     `errors` as `held_out_errors` has them. `curve` is (step, loss) pairs. `seconds` is its share of the pass.
     """
@@ -51,26 +51,26 @@ Done = Callable[[StudentSpec, DistillResult], None]
 
 def distill(
     backbone: Backbone,
-    candidates: Sequence[StudentSpec],
+    specs: Sequence[StudentSpec],
     latents: Latents,
     held_out: Latents,
     *,
     observer: PassObserver,
     checkpoints: Checkpointer,
-    done: Done = lambda candidate, result: None,
+    done: Done = lambda spec, result: None,
     micro_batches: int = 1,
 ) -> dict[str, DistillResult]:
-    """Distil every candidate in one pass of the teacher; `done` hears of each as soon as it has ended.
+    """Distil every student in one pass of the teacher; `done` is called for each as soon as it has ended.
 
     Operators learn from `latents`; their errors are measured on `held_out`, images that training never sees.
 
     Candidates may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
     or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
-    where the checkpoint has them. Raises ValueError for candidates of several streams or of equal keys,
+    where the checkpoint has them. Raises ValueError for students of several streams or of equal keys,
     StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.
     """
-    _check(candidates)
-    students = [Student(candidate, backbone) for candidate in candidates]
+    _check(specs)
+    students = [Student(spec, backbone) for spec in specs]
     for student in students:
         student.micro_batches = micro_batches
     _resume(students, checkpoints)
@@ -91,16 +91,19 @@ def distill(
         _checkpoint_or_stop(students, observer, checkpoints, step + 1)
 
 
-def _check(candidates: Sequence[StudentSpec]) -> None:
-    streams = {candidate.plan.stream for candidate in candidates}
+def _check(specs: Sequence[StudentSpec]) -> None:
+    streams = {spec.plan.stream for spec in specs}
     if len(streams) > 1:
-        raise ValueError(f"candidates of one pass learn from one stream, not from {len(streams)}: {streams}")
-    if len({candidate.key for candidate in candidates}) < len(candidates):
-        raise ValueError("candidates of one pass have keys of their own; one key is given twice")
+        raise ValueError(f"students of one pass learn from one stream, not from {len(streams)}: {streams}")
+    if len({spec.key for spec in specs}) < len(specs):
+        raise ValueError("students of one pass have keys of their own; one key is given twice")
 
 
 def _lowest_step(students: Students, total: int) -> int:
-    """Where the hindmost stands: who was not in the checkpoint catches up before the others go on."""
+    """Lowest step of all students that still train.
+
+    One that is missing from the checkpoint restarts at 0 and trains alone until it has caught up.
+    """
     return min((each.record.step for each in students if each.learning), default=total)
 
 
@@ -128,7 +131,7 @@ def settle(students: Students) -> None:
 def _report(students: Students, observer: PassObserver, step: int, total: int) -> None:
     if not any(each.unread for each in students):
         observer.parts([_part(each) for each in students])
-    losses = {f"loss/{each.candidate.name}": each.record.loss for each in students if each.record.curve}
+    losses = {f"loss/{each.spec.name}": each.record.loss for each in students if each.record.curve}
     mean = {"loss": sum(losses.values()) / len(losses)} if losses else {}
     observer.progress(step, total, {**mean, **losses})
 
@@ -136,7 +139,7 @@ def _report(students: Students, observer: PassObserver, step: int, total: int) -
 def _part(student: Student) -> StudentProgress:
     record = student.record
     return StudentProgress(
-        name=student.candidate.name,
+        name=student.spec.name,
         step=record.step,
         total_steps=student.plan.steps,
         loss=record.loss,
@@ -170,18 +173,18 @@ def _finish_stopped(
     results: dict[str, DistillResult],
     done: Done,
 ) -> None:
-    """Examine who has ended since the last time, together."""
-    ended = [each for each in students if not each.learning and each.candidate.key not in results]
+    """Measure the held-out errors of the students that ended since the last call, in one pass."""
+    ended = [each for each in students if not each.learning and each.spec.key not in results]
     sound = {
-        each.candidate.key: (each.candidate.region, each.module)
+        each.spec.key: (each.spec.capture_point, each.module)
         for each in ended
         if each.record.ending != "diverged"
     }
     errors = held_out_errors(backbone, sound, ended[0].plan, held_out) if sound else {}
     for each in ended:
-        _check_finite(each, errors.get(each.candidate.key, {}))
-        results[each.candidate.key] = _result(each, errors.get(each.candidate.key, {}))
-        done(each.candidate, results[each.candidate.key])
+        _check_finite(each, errors.get(each.spec.key, {}))
+        results[each.spec.key] = _result(each, errors.get(each.spec.key, {}))
+        done(each.spec, results[each.spec.key])
 
 
 def _check_finite(student: Student, errors: dict[str, float]) -> None:

@@ -43,9 +43,10 @@ def held_out_errors(
         size = min(HELD_OUT_BATCH, plan.held_out - index)
         batch = held_out.batch("held-out", plan.seed, index, size)
         error_sums: dict[CapturePoint, _ErrorSums] = {}
-        for key, (region, module) in modules.items():
-            panel = error_sums.setdefault(region, _ErrorSums(timestep_bins(batch.timesteps, total), []))
-            panel.modules.append((module, sums[key]))
+        for key, (capture_point, module) in modules.items():
+            bins = timestep_bins(batch.timesteps, total)
+            at_point = error_sums.setdefault(capture_point, _ErrorSums(bins, []))
+            at_point.modules.append((module, sums[key]))
         with capture(backbone, error_sums):
             predict_batch(backbone, batch.to(backbone.device))
     return {key: _named_errors(summed, total) for key, summed in sums.items()}
@@ -53,7 +54,7 @@ def held_out_errors(
 
 @dataclass(frozen=True)
 class _ErrorSums:
-    """Adds squared error and squared target of every module at one region to its timestep bins."""
+    """Adds squared error and squared target of every module at one capture point to its timestep bins."""
 
     bins: Tensor
     modules: list[tuple[nn.Module, Tensor]]

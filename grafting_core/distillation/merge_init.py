@@ -67,7 +67,7 @@ class _NormalEquations:
 
 
 def merge_student(pair: ParallelPair, plan: DistillPlan, key: str, start: nn.Linear) -> StudentSpec:
-    """The merge of one pair, to be distilled beside all other candidates; `start` stays as it is."""
+    """The merge of one pair, to be distilled beside all other students; `start` stays as it is."""
     build: Callable[[Backbone], nn.Module] = partial(_copy, start=start)
     return StudentSpec(key, str(pair), PairCapture(pair), build, plan, PAIR_LOSS)
 

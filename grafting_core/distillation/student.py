@@ -32,21 +32,21 @@ CURVE_POINTS = 100
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What is to be distilled: a module, built by `build`, that imitates `region` under its own plan.
+    """What is to be distilled: a module, built by `build`, that imitates `capture_point` under its own plan.
 
-    `key` tells candidates of a pass apart (the scion's); `name` is for people.
+    `key` tells students of a pass apart (the scion's); `name` is for people.
     """
 
     key: str
     name: str
-    region: CapturePoint
+    capture_point: CapturePoint
     build: Callable[[Backbone], nn.Module]
     plan: DistillPlan
     loss: Loss
 
 
 def replacement_student(edit: ReplaceOperator, plan: DistillPlan, key: str) -> StudentSpec:
-    """The candidate of one replaced operator."""
+    """The student of one replaced operator."""
     build = partial(_new_operator, edit=edit, seed=plan.first_weights_seed)
     loss = plan.loss_for(edit.site.slot)
     return StudentSpec(
@@ -60,7 +60,7 @@ def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Mo
 
 @dataclass
 class TrainState:
-    """How far an apprentice is and how it went; everything beside weights and optimiser state."""
+    """Training state of a student other than weights and optimiser state."""
 
     step: int = 0
     ending: StopReason | None = None
@@ -76,11 +76,11 @@ class TrainState:
 
 
 class Student:
-    """A candidate's module between two steps. Losses stay on the device until `settle` reads them."""
+    """A student's module between two steps. Losses stay on the device until `settle` reads them."""
 
-    def __init__(self, candidate: StudentSpec, backbone: Backbone) -> None:
-        self.candidate, self.plan = candidate, candidate.plan
-        self.module = candidate.build(backbone).to(backbone.device).train()
+    def __init__(self, spec: StudentSpec, backbone: Backbone) -> None:
+        self.spec, self.plan = spec, spec.plan
+        self.module = spec.build(backbone).to(backbone.device).train()
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
         self.record = TrainState(ending=None if self.plan.steps else "completed")
         self.unread: list[Tensor] = []
@@ -98,7 +98,7 @@ class Student:
         return step == self.plan.steps or bool(patience and step % patience == 0)
 
     def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
-        """One optimiser step, taken while the teacher's forward passes the region."""
+        """One optimiser step, taken while the teacher's forward passes the capture point."""
         plan, step = self.plan, self.record.step
         loss = self._accumulate(hidden_BTD.detach(), target_BTD.detach().float())
         self.unread.append(loss.detach())
@@ -109,7 +109,7 @@ class Student:
         rate = learning_rate(plan.learning_rate, plan.schedule, plan.warmup_steps, step, plan.steps)
         set_rate(self.optimiser, rate)
         self.optimiser.step()
-        # Freed at once: the next apprentice needs the memory before this one does again.
+        # Freed at once: the next student needs the memory before this one does again.
         self.optimiser.zero_grad(set_to_none=True)
 
     def _accumulate(self, hidden_BTD: Tensor, target_BTD: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Student:
         for hidden, target in parts:
             with torch.enable_grad(), autocast(hidden.device, self.plan.precision):
                 output = self.module(hidden)
-                loss = regression_loss(self.candidate.loss, output.float(), target, square)
+                loss = regression_loss(self.spec.loss, output.float(), target, square)
                 loss = loss * (len(hidden) / len(hidden_BTD))
             total += loss.detach()
             if loss.requires_grad:
@@ -162,7 +162,7 @@ class Student:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Everything that resuming needs, under flat names; nothing but the record of one that diverged."""
-        prefix = f"{self.candidate.key}/"
+        prefix = f"{self.spec.key}/"
         yield f"{prefix}record", _encoded(self.record)
         if self.record.ending != "diverged":
             for name, value in self.module.state_dict().items():
@@ -170,8 +170,8 @@ class Student:
             yield from optimiser_tensors(self.optimiser, f"{prefix}optimiser/")
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`; nothing happens where this candidate is not among them."""
-        prefix = f"{self.candidate.key}/"
+        """Undo `tensors`; nothing happens where this student is not among them."""
+        prefix = f"{self.spec.key}/"
         if f"{prefix}record" not in tensors:
             return
         self.record = _decoded(tensors[f"{prefix}record"])

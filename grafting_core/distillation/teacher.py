@@ -1,4 +1,4 @@
-"""Where apprentices see the teacher: in a fresh forward every step, or in features stored once."""
+"""The teacher's activations at each capture point: from a new forward every step, or from stored features."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ Students = Sequence[Student]
 
 
 class TeacherFeatures(Protocol):
-    """A source of lessons."""
+    """Gives the students the teacher's inputs and outputs."""
 
     def step_students(self, step: int, students: Students) -> None:
-        """Every pupil takes step i on the same batch."""
+        """Take step i with every student, on the same batch."""
 
 
 def teacher_features(
@@ -30,12 +30,12 @@ def teacher_features(
     """As the plan's `features` say."""
     if plan.features == "fresh":
         return OnlineFeatures(backbone, plan, latents)
-    return CachedFeatures(backbone, plan, latents, [each.candidate.region for each in students])
+    return CachedFeatures(backbone, plan, latents, [each.spec.capture_point for each in students])
 
 
 @dataclass(frozen=True)
 class _StudentsAtPoint:
-    """All pupils at one region; each learns before the next one begins, so memory does not add up."""
+    """Trains the students of one capture point in turn, so that only one student's activations are alive."""
 
     students: list[Student]
 
@@ -47,7 +47,7 @@ class _StudentsAtPoint:
 def _by_capture_point(students: Students) -> dict[CapturePoint, _StudentsAtPoint]:
     classes: dict[CapturePoint, _StudentsAtPoint] = {}
     for student in students:
-        classes.setdefault(student.candidate.region, _StudentsAtPoint([])).students.append(student)
+        classes.setdefault(student.spec.capture_point, _StudentsAtPoint([])).students.append(student)
     return classes
 
 
@@ -59,7 +59,7 @@ def _run_teacher(backbone: Backbone, plan: DistillPlan, batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class OnlineFeatures:
-    """One forward of the teacher a step, on new noise and timesteps, serves every pupil (paper Eq. 2)."""
+    """One forward of the teacher a step, on new noise and timesteps, serves every student (paper Eq. 2)."""
 
     backbone: Backbone
     plan: DistillPlan
@@ -74,14 +74,17 @@ class OnlineFeatures:
 class CachedFeatures:
     """The paper's recipe: each image noised once, its features kept in half precision, epochs over them.
 
-    Takes 4 * images * tokens * width bytes of main memory for every region with equal input and output width.
+    Takes 4 * images * tokens * width bytes of main memory for every capture point whose input and output have
+    the same width.
     """
 
     def __init__(
-        self, backbone: Backbone, plan: DistillPlan, latents: Latents, regions: Iterable[CapturePoint]
+        self, backbone: Backbone, plan: DistillPlan, latents: Latents, capture_points: Iterable[CapturePoint]
     ) -> None:
         self._device, self._plan, self._latents = backbone.device, plan, latents
-        self._caches: dict[CapturePoint, _FeatureCache] = {region: _FeatureCache() for region in regions}
+        self._caches: dict[CapturePoint, _FeatureCache] = {
+            capture_point: _FeatureCache() for capture_point in capture_points
+        }
         for first in range(0, len(latents), plan.batch_size):
             size = min(plan.batch_size, len(latents) - first)
             batch = latents.batch("stored", plan.seed, first // plan.batch_size, plan.batch_size)
@@ -92,13 +95,13 @@ class CachedFeatures:
 
     def step_students(self, step: int, students: Students) -> None:
         rows = self._latents.rows("distill", self._plan.seed, step, self._plan.batch_size)
-        for region, train in _by_capture_point(students).items():
-            train(*(tensor.to(self._device).float() for tensor in self._caches[region].at(rows)))
+        for capture_point, train in _by_capture_point(students).items():
+            train(*(tensor.to(self._device).float() for tensor in self._caches[capture_point].at(rows)))
 
 
 @dataclass
 class _FeatureCache:
-    """Inputs and outputs of one region, in the order of extraction."""
+    """Inputs and outputs of one capture point, in the order of extraction."""
 
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)

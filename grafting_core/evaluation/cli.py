@@ -99,21 +99,21 @@ def _published(folder: Path) -> Model:
 
 def _judge_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
-    looker = _looker(request, backbone)
-    dims = _check_size(looker, backbone.image_size)
-    reference = _fitting(_reference(request, looker, backbone), dims)
+    feature_network = _feature_network(request, backbone)
+    dims = _check_size(feature_network, backbone.image_size)
+    reference = _fitting(_reference(request, feature_network, backbone), dims)
     fingerprint = own_fingerprint(backbone.card.digest, protocol)
     if request.reference is not None or request.source is not None:
         fingerprint = fingerprint.model_copy(
-            update={"feature_network": looker.digest, "reference": reference.digest}
+            update={"feature_network": feature_network.digest, "reference": reference.digest}
         )
-    chunks = [*_chunks(request, backbone, network, looker)]
-    return finish(chunks, reference, fingerprint, recognises(backbone, looker))
+    chunks = [*_chunks(request, backbone, network, feature_network)]
+    return finish(chunks, reference, fingerprint, recognises(backbone, feature_network))
 
 
-def _check_size(looker: FeatureNetwork, size: tuple[int, int]) -> int:
+def _check_size(feature_network: FeatureNetwork, size: tuple[int, int]) -> int:
     """How many features the network gives of such images. Raises ValueError where it takes others alone."""
-    features = extract(looker, np.zeros((1, *size, 3), np.uint8), 1)
+    features = extract(feature_network, np.zeros((1, *size, 3), np.uint8), 1)
     return int(features.pool.shape[1])
 
 
@@ -125,45 +125,51 @@ def _fitting(reference: Reference, dims: int) -> Reference:
     return reference
 
 
-def _looker(request: EvaluateRequest, backbone: Backbone) -> FeatureNetwork:
+def _feature_network(request: EvaluateRequest, backbone: Backbone) -> FeatureNetwork:
     if request.source is not None:
         return load_network(request.protocol.feature_network, backbone.device, request.source)
     return feature_network_for(backbone, request.protocol)
 
 
 def _chunks(
-    request: EvaluateRequest, backbone: Backbone, network: nn.Module, looker: FeatureNetwork
+    request: EvaluateRequest, backbone: Backbone, network: nn.Module, feature_network: FeatureNetwork
 ) -> Iterator[EvaluatedChunk]:
     protocol = request.protocol
     size = 2 * protocol.micro_batch
     for first in range(0, protocol.samples, size):
         count = min(size, protocol.samples - first)
-        yield evaluate_chunk(backbone, network, protocol, first, count, network=looker)
+        yield evaluate_chunk(backbone, network, protocol, first, count, network=feature_network)
         print(f"sampled {first + count} of {protocol.samples}", file=sys.stderr)
 
 
-def _reference(request: EvaluateRequest, looker: FeatureNetwork, backbone: Backbone | None) -> Reference:
+def _reference(
+    request: EvaluateRequest, feature_network: FeatureNetwork, backbone: Backbone | None
+) -> Reference:
     """What the request names, or the backbone's own images."""
     named = request.reference
     if named in backbone_cards():
-        return training_reference(backbone_cards()[str(named)], looker)
+        return training_reference(backbone_cards()[str(named)], feature_network)
     if named is not None:
         path = Path(named)
-        return make_reference(open_images(path), looker) if path.is_dir() else load_reference(path, looker)
+        return (
+            make_reference(open_images(path), feature_network)
+            if path.is_dir()
+            else load_reference(path, feature_network)
+        )
     if backbone is None or backbone.card.dataset is None:
         raise ValueError(f"{request.subject} brings no reference of its own; name one with --reference")
-    return training_reference(backbone.card, looker)
+    return training_reference(backbone.card, feature_network)
 
 
 def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationReport:
     """Every image of the set, under the name of its count; how they were sampled, nobody can tell."""
     protocol = request.protocol.model_copy(update={"samples": images.count})
-    looker = load_network(protocol.feature_network, _device(), request.source)
-    dims = _check_size(looker, images.size)
-    reference = _fitting(_reference(request, looker, None), dims)
+    feature_network = load_network(protocol.feature_network, _device(), request.source)
+    dims = _check_size(feature_network, images.size)
+    reference = _fitting(_reference(request, feature_network, None), dims)
     parts, hashes = [], []
     for batch in reported(images, protocol.micro_batch):
-        parts.append(extract(looker, batch, protocol.micro_batch))
+        parts.append(extract(feature_network, batch, protocol.micro_batch))
         hashes.append(hashes_of(batch))
     figures = measure(reference, joined(parts), protocol)
     return EvaluationReport(
@@ -171,7 +177,7 @@ def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationRepor
             recipe=RECIPE_VERSIONS["evaluate"],
             subject="",
             protocol=protocol,
-            feature_network=looker.digest,
+            feature_network=feature_network.digest,
             reference=reference.digest,
         ),
         values=figures.values,
@@ -184,8 +190,8 @@ def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationRepor
 
 def make(request: ReferenceRequest) -> ReferenceView:
     """Write the reference; the file is whole or not there."""
-    looker = load_network(request.feature_network, _device(), request.source)
-    made = make_reference(open_images(Path(request.images)), looker)
+    feature_network = load_network(request.feature_network, _device(), request.source)
+    made = make_reference(open_images(Path(request.images)), feature_network)
     output = Path(request.output)
     Storage(str(output.resolve().parent)).write_bytes(output.name, made.packed())
     return show(ShowRequest(file=request.output)).model_copy(update={"notes": made.notes})

@@ -64,7 +64,7 @@ class DistillPlan(Frozen):
 
     @property
     def stream(self) -> tuple[str | int, ...]:
-        """What operators distilled in one pass have in common: the batches they see and are examined on."""
+        """What operators distilled in one pass share: the batches of training and of the held-out error."""
         return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed
 
     @property

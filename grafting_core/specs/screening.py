@@ -21,7 +21,8 @@ SCREENING_RECIPE = 1
 class ScreeningSpec(Frozen):
     """Designs whose scions are in the bank, in order of proposal; `costs` beside each are further objectives.
 
-    Of those on one rung the best `1 / reduction` climb to the next, front by front (`halving`).
+    Of those on one rung the best `1 / reduction` are promoted to the next, front by front
+    (`specs.studies.selection`).
     """
 
     kind: Literal["screening"] = "screening"
@@ -43,7 +44,7 @@ class ScreeningSpec(Frozen):
         return digest({"screening": fields_of(self, exclude={"name", "budget", "resources"})})
 
     def survivors_of(self, count: int) -> int:
-        """How many of `count` climb on."""
+        """How many of `count` are promoted to the next rung."""
         return ceil(count / self.reduction)
 
     def result_key(self, design: GraftDesign, rung: Rung) -> str:

@@ -58,14 +58,14 @@ class PairCapture:
 
     pair: ParallelPair
 
-    def watch(self, backbone: Backbone, visitor: ActivationHook) -> Sequence[RemovableHandle]:
-        """Call `visitor` in every forward, once the second block is done; removing the handles ends it."""
+    def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
+        """Call `hook` in every forward, once the second block is done; removing the handles ends it."""
         blocks = backbone.family.blocks(backbone.transformer)
         first, second = (blocks[block] for block in self.pair.blocks)
-        watch = _PairActivations(second, visitor)
+        activations = _PairActivations(second, hook)
         return [
-            first.register_forward_pre_hook(watch.enter, with_kwargs=True),
-            second.register_forward_hook(watch.leave, with_kwargs=True),
+            first.register_forward_pre_hook(activations.enter, with_kwargs=True),
+            second.register_forward_hook(activations.leave, with_kwargs=True),
         ]
 
 
@@ -74,7 +74,7 @@ class _PairActivations:
     """Keeps the pair's input until the second block has run."""
 
     second: nn.Module
-    visitor: ActivationHook
+    hook: ActivationHook
     entered: Tensor | None = None
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class _PairActivations:
         with without_hooks(self.second):
             beside_BTD = self.second(self.entered, *args[1:], **kwargs)
         self.entered = None
-        self.visitor(torch.cat([args[0], beside_BTD], dim=-1), output)
+        self.hook(torch.cat([args[0], beside_BTD], dim=-1), output)
 
 
 @contextmanager

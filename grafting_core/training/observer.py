@@ -13,7 +13,7 @@ class StopRequested(Exception):
 
 
 class Observer(Protocol):
-    """Hears of every step. Calls are cheap: the observer decides what to pass on and when."""
+    """Is called at every step. Calls are cheap: the observer decides what to pass on and when."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """`step` of `total_steps` are done; `values` are figures. The first call is the start."""
@@ -36,7 +36,7 @@ class StudentProgress:
 
 
 class PassObserver(Observer, Protocol):
-    """Hears of every part of a pass as well."""
+    """Is told the progress of every student of a pass as well."""
 
     def parts(self, parts: Sequence[StudentProgress]) -> None:
         """Where each part is by now; called every few steps, before `progress`."""
@@ -59,7 +59,7 @@ class Checkpointer(Protocol):
 
 
 class NullObserver:
-    """An observer that hears nothing and never asks to stop."""
+    """An observer that ignores every call and never requests a stop."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         return None

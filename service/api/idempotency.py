@@ -36,7 +36,7 @@ IdempotencyKey = Annotated[str | None, Depends(_usable)]
 
 
 def check_startable(lab: AppContext, work: Job) -> None:
-    """Refuse at the door what the lab could never start. Raises ApiError or SpecError."""
+    """Refuse at submission what the lab could never start. Raises ApiError or SpecError."""
     if backbone_cards()[work.backbone.name].weights is None:
         name = work.backbone.name
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")

@@ -71,7 +71,7 @@ class TrialRow(Base):
     score: Mapped[float]
     """Sum of replace-one scores when it was proposed."""
     screened: Mapped[dict[str, Any]]
-    """Rung -> number, as far as it climbed."""
+    """Rung -> value, for every rung that was evaluated."""
     final: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """Figures of the evaluation after finetuning."""
     predicted: Mapped[float | None]

@@ -1,4 +1,4 @@
-"""Agreement of the fidelity ladder's rungs, and latency by hardware, over the newest standings."""
+"""Agreement of the fidelity ladder's rungs, and latency by hardware, over the newest leaderboard entries."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

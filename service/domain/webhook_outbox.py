@@ -190,14 +190,14 @@ def claim(session: Session, webhook_id: int, clock: float, patience: RetrySchedu
 
 
 def note(
-    session: Session, letter: ClaimedDelivery, status: int | None, error: str | None, *, final: bool
+    session: Session, delivery: ClaimedDelivery, status: int | None, error: str | None, *, final: bool
 ) -> None:
     """Record what came of sending; `final`: nothing more is tried. What was ended meanwhile stays so."""
     delivered = status is not None and 200 <= status < 300
     values: dict[str, Any] = {"status": status, "error": None if delivered else error and error[:300]}
     if delivered or final:
         values |= {"state": "DELIVERED" if delivered else "FAILED", "ended_at": now()}
-    row = (DeliveryRow.id == letter.id) & (DeliveryRow.state == "PENDING")
+    row = (DeliveryRow.id == delivery.id) & (DeliveryRow.state == "PENDING")
     session.execute(update(DeliveryRow).where(row).values(**values))
 
 

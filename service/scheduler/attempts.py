@@ -115,7 +115,7 @@ class AttemptReconciler:
     def _place(self, ticket: RunTicket) -> tuple[str, int]:
         """Job and turn of an attempt: what was decided before, else a host that waits, else a job of its own.
 
-        Written down before anybody hears of it, so that a repetition after a crash decides the same.
+        Recorded before it is acted on, so that a repetition after a crash decides the same.
         """
         host = self._hosts.find(ticket)
         with self._control.leading() as session:

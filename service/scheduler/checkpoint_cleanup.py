@@ -16,7 +16,7 @@ RUNS = 200
 PAUSE_SECONDS = 5.0
 
 
-class Housekeeper:
+class CheckpointCleaner:
     """Level-triggered: runs are looked through once after their end and once more when they come of age."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
@@ -60,5 +60,5 @@ class Housekeeper:
 
 def clean_up_checkpoints(control: Control, ended: threading.Event) -> threading.Thread:
     """Start the thread that does it as long as this process leads."""
-    keeper = Housekeeper(control.settings, control.database, control.storage)
-    return run_periodically(control, ended, "housekeeping", PAUSE_SECONDS, keeper.round)
+    keeper = CheckpointCleaner(control.settings, control.database, control.storage)
+    return run_periodically(control, ended, "checkpoint clean-up", PAUSE_SECONDS, keeper.round)

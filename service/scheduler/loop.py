@@ -32,7 +32,7 @@ class Scheduler:
     def __init__(self, control: ClusterControl) -> None:
         self.control = control
         self.hosts = WarmWorkerPool(control.storage, control.cluster)
-        self.tender = AttemptReconciler(control, self.hosts)
+        self.reconciler = AttemptReconciler(control, self.hosts)
         self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
@@ -41,7 +41,7 @@ class Scheduler:
     def round(self) -> None:
         """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
         if not self.control.lease.claim():
-            self.tender.forget()
+            self.reconciler.forget()
             self._aside_told = False
             return
         for step in (self._tend_all, self._end_orphans, self.admit):
@@ -65,8 +65,8 @@ class Scheduler:
             clock = self.control.database.clock(session)
         for attempt in live:
             self._tend(attempt, clock, stops.get(attempt.run_id))
-        self.tender.forget_all_but(live)
-        alive = self.tender.alive(live)
+        self.reconciler.forget_all_but(live)
+        alive = self.reconciler.alive(live)
         if alive:
             with self.control.leading() as session:
                 until = self.control.database.clock(session) + self.control.settings.silence_seconds
@@ -77,12 +77,12 @@ class Scheduler:
         about = "run {} attempt {}".format(*attempt.key)
         try:
             try:
-                self.tender.reconcile(attempt, clock, spent)
+                self.reconciler.reconcile(attempt, clock, spent)
             except (LostLeadership, ClusterUnavailable, OSError, *AWAY):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt
                 self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
-                self.tender.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
+                self.reconciler.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
             self._say.well(attempt.key)
         except (LostLeadership, *AWAY):
             raise

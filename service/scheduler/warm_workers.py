@@ -30,7 +30,7 @@ class _Note(WarmWorker):
 
 
 class WarmWorkerPool:
-    """What storage says of them. A decision is in SQL before the host hears of it."""
+    """What storage says of them. A decision is in SQL before the worker is told."""
 
     def __init__(self, storage: Storage, cluster: Cluster) -> None:
         self._storage, self._cluster = storage, cluster

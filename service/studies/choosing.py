@@ -18,7 +18,7 @@ class Candidate:
 
 
 def promoted(candidates: Sequence[Candidate], rungs: Sequence[Rung], count: int) -> list[int]:
-    """Numbers of the best: those who climbed highest first, by front of (quality, costs) on each rung."""
+    """Trial numbers of the best: highest rung first, then by front of (quality, costs) on that rung."""
     chosen: list[int] = []
     for rung in reversed(rungs):
         standing = [each for each in candidates if rung.metric in each.screened and each.number not in chosen]

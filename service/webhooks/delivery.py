@@ -74,8 +74,8 @@ class DeliveryWorker:
     def _serve(self, webhook_id: int) -> None:
         """All that is due for one webhook, up to the first that does not arrive."""
         try:
-            while not self._closed.is_set() and (letter := self._claim(webhook_id)) is not None:
-                if not self._deliver(letter):
+            while not self._closed.is_set() and (delivery := self._claim(webhook_id)) is not None:
+                if not self._deliver(delivery):
                     return
         except Exception:
             log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
@@ -84,49 +84,51 @@ class DeliveryWorker:
         with self._database.writing() as session:
             return claim(session, webhook_id, self._database.clock(session), self._patience)
 
-    def _deliver(self, letter: ClaimedDelivery) -> bool:
+    def _deliver(self, delivery: ClaimedDelivery) -> bool:
         failpoint("webhook/send/before")
         try:
-            check(letter.url, self._settings.webhook_hosts)
-            status, error, final = *self._send(letter), letter.last
+            check(delivery.url, self._settings.webhook_hosts)
+            status, error, final = *self._send(delivery), delivery.last
         except HostNotAllowed as refused:
             status, error, final = None, str(refused), True
         failpoint("webhook/send/after")
         with self._database.writing() as session:
-            note(session, letter, status, error, final=final)
+            note(session, delivery, status, error, final=final)
         if error is not None:
-            log.warning("delivery %s: %s", letter.message_id, error)
+            log.warning("delivery %s: %s", delivery.message_id, error)
         return error is None
 
-    def _send(self, letter: ClaimedDelivery) -> tuple[int | None, str | None]:
+    def _send(self, delivery: ClaimedDelivery) -> tuple[int | None, str | None]:
         """(status of the answer, what was wrong): either may be missing."""
         try:
             headers = {
                 "content-type": "application/json",
                 "user-agent": "graftlab",
-                **signed_headers(letter.secret, letter.message_id, datetime.now(UTC), letter.body),
+                **signed_headers(delivery.secret, delivery.message_id, datetime.now(UTC), delivery.body),
             }
-            status = post(letter.url, headers, letter.body, seconds=self._settings.webhook_timeout_seconds)
+            status = post(
+                delivery.url, headers, delivery.body, seconds=self._settings.webhook_timeout_seconds
+            )
         except Undelivered as error:
             return None, str(error)
         except Exception as error:  # a delivery that cannot be sent at all ends as FAILED, not the sender
-            log.exception("delivery %s cannot be sent", letter.message_id)
+            log.exception("delivery %s cannot be sent", delivery.message_id)
             return None, f"{type(error).__name__}: {brief(error)}"
         return status, None if 200 <= status < 300 else f"answered with status {status}"
 
 
 def send_webhooks(settings: Settings, database: Database, ended: threading.Event) -> threading.Thread:
     """A thread that works beside the scheduler's rounds until `ended`, then ends within a few seconds."""
-    postman = DeliveryWorker(settings, database)
-    thread = threading.Thread(target=_work, args=(postman, settings, ended), name="webhooks", daemon=True)
+    worker = DeliveryWorker(settings, database)
+    thread = threading.Thread(target=_work, args=(worker, settings, ended), name="webhooks", daemon=True)
     thread.start()
     return thread
 
 
-def _work(postman: DeliveryWorker, settings: Settings, ended: threading.Event) -> None:
+def _work(worker: DeliveryWorker, settings: Settings, ended: threading.Event) -> None:
     while not ended.wait(settings.round_seconds):
         try:
-            postman.round()
+            worker.round()
         except Exception:
             log.exception("the outbox could not be looked at; the next round does")
-    postman.close(LAST_SECONDS)
+    worker.close(LAST_SECONDS)

@@ -17,7 +17,7 @@ from service.db.tables import RunRow
 from service.domain.run_controls import extend, prioritise
 from service.domain.run_lifecycle import MOVES, move_point
 from service.domain.webhook_outbox import register
-from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.checkpoint_cleanup import CheckpointCleaner
 from service.schemas.runs import RunState
 from service.schemas.webhooks import WebhookRequest
 from service.webhooks.delivery import DeliveryWorker
@@ -166,7 +166,7 @@ def _tidied(harness: LabHarness) -> None:
         harness.storage.write_bytes(path, with_checksum(b"state"))
     harness.say(run, BROKEN)
     harness.round()
-    Housekeeper(harness.settings, harness.database, harness.storage).round()
+    CheckpointCleaner(harness.settings, harness.database, harness.storage).round()
 
 
 PLACES: dict[str, Scenario] = {

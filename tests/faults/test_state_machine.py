@@ -29,7 +29,7 @@ from service.domain.run_controls import Action, apply_action, extend, prioritise
 from service.domain.run_lifecycle import LIVE, IllegalMove
 from service.domain.submission import KeyReused
 from service.domain.webhook_outbox import register
-from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.checkpoint_cleanup import CheckpointCleaner
 from service.schemas.runs import TERMINAL
 from service.schemas.webhooks import WebhookRequest
 from tests.support.databases import new_database
@@ -142,7 +142,7 @@ class Lab(RuleBasedStateMachine):
 
     @rule()
     def schedule_by_the_other(self) -> None:
-        self.other.tender.forget()
+        self.other.reconciler.forget()
         self.other.round()
 
     @rule()
@@ -203,7 +203,7 @@ class Lab(RuleBasedStateMachine):
 
     @rule()
     def somebody_tidies_up(self) -> None:
-        Housekeeper(self.harness.settings, self.harness.database, self.harness.storage).round()
+        CheckpointCleaner(self.harness.settings, self.harness.database, self.harness.storage).round()
 
     @rule()
     def the_scheduler_is_restarted(self) -> None:

@@ -119,7 +119,7 @@ def test_a_host_that_went_home_as_it_was_called_costs_the_run_no_try(
         scheduler.round()
     cluster.jobs[HOST] = "SUCCEEDED"
     scheduler.control.storage.delete(idle_path(HOST))
-    scheduler.tender.forget()
+    scheduler.reconciler.forget()
     scheduler.round()
     with database.reading() as session:
         assert session.get_one(RunRow, run).failures == 0

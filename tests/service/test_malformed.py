@@ -18,7 +18,7 @@ from service.db.tables import AttemptRow, RunRow, StageRow, now
 from service.domain.run_lifecycle import transition
 from service.domain.studies import create_study, run_for, spec_of_study
 from service.domain.study_feasibility import parse_feasible_study
-from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.checkpoint_cleanup import CheckpointCleaner
 from service.scheduler.loop import Scheduler
 from service.settings import Settings
 from service.studies.driver import Driver
@@ -299,7 +299,7 @@ def test_runs_whose_files_refuse_to_go_keep_no_other_from_being_tidied(
         storage.write_bytes(f"runs/{run}/checkpoints/stage/00000001-a0001.safetensors", b"state")
     for run in runs[:3]:  # a folder where a file should be
         storage.write_bytes(f"runs/{run}/checkpoints/stage/00000002-a0001.safetensors/file", b"state")
-    keeper = Housekeeper(settings, database, storage)
+    keeper = CheckpointCleaner(settings, database, storage)
     for _ in range(12):
         keeper.round()
     with database.reading() as session:

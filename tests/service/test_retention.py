@@ -23,7 +23,7 @@ from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
 from service.local_keys import first_key
-from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.checkpoint_cleanup import CheckpointCleaner
 from service.schemas.runs import RunState
 from service.settings import Settings
 from tests.support.api_server import serving
@@ -71,7 +71,7 @@ def left(storage: Storage, run: str, stage: str = "one") -> list[str]:
 
 
 def tidy(settings: Settings, database: Database, storage: Storage, **changes: object) -> None:
-    Housekeeper(settings.model_copy(update=changes), database, storage).round()
+    CheckpointCleaner(settings.model_copy(update=changes), database, storage).round()
 
 
 def age(database: Database, run: str, days: float) -> None:
@@ -151,7 +151,7 @@ def test_each_run_is_looked_through_once_and_anew_after_it_was_retried(
     database: Database, settings: Settings, storage: Storage
 ) -> None:
     run = made(database, storage, "STOPPED")
-    keeper = Housekeeper(settings, database, storage)
+    keeper = CheckpointCleaner(settings, database, storage)
     assert [keeper.round(), keeper.round()] == [1, 0]
     with database.writing() as session:
         apply_action(session, session.get_one(RunRow, run), "retry")

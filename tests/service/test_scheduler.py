@@ -88,7 +88,7 @@ def test_a_job_that_ends_without_a_word_is_tried_again(
     scheduler.round()
     log_of(scheduler, run).write(AttemptStarted(host="h", pid=1, device="cpu"))
     cluster.jobs[f"run-{run}-1"] = "FAILED"
-    scheduler.tender.forget()
+    scheduler.reconciler.forget()
     scheduler.round()
     assert state(database, run) == ("STARTING", 2)
 
@@ -101,7 +101,7 @@ def test_the_word_of_the_worker_stands_against_rays(
     scheduler.round()
     write_success(log_of(scheduler, run))
     cluster.jobs[f"run-{run}-1"] = "FAILED"
-    scheduler.tender.forget()
+    scheduler.reconciler.forget()
     scheduler.round()
     assert state(database, run) == ("SUCCEEDED", 1)
 

@@ -59,9 +59,9 @@ def cancelled(database: Database) -> str:
 
 def send(settings: Settings, database: Database) -> None:
     """A round, to its end."""
-    postman = DeliveryWorker(settings, database)
-    postman.round()
-    postman.wait(30)
+    worker = DeliveryWorker(settings, database)
+    worker.round()
+    worker.wait(30)
 
 
 def deliveries(database: Database) -> list[tuple[str, int, int | None]]:
@@ -239,10 +239,10 @@ def test_who_claims_at_once_sends_once(
     for _ in range(4):
         cancelled(database)
     postmen = [DeliveryWorker(patient, database) for _ in range(3)]
-    for postman in postmen:
-        postman.round()
-    for postman in postmen:
-        postman.wait(30)
+    for worker in postmen:
+        worker.round()
+    for worker in postmen:
+        worker.wait(30)
     assert len(webhook_server.ids) == len(set(webhook_server.ids)) == 4
 
 
@@ -253,15 +253,15 @@ def test_a_receiver_that_hangs_keeps_neither_the_round_nor_others_waiting(
         hook(database, dead.url())
         hook(database, webhook_server.url())
         cancelled(database)
-        postman = DeliveryWorker(settings, database)
-        postman.round()
+        worker = DeliveryWorker(settings, database)
+        worker.round()
         assert webhook_server.arrived.wait(20)
         assert dead.arrived.wait(20)
         assert not dead.released.is_set()
-        postman.round()  # nobody else is sent to where one hangs
+        worker.round()  # nobody else is sent to where one hangs
         assert len(dead.received) == 1
         dead.released.set()
-        postman.wait(30)
+        worker.wait(30)
     assert {state for state, _, _ in deliveries(database)} == {"DELIVERED"}
 
 
@@ -274,8 +274,8 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_is_not(
     cancelled(database)
     with database.writing() as session:
         session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days - 1)
-    postman = DeliveryWorker(settings, database)
-    postman._prune()
+    worker = DeliveryWorker(settings, database)
+    worker._prune()
     assert len(deliveries(database)) == 2
     with database.writing() as session:
         session.get_one(DeliveryRow, 1).ended_at = now() - timedelta(days=settings.webhook_days + 1)

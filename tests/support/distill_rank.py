@@ -52,8 +52,10 @@ def main(folder: str, run: str, rank: int, world: int, steps: int) -> None:
     meter = UsageMeter(work, time.time())
     group = Group(Shard(rank, world), barrier=meeting(Path(folder) / "meeting", rank, world))
     events = EventLog(storage, ticket) if rank == 0 else None
-    brake = StopCondition(storage, ticket, meter)
-    distill.run(Context(ticket, storage, load_backbone("testbed/dit-fashion"), group, meter, brake, events))
+    stop_condition = StopCondition(storage, ticket, meter)
+    distill.run(
+        Context(ticket, storage, load_backbone("testbed/dit-fashion"), group, meter, stop_condition, events)
+    )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class LabHarness:
     def round(self, count: int = 1) -> None:
         """Rounds as the process makes them: a fault ends one, not the loop."""
         for _ in range(count):
-            self.scheduler.tender.forget()
+            self.scheduler.reconciler.forget()
             try:
                 self.scheduler.round()
             except (OSError, SQLAlchemyError, LostLeadership):

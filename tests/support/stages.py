@@ -28,8 +28,8 @@ def context(folder: Path, backbone: Backbone, work: Job, run: str = "r1", attemp
     ticket = RunTicket(run_id=run, attempt=attempt, work=work, storage=str(folder))
     meter = UsageMeter(work, time.time())
     events = EventLog(storage, ticket)
-    brake = StopCondition(storage, ticket, meter)
-    return Context(ticket, storage, backbone, Group(Shard()), meter, brake, events, ENCODED)
+    stop_condition = StopCondition(storage, ticket, meter)
+    return Context(ticket, storage, backbone, Group(Shard()), meter, stop_condition, events, ENCODED)
 
 
 def events_of(folder: Path, run: str = "r1", attempt: int = 1) -> list[Event]:

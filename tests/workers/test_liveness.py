@@ -58,11 +58,11 @@ def test_an_extension_lets_a_worker_go_on(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("workers.observer.STOP_CHECK_SECONDS", -1.0)
     storage = Storage(str(tmp_path))
     asked = ticket(tmp_path, budget=Budget(device_seconds=10.0), spent=Usage(device_seconds=20.0))
-    brake = StopCondition(storage, asked, UsageMeter(asked.work, time.time()))
+    stop_condition = StopCondition(storage, asked, UsageMeter(asked.work, time.time()))
     storage.write_model(budget_path("r1", 1), Budget(device_seconds=1000.0))
-    assert brake.reason() is None
+    assert stop_condition.reason() is None
     storage.write_model(budget_path("r1", 1), Budget(device_seconds=15.0))
-    assert brake.reason() == "budget_exhausted"
+    assert stop_condition.reason() == "budget_exhausted"
 
 
 def test_every_gpu_of_a_worker_counts(monkeypatch: pytest.MonkeyPatch) -> None:

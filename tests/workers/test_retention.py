@@ -13,7 +13,7 @@ from service.db.tables import RunRow
 from service.domain.run_controls import apply_action, extend
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
-from service.scheduler.checkpoint_cleanup import Housekeeper
+from service.scheduler.checkpoint_cleanup import CheckpointCleaner
 from service.settings import Settings
 from tests.support.builders import experiment
 from tests.support.stages import context, crash_at, events_of, model
@@ -72,7 +72,7 @@ def test_it_is_retried_or_extended_to_the_same_bits(
         tmp_path / "lab/storage",
     )
     upgrade(database)
-    keeper = Housekeeper(settings, database, storage)
+    keeper = CheckpointCleaner(settings, database, storage)
     with database.writing() as session:
         run = submit(session, spec, "digest", None).id
     interrupted(folder, backbone, spec, run)

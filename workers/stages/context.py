@@ -46,7 +46,7 @@ class Context:
     backbone: Backbone
     group: Group
     meter: UsageMeter
-    brake: StopCondition
+    stop_condition: StopCondition
     events: EventLog | None
     _latents: dict[int, Latents] = field(default_factory=dict)
     _held_out: Latents | None = None
@@ -90,7 +90,7 @@ class Context:
     def pass_observer(self, stage: StageName, key: str) -> PassObserver:
         if self.events is None:
             return NullObserver()  # when rank 0 stops, the whole group is ended
-        return StageObserver(stage, key, self.events, self.meter, self.brake)
+        return StageObserver(stage, key, self.events, self.meter, self.stop_condition)
 
     def checkpoints(self, key: str, part: str = "") -> StoredCheckpoints:
         return StoredCheckpoints(self.storage, self.ticket, key, part)

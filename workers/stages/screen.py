@@ -30,7 +30,7 @@ LOGGERS_OFF = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 
 
 class RungState:
-    """Which hybrid stands on which rung, from the numbers known so far; climbing needs a whole rung's."""
+    """Rung of each hybrid, from the values known so far; promotion needs the values of a whole rung."""
 
     def __init__(self, spec: ScreeningSpec, storage: Storage) -> None:
         self.spec, self.storage = spec, storage
@@ -134,18 +134,18 @@ def screen(ticket: RunTicket, started: float) -> None:
     assert isinstance(ticket.work, ScreeningSpec)
     spec, storage = ticket.work, Storage(ticket.storage)
     meter, events = UsageMeter(spec, started), EventLog(storage, ticket)
-    brake = StopCondition(storage, ticket, meter)
+    stop_condition = StopCondition(storage, ticket, meter)
     rungs = RungState(spec, storage)
-    climb = RungSearcher(rungs, StageObserver("screen", spec.digest, events, meter, brake))
+    searcher = RungSearcher(rungs, StageObserver("screen", spec.digest, events, meter, stop_condition))
     if any(True for _ in rungs.open()):
-        _tune(ticket, climb)
-    if climb.stopped:
-        raise AttemptStoppedEarly(str(brake.reason())) from StopRequested()
+        _tune(ticket, searcher)
+    if searcher.stopped:
+        raise AttemptStoppedEarly(str(stop_condition.reason())) from StopRequested()
     report = StageReport(stage="screen", key=spec.digest, metrics=rungs.metrics(), spend=meter.total())
     events.write(StageDone(report=report))
 
 
-def _tune(ticket: RunTicket, climb: RungSearcher) -> None:
+def _tune(ticket: RunTicket, searcher: RungSearcher) -> None:
     os.environ[LOGGERS_OFF] = "1"
     resources = ticket.work.resources
     Tuner(
@@ -154,7 +154,7 @@ def _tune(ticket: RunTicket, climb: RungSearcher) -> None:
             {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker},
         ),
         tune_config=TuneConfig(
-            search_alg=climb, num_samples=-1, max_concurrent_trials=resources.workers, reuse_actors=True
+            search_alg=searcher, num_samples=-1, max_concurrent_trials=resources.workers, reuse_actors=True
         ),
         run_config=RunConfig(
             name=f"screen-{ticket.attempt}",

@@ -125,7 +125,7 @@ def check_shares(plan: FinetunePlan, resources: Resources) -> None:
 
 
 def _check_held_out(plan: DistillPlan, card: BackboneCard) -> None:
-    """An examination on more draws than there are images would count some of them twice."""
+    """Refuse a held-out measurement on more draws than there are images: some would count twice."""
     if 0 < card.num_images < plan.held_out:
         message = f"{card.name} has {card.num_images:,} images; hold out at most so many"
         raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])

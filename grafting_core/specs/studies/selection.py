@@ -1,4 +1,4 @@
-"""Who climbs on: the best by one number or by several, where no weights between them are to be invented."""
+"""Select the best: by one value, or by several with non-dominated sorting and crowding distance (NSGA-II)."""
 
 from collections.abc import Sequence
 from math import inf

@@ -1,4 +1,4 @@
-"""Nobody passes without a key: every address of the application, mounted ones too, is behind this gate."""
+"""Authentication of every request, mounted applications included."""
 
 import re
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ BODY_SECONDS = 30.0
 
 
 class Limits:
-    """ASGI middleware inside the gate. Bodies are read whole, and given on."""
+    """ASGI middleware inside authentication. Bodies are read whole and passed on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

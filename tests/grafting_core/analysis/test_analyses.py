@@ -7,7 +7,7 @@ from scipy import stats
 from grafting_core.analysis.locality import band_mass, locality_profile, profile_protocol
 from grafting_core.analysis.statistics import OUTLIER_DEVIATIONS, activation_statistics
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.capture import visited
+from grafting_core.backbones.capture import capture_operators
 from grafting_core.data.latents import Latents
 from grafting_core.diffusion.schedule import add_noise, linear_schedule
 from grafting_core.specs.plans import EvaluationProtocol
@@ -62,7 +62,7 @@ def test_the_gauge_sees_the_attention_that_the_block_computes(backbone: Backbone
     """Values weighted by the recomputed attention give the block's own output."""
     site = GraftSite(block=2, slot="attention")
     attention, seen = backbone.get_operator(site), []
-    with visited(backbone, {site: lambda *both: seen.append(both)}), torch.no_grad():
+    with capture_operators(backbone, {site: lambda *both: seen.append(both)}), torch.no_grad():
         latents = torch.randn(1, 4, 7, 7)
         backbone.transformer(latents, timestep=torch.tensor([400]), class_labels=torch.tensor([3]))
         ((hidden, output),) = seen
@@ -78,7 +78,7 @@ def test_statistics_are_those_of_all_values_at_once(backbone: Backbone, latents:
     for index, size in enumerate((64, 6)):
         batch = latents.batch("statistics", 0, index, size)
         noisy = add_noise(linear_schedule(), batch.clean, batch.noise, batch.timesteps)
-        with visited(backbone, {site: lambda _, out: kept.append(out.double())}), torch.no_grad():
+        with capture_operators(backbone, {site: lambda _, out: kept.append(out.double())}), torch.no_grad():
             backbone.transformer(noisy, timestep=batch.timesteps, **batch.conditions.arguments)
     values = torch.cat(kept).flatten().numpy()
     assert found[site].variance == pytest.approx(values.var())
