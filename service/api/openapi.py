@@ -55,7 +55,7 @@ def _add_schemas(components: dict[str, Any]) -> None:
 
 
 def _add_errors(responses: dict[str, Any]) -> None:
-    """Every status of the catalogue may be answered anywhere: limits and authentication come before all routes."""
+    """Any route may answer with any status of the catalogue: limits and authentication come first."""
     content = {MEDIA_TYPE: {"schema": {"$ref": SCHEMAS.format(model="ProblemDocument")}}}
     for status in sorted({entry.status for entry in CATALOGUE.values()}):
         titles = [entry.title for entry in CATALOGUE.values() if entry.status == status]

@@ -84,7 +84,10 @@ class Sampler(Frozen):
 
 
 class Screening(Frozen):
-    """Hybrids out of the bank, not finetuned, evaluated rung by rung; one of every `reduction` is promoted to the next rung."""
+    """Hybrids from the bank, not finetuned, evaluated rung by rung.
+
+    One of every `reduction` is promoted to the next rung.
+    """
 
     trials: Annotated[int, Field(ge=1, le=10_000)] = 100
     rungs: Annotated[tuple[ShortName, ...], Field(min_length=1, max_length=8)] = ("loss_gap",)

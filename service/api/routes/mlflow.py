@@ -48,7 +48,10 @@ def to_mlflow() -> RedirectResponse:
 
 
 class Proxy:
-    """ASGI application behind authentication: requests that the reader may make are sent to MLflow with the lab's secret."""
+    """ASGI application behind authentication.
+
+    Requests that the reader may make are sent to MLflow with the lab's secret.
+    """
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database

@@ -140,7 +140,7 @@ def test_latency_as_an_objective_is_weighed_like_any_cost(
     space, found = detail.spec.space, {trial.latency for trial in detail.trial_rows}
     assert found == {space.latency(space.chosen(trial.assignment)) for trial in detail.trial_rows}
     assert len(found) > 1
-    assert lab.book().metric_names == ["loss_gap", "latency"]
+    assert lab.optuna_study().metric_names == ["loss_gap", "latency"]
 
 
 def test_a_second_study_of_the_same_space_finds_the_rows_of_the_first() -> None:
