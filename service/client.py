@@ -286,7 +286,7 @@ class GraftlabClient(Transport):
             yield from found.deliveries
 
     def collect(self, dry_run: bool = False) -> Collected:
-        """Let go what ended runs left of checkpoints, or say what would go. Takes an admin's key."""
+        """Delete checkpoints that ended runs left, or say what would be deleted. Needs an admin's key."""
         return self._parse(Collected, self._ask("POST", "/admin/gc", json={"dry_run": dry_run}))
 
     def tracking(self) -> TrackingState:

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     start_seconds: float = 900.0
     """An attempt that has shown no heartbeat for this long never started."""
     cancel_grace_seconds: float = 30.0
-    """Between a wish to cancel or pause and the attempt's end by force."""
+    """Between a request to cancel or pause and the attempt's end by force."""
     hold_line_seconds: float = 600.0
     """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
     checkpoint_seconds: float = 30.0

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import opened, with_checksum
+from grafting_core.storage.checksums import verify_checksum, with_checksum
 from grafting_core.storage.storage import Storage
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class StoredCheckpoints:
-    """Sealed files `<step>-a<attempt>.safetensors`, and `best.json` beside them where the best is kept.
+    """Files with checksums, `<step>-a<attempt>.safetensors`, and `best.json` beside them where the best is kept.
 
     The attempt in the name keeps a stale worker from overwriting its successor's; the content of equal
     steps is equal, so the newest intact one of any attempt serves.
@@ -73,8 +73,8 @@ class StoredCheckpoints:
 
 
 def unsealed(data: bytes) -> dict[str, Tensor]:
-    """Tensors of a sealed file. Raises ValueError where the content does not match its digest."""
-    tensors: dict[str, Tensor] = load(opened(data))
+    """Tensors of a file with checksum. Raises ValueError where the content does not match its digest."""
+    tensors: dict[str, Tensor] = load(verify_checksum(data))
     return tensors
 
 

@@ -200,7 +200,7 @@ class Heartbeat(Frozen):
 
 
 class Stop(Frozen):
-    """A wish to end the attempt at its next step."""
+    """A request to end the attempt at its next step."""
 
     reason: Reason
 

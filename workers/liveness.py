@@ -57,7 +57,7 @@ class HeartbeatThread(threading.Thread):
             beat += 1
             began = time.monotonic()
             if self._show(beat):
-                # What was begun before a freeze vouches for the time before it.
+                # Count from before the write: the process may have been frozen during it.
                 self._shown = began
             self._stopped.wait(self._seconds)
 

@@ -61,12 +61,12 @@ def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
 def _screening_costs(spec: ScreeningSpec) -> StepCosts:
     """A step is one hybrid on one rung; the mean over all of them."""
     card = backbone_cards()[spec.backbone.name]
-    counts, total, standing = 0, 0.0, len(spec.designs)
+    counts, total, remaining = 0, 0.0, len(spec.designs)
     for rung in spec.rungs:
         teacher = card.forward_flops()
-        total += standing * rung_cost(rung, teacher, image_flops(spec.evaluate, card, teacher))
-        counts += standing
-        standing = spec.survivors_of(standing)
+        total += remaining * rung_cost(rung, teacher, image_flops(spec.evaluate, card, teacher))
+        counts += remaining
+        remaining = spec.survivors_of(remaining)
     return {"screen": StepCost(total / counts)}
 
 

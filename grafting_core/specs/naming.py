@@ -16,7 +16,7 @@ BARRED = {
 }
 """Categories of Unicode, and what their characters are."""
 FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Letters and signs that show nothing."""
+"""Characters and signs that show nothing."""
 
 
 def unseen(character: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Artifacts under their content key: the payload first, the card that vouches for it last."""
+"""Artifacts under their content key: the payload first, the card with the digests last."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def publish(
     card: dict[str, Any],
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write payload, the files that go with it, and the card that vouches for all, itself included.
+    """Write payload, the files that go with it, and the card with the digests of all, itself included.
 
     Two writers of one key write the same bytes, so either may win.
     """
@@ -50,7 +50,7 @@ def _card_digest(document: Mapping[str, Any]) -> str:
 def read_card(storage: Storage, folder: str) -> dict[str, Any]:
     """Raises FileNotFoundError where nothing is published, DamagedArtifact where the card is not as written.
 
-    Cards of an older version do not vouch for themselves.
+    Cards of an older version hold no digest of themselves.
     """
     card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
     if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
@@ -68,7 +68,7 @@ def read_published(storage: Storage, folder: str) -> bytes:
 
 
 def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
-    """A file that the card vouches for, parsed. Raises DamagedArtifact, FileNotFoundError, ValueError.
+    """A file whose digest is on the card, parsed. Raises DamagedArtifact, FileNotFoundError, ValueError.
 
     One that the card does not name, as those of an older version, is taken as it is.
     """
@@ -100,7 +100,7 @@ def digest_of(storage: Storage, path: str) -> str:
     return digest.hexdigest()
 
 
-def is_published(storage: Storage, folder: str) -> bool:
+def keep_published(storage: Storage, folder: str) -> bool:
     """Whether payload and card are there and agree; a damaged one is set aside, so that it is made anew."""
     if not storage.exists(f"{folder}/{CARD}"):
         return False

@@ -61,7 +61,7 @@ class Bank:
         """Weights, verified. Raises FileNotFoundError or DamagedArtifact."""
         return read_published(self.storage, self.folder(key))
 
-    def sound(self, key: str) -> bool:
+    def keep_intact(self, key: str) -> bool:
         """Whether the scion is there and intact. A damaged one is reported and set aside, to be made anew."""
         return self.has(key) and self.take_in(key) is None
 

@@ -1,4 +1,4 @@
-"""Files that vouch for themselves: SHA-256 of the content, then the content."""
+"""Files prefixed with the SHA-256 of their content, and JSON files that hold their own digest."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ def with_checksum(content: bytes) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
-def opened(data: bytes) -> bytes:
-    """Undo `sealed`. Raises ValueError where the content does not match its digest."""
+def verify_checksum(data: bytes) -> bytes:
+    """Undo `with_checksum`. Raises ValueError where the content does not match its digest."""
     expected, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != expected:
         raise ValueError("its content does not match its digest")
@@ -30,7 +30,7 @@ def opened(data: bytes) -> bytes:
 
 
 def is_intact(storage: Storage, path: str) -> bool:
-    """Whether a sealed file is there and whole; read piece by piece, whatever its size."""
+    """Whether a file with checksum exists and is whole; read piece by piece, whatever its size."""
     digest, expected = hashlib.sha256(), b""
     try:
         for piece in storage.pieces(path):
@@ -49,8 +49,8 @@ def set_aside(storage: Storage, path: str, why: str) -> None:
         storage.move(path, f"{path}.damaged")
 
 
-def is_sound(storage: Storage, path: str) -> bool:
-    """As `is_intact`; a file that is there and is not whole is set aside."""
+def keep_intact(storage: Storage, path: str) -> bool:
+    """As `is_intact`; a damaged file is renamed, so that it is made anew."""
     if not storage.exists(path):
         return False
     if is_intact(storage, path):
@@ -59,20 +59,20 @@ def is_sound(storage: Storage, path: str) -> bool:
     return False
 
 
-def write_vouched(storage: Storage, path: str, value: BaseModel) -> None:
+def write_with_digest(storage: Storage, path: str, value: BaseModel) -> None:
     """A model as JSON beside the digest of its content."""
     content = value.model_dump_json()
     document = {DIGEST: hashlib.sha256(content.encode()).hexdigest(), "content": content}
     storage.write_bytes(path, json.dumps(document).encode())
 
 
-def read_vouched(storage: Storage, path: str, model: type[M]) -> M | None:
-    """What `write_vouched` wrote, or plain JSON of an older version; None where there is nothing.
+def read_with_digest(storage: Storage, path: str, model: type[M]) -> M | None:
+    """What `write_with_digest` wrote, or plain JSON of an older version; None where there is nothing.
 
     What is damaged is set aside, and there is nothing.
     """
     try:
-        return vouched(storage.read_bytes(path), model)
+        return parse_with_digest(storage.read_bytes(path), model)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -80,8 +80,8 @@ def read_vouched(storage: Storage, path: str, model: type[M]) -> M | None:
         return None
 
 
-def vouched(data: bytes, model: type[M]) -> M:
-    """The model in a vouched file. Raises ValueError where it is damaged."""
+def parse_with_digest(data: bytes, model: type[M]) -> M:
+    """The model in a file that holds its digest. Raises ValueError where it is damaged."""
     document = json.loads(data)
     if not isinstance(document, dict) or DIGEST not in document:
         return model.model_validate_json(data)

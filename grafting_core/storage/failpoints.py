@@ -26,7 +26,7 @@ POINTS: Mapping[str, str] = {
     "claim": "an attempt, claimed and not committed",
     "event": "an event of a worker, taken in and not committed",
     "heartbeat": "a worker's sign of life",
-    "wish/{action}": "a wish of a user, noted and not committed",
+    "wish/{action}": "a user's request, recorded and not committed",
     "wish/extend": "an extension, granted and not committed",
     "webhook/announced": "a delivery, written with what it tells of and not committed",
     "webhook/send/before": "a delivery, claimed and not sent",

@@ -1,4 +1,4 @@
-"""Query parameters are as strict as bodies: a name that no route knows is a mistake, not a wish to ignore."""
+"""Reject unknown query parameters: they are mistakes."""
 
 from typing import Any
 

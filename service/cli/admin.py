@@ -69,7 +69,7 @@ def collect_command(
     json: AsJson = False,
     yes: Yes = False,
 ) -> None:
-    """Let go the checkpoints of ended runs that no retry can need. Published results are never touched."""
+    """Delete checkpoints of ended runs that no retry can need. Published results are never touched."""
     if not dry_run:
         confirm("Delete the checkpoints that no retry can need? --dry-run lists them.", yes)
     done = connect(url, timeout=600).collect(dry_run)

@@ -1,4 +1,4 @@
-"""Whether the files in storage are what was written: each kind vouches for its content in its own way."""
+"""Whether the files in storage are what was written; each kind of file has its own digest."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.specs.screening import Screened
 from grafting_core.storage.artifacts import CARD, damage
-from grafting_core.storage.checksums import is_intact, vouched
+from grafting_core.storage.checksums import is_intact, parse_with_digest
 from grafting_core.storage.storage import Storage
 from workers.contract import checkpoints_folder
 
 PUBLISHED = ("scions", "models", "references", "evaluations")
 """Folders of folders with a card."""
-SEALED = (".chunk", ".image", ".safetensors", "progress")
+WITH_CHECKSUM = (".chunk", ".image", ".safetensors", "progress")
 """Ends of names of files that begin with the digest of what follows; of those without a card beside."""
 
 
@@ -35,7 +35,7 @@ PARTS = ("chunks", "images")
 def damaged_files(storage: Storage, folder: str) -> Iterator[tuple[str, str]]:
     """(path, what is wrong) of one folder of `folders`. Reads all of it, piece by piece; changes nothing.
 
-    A file that is gone by the time it is read was let go meanwhile, and is none.
+    A file that is gone by the time it is read was deleted meanwhile, and is no fault.
     """
     names = storage.names(folder)
     if CARD in names:
@@ -51,20 +51,20 @@ def damaged_files(storage: Storage, folder: str) -> Iterator[tuple[str, str]]:
 
 def _wrong(storage: Storage, folder: str, name: str) -> str | None:
     path, kind = f"{folder}/{name}", folder.split("/", maxsplit=1)[0]
-    if kind in VOUCHED and name.endswith(".json"):
-        return _not_vouched(storage, path, VOUCHED[kind])
+    if kind in WITH_DIGEST and name.endswith(".json"):
+        return _wrong_digest(storage, path, WITH_DIGEST[kind])
     is_payload = kind in PUBLISHED and name.endswith(".safetensors")
-    if name.endswith(SEALED) and not is_payload and not is_intact(storage, path):
+    if name.endswith(WITH_CHECKSUM) and not is_payload and not is_intact(storage, path):
         return "its content does not match its digest"
     return None
 
 
-VOUCHED: dict[str, type[Frozen]] = {"costs": MeasuredCost, "screened": Screened, "latencies": PartLatency}
+WITH_DIGEST: dict[str, type[Frozen]] = {"costs": MeasuredCost, "screened": Screened, "latencies": PartLatency}
 
 
-def _not_vouched(storage: Storage, path: str, model: type[Frozen]) -> str | None:
+def _wrong_digest(storage: Storage, path: str, model: type[Frozen]) -> str | None:
     try:
-        vouched(storage.read_bytes(path), model)
+        parse_with_digest(storage.read_bytes(path), model)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -101,7 +101,7 @@ def end_attempt(
 
 
 def _succeed(session: Session, settings: Settings, run: RunRow, attempt: AttemptRow) -> None:
-    """Done, unless its last stage is missing or somebody wished it cancelled first."""
+    """Done, unless its last stage is missing or a cancel was requested first."""
     last = LAST_STAGES[run.experiment.kind]
     if session.get(StageRow, (run.id, last)) is None:
         text = f"the attempt ended without its {last} stage"

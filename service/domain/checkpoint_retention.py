@@ -165,7 +165,7 @@ def _is_as_it_was(database: Database, run: EndedRun) -> bool:
 
 
 def note_swept(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:
-    """Of runs that had nothing to let go."""
+    """Of runs without surplus checkpoints."""
     for swept in ("ended", "aged"):
         seen = [(run.id, run.last_event) for run in runs if run.swept(policy) == swept]
         still = tuple_(RunRow.id, RunRow.last_event).in_(seen)

@@ -191,7 +191,7 @@ def _swept_after_the_end(session: Session) -> Wrong:
     """Only runs that have ended have let checkpoints go."""
     query = select(RunRow.id, RunRow.state).where(RunRow.state.not_in(TERMINAL), RunRow.swept != "")
     for run_id, state in session.execute(query):
-        yield run_id, f"is {state}, and its checkpoints count as let go"
+        yield run_id, f"is {state}, and its checkpoints count as deleted"
 
 
 def _tracking_behind(session: Session) -> Wrong:

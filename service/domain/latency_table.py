@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from grafting_core.specs.latency import PartLatency, row_path
 from grafting_core.specs.results import Latency, MeasuredCost
 from grafting_core.specs.studies.study import StudySpec
-from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.checksums import read_with_digest
 from grafting_core.storage.storage import Storage
 from service.db.tables import RunRow, StageRow
 from service.domain.run_queries import parsed
@@ -21,7 +21,7 @@ def latency_rows(session: Session, storage: Storage, run: RunRow) -> list[PartLa
     """What a finished run of this kind reports, without rows that cannot be read."""
     stage = session.get(StageRow, (run.id, "measure"))
     paths = stage.report["artifacts"].values() if stage is not None else ()
-    rows = [read_vouched(storage, path, PartLatency) for path in paths]
+    rows = [read_with_digest(storage, path, PartLatency) for path in paths]
     return [row for row in rows if row is not None]
 
 
@@ -33,7 +33,7 @@ def latency_table(storage: Storage, kind: str | None = None, tokens: int | None 
 
 def _all(storage: Storage) -> Iterator[PartLatency]:
     for name in storage.names(ROOT):
-        row = read_vouched(storage, f"{ROOT}/{name}", PartLatency) if name.endswith(".json") else None
+        row = read_with_digest(storage, f"{ROOT}/{name}", PartLatency) if name.endswith(".json") else None
         if row is not None:
             yield row
 

@@ -100,7 +100,7 @@ def move_point(current: RunState, to: RunState) -> str:
 def after_attempt(
     session: Session, run: RunRow, reason: Reason, message: str, *, max_attempts: int, retry_seconds: float
 ) -> None:
-    """An attempt has ended without success: what was wished, else what the reason's policy says."""
+    """An attempt has ended without success: what was requested, else what the reason's policy says."""
     policy = POLICIES[reason]
     if run.cancel_requested_at is not None or run.kill_requested_at is not None:
         return transition(session, run, "CANCELLED", "user_request")

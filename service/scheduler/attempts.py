@@ -1,4 +1,4 @@
-"""One attempt under way: submit it, take its events in, pass wishes on, and end it when it is lost."""
+"""One attempt under way: submit it, take its events in, pass requests on, and end it when it is lost."""
 
 import logging
 import shlex
@@ -90,9 +90,9 @@ class AttemptReconciler:
             return self.end(attempt, "user_request", "killed on request")
         if spent is not None:
             self._write_stop(attempt, watch, "budget_exhausted")
-        if attempt.stop_wished_at is not None:
+        if attempt.stop_requested_at is not None:
             self._write_stop(attempt, watch, "user_request")
-            if attempt.wished_seconds > self._control.settings.cancel_grace_seconds:
+            if attempt.stop_requested_seconds > self._control.settings.cancel_grace_seconds:
                 return self.end(attempt, "user_request", "killed after the grace period")
         self._pass_budget(attempt, watch)
         return self._judge(attempt, watch, clock)

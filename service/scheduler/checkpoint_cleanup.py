@@ -26,7 +26,7 @@ class CheckpointCleaner:
         self._database, self._storage = database, storage
 
     def round(self) -> int:
-        """Let go what may go; how many runs were looked through. Safe to repeat and to be killed in."""
+        """Delete surplus checkpoints; returns how many runs were checked. Safe to kill and to repeat."""
         with self._database.reading() as session:
             runs = unswept_runs(session, self._policy, RUNS + len(self._refused))
         # Those whose files refuse to go are tried again when there is nothing else to do.
@@ -38,7 +38,7 @@ class CheckpointCleaner:
         return len(runs)
 
     def _is_clean(self, run: EndedRun) -> bool:
-        """Whether there was nothing to let go; what there was has gone, unless its files refuse to."""
+        """Delete surplus checkpoints of one run; True if there were none."""
         try:
             spare = surplus(self._storage, run, self._policy)
             if not spare.paths:
@@ -54,7 +54,7 @@ class CheckpointCleaner:
             self._refused.add(run.id)
             return False
         if gone:
-            log.info("run %s: %s checkpoint files let go", run.id, len(spare.paths))
+            log.info("run %s: %s checkpoint files deleted", run.id, len(spare.paths))
         return False
 
 

@@ -25,7 +25,7 @@ class LiveAttempt:
     event_seq: int
     lease_until: float
     kill: bool
-    stop_wished_at: datetime | None
+    stop_requested_at: datetime | None
     budget: Budget
     wrong: str | None = None
     """Why the run cannot be read; such an attempt ends."""
@@ -35,9 +35,9 @@ class LiveAttempt:
         return self.run_id, self.number
 
     @property
-    def wished_seconds(self) -> float:
-        """Since somebody wished it stopped; 0 where nobody did."""
-        return (now() - self.stop_wished_at).total_seconds() if self.stop_wished_at else 0.0
+    def stop_requested_seconds(self) -> float:
+        """Since a stop was requested; 0 if none was."""
+        return (now() - self.stop_requested_at).total_seconds() if self.stop_requested_at else 0.0
 
 
 def live_attempts(session: Session) -> list[LiveAttempt]:
@@ -52,7 +52,7 @@ def live_attempts(session: Session) -> list[LiveAttempt]:
 
 
 def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
-    wishes = [wish for wish in (run.cancel_requested_at, run.pause_requested_at) if wish]
+    requests = [request for request in (run.cancel_requested_at, run.pause_requested_at) if request]
     budget, wrong = Budget(), None
     try:
         budget = budget_of(run)
@@ -66,7 +66,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
         event_seq=attempt.event_seq,
         lease_until=attempt.lease_until or 0.0,
         kill=run.kill_requested_at is not None,
-        stop_wished_at=min(wishes, default=None),
+        stop_requested_at=min(requests, default=None),
         budget=budget,
         wrong=wrong,
     )

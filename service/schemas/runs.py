@@ -349,7 +349,7 @@ class CollectedRun(View):
 
 
 class Collected(View):
-    """What `graft admin gc` let go, or would."""
+    """What `graft admin gc` deleted, or would delete."""
 
     runs: list[CollectedRun]
     files: int

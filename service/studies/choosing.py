@@ -21,11 +21,13 @@ def promoted(candidates: Sequence[Candidate], rungs: Sequence[Rung], count: int)
     """Trial numbers of the best: highest rung first, then by front of (quality, costs) on that rung."""
     chosen: list[int] = []
     for rung in reversed(rungs):
-        standing = [each for each in candidates if rung.metric in each.screened and each.number not in chosen]
-        if not standing:
+        remaining = [
+            each for each in candidates if rung.metric in each.screened and each.number not in chosen
+        ]
+        if not remaining:
             continue
-        points = [(_quality(each, rung.metric, standing), *each.costs) for each in standing]
-        chosen += [standing[at].number for at in select(points, count - len(chosen))]
+        points = [(_quality(each, rung.metric, remaining), *each.costs) for each in remaining]
+        chosen += [remaining[at].number for at in select(points, count - len(chosen))]
     return chosen[:count]
 
 

@@ -317,7 +317,7 @@ class Driver:
         return spec.budget.exceeded_by(study_spend(session, study.id)) is not None
 
     def _hold_to_budget(self, study: StudyRow, spec: StudySpec) -> None:
-        """Where the budget is spent, unfinished runs end: it is a limit, not a wish."""
+        """Cancel unfinished runs once the budget is spent: it is a limit."""
         with self.database.reading() as session:
             if not self._spent(session, study, spec):
                 return

@@ -11,7 +11,7 @@ from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
 from grafting_core.specs.studies.space import design_key
 from grafting_core.specs.studies.study import SamplerKind, StudySpec
-from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.checksums import read_with_digest
 from grafting_core.storage.storage import Storage
 from service.db.study_tables import StudyRow, TrialRow
 from service.domain.studies import spec_of_study
@@ -120,7 +120,7 @@ def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]
     found: dict[str, float] = {}
     for rung in work.rungs:
         path = result_path(work.result_key(work.designs[at], rung))
-        known = read_vouched(storage, path, Screened)
+        known = read_with_digest(storage, path, Screened)
         if known is None:
             break
         found[rung.metric] = known.value

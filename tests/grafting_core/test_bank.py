@@ -127,11 +127,11 @@ def test_damage_is_found_set_aside_and_made_good(bank: Bank, tmp_path: Path, dam
     with pytest.raises((CorruptArtifact, FileNotFoundError, ValueError)):
         bank.read(SCION.key)
     assert bank.verify(SCION.key)
-    assert not bank.sound(SCION.key)
+    assert not bank.keep_intact(SCION.key)
     assert not bank.has(SCION.key)
     assert (tmp_path / f"scions/{SCION.key}/card.json.damaged").exists()
     bank.publish(card(), b"weights")
-    assert bank.sound(SCION.key)
+    assert bank.keep_intact(SCION.key)
 
 
 def test_two_publishers_of_one_key_both_succeed(bank: Bank) -> None:
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_half_written(bank: Bank, tmp_path: Path) -> 
 def test_a_makers_clock_changes_nothing(bank: Bank) -> None:
     for made_at in (4e9, -1.0, 0.0):
         bank.publish(card(made_at=made_at), b"weights")
-        assert bank.sound(SCION.key)
+        assert bank.keep_intact(SCION.key)
 
 
 def test_removing_frees_everything_beside_the_scion(bank: Bank, tmp_path: Path) -> None:

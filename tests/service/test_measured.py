@@ -17,7 +17,7 @@ from grafting_core.specs.results import (
     MeasuredCost,
     Parameters,
 )
-from grafting_core.storage.checksums import write_vouched
+from grafting_core.storage.checksums import write_with_digest
 from service.db.engine import Database
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
@@ -155,7 +155,7 @@ def test_the_latency_table_is_listed_by_kind_and_tokens_and_shown_on_its_page(cl
     work = LatencySpec(name="t", backbone=experiment().design.backbone, parts=(hyena,), batch=8)
     for part, extra in ((TimedPart(place="rest"), -0.9), (hyena, -0.0125)):
         row = timed_row(work, part, extra)
-        write_vouched(storage, row_path(row.key), row)
+        write_with_digest(storage, row_path(row.key), row)
     rows = client.get("/api/v1/latencies").json()["rows"]
     assert [(row["part"]["place"], row["extra"]) for row in rows] == [("attention", -0.0125), ("rest", -0.9)]
     [found] = client.get("/api/v1/latencies?kind=hyena_x&tokens=49").json()["rows"]

@@ -18,7 +18,7 @@ from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.space import label_of
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import write_vouched
+from grafting_core.storage.checksums import write_with_digest
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AttemptRow, RunRow, StageRow
@@ -93,7 +93,7 @@ class SimulatedCluster:
         for part in work.parts:
             row = timed_row(work, part, EXTRAS.get(part.name, 0.0), run)
             paths[part.name] = row_path(row.key)
-            write_vouched(self.storage, paths[part.name], row)
+            write_with_digest(self.storage, paths[part.name], row)
         return StageReport(stage="measure", key=work.digest, artifacts=paths)
 
     def _graft(self, work: ExperimentSpec, run: str) -> StageReport:

@@ -9,7 +9,7 @@ import pytest
 from grafting_core.backbones.base import Backbone
 from grafting_core.specs.experiment import ExperimentSpec, evaluation_key, finetune_key, fingerprint_of
 from grafting_core.specs.screening import Screened
-from grafting_core.storage.checksums import read_vouched, write_vouched
+from grafting_core.storage.checksums import read_with_digest, write_with_digest
 from grafting_core.storage.storage import Storage
 from tests.support.builders import experiment
 from tests.support.stages import context, crash_at
@@ -122,10 +122,10 @@ def test_a_chunk_that_is_damaged_after_it_was_looked_at_is_refused_not_used(
 @pytest.mark.parametrize("harm", [flip, cut, empty])
 def test_a_small_document_vouches_for_itself(tmp_path: Path, harm: Harm) -> None:
     storage = Storage(str(tmp_path))
-    write_vouched(storage, "a.json", Screened(value=12.25, seconds=1.5))
-    assert read_vouched(storage, "a.json", Screened) == Screened(value=12.25, seconds=1.5)
+    write_with_digest(storage, "a.json", Screened(value=12.25, seconds=1.5))
+    assert read_with_digest(storage, "a.json", Screened) == Screened(value=12.25, seconds=1.5)
     storage.write_bytes("a.json", harm(storage.read_bytes("a.json")))
-    assert read_vouched(storage, "a.json", Screened) is None
+    assert read_with_digest(storage, "a.json", Screened) is None
     assert storage.exists("a.json.damaged")
     storage.write_model("old.json", Screened(value=1.0, seconds=0.0))
-    assert read_vouched(storage, "old.json", Screened) == Screened(value=1.0, seconds=0.0)
+    assert read_with_digest(storage, "old.json", Screened) == Screened(value=1.0, seconds=0.0)

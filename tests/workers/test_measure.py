@@ -8,7 +8,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.latency import LatencySpec, PartLatency, TimedPart
 from grafting_core.specs.operators import KINDS
-from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.checksums import read_with_digest
 from grafting_core.storage.storage import Storage
 from tests.support.stages import context, events_of
 from workers.contract import Progress, StageDone, StageReport, StageStarted, Stop, attempt_folder
@@ -46,7 +46,7 @@ def test_rows_are_published_with_their_maker_and_found_by_the_next(
     assert [each.stop_cause for each in (first, second, third)] == ["completed", "completed", "reused"]
     assert list(second.artifacts) == ["attention hyena_x", "mlp mlp(ratio=1)"]
     storage = Storage(str(tmp_path))
-    rows = [read_vouched(storage, path, PartLatency) for path in second.artifacts.values()]
+    rows = [read_with_digest(storage, path, PartLatency) for path in second.artifacts.values()]
     assert [(row.part, row.made_by) for row in rows if row] == [(HYENA, "r1"), (SMALL, "r2")]
     assert third.artifacts["attention hyena_x"] == first.artifacts["attention hyena_x"]
 
@@ -74,6 +74,6 @@ def test_a_damaged_row_is_measured_anew(tmp_path: Path, backbone: Backbone) -> N
     path.write_text(path.read_text().replace("hyena_x", "hyena_y"))
     PIPELINES["latency"](context(tmp_path, backbone, table(HYENA), "r2"))
     assert reported(tmp_path, "r2").stop_cause == "completed"
-    row = read_vouched(Storage(str(tmp_path)), str(path.relative_to(tmp_path)), PartLatency)
+    row = read_with_digest(Storage(str(tmp_path)), str(path.relative_to(tmp_path)), PartLatency)
     assert row is not None
     assert row.made_by == "r2"

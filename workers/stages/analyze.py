@@ -3,7 +3,7 @@
 from grafting_core.analysis.profile import STATISTICS_IMAGES, measure_profile
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.profile import BackboneProfile
-from grafting_core.storage.artifacts import is_published, publish, read_published
+from grafting_core.storage.artifacts import keep_published, publish, read_published
 from workers.contract import StageReport
 from workers.stages.context import Context
 
@@ -13,7 +13,7 @@ def run(context: Context) -> StageReport:
     asked = context.work
     assert isinstance(asked, AnalysisSpec)
     folder = f"profiles/{asked.backbone.digest}/{asked.digest}"
-    reused = is_published(context.storage, folder)
+    reused = keep_published(context.storage, folder)
     if not reused and context.group.leads:
         _measure(context, asked, folder)
     context.group.barrier()

@@ -11,7 +11,7 @@ from grafting_core.data.datasets import encode_held_out, encode_latents
 from grafting_core.data.latents import Latents
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import Job, as_graft
-from grafting_core.storage.artifacts import is_published, read_card
+from grafting_core.storage.artifacts import keep_published, read_card
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Shard
 from grafting_core.training.observer import NullObserver, Observer, PassObserver
@@ -62,9 +62,9 @@ class Context:
         """The work, where it is a graft."""
         return as_graft(self.work)
 
-    def finds(self, folder: str) -> bool:
+    def keep_published(self, folder: str) -> bool:
         """Whether what is published there serves this run: intact, and its own where it wants all fresh."""
-        if not is_published(self.storage, folder):
+        if not keep_published(self.storage, folder):
             return False
         return not self.spec.fresh or self.maker(folder) == self.ticket.run_id
 

@@ -20,8 +20,8 @@ from grafting_core.evaluation.sample_grid import sample_sheet
 from grafting_core.specs.cost import design_cost, grafted_params
 from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of
 from grafting_core.specs.results import EvaluationReport, MeasuredCost
-from grafting_core.storage.artifacts import is_published, publish, read_beside, read_card, read_published
-from grafting_core.storage.checksums import read_vouched, write_vouched
+from grafting_core.storage.artifacts import keep_published, publish, read_beside, read_card, read_published
+from grafting_core.storage.checksums import read_with_digest, write_with_digest
 from grafting_core.surgery.operate import operate
 from grafting_core.training.observer import StopRequested
 from workers.contract import StageReport
@@ -40,7 +40,7 @@ def run(context: Context) -> StageReport:
     if context.group.leads:
         kept.set_aside_damaged()
     context.group.barrier()
-    reused = context.finds(folder) and kept.complete
+    reused = context.keep_published(folder) and kept.complete
     if not reused:
         _evaluate(context, key, kept)
     context.group.barrier()
@@ -124,7 +124,7 @@ def _report(context: Context, key: str) -> EvaluationReport:
 def reference_of(context: Context, network: FeatureNetwork) -> Reference:
     """The backbone's own, made once for all designs that are compared with it."""
     folder = f"references/{fingerprint_of(context.spec).reference}"
-    if not is_published(context.storage, folder):
+    if not keep_published(context.storage, folder):
         made = training_reference(context.backbone.card, network)
         publish(context.storage, folder, "reference.npz", made.packed(), made.card.model_dump(mode="json"))
     return unpacked(read_published(context.storage, folder), network)
@@ -163,11 +163,11 @@ def _measure_cost(context: Context, key: str, graft: nn.Module) -> None:
         cost.flops_per_forward,
         cost.flops_per_image,
     )
-    write_vouched(context.storage, _cost_path(context, key), measured)
+    write_with_digest(context.storage, _cost_path(context, key), measured)
 
 
 def _known_cost(context: Context, key: str) -> MeasuredCost | None:
-    return read_vouched(context.storage, _cost_path(context, key), MeasuredCost)
+    return read_with_digest(context.storage, _cost_path(context, key), MeasuredCost)
 
 
 def _cost_path(context: Context, key: str) -> str:

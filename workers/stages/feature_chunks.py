@@ -1,6 +1,6 @@
 """What is kept of every chunk of samples: features and hashes, from which all figures follow.
 
-Sealed: one that was damaged is set aside when an attempt begins, and made anew.
+Chunks have checksums: one that was damaged is set aside when an attempt begins, and made anew.
 """
 
 import io
@@ -10,7 +10,7 @@ import numpy as np
 
 from grafting_core.evaluation.evaluate import EvaluatedChunk
 from grafting_core.evaluation.features.base import Features
-from grafting_core.storage.checksums import is_sound, opened, with_checksum
+from grafting_core.storage.checksums import keep_intact, verify_checksum, with_checksum
 from grafting_core.storage.storage import Storage
 
 SUFFIX = ".chunk"
@@ -26,7 +26,7 @@ class Chunks:
 
     def has(self, first: int) -> bool:
         """Whether it is there and whole."""
-        return is_sound(self.storage, self._path(first))
+        return keep_intact(self.storage, self._path(first))
 
     def add(self, chunk: EvaluatedChunk) -> None:
         parts = {name: getattr(chunk.features, name) for name in PARTS}
@@ -41,7 +41,7 @@ class Chunks:
         return [self._read(name) for name in names if name.endswith(SUFFIX)]
 
     def _read(self, name: str) -> EvaluatedChunk:
-        raw = io.BytesIO(opened(self.storage.read_bytes(f"evaluations/{self.key}/chunks/{name}")))
+        raw = io.BytesIO(verify_checksum(self.storage.read_bytes(f"evaluations/{self.key}/chunks/{name}")))
         with np.load(raw, allow_pickle=False) as arrays:
             features = Features(arrays["pool"], arrays.get("spatial"), arrays.get("logits"))
             first = int(name.removesuffix(SUFFIX))

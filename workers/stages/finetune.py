@@ -17,7 +17,7 @@ from workers.stages.distill import load_merges, load_scions
 def run(context: Context) -> StageReport:
     """Finetune unless this very model is published already."""
     key = finetune_key(context.spec)
-    reused = context.finds(f"models/{key}")
+    reused = context.keep_published(f"models/{key}")
     if not reused:
         _finetune(context, key)
     context.scions.clear()

@@ -4,7 +4,7 @@ import time
 
 from grafting_core.evaluation.latency import LatencyBench
 from grafting_core.specs.latency import LatencySpec, PartLatency, TimedPart, row_path
-from grafting_core.storage.checksums import read_vouched, write_vouched
+from grafting_core.storage.checksums import read_with_digest, write_with_digest
 from grafting_core.training.observer import StopRequested
 from workers.contract import StageReport
 from workers.stages.context import Context
@@ -41,9 +41,9 @@ def _fill_in(context: Context, work: LatencySpec, bench: LatencyBench) -> int:
 def _add_row(context: Context, bench: LatencyBench, part: TimedPart) -> bool:
     """Whether the row had to be measured."""
     path = row_path(bench.key(part))
-    if read_vouched(context.storage, path, PartLatency) is not None:
+    if read_with_digest(context.storage, path, PartLatency) is not None:
         return False
     row = bench.measure(part)
     made = {"made_by": context.ticket.run_id, "made_at": time.time()}
-    write_vouched(context.storage, path, row.model_copy(update=made))
+    write_with_digest(context.storage, path, row.model_copy(update=made))
     return True

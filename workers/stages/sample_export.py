@@ -1,8 +1,8 @@
 """Samples that an experiment asked to keep: images by chunk while they are made, one file in the end.
 
-evaluations/<key>/images/<first index>.image until the file is there; sealed
+evaluations/<key>/images/<first index>.image until the file is there; with checksum
 evaluations/<key>/samples.npz, samples.csv   images and who is who
-evaluations/<key>/samples.json               written last: vouches for them
+evaluations/<key>/samples.json               written last: holds their digests
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.storage.artifacts import digest_of
 from grafting_core.storage.checksums import (
-    is_sound,
-    opened,
-    read_vouched,
+    keep_intact,
+    read_with_digest,
     set_aside,
+    verify_checksum,
     with_checksum,
-    write_vouched,
+    write_with_digest,
 )
 from grafting_core.storage.storage import Storage
 
@@ -63,12 +63,12 @@ class KeptSamples:
             return True
         if not all(self.storage.exists(self._path(name)) for name in ("samples.json", "samples.npz")):
             return False
-        card = read_vouched(self.storage, self._path("samples.json"), KeptCard)
+        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard)
         return card is not None and self.storage.size(self._path("samples.npz")) == card.bytes
 
     def set_aside_damaged(self) -> None:
         """Read the files once, and have them made anew where they are not what their card says."""
-        card = read_vouched(self.storage, self._path("samples.json"), KeptCard) if self.wanted else None
+        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard) if self.wanted else None
         for name, expected in (card.sha256 if card else {}).items():
             path = self._path(name)
             if not self.storage.exists(path) or digest_of(self.storage, path) != expected:
@@ -77,7 +77,7 @@ class KeptSamples:
 
     def has(self, first: int) -> bool:
         """Whether the chunk from this index on is there and whole, by itself or in the file."""
-        return is_sound(self.storage, self._part(first)) or self.complete
+        return keep_intact(self.storage, self._part(first)) or self.complete
 
     def add(self, first: int, images: npt.NDArray[np.uint8]) -> None:
         """uint8 images [n, H, W] or [n, H, W, C] of samples first .. first + n; again is harmless."""
@@ -105,7 +105,7 @@ class KeptSamples:
         self.storage.write_bytes(self._path("samples.csv"), rows)
         digests["samples.csv"] = hashlib.sha256(rows).hexdigest()
         card = KeptCard(samples=self.protocol.samples, bytes=size, sha256=digests)
-        write_vouched(self.storage, self._path("samples.json"), card)
+        write_with_digest(self.storage, self._path("samples.json"), card)
 
     def _path(self, name: str) -> str:
         return f"evaluations/{self.key}/{name}"
@@ -120,5 +120,5 @@ class KeptSamples:
     def _parts(self) -> Iterator[ImagePart]:
         names = [name for name in self.storage.names(self._folder) if name.endswith(SUFFIX)]
         for name in names:
-            raw = io.BytesIO(opened(self.storage.read_bytes(f"{self._folder}/{name}")))
+            raw = io.BytesIO(verify_checksum(self.storage.read_bytes(f"{self._folder}/{name}")))
             yield ImagePart(int(name.removesuffix(SUFFIX)), np.load(raw, allow_pickle=False))

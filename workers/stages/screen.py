@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.selection import select
-from grafting_core.storage.checksums import read_vouched
+from grafting_core.storage.checksums import read_with_digest
 from grafting_core.storage.storage import Storage
 from grafting_core.training.observer import Observer, StopRequested
 from workers.contract import RunTicket, StageDone, StageReport
@@ -42,11 +42,11 @@ class RungState:
         if rung == 0:
             return list(range(len(self.spec.designs)))
         below = self.on_rung(rung - 1)
-        standing = [index for index in below if index not in self.failed]
-        if not below or any(index not in self.values[rung - 1] for index in standing):
+        remaining = [index for index in below if index not in self.failed]
+        if not below or any(index not in self.values[rung - 1] for index in remaining):
             return []
-        points = [(self.values[rung - 1][index], *self.spec.costs[index]) for index in standing]
-        return [standing[at] for at in select(points, self.spec.survivors_of(len(below)))]
+        points = [(self.values[rung - 1][index], *self.spec.costs[index]) for index in remaining]
+        return [remaining[at] for at in select(points, self.spec.survivors_of(len(below)))]
 
     def open(self) -> Iterator[tuple[int, int]]:
         """(hybrid, rung) that can be judged now; numbers that storage has are taken in on the way."""
@@ -61,7 +61,7 @@ class RungState:
 
     def _known(self, index: int, rung: int) -> bool:
         key = self.spec.result_key(self.spec.designs[index], self.spec.rungs[rung])
-        known = read_vouched(self.storage, result_path(key), Screened)
+        known = read_with_digest(self.storage, result_path(key), Screened)
         if known is not None:
             self.values[rung][index] = known.value
         return known is not None
@@ -122,10 +122,10 @@ class RungSearcher(Searcher):  # type: ignore[misc]  # ray is untyped here
 
 def evaluations(spec: ScreeningSpec) -> int:
     """Numbers that a whole screening yields."""
-    total, standing = 0, len(spec.designs)
+    total, remaining = 0, len(spec.designs)
     for _ in spec.rungs:
-        total += standing
-        standing = spec.survivors_of(standing)
+        total += remaining
+        remaining = spec.survivors_of(remaining)
     return total
 
 

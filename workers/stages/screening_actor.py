@@ -11,7 +11,7 @@ from grafting_core.specs.design import Part
 from grafting_core.specs.scions import ScionSpec
 from grafting_core.specs.screening import ScreeningSpec, result_path
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import write_vouched
+from grafting_core.storage.checksums import write_with_digest
 from grafting_core.storage.storage import Storage
 from workers.contract import RunTicket
 from workers.stages.distill_missing import module_of
@@ -47,5 +47,5 @@ class ScreeningModels:
     def __call__(self, hybrid: int, rung: int) -> float:
         design, judged_on = self.spec.designs[hybrid], self.spec.rungs[rung]
         screened = self.screener.judge(design, judged_on)
-        write_vouched(self.storage, result_path(self.spec.result_key(design, judged_on)), screened)
+        write_with_digest(self.storage, result_path(self.spec.result_key(design, judged_on)), screened)
         return screened.value

@@ -62,7 +62,7 @@ class CollectRequest(Frozen):
 
 @router.post("/gc")
 def collect(body: CollectRequest, lab: LabDep) -> Collected:
-    """Let go the checkpoints of ended runs that nobody can need: also those that dead workers left late."""
+    """Delete checkpoints of ended runs that no retry can need, those of dead workers included."""
     policy = Policy.of(lab.settings)
     spare = left_behind(lab.database, lab.storage, policy)
     gone = [each for each in spare if body.dry_run or prune(lab.database, lab.storage, each, policy)]
