@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class StoredCheckpoints:
-    """Files with checksums, `<step>-a<attempt>.safetensors`, and `best.json` beside them where the best is kept.
+    """Files with checksums, `<step>-a<attempt>.safetensors`, and `best.json` if the best is kept.
 
     The attempt in the name keeps a stale worker from overwriting its successor's; the content of equal
     steps is equal, so the newest intact one of any attempt serves.
