@@ -169,12 +169,12 @@ def _copies_of(session: Session, run: RunRow, count: int, prefix: str, **changes
     copy(session, "experiments", f"id = {run.experiment_id}", count, **kept_once, **kept)
     copy(session, "runs", row, count, id=ids, experiment_id=numbers, owner=OWNER, name=NAME, **changes)
     theirs = f"run_id = '{run.id}'"
-    for table in ("attempts", "stage_reports", "needs", "tracking_cursors"):
+    for table in ("attempts", "stage_reports", "run_dependencies", "tracking_cursors"):
         copy(session, table, theirs, count, run_id=ids)
     copy(session, "events", theirs, count, id="", run_id=ids)
     value = "5 + (n.i * 7919 % 100003) / 1000.0"
     ranked = f"{theirs} AND n.i % 10 > 2"
-    copy(session, "standings", ranked, count, run_id=ids, value=value, **kept)
+    copy(session, "leaderboard_entries", ranked, count, run_id=ids, value=value, **kept)
 
 
 def _eventful(session: Session, count: int) -> str:

@@ -132,7 +132,7 @@ def copy_run(session: Session, run: RunRow, count: int, prefix: str) -> None:
     copy(session, "runs", f"id = '{run.id}'", count, id=name, experiment_id=f"{first} + n.i")
     copy(session, "stage_reports", theirs, count, run_id=name)
     value = "5 + (n.i * 7919 % 100003) / 1000.0"
-    copy(session, "standings", theirs, count, run_id=name, digest=name, value=value)
+    copy(session, "leaderboard_entries", theirs, count, run_id=name, digest=name, value=value)
 
 
 def analyse(database: Database) -> None:

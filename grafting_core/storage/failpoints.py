@@ -26,8 +26,8 @@ POINTS: Mapping[str, str] = {
     "claim": "an attempt, claimed and not committed",
     "event": "an event of a worker, taken in and not committed",
     "heartbeat": "a worker's sign of life",
-    "wish/{action}": "a user's request, recorded and not committed",
-    "wish/extend": "an extension, granted and not committed",
+    "request/{action}": "a user's request, recorded and not committed",
+    "request/extend": "an extension, granted and not committed",
     "webhook/announced": "a delivery, written with what it tells of and not committed",
     "webhook/send/before": "a delivery, claimed and not sent",
     "webhook/send/after": "a delivery that the receiver may have, and nobody noted",
@@ -38,7 +38,7 @@ POINTS: Mapping[str, str] = {
     "study/screened": "a screening's numbers, taken in and not committed",
     "study/promoted": "finished designs of a study, collected and not committed",
     "study/learned": "a study's predictions, refitted and not committed",
-    "wish/priority": "a priority, changed and not committed",
+    "request/priority": "a priority, changed and not committed",
     "move/{from}/{to}": "a run's change of state, decided and not made",
 }
 """Every one there is, and what stands where it strikes."""

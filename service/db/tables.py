@@ -74,7 +74,7 @@ class RunRow(Base):
     __table_args__ = (
         Index("ix_runs_state_created_at", "state", "created_at"),
         Index("ix_runs_queue", "state", "owner", "precedence", "id"),
-        Index("ix_runs_swept", "swept", "ended_at"),
+        Index("ix_runs_checkpoints_pruned", "checkpoints_pruned", "ended_at"),
         Index("ix_runs_experiment", "experiment_id"),
         Index("ix_runs_name", "name", "id"),
         Index("ix_runs_state", "state", "id"),
@@ -120,7 +120,7 @@ class RunRow(Base):
     reserved_flops: Mapped[float] = mapped_column(server_default="0", default=0.0)
     reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     """What a live attempt may still claim of shared budgets."""
-    swept: Mapped[str] = mapped_column(String(8), server_default="", default="")
+    checkpoints_pruned: Mapped[str] = mapped_column(String(8), server_default="", default="")
     """How far its checkpoints have been deleted since it ended: see `domain.checkpoint_retention`."""
     stage: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(default=0)
@@ -191,7 +191,7 @@ class StageRow(Base):
 class RunDependencyRow(Base):
     """A run needs what is published under `<folder>/<key>`. The figures are what it pays for, or is paid."""
 
-    __tablename__ = "needs"
+    __tablename__ = "run_dependencies"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
@@ -218,7 +218,7 @@ class EventRow(Base):
 class LeaderRow(Base):
     """Which process leads, of the schedulers (row 1) and of those that drive studies (row 2), until when."""
 
-    __tablename__ = "scheduler_lease"
+    __tablename__ = "leases"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
@@ -282,11 +282,11 @@ class KeyRow(Base):
 class LeaderboardEntryRow(Base):
     """What the leaderboard shows of a succeeded graft. An experiment that ran twice is current once."""
 
-    __tablename__ = "standings"
+    __tablename__ = "leaderboard_entries"
     __table_args__ = (
-        Index("ix_standings_rank", "is_current", "protocol_digest", "value", "run_id"),
-        Index("ix_standings_teacher", "is_teacher", "is_current", "protocol_digest", "value"),
-        Index("ix_standings_owner", "owner", "protocol_digest", "value"),
+        Index("ix_leaderboard_entries_rank", "is_current", "protocol_digest", "value", "run_id"),
+        Index("ix_leaderboard_entries_teacher", "is_teacher", "is_current", "protocol_digest", "value"),
+        Index("ix_leaderboard_entries_owner", "owner", "protocol_digest", "value"),
     )
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)

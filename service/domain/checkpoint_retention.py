@@ -25,7 +25,7 @@ from workers.contract import BEST, best_in, checkpoints_folder
 
 BATCH = 500
 DAY = 86_400.0
-Swept = Literal["", "ended", "aged"]
+PruneStage = Literal["", "ended", "aged"]
 """How far a run's checkpoints have been looked through since it ended; `aged` leaves nothing to look for."""
 
 
@@ -55,7 +55,7 @@ class EndedRun:
         """Whether a retry could take up its newest checkpoints."""
         return not self.aged and self.state != "SUCCEEDED"
 
-    def swept(self, policy: Policy) -> Swept:
+    def prune_stage(self, policy: Policy) -> PruneStage:
         return "ended" if self.keeps_last or (policy.best and not self.aged) else "aged"
 
 
@@ -74,11 +74,14 @@ def ended_runs(session: Session, policy: Policy, ids: Sequence[str]) -> list[End
     return [_seen(row, policy) for row in session.execute(query)]
 
 
-def unswept_runs(session: Session, policy: Policy, limit: int) -> list[EndedRun]:
+def runs_to_prune(session: Session, policy: Policy, limit: int) -> list[EndedRun]:
     """Runs that have ended, or come of age, since their checkpoints were last looked through."""
-    due = RunRow.swept == ""
+    due = RunRow.checkpoints_pruned == ""
     if math.isfinite(policy.days):
-        due = or_(due, (RunRow.swept == "ended") & (RunRow.ended_at < now() - timedelta(days=policy.days)))
+        due = or_(
+            due,
+            (RunRow.checkpoints_pruned == "ended") & (RunRow.ended_at < now() - timedelta(days=policy.days)),
+        )
     query = LOOKED_AT.where(RunRow.ended_at.is_not(None), due).order_by(RunRow.ended_at).limit(limit)
     return [_seen(row, policy) for row in session.execute(query)]
 
@@ -152,7 +155,7 @@ def prune(database: Database, storage: Storage, spare: Surplus, policy: Policy) 
         run = session.get(RunRow, spare.run.id, with_for_update=True)
         if run is None or run.state not in TERMINAL or run.last_event != spare.run.last_event:
             return False
-        run.swept = spare.run.swept(policy)
+        run.checkpoints_pruned = spare.run.prune_stage(policy)
     return True
 
 
@@ -164,9 +167,9 @@ def _is_as_it_was(database: Database, run: EndedRun) -> bool:
         return session.scalar(query) is not None
 
 
-def note_swept(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:
+def note_pruned(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:
     """Of runs without surplus checkpoints."""
-    for swept in ("ended", "aged"):
-        seen = [(run.id, run.last_event) for run in runs if run.swept(policy) == swept]
+    for stage in ("ended", "aged"):
+        seen = [(run.id, run.last_event) for run in runs if run.prune_stage(policy) == stage]
         still = tuple_(RunRow.id, RunRow.last_event).in_(seen)
-        session.execute(update(RunRow).where(still).values(swept=swept))
+        session.execute(update(RunRow).where(still).values(checkpoints_pruned=stage))

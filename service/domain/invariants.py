@@ -187,9 +187,11 @@ def _spend_not_negative(session: Session) -> Wrong:
         yield run_id, f"attempt {number} has used less than nothing"
 
 
-def _swept_after_the_end(session: Session) -> Wrong:
+def _pruned_before_the_end(session: Session) -> Wrong:
     """Only runs that have ended have let checkpoints go."""
-    query = select(RunRow.id, RunRow.state).where(RunRow.state.not_in(TERMINAL), RunRow.swept != "")
+    query = select(RunRow.id, RunRow.state).where(
+        RunRow.state.not_in(TERMINAL), RunRow.checkpoints_pruned != ""
+    )
     for run_id, state in session.execute(query):
         yield run_id, f"is {state}, and its checkpoints count as deleted"
 
@@ -238,7 +240,7 @@ INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
     "charged-once": _charged_once,
     "spend-not-negative": _spend_not_negative,
     "tracking-behind": _tracking_behind,
-    "swept-after-the-end": _swept_after_the_end,
+    "pruned-before-the-end": _pruned_before_the_end,
     "deliveries-tell-of-ends": _deliveries_tell_of_ends,
     "deliveries-counted": _deliveries_counted,
 }

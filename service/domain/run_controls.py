@@ -21,7 +21,7 @@ def apply_action(session: Session, run: RunRow, action: Action) -> bool:
     """Do one of the actions; whether anything changed. Raises IllegalMove."""
     before = run.last_event
     ACTIONS[action](session, run)
-    failpoint(f"wish/{action}")
+    failpoint(f"request/{action}")
     return run.last_event != before
 
 
@@ -35,18 +35,18 @@ def kill(session: Session, run: RunRow) -> None:
     _end(session, run, "kill")
 
 
-def _end(session: Session, run: RunRow, wish: Literal["cancel", "kill"]) -> None:
+def _end(session: Session, run: RunRow, request: Literal["cancel", "kill"]) -> None:
     if run.state == "CANCELLED":
         return
-    _refuse_ended(run, wish)
+    _refuse_ended(run, request)
     if run.state not in LIVE:
         transition(session, run, "CANCELLED", "user_request")
-    elif wish == "kill" and run.kill_requested_at is None:
+    elif request == "kill" and run.kill_requested_at is None:
         run.kill_requested_at = now()
-        record(session, run, "wish", {"wish": "kill"})
-    elif wish == "cancel" and run.cancel_requested_at is None:
+        record(session, run, "request", {"request": "kill"})
+    elif request == "cancel" and run.cancel_requested_at is None:
         run.cancel_requested_at = now()
-        record(session, run, "wish", {"wish": "cancel"})
+        record(session, run, "request", {"request": "cancel"})
 
 
 def pause(session: Session, run: RunRow) -> None:
@@ -56,7 +56,7 @@ def pause(session: Session, run: RunRow) -> None:
         transition(session, run, "PAUSED", "user_request")
     elif run.state in LIVE and run.pause_requested_at is None:
         run.pause_requested_at = now()
-        record(session, run, "wish", {"wish": "pause"})
+        record(session, run, "request", {"request": "pause"})
 
 
 def resume(session: Session, run: RunRow) -> None:
@@ -66,7 +66,7 @@ def resume(session: Session, run: RunRow) -> None:
         _requeue(session, run)
     elif run.pause_requested_at is not None:
         run.pause_requested_at = None
-        record(session, run, "wish", {"wish": "resume"})
+        record(session, run, "request", {"request": "resume"})
 
 
 def retry(session: Session, run: RunRow) -> None:
@@ -91,19 +91,19 @@ def extend(session: Session, run: RunRow, device_seconds: float, key: str | None
     if budget_of(run).device_seconds is None:
         raise IllegalMove("the run has no limit of device-seconds that could be extended")
     run.extra_device_seconds += device_seconds
-    wish = f"extend by {device_seconds:g} device-seconds"
-    record(session, run, "wish", {"wish": wish, "key": key, "device_seconds": device_seconds})
-    failpoint("wish/extend")
+    request = f"extend by {device_seconds:g} device-seconds"
+    record(session, run, "request", {"request": request, "key": key, "device_seconds": device_seconds})
+    failpoint("request/extend")
     if run.state == "STOPPED" and run.reason == "budget_exhausted":
         _requeue(session, run)
     return True
 
 
 def _granted(session: Session, run: RunRow, device_seconds: float, key: str) -> bool:
-    query = select(EventRow.body).where(EventRow.run_id == run.id, EventRow.kind == "wish")
+    query = select(EventRow.body).where(EventRow.run_id == run.id, EventRow.kind == "request")
     earlier = next((body for body in session.scalars(query) if body.get("key") == key), None)
     if earlier is not None and earlier.get("device_seconds", device_seconds) != device_seconds:
-        raise KeyReused(f"key {key!r} was used before: {earlier['wish']}")
+        raise KeyReused(f"key {key!r} was used before: {earlier['request']}")
     return earlier is not None
 
 
@@ -113,8 +113,8 @@ def prioritise(session: Session, run: RunRow, priority: int) -> bool:
     if run.precedence == -priority:
         return False
     run.precedence = -priority
-    record(session, run, "wish", {"wish": f"priority {priority}"})
-    failpoint("wish/priority")
+    record(session, run, "request", {"request": f"priority {priority}"})
+    failpoint("request/priority")
     return True
 
 

@@ -82,7 +82,7 @@ def transition(
     if to == "RUNNING" and run.started_at is None:
         run.started_at = now()
     run.ended_at = now() if to in TERMINAL else None
-    run.swept = ""
+    run.checkpoints_pruned = ""
     if to == "SUCCEEDED":
         upsert_entry(session, run)
     if to not in LIVE:

@@ -229,6 +229,6 @@ def event_view(row: EventRow) -> RunEvent:
         return RunEvent(
             id=row.seq, kind="attempt", event=Event.model_validate_json(json.dumps(row.body)), at=row.at
         )
-    if row.kind == "wish":
-        return RunEvent(id=row.seq, kind="wish", wish=row.body["wish"], at=row.at)
+    if row.kind == "request":
+        return RunEvent(id=row.seq, kind="request", request=row.body["request"], at=row.at)
     return RunEvent(id=row.seq, kind="state", state=row.body["state"], reason=row.body["reason"], at=row.at)

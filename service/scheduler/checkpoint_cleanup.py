@@ -6,7 +6,7 @@ import threading
 from grafting_core.storage.storage import Storage
 from service.control import Control, run_periodically
 from service.db.engine import Database
-from service.domain.checkpoint_retention import EndedRun, Policy, note_swept, prune, surplus, unswept_runs
+from service.domain.checkpoint_retention import EndedRun, Policy, note_pruned, prune, runs_to_prune, surplus
 from service.log_once import AWAY, Once, brief
 from service.settings import Settings
 
@@ -28,13 +28,13 @@ class CheckpointCleaner:
     def round(self) -> int:
         """Delete surplus checkpoints; returns how many runs were checked. Safe to kill and to repeat."""
         with self._database.reading() as session:
-            runs = unswept_runs(session, self._policy, RUNS + len(self._refused))
+            runs = runs_to_prune(session, self._policy, RUNS + len(self._refused))
         # Those whose files refuse to go are tried again when there is nothing else to do.
         runs = ([run for run in runs if run.id not in self._refused] or runs)[:RUNS]
         clean = [run for run in runs if self._is_clean(run)]
         if clean:
             with self._database.writing() as session:
-                note_swept(session, clean, self._policy)
+                note_pruned(session, clean, self._policy)
         return len(runs)
 
     def _is_clean(self, run: EndedRun) -> bool:

@@ -262,11 +262,11 @@ class RunEvent(View):
     """One event of a run as the stream sends it; `id` counts from 1 without gaps within the run."""
 
     id: int
-    kind: Literal["state", "attempt", "wish"]
+    kind: Literal["state", "attempt", "request"]
     state: RunState | None = None
     reason: Reason | None = None
     event: Event | None = None
-    wish: str | None = None
+    request: str | None = None
     """What somebody asked of the run: `pause`, `extend by 60 device-seconds`."""
     at: datetime
 

@@ -182,9 +182,9 @@ PLACES: dict[str, Scenario] = {
     "claim:{}": _starting,
     "event:{}": _finished,
     "event:{}:2": _finished,
-    "wish/pause:{}": _acted("QUEUED", "pause"),
-    "wish/extend:{}": _extended,
-    "wish/priority:{}": _moved_up,
+    "request/pause:{}": _acted("QUEUED", "pause"),
+    "request/extend:{}": _extended,
+    "request/priority:{}": _moved_up,
     "retention/delete:{}": _tidied,
     "retention/delete:{}:2": _tidied,
     "webhook/announced:{}": _told,
@@ -205,7 +205,7 @@ def test_every_failpoint_of_the_code_is_in_the_catalogue() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "failpoint":
                     found |= {part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)}
-    named = {name for name in found if name not in ("wish/",)}
+    named = {name for name in found if name not in ("request/",)}
     assert named == {name for name in POINTS if "{" not in name}
 
 
@@ -248,7 +248,7 @@ def test_whatever_happens_there_the_invariants_hold_and_the_next_process_ends_al
     harness = LabHarness(folder)
     with harness.database.writing() as session:
         # The dead process leads until its lease runs out; waiting for that is not what is tested.
-        session.execute(text("UPDATE scheduler_lease SET until = 0"))
+        session.execute(text("UPDATE leases SET until = 0"))
     assert harness.violations() == []
     ended = harness.drain()
     assert harness.violations() == []

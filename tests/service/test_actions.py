@@ -130,8 +130,8 @@ def test_every_wish_is_an_event(database: Database) -> None:
         apply_action(session, run, "pause")
         extend(session, run, 5.0)
         session.flush()
-        wishes = [item.wish for item in events_after(session, run.id, 0) if item.kind == "wish"]
-    assert wishes == ["priority 3", "pause", "extend by 5 device-seconds"]
+        requests = [item.request for item in events_after(session, run.id, 0) if item.kind == "request"]
+    assert requests == ["priority 3", "pause", "extend by 5 device-seconds"]
 
 
 def test_routes_act_on_one_and_on_many(client: TestClient) -> None:

@@ -303,7 +303,10 @@ def test_runs_whose_files_refuse_to_go_keep_no_other_from_being_tidied(
     for _ in range(12):
         keeper.round()
     with database.reading() as session:
-        swept = {row.id: row.swept for row in session.scalars(select(RunRow).where(RunRow.id.in_(runs)))}
-    assert [bool(swept[run]) for run in runs] == [False, False, False, True, True]
+        checkpoints_pruned = {
+            row.id: row.checkpoints_pruned
+            for row in session.scalars(select(RunRow).where(RunRow.id.in_(runs)))
+        }
+    assert [bool(checkpoints_pruned[run]) for run in runs] == [False, False, False, True, True]
     for run in runs[:3]:
         assert len([line for line in caplog.messages if f"run {run}: its checkpoints are left" in line]) == 1

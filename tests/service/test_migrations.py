@@ -4,9 +4,11 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from alembic.util.exc import CommandError
 from sqlalchemy import create_engine, func, select, text
 
 from grafting_core.storage.failpoints import arm
@@ -14,6 +16,8 @@ from service.db.engine import Database
 from service.db.migrate import check, downgrade, upgrade, versions
 from service.db.tables import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.invariants import verify
+from service.domain.run_controls import apply_action
+from service.domain.run_queries import events_after
 from service.domain.submission import submit
 from tests.support.builders import experiment
 
@@ -136,4 +140,37 @@ def test_what_mlflow_was_told_stands_in_the_run_afterwards(database_url: str) ->
     with database.reading() as session:
         run = session.get_one(RunRow, run_id)
         assert (run.mlflow_experiment_id, run.mlflow_run_id, run.mlflow_event) == ("17", "abc", 7)
+    database.engine.dispose()
+
+
+def test_tables_are_not_renamed_while_a_scheduler_leads(database_url: str) -> None:
+    database = Database(database_url)
+    downgrade(database, "0016")
+    with database.writing() as session:
+        lease = "INSERT INTO scheduler_lease (id, holder, until) VALUES (1, 'older', :until)"
+        session.execute(text(lease), {"until": time.time() + 30})
+    with pytest.raises(CommandError, match="stop it .*graft down"):
+        upgrade(database)
+    with database.writing() as session:
+        session.execute(text("UPDATE scheduler_lease SET until = 0"))
+    upgrade(database)
+    check(database)
+    database.engine.dispose()
+
+
+def test_what_users_asked_for_before_the_renaming_is_still_shown(database_url: str) -> None:
+    database = Database(database_url)
+    with database.writing() as session:
+        run = submit(session, experiment(), "digest", None)
+        run_id = run.id
+        apply_action(session, run, "pause")
+    downgrade(database, "0016")
+    with database.reading() as session:
+        kinds = session.scalars(text("SELECT kind FROM events ORDER BY seq")).all()
+    assert "wish" in kinds
+    upgrade(database)
+    with database.reading() as session:
+        assert [event.request for event in events_after(session, run_id, 0) if event.kind == "request"] == [
+            "pause"
+        ]
     database.engine.dispose()

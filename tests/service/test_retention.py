@@ -17,7 +17,7 @@ from grafting_core.storage.storage import Storage
 from service.cli.main import app as graft
 from service.db.engine import Database
 from service.db.tables import RunRow, now
-from service.domain.checkpoint_retention import Policy, prune, surplus, unswept_runs
+from service.domain.checkpoint_retention import Policy, prune, runs_to_prune, surplus
 from service.domain.invariants import verify
 from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
@@ -169,7 +169,7 @@ def test_a_run_that_was_taken_up_since_it_was_looked_at_keeps_all(
 ) -> None:
     run, policy = made(database, storage, "FAILED"), Policy(best=False, days=0.0)
     with database.reading() as session:
-        (seen,) = unswept_runs(session, policy, 10)
+        (seen,) = runs_to_prune(session, policy, 10)
     spare = surplus(storage, seen, policy)
     assert len(spare.paths) == 6
     with database.writing() as session:

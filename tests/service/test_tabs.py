@@ -43,7 +43,7 @@ def at_step(database: Database, run_id: str, step: int) -> None:
     with database.writing() as session:
         run = session.get_one(RunRow, run_id)
         run.stage, run.step, run.total_steps = "finetune", step, 300
-        record(session, run, "wish", {"wish": f"step {step}"})
+        record(session, run, "request", {"request": f"step {step}"})
 
 
 def test_eight_tabs_of_live_runs_load_and_follow(

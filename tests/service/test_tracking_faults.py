@@ -112,7 +112,7 @@ def malformed(run_id: str, number: int) -> tuple[str, Any]:
             {**right, "attempt": -1.5, "unknown": {}},
         ]
     )
-    return RANDOM.choice(["attempt", "attempt", "state", "wish"]), body
+    return RANDOM.choice(["attempt", "attempt", "state", "request"]), body
 
 
 def study(database: Database) -> str:
