@@ -16,7 +16,7 @@ from service.db.engine import Database
 from service.db.migrate import check, downgrade, upgrade, versions
 from service.db.tables import AccountRow, AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.invariants import verify
-from service.domain.run_controls import apply_action
+from service.domain.run_lifecycle import record
 from service.domain.run_queries import events_after
 from service.domain.submission import submit
 from tests.support.builders import experiment
@@ -149,7 +149,7 @@ def test_tables_are_not_renamed_while_a_scheduler_leads(database_url: str) -> No
     with database.writing() as session:
         lease = "INSERT INTO scheduler_lease (id, holder, until) VALUES (1, 'older', :until)"
         session.execute(text(lease), {"until": time.time() + 30})
-    with pytest.raises(CommandError, match="stop it .*graft down"):
+    with pytest.raises(CommandError, match=r"stop it .*graft down"):
         upgrade(database)
     with database.writing() as session:
         session.execute(text("UPDATE scheduler_lease SET until = 0"))
@@ -163,7 +163,7 @@ def test_what_users_asked_for_before_the_renaming_is_still_shown(database_url: s
     with database.writing() as session:
         run = submit(session, experiment(), "digest", None)
         run_id = run.id
-        apply_action(session, run, "pause")
+        record(session, run, "request", {"request": "pause"})
     downgrade(database, "0016")
     with database.reading() as session:
         kinds = session.scalars(text("SELECT kind FROM events ORDER BY seq")).all()
