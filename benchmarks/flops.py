@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operators import dims_of
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.operators.base import OperatorBase
@@ -54,7 +54,7 @@ def _line(kind: str, dims: BlockDims) -> bool:
 def counted(spec: OperatorBase, dims: BlockDims) -> int:
     """What the counter sees in one forward of the built module, on one sample."""
     with torch.device("meta"):
-        module, hidden = build(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
+        module, hidden = build_operator(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
     with FlopCounterMode(display=False) as counter:
         module(hidden)
     return int(counter.get_total_flops())

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS
 
@@ -101,7 +101,7 @@ def total_flops(kind: str, width: int, tokens: int) -> int:
 
 
 def operator(kind: str, width: int, tokens: int) -> nn.Module:
-    return build(KINDS[kind](kind=kind), dims_of(width, tokens)).to(DEVICE, DTYPE)
+    return build_operator(KINDS[kind](kind=kind), dims_of(width, tokens)).to(DEVICE, DTYPE)
 
 
 def batch(width: int, tokens: int) -> Tensor:

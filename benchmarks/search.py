@@ -34,7 +34,7 @@ from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import distill, replacement_student
 from grafting_core.evaluation.evaluate import fid_at
 from grafting_core.evaluation.screening import Screener
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign, Part, ReplaceOperator
 from grafting_core.specs.studies.integer_program import Chosen, Proposer
@@ -92,7 +92,7 @@ class Hand:
 
     def scion(self, part: Part) -> nn.Module:
         assert isinstance(part, ReplaceOperator)
-        module = build(part.operator, self.backbone.card.dims)
+        module = build_operator(part.operator, self.backbone.card.dims)
         module.load_state_dict(self.states[part])
         return module.eval()
 

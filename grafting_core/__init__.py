@@ -1,1 +1,35 @@
-"""Everything about models: specs, operators, surgery, the three stages."""
+"""Graft diffusion transformers: the public functions of the library.
+
+Each name is loaded when it is first used, so importing the package loads no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+EXPORTS = {
+    "Bank": "grafting_core.storage.bank",
+    "Storage": "grafting_core.storage.storage",
+    "build_operator": "grafting_core.operators.table",
+    "distill": "grafting_core.distillation.distill",
+    "encode_held_out": "grafting_core.data.datasets",
+    "encode_latents": "grafting_core.data.datasets",
+    "evaluate": "grafting_core.evaluation.evaluate",
+    "finetune": "grafting_core.training.finetune",
+    "load_backbone": "grafting_core.backbones.registry",
+    "operate": "grafting_core.surgery.operate",
+    "parse_submission": "grafting_core.specs.documents.designs",
+    "replacement_student": "grafting_core.distillation.student",
+    "sample_images": "grafting_core.diffusion.sampling",
+}
+"""Public name -> its module."""
+__all__ = list(EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(EXPORTS)}")
+    return getattr(import_module(EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *EXPORTS])

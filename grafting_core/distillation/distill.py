@@ -18,7 +18,14 @@ from grafting_core.data.latents import Latents
 from grafting_core.distillation.held_out import held_out_errors
 from grafting_core.distillation.student import StopReason, Student, StudentSpec, replacement_student
 from grafting_core.distillation.teacher import Students, teacher_features
-from grafting_core.training.observer import Checkpointer, PassObserver, StopRequested, StudentProgress
+from grafting_core.training.observer import (
+    NO_CHECKPOINTS,
+    NO_OBSERVER,
+    Checkpointer,
+    PassObserver,
+    StopRequested,
+    StudentProgress,
+)
 
 __all__ = ["DistillResult", "StudentSpec", "distill", "replacement_student"]
 
@@ -55,8 +62,8 @@ def distill(
     latents: Latents,
     held_out: Latents,
     *,
-    observer: PassObserver,
-    checkpoints: Checkpointer,
+    observer: PassObserver = NO_OBSERVER,
+    checkpoints: Checkpointer = NO_CHECKPOINTS,
     done: Done = lambda spec, result: None,
     micro_batches: int = 1,
 ) -> dict[str, DistillResult]:
@@ -64,7 +71,7 @@ def distill(
 
     Operators learn from `latents`; their errors are measured on `held_out`, images that training never sees.
 
-    Candidates may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
+    Students may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
     or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
     where the checkpoint has them. Raises ValueError for students of several streams or of equal keys,
     StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.

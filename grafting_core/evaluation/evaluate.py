@@ -23,6 +23,7 @@ from grafting_core.evaluation.metrics.moments import Moments, finite_rows
 from grafting_core.evaluation.metrics.report import by_class, measure
 from grafting_core.evaluation.reference import Labels, Reference, make_reference
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.features import FEATURE_NETWORKS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
@@ -85,6 +86,28 @@ def _own_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
 
 def _gaussian(whole: FeatureStatistics) -> Gaussian:
     return Gaussian.of(Moments(whole.count, whole.mean, whole.scatter))
+
+
+def evaluate(graft: Backbone, protocol: EvaluationProtocol) -> EvaluationReport:
+    """Sample the graft and compute every metric against its training images, on this process alone.
+
+    The same report that a lab makes of these weights. Raises ValueError without the network's weights, or
+    for a backbone without a data set.
+    """
+    network = feature_network_for(graft, protocol)
+    chunks = [
+        evaluate_chunk(graft, graft.transformer, protocol, *span, network=network)
+        for span in _spans(protocol.samples, protocol.micro_batch)
+    ]
+    fingerprint = own_fingerprint(graft.card.digest, protocol)
+    reference = training_reference(graft.card, network)
+    return finish(chunks, reference, fingerprint, recognises(graft, network))
+
+
+def _spans(samples: int, micro_batch: int) -> list[tuple[int, int]]:
+    """First index and count of chunks of about CHUNK samples, each of whole micro-batches but the last."""
+    size = micro_batch * max(1, CHUNK // micro_batch)
+    return [(first, min(size, samples - first)) for first in range(0, samples, size)]
 
 
 def evaluate_chunk(
@@ -187,8 +210,7 @@ def fid_at(
     one where the feature network is not the backbone's own.
     """
     network = feature_network_for(backbone, protocol)
-    size = protocol.micro_batch * max(1, CHUNK // protocol.micro_batch)
-    spans = [(first, min(size, samples - first)) for first in range(0, samples, size)]
+    spans = _spans(samples, protocol.micro_batch)
     chunks = [
         evaluate_chunk(backbone, transformer, protocol, *span, network=network).features for span in spans
     ]

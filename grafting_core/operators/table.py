@@ -45,7 +45,7 @@ BUILDERS: dict[str, Builder] = {
 }
 
 
-def build(spec: OperatorBase, dims: BlockDims) -> nn.Module:
+def build_operator(spec: OperatorBase, dims: BlockDims) -> nn.Module:
     """A module [batch, tokens, width] -> [batch, tokens, width] with PyTorch's default initialisation.
 
     Draws from the global generator. Raises ValueError where a field does not fit these dims.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.backbones.dit import projections
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.backbone import DIT_XL_2_256
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS, OperatorBase
@@ -42,7 +42,7 @@ def check_operator(spec: OperatorBase) -> list[CheckResult]:
     """All probes of one kind, at small dims but for the FLOP count. Draws from a seed of its own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = build(spec, SMALL)
+        module = build_operator(spec, SMALL)
         into = dependency_matrix(module)
         return [
             _self_graft(spec),
@@ -68,7 +68,7 @@ def _self_graft(spec: OperatorBase) -> CheckResult:
     }
     if spec.kind not in originals:
         return CheckResult("self-graft", None, "does not apply: not what stands in a DiT")
-    original, operator, hidden = originals[spec.kind](), build(spec, SMALL), _hidden()
+    original, operator, hidden = originals[spec.kind](), build_operator(spec, SMALL), _hidden()
     inherit(projections(original), operator)
     equal = torch.equal(operator(hidden), original(hidden))
     return CheckResult("self-graft", equal, "bit-identical" if equal else "differs from what it replaces")
@@ -140,7 +140,7 @@ def _flops(spec: OperatorBase) -> CheckResult:
     """What totals and limits go by against what the counter sees in the built module."""
     dims = DIT_XL_2_256.dims
     with torch.device("meta"):
-        module, hidden = build(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
+        module, hidden = build_operator(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
     with FlopCounterMode(display=False) as counter:
         module(hidden)
     counted, formula = counter.get_total_flops(), spec.computed_flops(dims)

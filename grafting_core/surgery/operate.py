@@ -9,7 +9,7 @@ from torch import nn
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.operators.parallel import mean_merge
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.design import ParallelPair, ReplaceOperator
 from grafting_core.specs.site import GraftSite
 from grafting_core.surgery.parallel_blocks import Unpair, check_pairs, pair_blocks
@@ -41,7 +41,7 @@ def new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Mod
     original = backbone.get_operator(edit.site)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(site_seed(seed, edit.site))
-        operator = build(edit.operator, backbone.sites[edit.site])
+        operator = build_operator(edit.operator, backbone.sites[edit.site])
     if edit.init == "inherit":
         inherit(backbone.family.projections(original), operator)
     return operator

@@ -13,7 +13,7 @@ from grafting_core.data.latents import Batch, Latents, generator_for, predict_ba
 from grafting_core.diffusion.objective import objective_of
 from grafting_core.diffusion.precision import autocast
 from grafting_core.specs.plans import FinetunePlan
-from grafting_core.training.observer import Checkpointer, Observer, StopRequested
+from grafting_core.training.observer import NO_CHECKPOINTS, NO_OBSERVER, Checkpointer, Observer, StopRequested
 from grafting_core.training.optim import (
     Diverged,
     adamw,
@@ -44,8 +44,8 @@ def finetune(
     plan: FinetunePlan,
     latents: Latents,
     *,
-    observer: Observer,
-    checkpoints: Checkpointer,
+    observer: Observer = NO_OBSERVER,
+    checkpoints: Checkpointer = NO_CHECKPOINTS,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     share: Shard = Shard(),
     micro_batches: int = 1,

@@ -82,3 +82,7 @@ class NoCheckpoints:
 
     def save(self, step: int, tensors: "Mapping[str, Tensor]", loss: float | None = None) -> None:
         return None
+
+
+NO_OBSERVER = NullObserver()
+NO_CHECKPOINTS = NoCheckpoints()

@@ -52,7 +52,7 @@ def test_reach_and_causality_are_told(kind: str, reach: str, causal: bool) -> No
 def test_what_is_planted_wrong_is_found(
     monkeypatch: pytest.MonkeyPatch, kind: str, planted: nn.Module, probe: str, seen: str
 ) -> None:
-    monkeypatch.setattr(probes, "build", lambda spec, dims: planted)
+    monkeypatch.setattr(probes, "build_operator", lambda spec, dims: planted)
     monkeypatch.setattr(probes, "_flops", lambda spec: CheckResult("FLOPs", None, "of other dims"))
     found = {finding.probe: finding for finding in check_operator(KINDS[kind](kind=kind))}
     assert found[probe].ok is False
@@ -72,7 +72,7 @@ class Broken(nn.Module):
 
 
 def test_a_wrong_formula_and_an_idle_parameter_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "build", lambda spec, dims: Broken())
+    monkeypatch.setattr(probes, "build_operator", lambda spec, dims: Broken())
     module = Broken()
     assert probes._gradients(module).seen == "none reaches unused"
     assert probes._parameters(KINDS["mlp"](kind="mlp"), module).ok is False

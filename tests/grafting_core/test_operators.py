@@ -18,7 +18,7 @@ from grafting_core.operators.attention import (
 from grafting_core.operators.hyena import DepthwiseConv
 from grafting_core.operators.mamba import SelectiveStateSpace
 from grafting_core.operators.mlp import ChannelConv
-from grafting_core.operators.table import BUILDERS, build
+from grafting_core.operators.table import BUILDERS, build_operator
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.operators.mamba import Mamba2
@@ -35,19 +35,19 @@ def test_every_kind_has_a_builder() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parameter_formula_counts_the_built_module(kind: str) -> None:
     spec = KINDS[kind](kind=kind)
-    assert sum(p.numel() for p in build(spec, DIMS).parameters()) == spec.num_params(DIMS)
+    assert sum(p.numel() for p in build_operator(spec, DIMS).parameters()) == spec.num_params(DIMS)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - TIED))
 @pytest.mark.parametrize("tokens", [1, 35, 100])
 def test_shape_is_kept_at_any_token_count(kind: str, tokens: int) -> None:
     hidden = torch.randn(2, tokens, DIMS.width)
-    assert build(KINDS[kind](kind=kind), DIMS)(hidden).shape == hidden.shape
+    assert build_operator(KINDS[kind](kind=kind), DIMS)(hidden).shape == hidden.shape
 
 
 @pytest.mark.parametrize("kind", sorted(TIED))
 def test_an_operator_tied_to_its_tokens_refuses_other_counts(kind: str) -> None:
-    module = build(KINDS[kind](kind=kind), DIMS)
+    module = build_operator(KINDS[kind](kind=kind), DIMS)
     assert module(torch.randn(2, 35, 24)).shape == (2, 35, 24)
     with pytest.raises(ValueError, match="given 36"):
         module(torch.randn(2, 36, 24))
@@ -56,7 +56,7 @@ def test_an_operator_tied_to_its_tokens_refuses_other_counts(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_learns_and_bf16_stays_close(kind: str) -> None:
     torch.manual_seed(0)
-    module, hidden = build(KINDS[kind](kind=kind), DIMS), torch.randn(2, 35, 24)
+    module, hidden = build_operator(KINDS[kind](kind=kind), DIMS), torch.randn(2, 35, 24)
     out = module(hidden)
     out.square().sum().backward() if out.requires_grad else None
     # Softmax does not see a constant added to all keys.
@@ -72,7 +72,7 @@ def test_every_parameter_learns_and_bf16_stays_close(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointed_gradients_are_the_same(kind: str) -> None:
     torch.manual_seed(0)
-    module = build(KINDS[kind](kind=kind), DIMS)
+    module = build_operator(KINDS[kind](kind=kind), DIMS)
     plain, saved = (torch.ones(2, 35, 24, requires_grad=True) for _ in range(2))
     module(plain).square().sum().backward()
     checkpoint(module, saved, use_reentrant=False).square().sum().backward()
@@ -81,7 +81,7 @@ def test_checkpointed_gradients_are_the_same(kind: str) -> None:
 
 def counted_flops(spec: Any, dims: BlockDims) -> int:
     with torch.device("meta"):
-        module, hidden = build(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
+        module, hidden = build_operator(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
     with FlopCounterMode(display=False) as counter:
         module(hidden)
     return counter.get_total_flops()
@@ -113,7 +113,7 @@ def test_flops_of_windows_of_any_size_are_counted(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_compiles_to_one_graph_with_its_backward(kind: str) -> None:
     torch.manual_seed(0)
-    module = build(KINDS[kind](kind=kind), DIMS)
+    module = build_operator(KINDS[kind](kind=kind), DIMS)
     # The tracing backend mistakes the strides of elu's gradient where inductor, too slow for here, does not.
     backend = "eager" if kind == "linear_attention" else "aot_eager"
     compiled = torch.compile(module, backend=backend, fullgraph=True)
@@ -168,14 +168,14 @@ def changed_rows(module: nn.Module, tokens: int, touched: int) -> list[int]:
 )
 def test_a_token_reaches_exactly_the_rows_it_should(kind: str, rows: range) -> None:
     torch.manual_seed(3)
-    module = build(KINDS[kind](kind=kind), DIMS).double()
+    module = build_operator(KINDS[kind](kind=kind), DIMS).double()
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     assert changed_rows(module, 30, 10) == list(rows)
 
 
 def test_a_grid_window_reaches_its_rows_and_columns() -> None:
-    module = build(KINDS["window_attention_2d"](kind="window_attention_2d", half_width=1), DIMS)
+    module = build_operator(KINDS["window_attention_2d"](kind="window_attention_2d", half_width=1), DIMS)
     near = [row * 7 + column for row in (1, 2, 3) for column in (2, 3, 4)]
     assert changed_rows(module, 35, 2 * 7 + 3) == near
 
@@ -208,7 +208,7 @@ def test_mamba2_agrees_with_transformers_on_the_same_weights() -> None:
         chunk_size=8,
     )
     theirs = Mamba2Mixer(config, layer_idx=0)
-    ours = build(Mamba2(state_size=16, head_dim=4), DIMS)
+    ours = build_operator(Mamba2(state_size=16, head_dim=4), DIMS)
     assert isinstance(ours, SelectiveStateSpace)
     weights = dict(theirs.state_dict())
     weights["conv1d.weight_KD"] = weights.pop("conv1d.weight").squeeze(1).T
@@ -243,4 +243,4 @@ def test_the_causal_convolution_is_conv1d_with_left_padding(channels: int, kerne
 
 def test_a_field_that_does_not_fit_the_dims_is_named() -> None:
     with pytest.raises(ValueError, match="num_heads is 7; it should be a divisor of the width 24"):
-        build(KINDS["mha"](kind="mha", num_heads=7), DIMS)
+        build_operator(KINDS["mha"](kind="mha", num_heads=7), DIMS)

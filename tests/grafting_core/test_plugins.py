@@ -33,12 +33,12 @@ def build(spec, dims):
 """
 USE = """
 import torch
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.documents.designs import parse_submission
 edit = {"replace": "mlp", "layers": [1], "with": {"kind": "half", "factor": 0.25}}
 spec = parse_submission({"name": "a", "backbone": "testbed/dit-fashion", "edits": [edit]})
-module = build(spec.design.edits[0].operator, backbone_cards()["testbed/dit-fashion"].dims)
+module = build_operator(spec.design.edits[0].operator, backbone_cards()["testbed/dit-fashion"].dims)
 assert module(torch.ones(1, 2, 3)).unique().item() == 0.25
 """
 

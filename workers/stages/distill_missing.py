@@ -15,7 +15,7 @@ from grafting_core.data.latents import Latents
 from grafting_core.distillation.distill import DistillResult, StudentSpec, distill, replacement_student
 from grafting_core.distillation.merge_init import fit_merges, merge_student
 from grafting_core.operators.parallel import mean_merge
-from grafting_core.operators.table import build
+from grafting_core.operators.table import build_operator
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.cost import part_flops, pass_flops_per_image
@@ -205,6 +205,6 @@ def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec, payload: bytes |
     if isinstance(part, ParallelPair):
         module: nn.Module = mean_merge(backbone.card.dims.width)
     else:
-        module = build(part.operator, backbone.sites[part.site])
+        module = build_operator(part.operator, backbone.sites[part.site])
     module.load_state_dict(load(bank.read(scion.key) if payload is None else payload))
     return module.to(backbone.device).eval()
