@@ -29,7 +29,7 @@ from grafting_core.training.finetune import Shard
 from workers.contract import RunTicket
 from workers.observer import StopCondition
 from workers.stages.context import Context, Group
-from workers.stages.distill_missing import deposit
+from workers.stages.distill_missing import ensure_distilled
 from workers.usage import UsageMeter
 
 HYBRIDS = 20
@@ -82,7 +82,7 @@ class Bench:
         """(scions distilled, seconds)."""
         context = self._context(folder, FillSpec(name="bench", scions=tuple(scions)))
         began = time.perf_counter()
-        done = deposit(context, scions, "bench")
+        done = ensure_distilled(context, scions, "bench")
         return done.missing, time.perf_counter() - began
 
     def _context(self, folder: str, work: FillSpec) -> Context:

@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.search_milp import milp_figures
 from benchmarks.search_report import interval, show
-from grafting_core.analysis.sensitivity import Place, replace_one
+from grafting_core.analysis.sensitivity import Intervention, replace_one
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents
@@ -39,7 +39,7 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign, Part, ReplaceOperator
 from grafting_core.specs.studies.integer_program import Chosen, Proposer
 from grafting_core.specs.studies.rank_correlation import rank_correlation
-from grafting_core.specs.studies.selection import survivors
+from grafting_core.specs.studies.selection import select
 from grafting_core.specs.studies.space import design_key
 from grafting_core.specs.studies.study import StudySpec
 from grafting_core.surgery.operate import operate
@@ -47,7 +47,7 @@ from grafting_core.training.finetune import finetune
 from grafting_core.training.observer import NoCheckpoints, NullObserver
 from service.domain.study_feasibility import parse_feasible_study
 from service.studies.baselines import baseline_designs, fewer_steps
-from service.studies.optuna_study import Book, Known
+from service.studies.optuna_study import Known, OptunaMirror
 from service.studies.predictor import refined_scores
 from service.studies.proposing import Round
 
@@ -159,7 +159,7 @@ def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dic
     return states, named, time.process_time() - began
 
 
-def _placing(hand: Hand, edit: ReplaceOperator) -> Place:
+def _placing(hand: Hand, edit: ReplaceOperator) -> Intervention:
     module = hand.scion(edit)
     return lambda: operate(hand.backbone, [edit], operators={edit.site: module})
 
@@ -194,7 +194,7 @@ class Study:
         spent = time.process_time() - began
         found = pool.map(screened, [(self.design(at), 0) for at in new], chunksize=1)
         self.first += [value for value, _ in found]
-        best = survivors([(self.first[at],) for at in new], round(len(new) / self.spec.reduction))
+        best = select([(self.first[at],) for at in new], round(len(new) / self.spec.reduction))
         climbed = [start + at for at in best]
         higher = pool.map(screened, [(self.design(at), 1) for at in climbed], chunksize=1)
         self.second |= {at: value for at, (value, _) in zip(climbed, higher, strict=True)}
@@ -209,7 +209,7 @@ class Study:
             design_key(space.design(chosen)): Known(at, space.assignment(chosen), (value,), None)
             for at, (chosen, value) in enumerate(seen)
         }
-        book = Book(
+        book = OptunaMirror(
             f"sqlite:///{self.folder / 'optuna.db'}", "study", space, self.spec.sampler, ("loss_gap",)
         )
         book.reconcile(list(known.values()))

@@ -17,9 +17,9 @@ from tests.support.supervised_lab import left, until
 DEMO = """
 import sys
 from pathlib import Path
-from service.cli import running
-running.DEMO_DESIGNS = tuple(sys.argv[2:])
-running.demo_command(Path(sys.argv[1]), 0, 2)
+from service.cli import local_lab
+local_lab.DEMO_DESIGNS = tuple(sys.argv[2:])
+local_lab.demo_command(Path(sys.argv[1]), 0, 2)
 """
 
 
