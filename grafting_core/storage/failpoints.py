@@ -33,6 +33,7 @@ POINTS: Mapping[str, str] = {
     "webhook/send/after": "a delivery that the receiver may have, and nobody noted",
     "retention/delete": "a checkpoint of an ended run, gone, and others that should go not yet",
     "migrate/step": "a revision of the schema, applied and not committed",
+    "study/measured": "a study's latency table, measured and not noted",
     "study/filled": "a study's bank, filled and not noted",
     "study/proposed": "designs of a study, proposed and not submitted",
     "study/screened": "a screening's numbers, taken in and not committed",

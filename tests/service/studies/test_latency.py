@@ -14,6 +14,7 @@ from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.latencies import timed_parts
 from grafting_core.specs.studies.study import StudySpec
+from grafting_core.storage.failpoints import arm
 from service.domain.studies import run_for, runs_of, spec_of_study, trials_of
 from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_queries import study_detail
@@ -127,6 +128,19 @@ def test_a_design_that_breaks_the_limit_by_the_clock_has_not_won(
     best = min(kept, key=lambda run: run.quality)
     assert (detail.best_trial, detail.best) == (best.trial, best.quality)
     assert "0.976x" in markdown(detail, [])
+
+
+def test_a_study_that_dies_when_its_table_is_measured_goes_on_as_an_undisturbed_one(
+    new_sqlite_study: Callable[..., StudyHarness],
+) -> None:
+    calm, hard = (new_sqlite_study(name, limits={"latency": 1.5}) for name in ("calm", "hard"))
+    calm.run()
+    hard.run(lambda step: arm("study/measured:raise" if step < 4 else ""))
+    assert hard.run().state == "DONE"
+    assert hard.trials() == calm.trials()
+    with hard.database.reading() as session:
+        roles = [row.role for row, _ in runs_of(session, hard.id)]
+    assert roles.count("measure") == 1
 
 
 def test_latency_as_an_objective_is_weighed_like_any_cost(
