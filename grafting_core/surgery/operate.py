@@ -26,8 +26,7 @@ class Undo:
 
     def undo(self) -> None:
         self.unpair.undo()
-        for site, module in self.originals.items():
-            self.backbone.set_operator(site, module)
+        _put_back(self.backbone, self.originals)
 
 
 def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
@@ -58,8 +57,9 @@ def operate(
 ) -> Undo:
     """Put every edit's operator in place, the one given for its site, else a new one; then pair blocks.
 
-    A pair without a merge of its own gets the mean of its sides. Edits the transformer in place. Raises
-    ValueError for a site or pair beyond the last block, before any change.
+    A pair without a merge of its own gets the mean of its sides. Edits the transformer in place; where it
+    fails, the transformer is as it was. Raises ValueError for a site or pair beyond the last block, and what
+    building an operator or inheriting weights raises.
     """
     width = backbone.card.dims.width
     joined = {pair: (merges or {}).get(pair) or mean_merge(width) for pair in pairs}
@@ -67,8 +67,17 @@ def operate(
     originals = {edit.site: backbone.get_operator(edit.site) for edit in edits}
     reference = next(backbone.transformer.parameters())
     given = operators or {}
-    for edit in edits:
-        operator = given.get(edit.site) or new_operator(backbone, edit, seed)
-        backbone.set_operator(edit.site, backbone.family.adapt(edit.site, operator.to(reference)))
-    unpair = pair_blocks(backbone, {pair: merge.to(reference) for pair, merge in joined.items()})
+    made = {edit.site: given.get(edit.site) or new_operator(backbone, edit, seed) for edit in edits}
+    try:
+        for site, operator in made.items():
+            backbone.set_operator(site, backbone.family.adapt(site, operator.to(reference)))
+        unpair = pair_blocks(backbone, {pair: merge.to(reference) for pair, merge in joined.items()})
+    except BaseException:
+        _put_back(backbone, originals)
+        raise
     return Undo(backbone, originals, unpair)
+
+
+def _put_back(backbone: Backbone, originals: Mapping[GraftSite, nn.Module]) -> None:
+    for site, module in originals.items():
+        backbone.set_operator(site, module)

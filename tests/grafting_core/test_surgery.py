@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.operators.mlp import FeedForward
+from grafting_core.specs.site import GraftSite
 from grafting_core.surgery.operate import new_operator, operate
 from tests.support.builders import replacement, same
 
@@ -40,6 +41,31 @@ def test_undo_restores_the_very_modules(backbone: Backbone) -> None:
     undo.undo()
     assert torch.equal(output(backbone), before)
     assert same(backbone.transformer.state_dict(), weights)
+
+
+@pytest.mark.parametrize("refused_at", ["building", "placing"])
+def test_a_refused_operator_leaves_the_transformer_as_it_was(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch, refused_at: str
+) -> None:
+    before = [backbone.get_operator(site) for site in backbone.sites]
+    edits = [replacement("hyena_x"), replacement("mamba2", 2, "inherit")]
+    error: type[Exception] = TypeError
+    if refused_at == "placing":
+        edits, error = [replacement("hyena_x"), replacement("hyena_x", 2)], MemoryError
+        places = iter([None, MemoryError("out of memory")])
+        put = Backbone.set_operator
+
+        def set_operator(self: Backbone, site: GraftSite, module: nn.Module) -> None:
+            if (refusal := next(places, None)) is not None:
+                raise refusal
+            put(self, site, module)
+
+        monkeypatch.setattr(Backbone, "set_operator", set_operator)
+    with pytest.raises(error):
+        operate(backbone, edits)
+    assert all(
+        now is then for now, then in zip(map(backbone.get_operator, backbone.sites), before, strict=True)
+    )
 
 
 def test_random_weights_depend_on_seed_and_site_alone(backbone: Backbone) -> None:
