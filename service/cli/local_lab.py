@@ -84,16 +84,13 @@ def _stop_holder(folder: Path) -> None:
     forced = False
     try:
         found.terminate()
-        try:
-            found.wait(DOWN_SECONDS)
-        except psutil.TimeoutExpired:
+        if not _ends(found, DOWN_SECONDS):
             forced = True
             found.kill()
-            found.wait(10)
+            if not _ends(found, 10):
+                raise StartFailed(f"process {found.pid}, which runs the lab on {folder}, cannot be ended")
     except psutil.AccessDenied as error:
         raise Refused([f"the lab on {folder} is {found.username()}'s (process {found.pid})"]) from error
-    except psutil.TimeoutExpired as error:
-        raise StartFailed(f"process {found.pid}, which runs the lab on {folder}, cannot be ended") from error
     except psutil.NoSuchProcess:
         pass
     end_strays(mark_of(folder))
@@ -102,6 +99,16 @@ def _stop_holder(folder: Path) -> None:
     forget_address(folder)
     how = f" by force: it did not heed SIGTERM for {DOWN_SECONDS:.0f} s" if forced else ""
     out.print(f"the lab on {escape(str(folder))} has stopped{how}")
+
+
+def _ends(process: psutil.Process, seconds: float) -> bool:
+    """Wait for the end of a process; one that its parent has not collected yet has ended."""
+    until = time.monotonic() + seconds
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def demo_command(

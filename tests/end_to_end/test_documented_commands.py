@@ -41,6 +41,7 @@ LONG = {
     **QUICK,
     "budget": {"device_seconds": 600},
     "finetune": {"steps": 100_000, "batch_size": 16, "images": 200},
+    "edits": [{"replace": "mlp", "layers": [0], "with": {"kind": "mlp", "ratio": 3}}],
 }
 MLFLOW_SCRIPT = """
 import mlflow
@@ -237,6 +238,10 @@ def test_a_study_is_made_read_changed_and_stopped(reader: Reader, client: Graftl
 
 def test_a_lab_is_kept_in_order(reader: Reader, client: GraftlabClient) -> None:
     reader.types("keys")
+    made = client.keys()
+    (board,) = [key for key in made if key.owner == "board"]
+    reader.names["ID"] = str(board.id)
+    reader.types("revoke a key")
     all_keys = client.keys()
     assert [key.owner for key in all_keys if key.revoked_at] == ["board"]
     reader.names["HOOK"] = "1"

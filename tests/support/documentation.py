@@ -118,7 +118,9 @@ LAB = {
         "graft keys make board --role viewer --days 90",
         "graft keys make guest --sees own",
         "graft keys ls",
-        "graft keys revoke 3 --yes",
+    ),
+    "revoke a key": (
+        "graft keys revoke ID --yes",
         "MLFLOW_TRACKING_URI=$GRAFTLAB_URL/mlflow MLFLOW_TRACKING_TOKEN=$GRAFTLAB_KEY python my_script.py",
         "graft tracking rebuild",
     ),

@@ -134,12 +134,12 @@ def _over_grpc(port: int, methods: list[str]) -> Iterator[str]:
                 yield f"{method} at {port}: {code.name} {answer[:200]!r}"
 
 
-def _speaks_grpc(channel: grpc.Subscription) -> bool:
+def _speaks_grpc(channel: grpc.Channel) -> bool:
     """Whether there is a server that knows, or knows that it does not know, a method."""
     return _ask(channel, "/grpc.health.v1.Health/Check")[0] in (*REFUSED, grpc.StatusCode.OK)
 
 
-def _ask(channel: grpc.Subscription, method: str) -> tuple[grpc.StatusCode, bytes]:
+def _ask(channel: grpc.Channel, method: str) -> tuple[grpc.StatusCode, bytes]:
     call = channel.unary_unary(method, lambda sent: sent, lambda received: received)
     try:
         return grpc.StatusCode.OK, call(b"", timeout=3)
