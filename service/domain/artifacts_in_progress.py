@@ -32,6 +32,8 @@ class Making:
         """Queued run -> those of its keys that runs under way need too."""
         self._started: list[str] = []
         self._known: dict[Made, bool] = {}
+        self._texts: dict[frozenset[str], str | None] = {}
+        """Shared keys -> what a run that needs them waits for: many runs share the same."""
 
     def prepare(self, ids: Collection[str]) -> None:
         """Look up what these queued runs share with runs under way, all in one query."""
@@ -49,6 +51,7 @@ class Making:
         """A run starts: those of the waiting that were looked up, and share a key with it, wait for it."""
         self._started.append(run_id)
         self._by_key = None
+        self._texts = {}
         self._look(
             waiting,
             RunDependencyRow.key.in_(select(RunDependencyRow.key).where(RunDependencyRow.run_id == run_id)),
@@ -66,7 +69,15 @@ class Making:
         shared = self._shared.get(run_id)
         if not shared:
             return None
-        made = [each for key in shared for each in self._made().get(key, ()) if each.run_id != run_id]
+        if run_id in self._started:
+            return self._text(shared, run_id)
+        keys = frozenset(shared)
+        if keys not in self._texts:
+            self._texts[keys] = self._text(keys)
+        return self._texts[keys]
+
+    def _text(self, keys: Collection[str], but: str | None = None) -> str | None:
+        made = [each for key in keys for each in self._made().get(key, ()) if each.run_id != but]
         missing = sorted(each for each in made if not self._is_there(each))
         return waiting_text(missing) if missing else None
 

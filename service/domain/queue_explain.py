@@ -46,7 +46,7 @@ def queue_view(
     if only is not None and not shown:
         order, shown, starts = [], _far_behind(session, only), []
     walk = Walk(session, capacity, hold_line_seconds, published)
-    verdicts = {run.id: verdict for run, verdict in walk.steps()} if shown else {}
+    verdicts = _verdicts(walk, {run.id for _, run in shown if capacity.fits(run)})
     walk.prepare([run for _, run in shown])
     names = _names(session, [run.id for _, run in shown])
     entries = [
@@ -62,6 +62,17 @@ def queue_view(
         queued=session.scalar(queued) or 0,
         entries=entries,
     )
+
+
+def _verdicts(walk: Walk, ids: set[str]) -> dict[str, Verdict]:
+    """What the walk finds of these runs; it ends with the last of them, since nothing later changes it."""
+    found: dict[str, Verdict] = {}
+    steps = walk.steps()
+    while ids - found.keys() and (step := next(steps, None)) is not None:
+        run, verdict = step
+        if run.id in ids:
+            found[run.id] = verdict
+    return found
 
 
 def _as_far_as(session: Session, capacity: FreeResources, limit: int, only: str | None) -> list[QueuedRun]:
