@@ -19,7 +19,7 @@ from service.domain.artifacts_in_progress import Making, Published
 from service.domain.budget_reservation import Budgets, expected
 from service.domain.budgets import LAB, AccountId, AccountUsage, LiveUse, budget_of, live_use, title, usage_of
 from service.domain.forecast import Foresight
-from service.domain.queue_order import COLUMNS, OWNERS, FreeResources, QueuedRun, next_run, room, shares
+from service.domain.queue_order import COLUMNS, OWNERS, FreeResources, Lines, QueuedRun, room, shares
 from service.domain.run_queries import spend_of
 from service.log_once import AWAY, brief
 
@@ -60,7 +60,9 @@ class Walk:
         owners = session.scalars(OWNERS).all()
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
         self._budgets.prepare({LAB, *(("user", owner) for owner in owners)})
-        self._lines = {owner: line for owner in owners if (line := self._page(owner, LOOKED_AT))}
+        self._lines = Lines(self._shares)
+        for owner in owners:
+            self._lines.put(owner, self._page(owner, LOOKED_AT))
 
     def steps(self) -> Iterator[tuple[QueuedRun, Verdict]]:
         """Every run that comes into question, with what follows for it.
@@ -69,12 +71,11 @@ class Walk:
         those behind as many as are looked at. Stop listening once nothing is free.
         """
         while self._lines:
-            run = next_run(self._lines, self._shares)
+            run = self._lines.next()
             verdict = self.decide(run)
             self._note(run, verdict)
             if run.owner not in self._lines and self._looks_on(run.owner):
-                page = self._page(run.owner, PAGE, run)
-                self._lines |= {run.owner: page} if page else {}
+                self._lines.put(run.owner, self._page(run.owner, PAGE, run))
             yield run, verdict
 
     def _page(self, owner: str, size: int, after: QueuedRun | None = None) -> deque[QueuedRun]:
@@ -176,10 +177,11 @@ class Walk:
             row = self._session.get_one(RunRow, run.id)
             self.free.take(run)
             self._shares.add(run)
+            self._lines.reorder(run.owner)
             self._live.append(
                 LiveUse(run.id, run.keys, AccountUsage(), usage_of(row.experiment.backbone, verdict.want))
             )
-            self._making.started(run.id, [each.id for line in self._lines.values() for each in line])
+            self._making.started(run.id, self._lines.ids())
         elif verdict.lacks == "another run":
             self._held[run.owner] += 1
         elif verdict.lacks in ("cpus", "gpus"):
@@ -189,7 +191,7 @@ class Walk:
         """Later ones may overtake it, unless it has waited long: then what is free is held for it."""
         self._lacking[run.owner] += 1
         if self._lacking[run.owner] >= LOOKED_AT:
-            self._lines.pop(run.owner, None)
+            self._lines.drop(run.owner)
         if run.waited_seconds() > self._patience:
             self.free.take(run)
 

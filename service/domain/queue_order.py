@@ -5,6 +5,7 @@ smaller ones of its own and lower priorities, so that a gang is not overtaken fo
 """
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -175,19 +176,70 @@ def room(session: Session, cpus: int, gpus: int) -> FreeResources:
     return FreeResources(cpus - int(used[0]), gpus - int(used[1]))
 
 
-def next_run(lines: dict[str, deque[QueuedRun]], given: FairShares) -> QueuedRun:
-    """The run whose turn it is. The lines must not be empty."""
-    owner = min(lines, key=lambda name: (lines[name][0].precedence, given.of(name), lines[name][0].id))
-    run = lines[owner].popleft()
-    if not lines[owner]:
-        del lines[owner]
-    return run
+class Lines:
+    """Waiting runs of several owners, taken by priority, then the owner's share, recent use, and age.
+
+    A heap of the first run of each line. Of all that it compares, only what one owner has changes at a time:
+    then that owner's entry is made anew, and the one before it is passed over.
+    """
+
+    def __init__(self, given: FairShares) -> None:
+        self._given = given
+        self._lines: dict[str, deque[QueuedRun]] = {}
+        self._entries: dict[str, int] = {}
+        """Owner -> number of its valid entry."""
+        self._heap: list[tuple[int, float, float, str, int, str]] = []
+        self._recent: dict[str, float] = {}
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __contains__(self, owner: str) -> bool:
+        return owner in self._lines
+
+    def put(self, owner: str, line: deque[QueuedRun]) -> None:
+        """An owner's waiting runs, in order; nothing where there are none."""
+        if line:
+            self._lines[owner] = line
+            self.reorder(owner)
+
+    def drop(self, owner: str) -> None:
+        """Take none of an owner's runs any more."""
+        self._lines.pop(owner, None)
+
+    def reorder(self, owner: str) -> None:
+        """Place an owner's first run anew, after its share has changed."""
+        if owner not in self._lines:
+            return
+        if owner not in self._recent:
+            self._recent[owner] = self._given.of(owner)[1]
+        head, share = self._lines[owner][0], self._given.running.get(owner, 0.0)
+        self._entries[owner] = number = next(self._numbers)
+        heapq.heappush(self._heap, (head.precedence, share, self._recent[owner], head.id, number, owner))
+
+    def next(self) -> QueuedRun:
+        """The run whose turn it is. There must be one."""
+        while True:
+            *_, number, owner = heapq.heappop(self._heap)
+            if owner in self._lines and self._entries[owner] == number:
+                break
+        run = self._lines[owner].popleft()
+        if self._lines[owner]:
+            self.reorder(owner)
+        else:
+            del self._lines[owner]
+        return run
+
+    def ids(self) -> list[str]:
+        """Of all runs in the lines."""
+        return [run.id for line in self._lines.values() for run in line]
 
 
 def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
     """The runs that can start here at all, as if every one fitted now, read as far as it is asked for.
 
-    `given` is used up. The order is `next_run`'s: of all that it compares, only what the owner of the run
+    `given` is used up. The order is that of `Lines`: of all that it compares, only what the owner of the run
     that was taken has of the cluster changes, so the others keep their places in a heap.
     """
     capacity = FreeResources(given.cpus, given.gpus)
