@@ -61,8 +61,10 @@ class Walk:
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
         self._budgets.prepare({LAB, *(("user", owner) for owner in owners)})
         self._lines = Lines(self._shares)
-        for owner in owners:
-            self._lines.put(owner, self._page(owner, LOOKED_AT))
+        firsts = {owner: self._page(owner, LOOKED_AT) for owner in owners}
+        self.prepare([run for page in firsts.values() for run in page])
+        for owner, page in firsts.items():
+            self._lines.put(owner, page)
 
     def steps(self) -> Iterator[tuple[QueuedRun, Verdict]]:
         """Every run that comes into question, with what follows for it.
@@ -75,7 +77,9 @@ class Walk:
             verdict = self.decide(run)
             self._note(run, verdict)
             if run.owner not in self._lines and self._looks_on(run.owner):
-                self._lines.put(run.owner, self._page(run.owner, PAGE, run))
+                page = self._page(run.owner, PAGE, run)
+                self.prepare(page)
+                self._lines.put(run.owner, page)
             yield run, verdict
 
     def _page(self, owner: str, size: int, after: QueuedRun | None = None) -> deque[QueuedRun]:
@@ -92,9 +96,7 @@ class Walk:
         if after is not None:
             query = query.where(tuple_(RunRow.precedence, RunRow.id) > (after.precedence, after.id))
         query = query.order_by(RunRow.precedence, RunRow.id).limit(size)
-        page = [QueuedRun(*row) for row in self._session.execute(query)]
-        self.prepare(page)
-        return deque(page)
+        return deque(QueuedRun(*row) for row in self._session.execute(query))
 
     def prepare(self, runs: Sequence[QueuedRun]) -> None:
         """Look up together what is asked of each of them."""

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from sqlalchemy import func, select
@@ -35,7 +35,7 @@ def queue_view(
 
     Those that cannot start here at all come last. What each lacks is what admission finds, which has to be
     told by the same `published` and `hold_line_seconds`. Of one that is far behind the place is told by
-    priority and age, and no start.
+    priority and age, what it lacks as if it were its turn behind the first FOLLOWED, and no start.
     """
     capacity, free = FreeResources(cpus, gpus), room(session, cpus, gpus)
     order = _as_far_as(session, capacity, limit, only)
@@ -46,7 +46,8 @@ def queue_view(
     if only is not None and not shown:
         order, shown, starts = [], _far_behind(session, only), []
     walk = Walk(session, capacity, hold_line_seconds, published)
-    verdicts = _verdicts(walk, {run.id for _, run in shown if capacity.fits(run)})
+    ids = {run.id for _, run in shown if capacity.fits(run)}
+    verdicts = _verdicts(islice(walk.steps(), FOLLOWED), ids)
     walk.prepare([run for _, run in shown])
     names = _names(session, [run.id for _, run in shown])
     entries = [
@@ -64,10 +65,9 @@ def queue_view(
     )
 
 
-def _verdicts(walk: Walk, ids: set[str]) -> dict[str, Verdict]:
+def _verdicts(steps: Iterator[tuple[QueuedRun, Verdict]], ids: set[str]) -> dict[str, Verdict]:
     """What the walk finds of these runs; it ends with the last of them, since nothing later changes it."""
     found: dict[str, Verdict] = {}
-    steps = walk.steps()
     while ids - found.keys() and (step := next(steps, None)) is not None:
         run, verdict = step
         if run.id in ids:
