@@ -232,6 +232,7 @@ def test_a_study_is_made_read_changed_and_stopped(reader: Reader, client: Graftl
     assert client.study(study.id).state == "DONE"
     reader.types("begin the same study")
     client.extend_study(study.id, trials=5)
+    client.change_study(study.id, "pause")  # or it may be done before it is stopped
     reader.types("stop a study")
     assert client.study(study.id).state == "STOPPED"
 
