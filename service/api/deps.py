@@ -13,7 +13,8 @@ from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.api_keys import Principal
 from service.domain.forecast_cache import ForecastCache
-from service.domain.run_queries import visible_to
+from service.domain.run_queries import run_detail, visible_to
+from service.schemas.runs import RunDetail
 from service.settings import Settings
 
 NOBODY = Principal(owner="", role="viewer", sees="own")
@@ -38,6 +39,14 @@ class AppContext:
         if not self.principal.may_change(run.experiment.owner):
             raise ApiError("forbidden", f"run {run_id} is {run.experiment.owner}'s; an admin can change it")
         return run
+
+    def run_detail(self, run_id: str) -> RunDetail:
+        """A run with its spec, progress, spend and reports. Raises ApiError where it is not seen."""
+        with self.database.reading() as session:
+            found = run_detail(session, run_id, self.principal.only_owner)
+        if found is None:
+            raise ApiError("not-found", f"there is no run {run_id!r}")
+        return found
 
 
 async def _lab(request: Request) -> AppContext:

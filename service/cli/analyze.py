@@ -20,7 +20,9 @@ Samples = Annotated[int, typer.Option(help="Samples to watch (the paper: 250).")
 Steps = Annotated[int, typer.Option(help="DDIM steps a sample (the paper: 50).")]
 Figure = Annotated[
     Path | None,
-    typer.Option("--figure", help="Where the picture goes; default: beside you, named after the backbone."),
+    typer.Option(
+        "--figure", help="File of the picture; default: in the working folder, named after the backbone."
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the profile as JSON; no picture unless --figure.")

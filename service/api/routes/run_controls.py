@@ -20,7 +20,6 @@ from service.domain.budgets import LAB, AccountId, Scope
 from service.domain.queue_explain import queue_view
 from service.domain.run_controls import MAX_PRIORITY, Action, apply_action, extend, prioritise
 from service.domain.run_lifecycle import IllegalMove
-from service.domain.run_queries import run_detail
 from service.domain.submission import KeyReused
 from service.domain.visibility import queue_to
 from service.schemas.runs import AccountView, ActionResult, QueueView, RunDetail
@@ -66,14 +65,6 @@ def _change(lab: AppContext, run_id: str, change: Change) -> bool:
         raise ApiError("key-reused", str(error)) from error
 
 
-def _detail(lab: AppContext, run_id: str) -> RunDetail:
-    with lab.database.reading() as session:
-        found = run_detail(session, run_id, lab.principal.only_owner)
-    if found is None:
-        raise ApiError("not-found", f"there is no run {run_id!r}")
-    return found
-
-
 @router.post("/runs/{run_id}/extend")
 def extend_run(
     run_id: str,
@@ -83,21 +74,21 @@ def extend_run(
 ) -> RunDetail:
     """Grant more device-seconds, once for an Idempotency-Key; a run that a spent budget stopped goes on."""
     _change(lab, run_id, lambda session, run: extend(session, run, body.device_seconds, key))
-    return _detail(lab, run_id)
+    return lab.run_detail(run_id)
 
 
 @router.put("/runs/{run_id}/priority")
 def set_priority(run_id: str, body: Priority, lab: LabDep) -> RunDetail:
     """Move a run in the queue, in place."""
     _change(lab, run_id, lambda session, run: prioritise(session, run, body.priority))
-    return _detail(lab, run_id)
+    return lab.run_detail(run_id)
 
 
 @router.post("/runs/{run_id}/{action}")
 def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
     """Pause and cancel after the next checkpoint, kill now, resume, retry. Again: no change."""
     _change(lab, run_id, lambda session, run: apply_action(session, run, action))
-    return _detail(lab, run_id)
+    return lab.run_detail(run_id)
 
 
 @router.post("/actions")
@@ -127,7 +118,7 @@ def _result(lab: AppContext, run_id: str, change: Change) -> ActionResult:
         changed = _change(lab, run_id, change)
     except ApiError as error:
         return ActionResult(run_id=run_id, problem=error.detail)
-    return ActionResult(run_id=run_id, state=_detail(lab, run_id).state, changed=changed)
+    return ActionResult(run_id=run_id, state=lab.run_detail(run_id).state, changed=changed)
 
 
 @router.get("/queue")

@@ -12,7 +12,7 @@ from service.api.deps import AppContext, LabDep
 from service.api.problems import ApiError
 from service.api.untrusted_content import inert_headers, media_type_of
 from service.db.tables import RunRow
-from service.domain.run_queries import events_after, find_runs, run_detail, visible_to
+from service.domain.run_queries import events_after, find_runs, visible_to
 from service.schemas.runs import EventPage, RunDetail, RunPage, RunState
 from workers.contract import attempt_folder
 
@@ -48,11 +48,7 @@ def list_runs(
 @router.get("/{run_id}")
 def show_run(run_id: str, lab: LabDep) -> RunDetail:
     """One run with its spec, progress, spend and reports."""
-    with lab.database.reading() as session:
-        found = run_detail(session, run_id, lab.principal.only_owner)
-    if found is None:
-        raise ApiError("not-found", f"there is no run {run_id!r}")
-    return found
+    return lab.run_detail(run_id)
 
 
 @router.get("/{run_id}/events")
