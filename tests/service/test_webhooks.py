@@ -150,8 +150,8 @@ def test_after_an_error_and_a_hang_it_is_sent_again_under_the_same_id(
         hook(database, webhook_server.url())
         cancelled(database)
         seen = []
-        for _ in range(3):
-            send(hasty, database)
+        for each in (settings, hasty, settings):
+            send(each, database)
             seen += deliveries(database)
     assert seen == [("PENDING", 1, 500), ("PENDING", 2, None), ("DELIVERED", 3, 200)]
     assert len(webhook_server.ids) == 3
