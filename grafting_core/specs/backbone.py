@@ -1,6 +1,7 @@
 """What the lab knows of a backbone without loading it: sizes, digest, pretraining compute."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
@@ -59,7 +60,8 @@ class BackboneCard(Frozen):
     dims: BlockDims
     patch_size: Annotated[int, Field(ge=1)]
     latent_channels: Annotated[int, Field(ge=1)]
-    num_classes: Annotated[int, Field(ge=1)]
+    num_classes: Count
+    """0: the transformer takes no labels."""
     num_params: Count
     decoder_flops: Count
     """FLOPs of decoding one latent to an image."""
@@ -71,7 +73,15 @@ class BackboneCard(Frozen):
     held_out: HeldOutImages | None = None
     """Images at hand that no training has seen, for errors and losses; None where there are none."""
     weights: str | None
-    """Folder of the weights relative to the card, or None."""
+    """Folder of the weights: relative to the card where they ship with a package, else as a path of this
+    machine; None where there are none.
+    """
+    autoencoder: str = "kl"
+    """Row of the table of autoencoders: `kl` as diffusers has it, `none` for transformers on pixels."""
+    parts: dict[str, str] = {}
+    """Component (transformer, autoencoder) -> SHA-256 of its files."""
+    licence: str | None = None
+    """As its publisher names it, an SPDX identifier where there is one; None: unknown."""
     figures: dict[str, float] = {}
     locality_band: Count | None = None
     locality: tuple[float, ...] | None = None
@@ -150,5 +160,32 @@ BACKBONES = PluginTable(
 
 
 def backbone_cards() -> dict[str, BackboneCard]:
-    """Cards of all backbones that the lab knows, by name. Loads no weights."""
+    """Cards of all backbones that the lab knows, by name: of each the newest revision. Loads no weights."""
     return {name: entry.card for name, entry in BACKBONES.entries.items()}
+
+
+_REVISIONS: dict[str, BackboneCard] = {}
+"""Digest -> card, of every revision that was registered: what refers to an older one finds its sizes."""
+
+
+def register_cards(cards: Iterable[BackboneCard]) -> None:
+    """Make registered backbones known to this process, older revisions of a name before newer ones."""
+    listed = list(cards)
+    _REVISIONS.clear()
+    _REVISIONS.update({card.digest: card for card in listed})
+    BACKBONES.register({card.name: _registered(card) for card in listed})
+
+
+def _registered(card: BackboneCard) -> BackboneEntry:
+    load = "grafting_core.backbones.registered:load_registered"
+    return BackboneEntry(api=API_VERSION, card=card, load=load if card.weights else None)
+
+
+def card_of(ref: BackboneRef) -> BackboneCard:
+    """The card of this very revision. Raises ValueError for a backbone that the lab does not have."""
+    if ref.digest in _REVISIONS:
+        return _REVISIONS[ref.digest]
+    card = backbone_cards().get(ref.name)
+    if card is None or card.digest != ref.digest:
+        raise ValueError(f"the lab has no backbone {ref.name!r} with the digest {ref.digest[:12]}")
+    return card

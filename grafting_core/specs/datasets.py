@@ -1,10 +1,63 @@
 """Data sets by name: what backbones are trained on and their samples are compared with."""
 
-from grafting_core.specs.plugins import Entry, PluginTable
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
+
+
+class DatasetRef(Frozen):
+    """A data set by name and the digest of its files."""
+
+    name: Annotated[str, Field(max_length=200)]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)]
+
+
+class DatasetCard(Frozen):
+    """A folder of shards, as `graft dataset encode` writes it.
+
+    `shape` is (channels, height, width) of one sample as the transformer sees it: latents, or pixels where
+    `autoencoder` is None.
+    """
+
+    name: str
+    digest: str
+    """SHA-256 over the index, which names the SHA-256 of every shard."""
+    shape: tuple[int, int, int]
+    image_size: tuple[int, int]
+    """Height and width of the images, of which the folder keeps the reference set."""
+    channels: Literal[1, 3] = 3
+    training: Annotated[int, Field(ge=1)]
+    held_out: Annotated[int, Field(ge=0)]
+    """Samples at hand for training, and those kept apart from all training."""
+    conditions: Literal["labels", "none"] = "labels"
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of their labels; empty without labels."""
+    autoencoder: str | None = None
+    """SHA-256 of the autoencoder that encoded it; None for pixels."""
+    scale: float = 1.0
+    shift: float = 0.0
+    """Latents are (mean - shift) * scale."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """Bytes of all files."""
+    licence: str | None = None
+    folder: str | None = None
+    """Where it lies on this machine; None where it is known by its card alone."""
+
+    @property
+    def ref(self) -> DatasetRef:
+        return DatasetRef(name=self.name, digest=self.digest)
 
 
 class DatasetEntry(Entry):
-    """`load` names a function without arguments that returns a `data.datasets.Dataset`."""
+    """`load` names a function that returns a `data.datasets.Dataset`: of the card where the entry has one,
+    without arguments where it ships with a package.
+    """
+
+    card: DatasetCard | None = None
 
 
 DATASETS = PluginTable(
@@ -13,3 +66,14 @@ DATASETS = PluginTable(
     DatasetEntry,
     {"testbed/fashion-mnist": "grafting_core.testbed.plugin:DATASET"},
 )
+
+
+def register_datasets(cards: Iterable[DatasetCard]) -> None:
+    """Make registered data sets known to this process, older revisions of a name before newer ones."""
+    DATASETS.register({card.name: _registered(card) for card in cards})
+
+
+def _registered(card: DatasetCard) -> DatasetEntry:
+    return DatasetEntry(
+        api=API_VERSION, card=card, load="grafting_core.data.latent_folder:load_latent_folder"
+    )

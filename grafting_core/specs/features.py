@@ -9,7 +9,7 @@ with their SHA-256, in a JSON or YAML file to which `GRAFTLAB_FEATURE_NETWORKS` 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,11 +17,37 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
 
 SETTING = "GRAFTLAB_FEATURE_NETWORKS"
 CHUNK_BYTES = 1 << 20
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class FeatureCard(Frozen):
+    """A network that a lab has registered: a classifier trained by `graft features train`, or an image model
+    in a folder of transformers or timm.
+    """
+
+    name: str
+    digest: Sha256
+    """Of its files, by `digest_of_path`."""
+    kind: Literal["classifier", "transformers", "timm"]
+    dims: Annotated[int, Field(ge=1)]
+    """Features an image."""
+    spatial: bool = False
+    side: int | None = None
+    """Of the only images that it looks at; None where it resizes."""
+    dataset: DatasetRef | None = None
+    """Whose classes its logits are, in their order; None where they are no data set's."""
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """On that data set's held-out images."""
+    size: Annotated[int, Field(ge=0)] = 0
+    """Bytes of all files."""
+    licence: str | None = None
+    folder: str | None = None
+    """Where it lies on this machine; None where it is known by its card alone."""
 
 
 class FeatureKind(Entry):
@@ -39,6 +65,8 @@ class FeatureKind(Entry):
     """Of the only images that it looks at; None where it resizes."""
     sha256: Sha256 | None = None
     """Of weights that are shipped; None for those that the operator names."""
+    card: FeatureCard | None = None
+    """Of a network that this lab has registered."""
 
 
 FEATURE_NETWORKS = PluginTable(
@@ -72,6 +100,41 @@ FEATURE_NETWORKS = PluginTable(
 )
 
 
+_SOURCES: dict[str, "FeatureSource"] = {}
+"""Of registered networks, by name."""
+
+
+def register_features(cards: Iterable[FeatureCard]) -> None:
+    """Make registered networks known to this process, older revisions of a name before newer ones."""
+    newest = {card.name: card for card in cards}
+    FEATURE_NETWORKS.register({name: _registered(card) for name, card in newest.items()})
+    _SOURCES.clear()
+    _SOURCES.update(
+        {name: FeatureSource(path=card.folder or "", sha256=card.digest) for name, card in newest.items()}
+    )
+
+
+def _registered(card: FeatureCard) -> FeatureKind:
+    return FeatureKind(
+        api=API_VERSION,
+        load=LOADERS[card.kind],
+        weights="folder",
+        spatial=card.spatial,
+        summary=f"registered with this lab ({card.kind})",
+        names_classes=card.dataset is not None,
+        side=card.side,
+        card=card,
+    )
+
+
+LOADERS: Mapping[str, str] = {
+    "classifier": "grafting_core.evaluation.features.classifier:load_classifier",
+    "transformers": "grafting_core.evaluation.features.image_models:load_transformers_model",
+    "timm": "grafting_core.evaluation.features.image_models:load_timm_model",
+}
+"""Kind of a registered network -> what loads it: (source, device) -> `FeatureNetwork`."""
+
+
 class FeatureSource(Frozen):
     """A weight file, or a folder as transformers saves it, and the digest it must have."""
 
@@ -80,12 +143,12 @@ class FeatureSource(Frozen):
 
 
 def feature_sources() -> dict[str, FeatureSource]:
-    """What the operator has named, by network; empty where the setting is unset.
+    """What the operator has named and what the lab has registered, by network.
 
     Raises ValueError for a file that cannot be read or names an unknown network.
     """
     named = os.environ.get(SETTING)
-    return _read_sources(Path(named)) if named else {}
+    return {**_SOURCES, **(_read_sources(Path(named)) if named else {})}
 
 
 def _read_sources(file: Path) -> dict[str, FeatureSource]:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.dims import Slot
 
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
@@ -45,6 +46,7 @@ class DistillPlan(Frozen):
     first weights, `seed` what is drawn for all of them alike (and, without `init_seed`, the first weights).
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"dataset"})
     steps: Steps = 25_000
     batch_size: BatchSize = 64
     learning_rate: LearningRate = 1e-4
@@ -61,11 +63,14 @@ class DistillPlan(Frozen):
     patience: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     seed: Seed = 0
     init_seed: Seed | None = None
+    dataset: DatasetRef | None = None
+    """What it trains on; None: what the backbone's card names."""
 
     @property
     def stream(self) -> tuple[str | int, ...]:
         """What operators distilled in one pass share: the batches of training and of the held-out error."""
-        return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed
+        data = self.dataset.digest if self.dataset else ""
+        return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed, data
 
     @property
     def first_weights_seed(self) -> int:
@@ -83,7 +88,7 @@ class FinetunePlan(Frozen):
     and EMA stay in float32.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"precision"})
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "dataset"})
     steps: Steps = 50_000
     batch_size: BatchSize = 256
     learning_rate: LearningRate = 1e-4
@@ -96,6 +101,8 @@ class FinetunePlan(Frozen):
     precision: Precision = "float32"
     images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
     seed: Seed = 0
+    dataset: DatasetRef | None = None
+    """What it trains on; None: what the backbone's card names."""
 
 
 def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
@@ -116,7 +123,7 @@ class EvaluationProtocol(Frozen):
     are visited; "linspace" is ADM's. Noise and label of sample i depend on (seed, i) alone.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest"})
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest", "dataset"})
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
     sampler: SamplerName = "ddpm"
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
@@ -140,6 +147,8 @@ class EvaluationProtocol(Frozen):
     Filled in when a design is submitted: weights that are exchanged later make another protocol.
     """
     seed: Seed = 0
+    dataset: DatasetRef | None = None
+    """Whose reference images samples are compared with; None: those that the backbone's card names."""
 
     @property
     def fid_name(self) -> str:

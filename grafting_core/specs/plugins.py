@@ -1,4 +1,5 @@
-"""Tables that this package and others fill by entry points: backbones, data sets, feature networks.
+"""Tables that this package and others fill by entry points, and a lab by registering: backbones, data sets,
+feature networks.
 
 Our own entries are loaded as those of other packages are. An entry point names an `Entry`, which is data:
 reading a table imports no model. What an entry describes is loaded by the function that `load` names.
@@ -52,6 +53,7 @@ class PluginTable(Generic[Row]):
 
     def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row | str]) -> None:
         self.what, self.group, self._row, self._own = what, group, row, own
+        self._registered = dict[str, Row]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -61,7 +63,14 @@ class PluginTable(Generic[Row]):
 
     @property
     def entries(self) -> Mapping[str, Row]:
-        return self._read[0]
+        return {**self._registered, **self._read[0]}
+
+    def register(self, rows: Mapping[str, Row]) -> None:
+        """Set the rows that this lab has registered, in place of those that were set before.
+
+        A name that an entry point has is kept by the entry point.
+        """
+        self._registered = dict(rows)
 
     @property
     def failures(self) -> Mapping[str, str]:
