@@ -19,7 +19,16 @@ from service.domain.artifacts_in_progress import Making, Published
 from service.domain.budget_reservation import Budgets, expected
 from service.domain.budgets import LAB, AccountId, AccountUsage, LiveUse, budget_of, live_use, title, usage_of
 from service.domain.forecast import Foresight
-from service.domain.queue_order import COLUMNS, OWNERS, FreeResources, Lines, QueuedRun, room, shares
+from service.domain.queue_order import (
+    COLUMNS,
+    OWNERS,
+    FreeResources,
+    Lines,
+    QueuedRun,
+    first_of_each_owner,
+    room,
+    shares,
+)
 from service.domain.run_queries import spend_of
 from service.log_once import AWAY, brief
 
@@ -28,7 +37,8 @@ LOOKED_AT = 20
 """Runs of each owner that may lack devices and be overtaken by later ones; behind them nobody looks."""
 HELD_AT_MOST = 500
 """Runs of each owner that are found waiting for another run before nobody looks further."""
-PAGE = 100
+FIRST_PAGE, PAGE = 5, 100
+"""Runs that are read of each owner at first, all owners' in one query, and of one owner each time after."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Walk:
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
         self._budgets.prepare({LAB, *(("user", owner) for owner in owners)})
         self._lines = Lines(self._shares)
-        firsts = {owner: self._page(owner, LOOKED_AT) for owner in owners}
+        firsts = self._first_pages(owners)
         self.prepare([run for page in firsts.values() for run in page])
         for owner, page in firsts.items():
             self._lines.put(owner, page)
@@ -82,14 +92,25 @@ class Walk:
                 self._lines.put(run.owner, page)
             yield run, verdict
 
+    def _first_pages(self, owners: Sequence[str]) -> dict[str, deque[QueuedRun]]:
+        """Of every owner: together those that no quota limits, each of the others by itself."""
+        at = now()
+        free = first_of_each_owner(
+            self._session, FIRST_PAGE, lambda run: [due(run, at), *self.capacity.fitting(run)]
+        )
+        limited = {owner for owner in owners if self._shares.left(owner) != []}
+        return {
+            owner: self._page(owner, FIRST_PAGE) if owner in limited else free.get(owner, deque())
+            for owner in owners
+        }
+
     def _page(self, owner: str, size: int, after: QueuedRun | None = None) -> deque[QueuedRun]:
         """The owner's next runs that may start, as far as their rows say."""
         left = self._shares.left(owner)
         if left is None or LAB in self._closed or ("user", owner) in self._closed:
             return deque()
-        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner, due(now()))
-        for column, most in ((RunRow.cpus, self.capacity.cpus), (RunRow.gpus, self.capacity.gpus), *left):
-            query = query.where(column <= most)
+        query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner, due(RunRow, now()))
+        query = query.where(*self.capacity.fitting(RunRow), *(column <= most for column, most in left))
         studies = [name for scope, name in self._closed if scope == "study"]
         if studies:
             query = query.where(or_(RunRow.study.is_(None), RunRow.study.not_in(studies)))
@@ -212,6 +233,6 @@ def set_aside_text(run: QueuedRun, capacity: FreeResources) -> str:
     return f"{capacity.lacks(run, 'the lab has')}: it is set aside until the lab has as many"
 
 
-def due(at: datetime) -> ColumnElement[bool]:
+def due(run: type[RunRow], at: datetime) -> ColumnElement[bool]:
     """A run that tries again is not looked at before its time."""
-    return or_(RunRow.not_before.is_(None), RunRow.not_before <= at)
+    return or_(run.not_before.is_(None), run.not_before <= at)

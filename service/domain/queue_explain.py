@@ -17,7 +17,7 @@ from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spends_of
 from service.schemas.runs import QueueEntry, QueueView
 
-FOLLOWED = 1_000
+FOLLOWED = 300
 """Places up to which the turns of all owners are followed; further behind, priority and age say enough."""
 
 

@@ -6,14 +6,14 @@ smaller ones of its own and lower priorities, so that a gang is not overtaken fo
 
 import heapq
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import func, select, text, tuple_
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, func, literal, select, text, tuple_
+from sqlalchemy.orm import Session, aliased
 
 from service.db.tables import AccountRow, RunRow, now
 from service.domain.budgets import AccountId, accounts, keys_of, recent_seconds
@@ -27,15 +27,8 @@ OWNERS = text(
     "SELECT owner FROM waiting WHERE owner IS NOT NULL"
 )
 """Steps through the index from one owner to the next, however many runs each has waiting."""
-HEADS = text(
-    OWNERS.text.replace(
-        "SELECT owner FROM waiting",
-        "SELECT (SELECT id FROM runs WHERE state = 'QUEUED' AND owner = waiting.owner "
-        "ORDER BY precedence, id LIMIT 1) FROM waiting",
-    )
-)
 PIECE = 8
-"""Runs of one owner that are read beyond the first, and twice as many each time after."""
+"""Runs of each owner that are read first, all owners' in one query; then twice as many of one each time."""
 
 
 @dataclass
@@ -48,6 +41,10 @@ class FreeResources:
     def fits(self, run: "QueuedRun") -> bool:
         """A gang starts whole or not at all."""
         return run.cpus <= self.cpus and (not run.gpus or run.gpus <= self.gpus)
+
+    def fitting(self, run: type[RunRow]) -> list[ColumnElement[bool]]:
+        """The same as a condition on the table, or on an alias of it."""
+        return [run.cpus <= self.cpus, run.gpus <= self.gpus]
 
     def take(self, run: "QueuedRun") -> None:
         """Also to hold devices free for a run that waits: what it lacks goes below zero."""
@@ -112,6 +109,40 @@ def waiting(session: Session) -> dict[str, deque[QueuedRun]]:
     for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
         lines.setdefault(row.owner, deque()).append(QueuedRun(*row))
     return lines
+
+
+Fulfils = Callable[[type[RunRow]], Sequence[ColumnElement[bool]]]
+"""Conditions on a run, as columns of the table or of an alias of it."""
+
+
+def first_of_each_owner(session: Session, size: int, fulfils: Fulfils) -> dict[str, deque[QueuedRun]]:
+    """The first `size` waiting runs of every owner that fulfil the conditions, in order.
+
+    One query, which steps through the index from each run to the next of its owner: it reads what it
+    returns, however many wait behind.
+    """
+    owners = OWNERS.columns(RunRow.owner).cte("owners")
+    head, before, after = aliased(RunRow), aliased(RunRow), aliased(RunRow)
+    first = _first(head, fulfils).where(head.owner == owners.c.owner).scalar_subquery()
+    places = select(first.label("id"), literal(1).label("place")).select_from(owners)
+    steps = places.cte("steps", recursive=True)
+    behind = tuple_(after.precedence, after.id) > tuple_(before.precedence, before.id)
+    following = _first(after, fulfils).where(after.owner == before.owner, behind).correlate(before)
+    steps = steps.union_all(
+        select(following.scalar_subquery(), steps.c.place + 1)
+        .join(before, before.id == steps.c.id)
+        .where(steps.c.place < size)
+    )
+    query = select(*COLUMNS).where(RunRow.id.in_(select(steps.c.id)))
+    lines = defaultdict[str, deque[QueuedRun]](deque)
+    for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
+        lines[row.owner].append(QueuedRun(*row))
+    return lines
+
+
+def _first(run: type[RunRow], fulfils: Fulfils) -> Select[str]:
+    waiting = select(run.id).where(run.state == "QUEUED", *fulfils(run))
+    return waiting.order_by(run.precedence, run.id).limit(1)
 
 
 @dataclass
@@ -243,9 +274,9 @@ def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
     that was taken has of the cluster changes, so the others keep their places in a heap.
     """
     capacity = FreeResources(given.cpus, given.gpus)
-    begun = {run.owner: Line(session, run, capacity) for run in _heads(session)}
-    firsts = {owner: run for owner, line in begun.items() if (run := line.next_or_none()) is not None}
-    lines = {owner: begun[owner] for owner in firsts}
+    begun = first_of_each_owner(session, PIECE, capacity.fitting)
+    lines = {owner: Line(session, runs, capacity.fitting) for owner, runs in begun.items()}
+    firsts = {owner: line.next() for owner, line in lines.items()}
     recent = {owner: given.of(owner)[1] for owner in lines}
 
     def place(run: QueuedRun) -> tuple[int, float, float, str, QueuedRun]:
@@ -265,11 +296,11 @@ def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
 
 
 class Line:
-    """One owner's waiting runs that can start here at all, in order, read in pieces that grow."""
+    """One owner's waiting runs that fulfil the conditions, in order: `begun`, then pieces that grow."""
 
-    def __init__(self, session: Session, head: QueuedRun, capacity: FreeResources) -> None:
-        self._session, self._capacity, self._size, self._last = session, capacity, PIECE, head
-        self._ahead = deque([head] if capacity.fits(head) else [])
+    def __init__(self, session: Session, begun: deque[QueuedRun], fulfils: Fulfils) -> None:
+        self._session, self._fulfils, self._ahead, self._last = session, fulfils, begun, begun[-1]
+        self._size = PIECE * 2 if len(begun) == PIECE else 0
 
     def next(self) -> QueuedRun:
         """Raises IndexError at the end."""
@@ -287,15 +318,8 @@ class Line:
         last = self._last
         behind = tuple_(RunRow.precedence, RunRow.id) > tuple_(last.precedence, last.id)
         query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == last.owner, behind)
-        query = query.where(RunRow.cpus <= self._capacity.cpus, RunRow.gpus <= self._capacity.gpus)
-        query = query.order_by(RunRow.precedence, RunRow.id).limit(self._size)
+        query = query.where(*self._fulfils(RunRow)).order_by(RunRow.precedence, RunRow.id).limit(self._size)
         found = [QueuedRun(*row) for row in self._session.execute(query)]
         self._size = self._size * 2 if len(found) == self._size else 0
         self._last = found[-1] if found else last
         return found
-
-
-def _heads(session: Session) -> list[QueuedRun]:
-    """The first waiting run of every owner."""
-    ids = list(session.scalars(HEADS))
-    return [QueuedRun(*row) for row in session.execute(select(*COLUMNS).where(RunRow.id.in_(ids)))]

@@ -1,8 +1,8 @@
 """Which ranked runs cannot be told apart: their figures differ by less than their difference is uncertain."""
 
-from collections.abc import Sequence
-from math import hypot
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -21,7 +21,10 @@ def with_ties(session: Session, rows: Sequence[LeaderboardRow]) -> list[Leaderbo
     measured = [
         row.model_copy(update={"interval": intervals.get(row.run_id, {}).get(row.metric)}) for row in rows
     ]
-    return [_ranged(row, measured) for row in measured]
+    return [
+        row.model_copy(update={"rank_from": first, "rank_to": last})
+        for row, (first, last) in zip(measured, _rank_ranges(measured), strict=True)
+    ]
 
 
 def _intervals(session: Session, ids: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -33,13 +36,13 @@ def _intervals(session: Session, ids: Sequence[str]) -> dict[str, dict[str, tupl
     }
 
 
-def _ranged(row: LeaderboardRow, rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
-    ranks = [other.rank for other in rows if other is row or _tied(row, other)]
-    return row.model_copy(update={"rank_from": min(ranks), "rank_to": max(ranks)})
-
-
-def _tied(one: LeaderboardRow, other: LeaderboardRow) -> bool:
-    if one.interval is None or other.interval is None:
-        return False
-    halves = ((high - low) / 2 for low, high in (one.interval, other.interval))
-    return abs(one.value - other.value) <= hypot(*halves)
+def _rank_ranges(rows: Sequence[LeaderboardRow]) -> Iterator[tuple[int, int]]:
+    """First and last rank of the rows that each is tied with, itself included."""
+    values = np.array([row.value for row in rows])
+    halves = np.array([(row.interval[1] - row.interval[0]) / 2 if row.interval else np.nan for row in rows])
+    ranks = [row.rank for row in rows]
+    for index, row in enumerate(rows):
+        # Comparisons with NaN are false.
+        tied = np.flatnonzero(np.abs(values - values[index]) <= np.hypot(halves, halves[index]))
+        found = [row.rank, *(ranks[other] for other in tied)]
+        yield min(found), max(found)

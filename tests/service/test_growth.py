@@ -34,7 +34,7 @@ WINDOWS = {
     "service.domain.rung_agreement.NEWEST": 40,
     "service.domain.bank_catalog.LOOKED_AT": 30,
     "service.domain.run_curves.POINTS": 100,
-    "service.domain.queue_explain.FOLLOWED": 30,
+    "service.domain.queue_explain.FOLLOWED": 10,
     "service.domain.admission.PAGE": 10,
     "service.domain.admission.HELD_AT_MOST": 10,
     "benchmarks.grown_lab.OWNER": "'user' || CAST(n.i % 5 AS TEXT)",
