@@ -202,7 +202,7 @@ def test_each_role_reaches_its_part_of_mlflow(lab: Lab) -> None:
     ):
         answer = lab.app.request(method, path, json=body, headers=headers)
         assert answer.status_code == status, (method, path, answer.text)
-    assert "everybody's runs" in lab.app.get("/mlflow/", headers=own).json()["detail"]
+    assert "the runs of all users" in lab.app.get("/mlflow/", headers=own).json()["detail"]
     _check_owners(lab, runner, other)
 
 
