@@ -295,7 +295,7 @@ def test_a_full_disk_and_mistakes_end_in_a_sentence(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "the output cannot be written: No space left on device\n"
     assert guarded(fail(RuntimeError("odd \udcff"))) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "graft made a mistake: RuntimeError: odd \\udcff"
+    assert first == "graft failed unexpectedly: RuntimeError: odd \\udcff"
     path = Path(second.removeprefix("the details are in ").removesuffix("; please report them"))
     assert "Traceback" in path.read_text()
     path.unlink()

@@ -37,8 +37,8 @@ def refusal(settings: Settings) -> str:
     ("words", "environment", "said"),
     [
         (["--data", "file"], {}, "file is a file; name a folder"),
-        (["--data", "shared"], {}, "is shared with every program here"),
-        (["--data", "home"], {"HOME": "home"}, "is shared with every program here"),
+        (["--data", "shared"], {}, "is shared with other programs"),
+        (["--data", "home"], {"HOME": "home"}, "is shared with other programs"),
         (["--data", "lab", "--port", "70000"], {}, "less than or equal to 65535"),
         (["--data", "lab", "--port", "web"], {}, "valid integer"),
         (["--data", "lab"], {"GRAFTLAB_PORT": "web"}, "GRAFTLAB_PORT=web: Input should be a valid integer"),
@@ -76,7 +76,7 @@ def test_a_folder_of_the_system_is_refused_and_stays_as_it_is(tmp_path: Path, na
     (tmp_path / "link").symlink_to("/tmp")
     place = tmp_path / named
     before = place.stat()
-    with pytest.raises(Refused, match="is shared with every program here"):
+    with pytest.raises(Refused, match="is shared with other programs"):
         lock(data_folder(place))
     assert (place.stat().st_mode, place.stat().st_uid) == (before.st_mode, before.st_uid)
     assert not (place / LOCK_FILE).exists()
