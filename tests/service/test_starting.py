@@ -43,7 +43,7 @@ def refusal(settings: Settings) -> str:
         (["--data", "lab", "--port", "web"], {}, "valid integer"),
         (["--data", "lab"], {"GRAFTLAB_PORT": "web"}, "GRAFTLAB_PORT=web: Input should be a valid integer"),
         (["--data", "lab"], {"GRAFTLAB_ALLOWED_HOSTS": "a,b"}, "lists are written as JSON"),
-        (["--data", "lab"], {"GRAFTLAB_HOST": "203.0.113.9"}, "is no address of this machine"),
+        (["--data", "lab"], {"GRAFTLAB_HOST": "203.0.113.9"}, "is not an address of this machine"),
         (["--data", "lab"], {"GRAFTLAB_STORAGE": "s3://bucket/lab"}, "install s3fs"),
         (["--data", "lab"], {"GRAFTLAB_DATABASE_URL": "mysql://u:secret@h/n"}, "begins with 'mysql'"),
         (["--data", "~nobody-has-this-name/lab"], {}, "--data ~nobody-has-this-name/lab"),
@@ -99,7 +99,7 @@ def test_a_user_without_home_and_name_is_told_what_else_is_wrong(tmp_path: Path,
     told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert told.returncode in (1, 2)
     assert told.stderr.count("\n") == 1, told.stderr
-    why = "is no address of this machine" if place == "open" else "Permission denied"
+    why = "is not an address of this machine" if place == "open" else "Permission denied"
     assert why in told.stderr
 
 
