@@ -36,13 +36,13 @@ from service.settings import Settings
 from service.web import pages
 
 CONNECTIONS = 10
-"""To PostgreSQL that all processes of the API keep open together."""
+"""PostgreSQL connections kept open by all processes of the API together."""
 RATES = "request-rates"
-"""In the data folder: how many requests each caller has left."""
+"""File in the data folder that counts the requests each caller has left."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """An application over its own database, brought to this version first."""
+    """Create the application; its database is migrated to this version first."""
     settings = settings or Settings()
     database = Database(settings.database_url, max(2, CONNECTIONS // settings.api_processes))
     upgrade(database)
@@ -78,13 +78,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _rates(settings: Settings) -> Rates:
-    """Counted by all processes of the API together, where there are several."""
+    """Return the rate limit, shared by the API's processes if there are several."""
     shared = settings.data_dir / RATES if settings.api_processes > 1 else None
     return Rates(settings.requests_per_second, settings.requests_burst, shared)
 
 
 def _admit_first_key(settings: Settings, database: Database) -> None:
-    """The key that the lab's own machine finds in the data folder, made at the first start."""
+    """Store the key that this machine finds in the data folder, made at the first start."""
     secret = first_key(settings.data_dir)
     with database.writing() as session:
         ensure_admin(session, secret)

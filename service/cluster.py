@@ -1,26 +1,26 @@
-"""What the scheduler asks of the cluster that carries attempts out."""
+"""Protocol of the cluster that runs the attempts."""
 
 from typing import Protocol
 
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-"""States in which a job has ended; the others are PENDING and RUNNING."""
+"""States of a job that has ended; the others are PENDING and RUNNING."""
 
 
 class ClusterUnavailable(Exception):
-    """The cluster does not answer, or not as it should; the same call may succeed later."""
+    """The cluster does not answer, or not correctly; the same call may succeed later."""
 
 
 class Cluster(Protocol):
     """Jobs under names that the caller chooses. Every method may raise ClusterUnavailable."""
 
     def submit(self, job: str, entrypoint: str) -> None:
-        """Start the shell command `entrypoint` under this name; nothing happens where the name is taken."""
+        """Start the shell command `entrypoint` under this name; if the name exists, nothing happens."""
 
     def status(self, job: str) -> str | None:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None where the cluster knows no such job."""
+        """Return PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None if the cluster knows no such job."""
 
     def running(self) -> list[str]:
-        """Names of all jobs that have not ended, those of others included."""
+        """Return the names of all unfinished jobs, including those of others."""
 
     def stop(self, job: str) -> None:
-        """Ask that the job ends; it may take some seconds. No error where it has ended or is unknown."""
+        """Request the end of the job, which may take seconds. No error if it has ended or is unknown."""

@@ -1,4 +1,4 @@
-"""What a leading process works with, and periodic jobs that run only while it leads."""
+"""Dependencies of a leading process, and periodic jobs that run only while it leads."""
 
 import logging
 import threading
@@ -27,20 +27,20 @@ class Control:
     lease: Leadership
 
     def leads(self) -> bool:
-        """Whether this process holds its lease now."""
+        """Check whether this process holds its lease now."""
         with self.database.reading() as session:
             return self.lease.holds(session)
 
     @contextmanager
     def leading(self) -> Iterator[Session]:
-        """A write transaction that only the holder of the lease can commit. Raises LostLeadership."""
+        """Open a write transaction that only the holder of the lease can commit. Raises LostLeadership."""
         with leading(self.database, self.lease) as session:
             yield session
 
 
 @dataclass(frozen=True)
 class ClusterControl(Control):
-    """The scheduler's: no other process talks to the cluster."""
+    """Control of the scheduler, the only process that talks to the cluster."""
 
     cluster: Cluster
 
@@ -48,7 +48,7 @@ class ClusterControl(Control):
 def run_periodically(
     control: Control, ended: threading.Event, name: str, seconds: float, step: Callable[[], object]
 ) -> threading.Thread:
-    """Start a daemon thread that calls `step` every so many seconds while this process leads, until `ended`.
+    """Start a daemon thread that calls `step` every `seconds` while this process leads, until `ended` is set.
 
     A step that fails is logged, and the next one is called all the same.
     """
@@ -59,7 +59,7 @@ def run_periodically(
                 if control.leads():
                     step()
             except Exception:
-                log.exception("a step of the %s failed; the next one starts from what is", name)
+                log.exception("a step of the %s failed; the next one starts from the current state", name)
 
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Keys on this machine: where the lab leaves its first one, and how clients find it."""
+"""Keys on this machine: where the lab stores its first one, and how clients find it."""
 
 import json
 import os
@@ -15,19 +15,19 @@ MLFLOW_FILE = "mlflow-token"
 
 
 def first_key(folder: Path) -> str:
-    """The secret in a data folder, made where there is none; readable by its owner alone."""
+    """Return the key in a data folder, made if there is none; only its owner can read it."""
     return _secret(folder / KEY_FILE, "glk_")
 
 
 def mlflow_token(folder: Path) -> str:
-    """What the lab's MLflow server asks for, made where there is none; readable by its owner alone."""
+    """Return the secret of the lab's MLflow server, made if there is none; only its owner can read it."""
     return _secret(folder / MLFLOW_FILE, "glm_")
 
 
 def _secret(file: Path, prefix: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not file.exists():
-        # Whole or not at all: processes that start together must not read each other's empty file.
+        # Written completely or not at all: processes that start together must not read an empty file.
         with tempfile.NamedTemporaryFile("w", dir=file.parent) as made, suppress(FileExistsError):
             made.write(f"{prefix}{secrets.token_urlsafe(32)}")
             made.flush()
@@ -36,9 +36,9 @@ def _secret(file: Path, prefix: str) -> str:
 
 
 def _notes() -> Path:
-    """Where this user's running labs are noted, so that an address alone leads to the data folder.
+    """Return the folder of notes about this user's running labs, by which a client finds the data folder.
 
-    Raises RuntimeError where the user has no home folder.
+    Raises RuntimeError if the user has no home folder.
     """
     return Path(os.environ.get("GRAFTLAB_HOME") or Path.home() / ".graftlab") / "labs"
 
@@ -48,7 +48,7 @@ def _note(url: str) -> Path:
 
 
 def note_lab(url: str, folder: Path) -> None:
-    """Remember which data folder the lab at this address has. Without a home folder there is no note."""
+    """Record the data folder of the lab at this address; without a home folder nothing is recorded."""
     with suppress(OSError, RuntimeError):
         _notes().mkdir(parents=True, exist_ok=True, mode=0o700)
         _note(url).write_text(json.dumps({"url": url, "data": str(folder)}))
@@ -59,13 +59,13 @@ def forget_lab(url: str) -> None:
         _note(url).unlink(missing_ok=True)
 
 
-def find_key(url: str, given: str | None = None) -> str | None:
-    """The key to show at an address: the given one, else GRAFTLAB_KEY, else that of this user's lab there.
+def find_key(url: str, key: str | None = None) -> str | None:
+    """Return the key for an address: the given one, else GRAFTLAB_KEY, else that of this user's lab there.
 
-    A lab that no longer runs has no address: who listens there now may be anybody, and is shown no key.
+    The key of a lab that no longer runs is not returned: any program may listen at its address now.
     """
-    if given or os.environ.get("GRAFTLAB_KEY"):
-        return given or os.environ["GRAFTLAB_KEY"]
+    if key or os.environ.get("GRAFTLAB_KEY"):
+        return key or os.environ["GRAFTLAB_KEY"]
     try:
         note = json.loads(_note(url.replace("//localhost", "//127.0.0.1")).read_text())
         folder = Path(note["data"])
@@ -74,7 +74,7 @@ def find_key(url: str, given: str | None = None) -> str | None:
         return None
 
 
-def key_header(url: str, given: str | None = None) -> dict[str, str]:
-    """The header that shows the key for this address; none where there is no key."""
-    found = find_key(url, given)
-    return {"Authorization": f"Bearer {found}"} if found else {}
+def key_header(url: str, key: str | None = None) -> dict[str, str]:
+    """Return the header with the key for this address; empty if there is no key."""
+    secret = find_key(url, key)
+    return {"Authorization": f"Bearer {secret}"} if secret else {}

@@ -1,4 +1,4 @@
-"""Whose a data folder is: the process that holds its lock runs the lab, whatever any file says."""
+"""Lock of a data folder: the process that holds it runs the lab, whatever any file says."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ import psutil
 
 LOCK_FILE = "lab.lock"
 PATIENCE_SECONDS = 1.0
-"""Whoever only asks whether the folder is held has the lock for a moment."""
+"""Time to retry: a process that only checks the lock holds it for a moment."""
 
 
 class FolderHeld(Exception):
@@ -18,21 +18,21 @@ class FolderHeld(Exception):
 
 
 class Held:
-    """The lock of a folder, for as long as this object is not closed."""
+    """Lock of a folder, held until `close`."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Let the folder go; a second time changes nothing."""
+        """Release the folder; calling it again changes nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def hold(folder: Path) -> Held:
-    """Take the lock of a folder that exists. Raises FolderHeld or OSError."""
-    # A link that somebody laid here is not followed.
+    """Lock an existing folder. Raises FolderHeld or OSError."""
+    # A symbolic link here is not followed: another user may have made it.
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(folder / LOCK_FILE, flags, 0o600)
     end = time.monotonic() + PATIENCE_SECONDS
@@ -51,7 +51,7 @@ def hold(folder: Path) -> Held:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a lab runs on the folder; False where it cannot be looked at."""
+    """Check whether a lab runs on the folder; False if the lock file cannot be opened."""
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -67,10 +67,10 @@ def is_held(folder: Path) -> bool:
 
 
 def holder(folder: Path) -> psutil.Process | None:
-    """The process that has the folder's lock file open; None where it cannot be seen.
+    """Return the process that has the folder's lock file open; None if it cannot be seen.
 
-    It may be another user's, or run in another container. The number in the file is where the search
-    begins, not what is believed: it may have been given to another process since.
+    It may belong to another user or run in another container. The process id in the file is only tried
+    first: it may have been reused since.
     """
     file = folder / LOCK_FILE
     noted = []
@@ -84,14 +84,14 @@ def holder(folder: Path) -> psutil.Process | None:
 
 
 def _has_open(pid: int, file: Path) -> bool:
-    """Compared by device and inode, so that links, mounts and other names of the folder do not matter."""
+    """Compare by device and inode, so that links, mounts and other names of the folder do not matter."""
     try:
-        wanted = file.stat()
+        lock = file.stat()
         opened = list(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False
-    for each in opened:
+    for descriptor in opened:
         with suppress(OSError):
-            if os.path.samestat(each.stat(), wanted):
+            if os.path.samestat(descriptor.stat(), lock):
                 return True
     return False

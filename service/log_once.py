@@ -1,4 +1,4 @@
-"""Saying what is wrong once: a fault that is still there in the next round is no news."""
+"""Log a fault once, instead of again in every round while it lasts."""
 
 import logging
 from collections import OrderedDict
@@ -9,16 +9,16 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 MOST = 10_000
-"""Items that are remembered; beyond that the oldest may be named again."""
+"""Limit of remembered items; beyond it the oldest may be logged again."""
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
-"""The database does not answer, or not now: no item is to blame, and the same may succeed later."""
+"""Errors of a database that does not answer: no item is to blame, and a retry may succeed."""
 
 
 class Once:
-    """Names each item once for each thing that is wrong with it, until it is well again."""
+    """Logs each fault of an item once, until `well` is called for the item."""
 
     def __init__(self, log: logging.Logger) -> None:
-        self._log, self._said = log, OrderedDict[Hashable, str]()
+        self._log, self._faults = log, OrderedDict[Hashable, str]()
 
     def __call__(
         self,
@@ -29,28 +29,28 @@ class Once:
         level: int = logging.WARNING,
         trace: bool = False,
     ) -> bool:
-        """Log the text (with the exception at hand, where `trace`); False where it has been said.
+        """Log the text, with the current exception if `trace`; return False if it was logged before.
 
-        Two texts of one `fault` are the same news.
+        Two texts with the same `fault` count as the same.
         """
         fault = fault or text
-        if self._said.get(item) == fault:
-            self._said.move_to_end(item)
+        if self._faults.get(item) == fault:
+            self._faults.move_to_end(item)
             return False
-        self._said[item] = fault
-        self._said.move_to_end(item)
-        while len(self._said) > MOST:
-            self._said.popitem(last=False)
+        self._faults[item] = fault
+        self._faults.move_to_end(item)
+        while len(self._faults) > MOST:
+            self._faults.popitem(last=False)
         self._log.log(level, "%s", text, exc_info=trace)
         return True
 
     def well(self, item: Hashable) -> None:
-        """From now on the same fault is news."""
-        self._said.pop(item, None)
+        """Forget the item's fault, so that it will be logged again."""
+        self._faults.pop(item, None)
 
 
 def brief(error: Exception) -> str:
-    """What is wrong, in one line that can be stored and shown."""
+    """Describe an error in one line that can be stored and shown."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         text = f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
@@ -60,5 +60,5 @@ def brief(error: Exception) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without what a database refuses to keep: zero bytes and halves of characters."""
+    """Return the text without what databases reject: zero bytes and lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

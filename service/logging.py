@@ -1,4 +1,4 @@
-"""One JSON object a line: what happened, to which run and attempt; never a secret, never a second line."""
+"""Logging as one JSON object per line, with run and attempt, and without secrets."""
 
 import json
 import logging
@@ -9,14 +9,16 @@ from datetime import UTC, datetime
 SECRET = re.compile(
     r"gl[klms]_[A-Za-z0-9_-]{8,}|whsec_[A-Za-z0-9+/=]+|(?i:(?<=bearer )\S+)|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-"""Keys, sessions, login codes and secrets of webhooks; what follows `Bearer`; user and password of a URL."""
+"""Keys, sessions, login codes and webhook secrets; what follows `Bearer`; user and password of a URL."""
 ABOUT = re.compile(r"\brun (?P<run>[0-9a-z]{6,32})(?: attempt (?P<attempt>\d+))?")
 FACTS = ("request", "method", "path", "status", "seconds", "owner", "run", "attempt")
 LONGEST = 4000
 
 
 class JsonLines(logging.Formatter):
-    """Text of users stays inside its JSON string: line ends are escaped, so no line can be forged."""
+    """Formatter that keeps users' text inside its JSON string: line ends are escaped, so no line can be
+    forged.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -37,7 +39,7 @@ class JsonLines(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Log like this to standard error, from the whole process."""
+    """Configure this process to log to standard error with `JsonLines`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""The transport of the client: addresses and keys, requests that are repeated, answers, pages, refusals."""
+"""Transport of the client: addresses, keys, repeated requests, answers, pages, errors."""
 
 import json
 import time
@@ -12,14 +12,14 @@ from service.local_keys import find_key
 
 PATIENCE_SECONDS = 5.0
 RESTART_SECONDS = 60.0
-"""A lab that has answered once is waited for as long as a restart may take."""
+"""Time to wait for a lab that has answered before: as long as a restart may take."""
 IDEMPOTENT = ("GET", "PUT", "DELETE")
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-"""No part of the request has left."""
+"""Errors after which no part of the request has been sent."""
 
 
 class ApiProblem(Exception):
-    """The service refused; `problem` is its problem+json document."""
+    """The service refused the request; `problem` is its problem+json document."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         self.status, self.problem = status, problem
@@ -27,11 +27,11 @@ class ApiProblem(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """One readable line a problem."""
+        """Return one readable line per problem."""
         errors = self.problem.get("errors") or []
-        told = [f"{e.get('pointer') or '(document)'}: {e.get('message')}" for e in errors] or [str(self)]
+        texts = [f"{e.get('pointer') or '(document)'}: {e.get('message')}" for e in errors] or [str(self)]
         left_out = self.problem.get("left_out")
-        return [*told, f"and {left_out:,} more"] if left_out else told
+        return [*texts, f"and {left_out:,} more"] if left_out else texts
 
 
 class LabUnreachable(Exception):
@@ -43,7 +43,7 @@ class CannotBeSent(ValueError):
 
 
 class Paged(Protocol):
-    """An answer that may have others after it."""
+    """An answer that may be followed by others."""
 
     @property
     def next_cursor(self) -> str | int | None: ...
@@ -55,33 +55,33 @@ V = TypeVar("V")
 
 
 def checked_address(url: str) -> str:
-    """An http(s) address without a trailing slash. Raises CannotBeSent."""
+    """Return an http(s) address without a trailing slash. Raises CannotBeSent."""
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, UnicodeError, ValueError):
         address = None
     if address is None or not _is_of_a_lab(address):
-        raise CannotBeSent(f"{url!r} is no address of a lab; write one such as http://127.0.0.1:8000")
+        raise CannotBeSent(f"{url!r} is not the address of a lab; write one such as http://127.0.0.1:8000")
     return url.rstrip("/")
 
 
 def _is_of_a_lab(address: httpx.URL) -> bool:
-    there = address.scheme in ("http", "https") and address.host != ""
-    return there and (address.port or 80) < 2**16 and not address.query and not address.fragment
+    valid = address.scheme in ("http", "https") and address.host != ""
+    return valid and (address.port or 80) < 2**16 and not address.query and not address.fragment
 
 
 def checked_key(key: str) -> str:
-    """A key as it can stand in a header. Raises CannotBeSent, without telling the key."""
+    """Return a key that a header can carry. Raises CannotBeSent, without showing the key."""
     if not (key.isascii() and key.isprintable()):
         raise CannotBeSent("the key holds characters that no key has; copy it again, it begins with glk_")
     return key
 
 
-def pages(ask: Callable[[Any], P]) -> Iterator[P]:
-    """Pages by their cursors, to the last."""
+def pages(request: Callable[[Any], P]) -> Iterator[P]:
+    """Yield pages by their cursors, to the last."""
     cursor = None
     while True:
-        page = ask(cursor)
+        page = request(cursor)
         yield page
         cursor = page.next_cursor
         if cursor is None:
@@ -89,7 +89,7 @@ def pages(ask: Callable[[Any], P]) -> Iterator[P]:
 
 
 def checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, where it is the one that was asked for. Raises ApiProblem."""
+    """Return a successful answer. Raises ApiProblem for any other."""
     if answer.is_success:
         return answer
     try:
@@ -105,26 +105,26 @@ class Transport:
     """Blocking requests to one lab with one key."""
 
     def __init__(self, url: str, timeout: float = 30.0, key: str | None = None) -> None:
-        """Without a key: GRAFTLAB_KEY, else the one that `graft up` left on this machine.
+        """Connect; without a key, use GRAFTLAB_KEY, else the one that `graft up` stored on this machine.
 
-        Raises CannotBeSent for what is no address or no key.
+        Raises CannotBeSent if the address or the key is not valid.
         """
         self.url = checked_address(url)
         self._patience = PATIENCE_SECONDS
-        found = find_key(self.url, key)
-        headers = {"Authorization": f"Bearer {checked_key(found)}"} if found else {}
+        secret = find_key(self.url, key)
+        headers = {"Authorization": f"Bearer {checked_key(secret)}"} if secret else {}
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1", headers=headers, timeout=timeout, trust_env=False
         )
 
     def _ask(self, method: str, path: str, *, again: bool = False, **request: Any) -> httpx.Response:
-        """Repeat while nobody answers or the service is not ready.
+        """Send a request, and repeat it while no lab answers or the service is not ready.
 
-        Once a request may have arrived it is repeated only where that does no more than the first did: by its
-        method, by an Idempotency-Key or, with `again`, by what it asks for.
+        A request that may have arrived is repeated only if that does no harm: by its method, by an
+        Idempotency-Key, or because the caller passes `again`.
         """
         if "json" in request:
-            # By ourselves: null is a document too, and characters that UTF-8 does not have are escaped.
+            # Encoded here: null is a document too, and lone surrogates are escaped.
             request["content"] = json.dumps(request.pop("json"))
             request["headers"] = {"Content-Type": "application/json", **request.get("headers", {})}
         again = again or method in IDEMPOTENT or "Idempotency-Key" in request.get("headers", {})
@@ -134,7 +134,7 @@ class Transport:
             try:
                 answer = self._http.request(method, path, **request)
             except (httpx.InvalidURL, UnicodeError) as error:
-                raise CannotBeSent(f"{path!r} cannot be asked for: {error}") from error
+                raise CannotBeSent(f"{path!r} cannot be requested: {error}") from error
             except httpx.RequestError as error:
                 self._give_up(error, over, again)
             else:
@@ -147,7 +147,9 @@ class Transport:
     def _give_up(self, error: httpx.RequestError, over: bool, again: bool) -> None:
         """Raises LabUnreachable unless the request can be sent once more."""
         if not again and not isinstance(error, NOT_SENT):
-            text = f"{self.url} did not answer; what was asked may have been done: look before asking again"
+            text = (
+                f"{self.url} did not answer; the request may have been carried out: check before repeating it"
+            )
             raise LabUnreachable(text) from error
         if over:
             raise LabUnreachable(f"no lab answers at {self.url}; `graft up` starts one") from error
@@ -162,7 +164,7 @@ class Transport:
         try:
             return adapter.validate_json(answer.content)
         except ValidationError as error:
-            raise LabUnreachable(f"what answers at {self.url} is no lab of this version") from error
+            raise LabUnreachable(f"the program at {self.url} is not a lab of this version") from error
 
     def _pieces(self, path: str) -> Iterator[bytes]:
         try:
@@ -171,4 +173,4 @@ class Transport:
                     answer.read()
                 yield from checked(answer).iter_bytes()
         except httpx.TransportError as error:
-            raise LabUnreachable(f"{self.url} does not answer to the end; try again") from error
+            raise LabUnreachable(f"{self.url} broke off its answer; try again") from error

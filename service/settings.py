@@ -1,4 +1,4 @@
-"""Where things are and how patient the lab is; every field can be set as GRAFTLAB_<NAME>."""
+"""Settings of the lab; every field can be set as GRAFTLAB_<NAME>."""
 
 import os
 import sys
@@ -13,99 +13,109 @@ from service.webhook_hosts import parse_entry
 
 POSTGRESQL = "postgresql+psycopg"
 SHORT_NAMES = ("postgres", "postgresql")
-"""As hosts of databases and other tools write it; the driver is always ours."""
+"""Schemes that database hosts and other tools write; the driver is always psycopg."""
 
 
 class Settings(BaseSettings):
-    """Defaults are the embedded lab on loopback."""
+    """Settings; the defaults are the embedded lab on loopback."""
 
     model_config = SettingsConfigDict(env_prefix="GRAFTLAB_", extra="ignore")
 
     data_dir: Path = Path("graftlab-data")
     """Folder of databases, storage, logs and secrets of the lab."""
     database_url: str = ""
-    """The service's database, SQLite or PostgreSQL; empty: `graftlab.db` in the data folder."""
+    """Database of the service, SQLite or PostgreSQL; empty: `graftlab.db` in the data folder."""
     optuna_url: str = ""
-    """Optuna's own database, never the service's: both have a table `alembic_version`."""
+    """Database of Optuna; it must differ from the service's, as both have a table `alembic_version`."""
     storage: str = ""
-    """For artifacts and events: a folder or an fsspec URI; empty: `storage` in the data folder."""
+    """Storage of artifacts and events, a folder or an fsspec URI; empty: `storage` in the data folder."""
     ray_dashboard: str = "http://127.0.0.1:8265"
-    """Address of Ray's dashboard, which takes jobs."""
+    """Address of Ray's dashboard, which accepts jobs."""
     ray_token_file: Path | None = None
-    """File with the cluster's token; else Ray's own variable `RAY_AUTH_TOKEN`."""
+    """File with the cluster's token; without it, Ray's own variable `RAY_AUTH_TOKEN` is used."""
     mlflow_url: str = "http://127.0.0.1:5000/mlflow"
-    """Of MLflow's server, with the path under which it answers; the lab shows it under `/mlflow/`."""
+    """Address of MLflow's server, with the path under which it answers; the lab serves it under
+    `/mlflow/`.
+    """
     mlflow_bind: str = "127.0.0.1"
-    """The address that the lab's own MLflow server listens on, at the port of `mlflow_url`."""
+    """Address that the lab's own MLflow server listens on, at the port of `mlflow_url`."""
     host: str = "127.0.0.1"
-    """Of the API. Ray and MLflow of the embedded lab listen on loopback whatever this says."""
+    """Address that the API listens on. Ray and MLflow of the embedded lab always listen on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """Of the API and pages; 0: any free port."""
+    """Port of the API and pages; 0: any free port."""
     listen_fd: int | None = None
-    """A socket that listens already, handed over by whoever started this process; then `port` is its port."""
+    """Descriptor of a listening socket inherited from the parent process; then `port` is its port."""
     lab_id: str = ""
-    """Told by `/healthz`, so that a supervisor knows that its own lab answers."""
+    """Id of this start of the lab, shown by `/healthz`, by which a supervisor recognises its own lab."""
     allowed_hosts: list[str] = ["127.0.0.1", "localhost", "[::1]"]
     """Host headers that the API answers to; `host` is added."""
     api_processes: int = Field(default=1, ge=1)
-    """Processes that answer requests. Several count requests, connections and metrics together."""
+    """Number of processes that answer requests. They count requests, connections and metrics together."""
     requests_per_second: float = Field(default=100.0, gt=0)
-    """That one key, or one address without a valid key, may send in the long run; all processes count."""
+    """Requests per second allowed in the long run to one key, or to one address without a valid key."""
     requests_burst: int = Field(default=400, ge=1)
-    """How many of these may come at once."""
+    """Requests allowed at once."""
     worker_python: str = sys.executable
-    """The Python that starts attempts on the cluster."""
+    """Python interpreter that starts attempts on the cluster."""
     cpus: int = Field(default_factory=lambda: cores())
-    """CPUs that running attempts may ask for together."""
+    """CPUs that running attempts may use together."""
     gpus: int = 0
-    """GPUs that running attempts may ask for together."""
+    """GPUs that running attempts may use together."""
 
     webhook_hosts: list[str] = []
-    """Hosts, `host` or `host:port`, that webhooks may call; where there is none, webhooks are off."""
+    """Hosts, `host` or `host:port`, that webhooks may call; if empty, webhooks are off."""
     webhook_timeout_seconds: float = Field(default=10.0, gt=0)
-    """For one delivery, from the look-up of the name to the status of the answer."""
+    """Time limit of one delivery, from resolving the name to the status of the answer."""
     webhook_retry_seconds: float = Field(default=5.0, ge=0)
-    """After the first attempt; four times as long after each further one, six hours at most."""
+    """Wait after the first failed attempt; four times as long after each further one, at most six hours."""
     webhook_attempts: int = Field(default=8, ge=1)
-    """After the last of them a delivery has failed and stays to be looked at."""
+    """Number of attempts after which a delivery has failed."""
     webhook_days: float = Field(default=30.0, ge=0)
-    """How long deliveries that have ended stay to be looked at."""
+    """Days for which ended deliveries are kept."""
 
     round_seconds: float = 1.0
-    """The longest wait between two rounds; what is recorded meanwhile ends it."""
+    """Longest wait between two rounds; a recorded change ends the wait early."""
     lead_seconds: float = 15.0
-    """How long a scheduler, or the process of the studies, leads without renewing."""
+    """Time for which a scheduler, or the process of the studies, leads without renewing its lease."""
     study_step_seconds: float = Field(default=1800.0, gt=0)
-    """How long one step of a study, such as a proposal, may take; then the study fails and can be resumed."""
+    """Time limit of one step of a study, such as a proposal; beyond it the study fails and can be resumed."""
     silence_seconds: float = 60.0
-    """An attempt whose heartbeat has not changed for this long is lost."""
+    """An attempt whose heartbeat has not changed for this long counts as lost."""
     start_seconds: float = 900.0
-    """An attempt that has shown no heartbeat for this long never started."""
+    """An attempt that has shown no heartbeat for this long counts as never started."""
     cancel_grace_seconds: float = 30.0
-    """Between a request to cancel or pause and the attempt's end by force."""
+    """Time between a request to cancel or pause and the attempt's end by force."""
     hold_line_seconds: float = 600.0
     """A run that has waited longer is not overtaken by smaller ones of its own or lower priorities."""
     checkpoint_seconds: float = 30.0
     """Time between two checkpoints of a stage."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many of a stage's newest stay until its run ends; then the newest intact one does."""
+    """Number of a stage's newest checkpoints kept until its run ends; then only the newest intact one is
+    kept.
+    """
     keep_best: bool = False
-    """Whether the checkpoint with the lowest loss stays as well, where a stage has one."""
+    """Whether the checkpoint with the lowest loss is kept too, if a stage has one."""
     checkpoint_days: float = Field(default=30.0, ge=0)
-    """So long after a run's end all go, and a retry begins the stage anew; `inf`: the last ones stay."""
+    """Days after a run's end until all checkpoints are deleted and a retry starts anew; `inf` keeps the last
+    ones.
+    """
     warm_seconds: float = Field(default=60.0, ge=0)
-    """How long a worker group waits for another run of the same backbone and resources; 0: it does not."""
+    """Time for which a worker group waits for another run of the same backbone and resources; 0: not at
+    all.
+    """
     retry_seconds: float = 2.0
-    """Pause before the second attempt; it doubles with each further one, ten minutes at most."""
+    """Pause before the second attempt; it doubles with each further one, at most ten minutes."""
     max_attempts: int = 5
-    """Attempts of a run that count against it before it fails."""
+    """Number of failed attempts after which a run fails; attempts that are not the run's fault do not
+    count.
+    """
 
     @field_validator("webhook_hosts")
     @classmethod
-    def _are_hosts(cls, given: list[str]) -> list[str]:
-        for entry in given:
+    def _are_hosts(cls, hosts: list[str]) -> list[str]:
+        for entry in hosts:
             parse_entry(entry)
-        return given
+        return hosts
 
     def model_post_init(self, context: object) -> None:
         self.data_dir = self.data_dir.expanduser().absolute()
@@ -116,25 +126,27 @@ class Settings(BaseSettings):
             self.storage = str(Path(self.storage).expanduser().absolute())
         self.host = "127.0.0.1" if self.host == "localhost" else self.host
         own = f"[{self.host}]" if ":" in self.host else self.host
-        if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - told apart, not bound
+        if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
             self.allowed_hosts = [*self.allowed_hosts, own]
 
     def mlflow_token(self) -> str | None:
-        """What MLflow's server asks for: the data folder's secret, or MLflow's own variable."""
+        """Return the secret of MLflow's server: the data folder's, or MLflow's own variable."""
         try:
             return (self.data_dir / MLFLOW_FILE).read_text().strip()
         except OSError:
             return os.environ.get("MLFLOW_TRACKING_TOKEN")
 
     def ray_token(self) -> str | None:
-        """The cluster's token, from its file or Ray's own variable."""
+        """Return the cluster's token, from its file or Ray's own variable."""
         if self.ray_token_file and self.ray_token_file.exists():
             return self.ray_token_file.read_text().strip()
         return os.environ.get("RAY_AUTH_TOKEN")
 
 
 def cores() -> int:
-    """How many this process may use: less than the machine has, in a container or a job of a cluster."""
+    """Return the number of CPUs this process may use; in containers and batch jobs fewer than the machine
+    has.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -145,26 +157,26 @@ def cores() -> int:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a database file, whatever characters are in its path."""
+    """Return the URL of a database file, whatever characters its path has."""
     return f"sqlite:///{quote(str(file))}"
 
 
 def mlflow_database(folder: Path) -> str:
-    """The URL of MLflow's database. Without its driver MLflow makes a folder of the quoted path."""
+    """Return the URL of MLflow's database. It names the driver: without it MLflow creates a folder."""
     return f"sqlite+pysqlite{sqlite_url(folder / 'mlflow.db').removeprefix('sqlite')}"
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for one in memory."""
+    """Return the file of an SQLite database; None for one in memory."""
     path, _, parameters = url.partition("://")[2].removeprefix("/").partition("?")
     path = unquote(path)
     if path.startswith("file:"):
-        path = unquote(path.removeprefix("file:"))  # SQLite reads these as an address once more
+        path = unquote(path.removeprefix("file:"))  # SQLite decodes these as an address once more
     return None if path in ("", ":memory:") or "mode=memory" in parameters else Path(path)
 
 
 def _spelt_out(url: str) -> str:
-    """With our driver, and a path that is the same from every folder."""
+    """Return the URL with our driver and an absolute path."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme in SHORT_NAMES:
         return f"{POSTGRESQL}://{rest}"

@@ -1,4 +1,4 @@
-"""What has to be right before a part of the lab starts; what is not, is told in one sentence."""
+"""Checks before a part of the lab starts; each failure is reported in one sentence."""
 
 import logging
 import sqlite3
@@ -18,33 +18,33 @@ from service.settings import POSTGRESQL, Settings, sqlite_file
 log = logging.getLogger("graftlab")
 BUSY_SECONDS = 3.0
 CHECKED_BYTES = 256 * 2**20
-"""A larger database is not read through at every start; `graft admin verify` does."""
+"""Size above which a database is not checked at every start; `graft admin verify` does it."""
 NEEDED = ("ray", "mlflow", "torch", "uvicorn")
 URLS = "sqlite:////folder/lab.db or postgresql://user:password@host/name is right"
 
 
 class CannotStart(Exception):
-    """Something that the lab needs is not as it has to be; the text says what, and what would be right."""
+    """Something that the lab needs is missing or wrong; the text says what, and what would be right."""
 
 
-def checked_settings(**given: Any) -> Settings:
-    """The settings. Raises CannotStart naming each variable that cannot be read."""
+def checked_settings(**values: Any) -> Settings:
+    """Read the settings. Raises CannotStart naming each variable that is not valid."""
     try:
-        return Settings(**given)
+        return Settings(**values)
     except ValidationError as error:
         wrong = [
-            f"GRAFTLAB_{'_'.join(map(str, each['loc'])).upper()}={str(each['input'])[:100]}: {each['msg']}"
-            for each in error.errors()
+            f"GRAFTLAB_{'_'.join(map(str, item['loc'])).upper()}={str(item['input'])[:100]}: {item['msg']}"
+            for item in error.errors()
         ]
         raise CannotStart("; ".join(wrong)) from error
     except SettingsError as error:
         raise CannotStart(f'{error}; lists are written as JSON, such as \'["a", "b"]\'') from error
     except RuntimeError as error:
-        raise CannotStart(f"GRAFTLAB_DATA_DIR: {error}; write the whole path") from error
+        raise CannotStart(f"GRAFTLAB_DATA_DIR: {error}; write the absolute path") from error
 
 
 def settings_of_part() -> Settings:
-    """Those of a process of the lab, which ends with one line in its log where something is not right."""
+    """Return the settings of a process of the lab; if a check fails, log one line and exit with code 1."""
     try:
         settings = checked_settings()
         check_storage(settings)
@@ -56,15 +56,15 @@ def settings_of_part() -> Settings:
 
 
 def check_packages(python: str) -> None:
-    """Raises CannotStart where this interpreter lacks what its parts import."""
+    """Raises CannotStart if this interpreter lacks packages that the lab's parts import."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         which = f"{python} has no {', '.join(missing)}"
-        raise CannotStart(f"{which}; `{python} -m pip install graftlab` brings them, or use another Python")
+        raise CannotStart(f"{which}; `{python} -m pip install graftlab` installs them, or use another Python")
 
 
 def check_storage(settings: Settings) -> None:
-    """Raises CannotStart where the storage cannot be reached; a local one is written to."""
+    """Raises CannotStart if the storage cannot be reached; a test file is written to a local one."""
     where = f"GRAFTLAB_STORAGE={settings.storage}"
     try:
         storage = Storage(settings.storage)
@@ -85,9 +85,9 @@ def check_storage(settings: Settings) -> None:
 
 
 def check_database(settings: Settings, alone: bool = True) -> None:
-    """Raises CannotStart where the database cannot be opened, or is of a newer version than this program.
+    """Raises CannotStart if the database cannot be opened, or was written by a newer version of this program.
 
-    `alone`: no other process of the lab uses it yet, so that it can be locked and read through.
+    `alone`: no other process of the lab uses it yet, so it can be locked and checked.
     """
     scheme, separator, rest = settings.database_url.partition("://")
     if not separator or scheme not in ("sqlite", "sqlite+pysqlite", POSTGRESQL):
@@ -106,7 +106,7 @@ def _check_sqlite(url: str, alone: bool) -> None:
     remedy = "restore a copy of it, or use another data folder"
     try:
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)) as database:
-            found = _revision(database)
+            revision = _revision(database)
             wrong = _damage(database, file) if alone else ""
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
@@ -116,17 +116,17 @@ def _check_sqlite(url: str, alone: bool) -> None:
         raise CannotStart(f"the database {file} is damaged ({error}); {remedy}") from error
     if wrong:
         raise CannotStart(f"the database {file} is damaged ({wrong}); {remedy}")
-    _check_revision(found, str(file))
+    _check_revision(revision, str(file))
 
 
 def _damage(database: sqlite3.Connection, file: Path) -> str:
-    """What SQLite finds wrong in its pages; nobody may write meanwhile."""
+    """Return what SQLite finds wrong in its pages; the database is locked for writing meanwhile."""
     database.execute("BEGIN IMMEDIATE")
     if file.stat().st_size > CHECKED_BYTES:
         return ""
-    (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    (result,) = database.execute("PRAGMA quick_check(1)").fetchone()
     database.execute("ROLLBACK")
-    return "" if found == "ok" else str(found)[:200]
+    return "" if result == "ok" else str(result)[:200]
 
 
 def _revision(database: sqlite3.Connection) -> str | None:
@@ -138,7 +138,7 @@ def _revision(database: sqlite3.Connection) -> str | None:
 
 
 def _check_postgresql(url: str) -> None:
-    from sqlalchemy import inspect, make_url, text  # noqa: PLC0415 - an embedded lab needs none of it
+    from sqlalchemy import inspect, make_url, text  # noqa: PLC0415 - not needed by an embedded lab
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError  # noqa: PLC0415
 
     from service.db.engine import Database  # noqa: PLC0415
@@ -150,9 +150,11 @@ def _check_postgresql(url: str) -> None:
     try:
         database = Database(url)
         with database.engine.connect() as connection:
-            there = inspect(connection).has_table("alembic_version")
+            migrated = inspect(connection).has_table("alembic_version")
             row = (
-                connection.execute(text("SELECT version_num FROM alembic_version")).first() if there else None
+                connection.execute(text("SELECT version_num FROM alembic_version")).first()
+                if migrated
+                else None
             )
         database.engine.dispose()
     except SQLAlchemyError as error:
@@ -161,11 +163,11 @@ def _check_postgresql(url: str) -> None:
     _check_revision(str(row[0]) if row else None, shown)
 
 
-def _check_revision(found: str | None, database: str) -> None:
+def _check_revision(revision: str | None, database: str) -> None:
     files = (Path(migrations.__file__).parent / "versions").glob("[0-9]*.py")
     known = sorted(file.name.partition("_")[0] for file in files)
-    if found is not None and found not in known:
-        newest = f"it is at revision {found}, this version knows those up to {known[-1]}"
+    if revision is not None and revision not in known:
+        newest = f"it is at revision {revision}, this version knows revisions up to {known[-1]}"
         raise CannotStart(
             f"{database} was written by a newer version of Graftlab ({newest}); install that one"
         )

@@ -1,4 +1,4 @@
-"""The allow-list of webhooks: an address may be called when its host is in the setting `webhook_hosts`.
+"""Allow-list of webhooks: an address may be called if its host is in the setting `webhook_hosts`.
 
 Checked when a webhook is registered and again at every delivery, because the list can change in between.
 """
@@ -17,17 +17,17 @@ class HostNotAllowed(Exception):
 def check(text: str, allowed: Sequence[str]) -> None:
     """Raises HostNotAllowed unless `text` is an http(s) URL of a host in `allowed`, without credentials.
 
-    An entry `host` allows every port, `host:port` that one. Names are compared, not looked up: what they
-    resolve to is the operator's business.
+    An entry `host` allows every port, `host:port` only that one. Names are compared but not resolved: the
+    operator is responsible for their addresses.
     """
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise HostNotAllowed(f"not an address: {error}") from error
     if url.scheme not in DEFAULT_PORTS:
-        raise HostNotAllowed(f"the scheme is {url.scheme!r}; http and https are called")
+        raise HostNotAllowed(f"the scheme is {url.scheme!r}; use http or https")
     if url.userinfo or url.fragment:
-        raise HostNotAllowed("an address has neither user nor password nor fragment")
+        raise HostNotAllowed("the address must not contain user, password or fragment")
     host, port = _name(url), url.port or DEFAULT_PORTS[url.scheme]
     if {(host, None), (host, port)}.isdisjoint(map(parse_entry, allowed)):
         listed = ", ".join(allowed) or "no host"
@@ -35,16 +35,16 @@ def check(text: str, allowed: Sequence[str]) -> None:
 
 
 def parse_entry(entry: str) -> tuple[str, int | None]:
-    """(host, port) of an entry of the list; no port stands for all. Raises ValueError."""
+    """Return (host, port) of an entry of the list; no port means all. Raises ValueError."""
     try:
         url = httpx.URL(f"//{entry}")
     except httpx.InvalidURL as error:
-        raise ValueError(f"{entry!r} is no host: {error}") from error
+        raise ValueError(f"{entry!r} is not a host: {error}") from error
     if not url.host or url.userinfo or url.raw_path != b"/" or entry.endswith("/") or "%" in url.host:
         raise ValueError(f"{entry!r} is neither `host` nor `host:port`")
     return _name(url), url.port
 
 
 def _name(url: httpx.URL) -> str:
-    """ASCII, lower case, without a last dot."""
+    """Return the host in ASCII and lower case, without a trailing dot."""
     return url.raw_host.decode("ascii").lower().rstrip(".")

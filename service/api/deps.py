@@ -1,4 +1,4 @@
-"""What routes are given: the application's database, storage and settings, and who asks."""
+"""Dependencies of the routes: database, storage, settings and the principal of the request."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -22,7 +22,7 @@ NOBODY = Principal(owner="", role="viewer", sees="own")
 
 @dataclass(frozen=True)
 class AppContext:
-    """Everything a route may touch."""
+    """Settings, database, storage and principal that a route uses."""
 
     settings: Settings
     database: Database
@@ -32,7 +32,9 @@ class AppContext:
     principal: Principal = NOBODY
 
     def run_to_change(self, session: Session, run_id: str) -> RunRow:
-        """A run, locked for writing. Raises ApiError: not-found where unseen, forbidden where not theirs."""
+        """Return a run locked for writing. Raises ApiError: not-found if the principal does not see it,
+        forbidden if it may not change it.
+        """
         run = session.get(RunRow, run_id, with_for_update=True)
         if run is None or not visible_to(run, self.principal.only_owner):
             raise ApiError("not-found", f"there is no run {run_id!r}")
@@ -41,12 +43,14 @@ class AppContext:
         return run
 
     def run_detail(self, run_id: str) -> RunDetail:
-        """A run with its spec, progress, spend and reports. Raises ApiError where it is not seen."""
+        """Return a run with its spec, progress, usage and reports. Raises ApiError if the principal does not
+        see it.
+        """
         with self.database.reading() as session:
-            found = run_detail(session, run_id, self.principal.only_owner)
-        if found is None:
+            detail = run_detail(session, run_id, self.principal.only_owner)
+        if detail is None:
             raise ApiError("not-found", f"there is no run {run_id!r}")
-        return found
+        return detail
 
 
 async def _lab(request: Request) -> AppContext:

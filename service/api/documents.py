@@ -1,7 +1,7 @@
-"""Bodies of requests: one JSON or YAML document, bounded and read as strictly as every file of a design.
+"""Request bodies: one JSON or YAML document, bounded in size and read as strictly as a design file.
 
 A route of a router with `route_class=DocumentRoute` declares `body: SomeModel`, as FastAPI's routes do, or
-`body: Unresolved[SomeModel]` where it resolves the document itself. OpenAPI names both media types.
+`body: Unresolved[SomeModel]` if it resolves the document itself. OpenAPI names both media types.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ MEDIA_TYPES = ("application/json", "application/yaml")
 
 
 class Unresolved(Generic[M]):
-    """A document as it was sent, which OpenAPI describes as M, and the digest of its request.
+    """A document as sent, which OpenAPI describes as M, with the digest of its request.
 
-    No dataclass, or pydantic would describe its fields.
+    This is not a dataclass: pydantic would describe the fields of one.
     """
 
     def __init__(self, document: Any, request_digest: str) -> None:
@@ -40,7 +40,9 @@ class Unresolved(Generic[M]):
 
 
 class DocumentRequest(Request):
-    """A request whose body has been read: `json()` is what the route is given, YAML too."""
+    """A request whose body has been read: `json()` returns the value that the route receives, from YAML
+    too.
+    """
 
     def __init__(self, request: Request, body: Any) -> None:
         others = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
@@ -66,7 +68,7 @@ class DocumentRoute(APIRoute):
 
         async def read_and_handle(request: Request) -> Response:
             raw = await _raw(request)
-            # In a thread: reading a megabyte would keep all other requests waiting.
+            # In a thread: reading a megabyte here would block all other requests.
             body = await run_in_threadpool(_body, declared, request, raw)
             return await handle(DocumentRequest(request, body))
 
@@ -82,7 +84,7 @@ async def _raw(request: Request) -> bytes:
 
 
 def _body(declared: Any, request: Request, raw: bytes) -> Any:
-    """What the route is given: an instance of the model that it declares, or the document unresolved."""
+    """Return the route's argument: an instance of the declared model, or the unresolved document."""
     try:
         document = read_document(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -96,7 +98,7 @@ def _body(declared: Any, request: Request, raw: bytes) -> Any:
 
 
 def _request_digest(request: Request, body: bytes) -> str:
-    """What makes two requests the same one: method, address, query in any order, the bytes of the body."""
+    """Identify equal requests: digest of method, address, query in any order, and the bytes of the body."""
     query = sorted(request.query_params.multi_items())
     head = json.dumps([request.method, request.url.path, query])
     return hashlib.sha256(head.encode() + b"\0" + body).hexdigest()

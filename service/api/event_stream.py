@@ -1,4 +1,7 @@
-"""One reader of new events for any number of listeners: streams hold no connection and ask nothing."""
+"""Stream the events of runs: one reader polls the database for any number of listeners.
+
+A stream holds no database connection and runs no query of its own while it waits.
+"""
 
 import asyncio
 import logging
@@ -19,14 +22,14 @@ log = logging.getLogger("graftlab.api")
 POLL_SECONDS = 0.25
 KEEP_ALIVE_SECONDS = 15.0
 KEPT = 1000
-"""Events of a run that are held for its listeners; who is further behind reads the database."""
+"""Events of a run kept in memory for its listeners; a listener further behind reads the database."""
 PAGE = 500
 END = "event: end\ndata: {}\n\n"
 
 
 @dataclass
 class Subscription:
-    """One run that somebody listens to. `texts` are the events numbered from `first` + 1 on."""
+    """One run that has listeners. `texts` are the events numbered from `first` + 1 on."""
 
     first: int
     ended: bool = False
@@ -48,14 +51,14 @@ class Subscription:
 
 
 class Listened(NamedTuple):
-    """A run, and whose runs its listeners see: of others it tells them nothing."""
+    """A run, and the owner whose runs its listeners may see (None: all); other runs' events are not sent."""
 
     run_id: str
     owner: str | None
 
 
 class EventBroadcaster:
-    """The channels of one application, filled by one task while there are any."""
+    """Subscriptions of one application, filled by one task that runs while there are any."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -63,8 +66,9 @@ class EventBroadcaster:
         self._task: asyncio.Task[None] | None = None
 
     async def follow(self, run_id: str, after: int, owner: str | None = None) -> AsyncIterator[str]:
-        """Events numbered above `after` as server-sent text, to the run's end; for someone who sees this
-        owner's runs only, or all (None).
+        """Yield the events numbered above `after` as server-sent text until the run ends.
+
+        `owner` restricts them to runs of this owner; None allows all.
         """
         yield "retry: 1000\n\n"
         listened = Listened(run_id, owner)
@@ -85,18 +89,18 @@ class EventBroadcaster:
                 for event in events:
                     yield _text(event)
                 after = events[-1].id
-            news = channel.texts[max(0, after - channel.first) :]
-            for text in news:
+            new_texts = channel.texts[max(0, after - channel.first) :]
+            for text in new_texts:
                 yield text
             after = max(after, channel.last)
             if channel.ended:
                 yield END
                 return
-            if not news and not await _within(changed, KEEP_ALIVE_SECONDS):
-                yield ": still here\n\n"
+            if not new_texts and not await _within(changed, KEEP_ALIVE_SECONDS):
+                yield ": keep-alive\n\n"
 
     async def _earlier(self, listened: Listened, after: int) -> list[RunEvent]:
-        """What a listener missed; while the database is away it waits, as it does for what is new."""
+        """Read the events that a listener missed; retry while the database is unavailable."""
         while True:
             try:
                 return await run_in_threadpool(self._page, listened, after)
@@ -108,7 +112,7 @@ class EventBroadcaster:
         if listened not in self._channels:
             run_id = listened.run_id
             last, ended = (await run_in_threadpool(self._look, [run_id])).get(run_id, (0, True))
-            # Another listener may have come first while we looked.
+            # Another listener may have subscribed during the query.
             self._channels.setdefault(listened, Subscription(first=last, ended=ended))
         channel = self._channels[listened]
         channel.listeners += 1

@@ -1,4 +1,4 @@
-"""Storing work once, however often it is asked for: what every route that starts a run goes through."""
+"""Submit work once per Idempotency-Key, for every route that starts a run."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, TypeVar
@@ -22,7 +22,7 @@ MAX_KEY = 255
 
 
 async def _usable(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
-    """The header, if it can be kept. Raises ApiError."""
+    """Return the header if it can be stored. Raises ApiError."""
     if idempotency_key is None:
         return None
     if not (
@@ -36,7 +36,7 @@ IdempotencyKey = Annotated[str | None, Depends(_usable)]
 
 
 def check_startable(lab: AppContext, work: Job) -> None:
-    """Refuse at submission what the lab could never start. Raises ApiError or SpecError."""
+    """Refuse work that the lab could never start. Raises ApiError or SpecError."""
     if backbone_cards()[work.backbone.name].weights is None:
         name = work.backbone.name
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
@@ -45,24 +45,27 @@ def check_startable(lab: AppContext, work: Job) -> None:
         raise SpecError(problems)
 
 
-def beyond_devices(asked: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
-    """What of the resources the lab does not have, with what it has."""
+def beyond_devices(requested: Resources, cpus: int, gpus: int) -> Iterator[Problem]:
+    """Yield a problem for each kind of resource of which the lab has too little, naming what it has."""
     kinds = (("CPUs", "cpus_per_worker", cpus), ("GPUs", "gpus_per_worker", gpus))
-    for kind, field, there in kinds:
-        each = getattr(asked, field)
-        if asked.workers * each <= there:
+    for kind, field, available in kinds:
+        per_worker = getattr(requested, field)
+        if requested.workers * per_worker <= available:
             continue
-        message = f"{asked.workers} workers of {each} {kind} are {asked.workers * each}; the lab has {there}"
-        if there >= asked.workers:
-            message += f": at most {there // asked.workers} a worker"
-        # Where each has a single CPU, it is the workers that are too many.
-        wrong = "workers" if (field, each) == ("cpus_per_worker", 1) else field
-        given = shown(getattr(asked, wrong))
+        needed = f"{requested.workers} workers of {per_worker} {kind} need {requested.workers * per_worker}"
+        message = f"{needed}; the lab has {available}"
+        if available >= requested.workers:
+            message += f": at most {available // requested.workers} per worker"
+        # With a single CPU per worker, the number of workers is what must shrink.
+        wrong = "workers" if (field, per_worker) == ("cpus_per_worker", 1) else field
+        given = shown(getattr(requested, wrong))
         yield Problem(pointer=f"/resources/{wrong}", code="out-of-range", message=message, given=given)
 
 
 def again_where_beaten(once: Callable[[], T]) -> T:
-    """Store something under a key; where another request with that key was first, its row is there now."""
+    """Call `once`, and again after an IntegrityError: a concurrent request with the same key has stored its
+    row.
+    """
     try:
         return once()
     except IntegrityError:
@@ -70,21 +73,24 @@ def again_where_beaten(once: Callable[[], T]) -> T:
 
 
 def check_chargeable(lab: AppContext, study: str | None) -> None:
-    """Refuse to charge another's study, admins too. Raises ApiError: not-found where unseen, or forbidden."""
+    """Refuse to charge a study of another user, to admins too.
+
+    Raises ApiError: not-found if the principal does not see the study, else forbidden.
+    """
     if study is None:
         return
     with lab.database.reading() as session:
-        found = session.get(StudyRow, study)
+        row = session.get(StudyRow, study)
     who = lab.principal
-    if found is None or found.owner == who.owner:
+    if row is None or row.owner == who.owner:
         return
     if who.only_owner is not None:
         raise ApiError("not-found", f"there is no study {study!r} of yours; give your run another label")
-    raise ApiError("forbidden", f"study {study} is {found.owner}'s; give your run another label")
+    raise ApiError("forbidden", f"study {study} is {row.owner}'s; give your run another label")
 
 
 def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:
-    """The answer to a submission: where the run will be found, and what to think about."""
+    """Answer a submission with the run's address and the notes of its plan."""
     url = f"/api/v1/runs/{run.id}"
     response.headers["Location"] = url
     return SubmitAnswer(run_id=run.id, experiment_digest=run.experiment.digest, url=url, notes=list(notes))
@@ -98,9 +104,9 @@ def submit_once(
     forecast: Forecast | None = None,
     placing: QueueOptions = DEFAULT_OPTIONS,
 ) -> RunRow:
-    """The run of this work; for the same user and key the same run, also of two requests at once.
+    """Return the run of this work; the same user and key get the same run, even from concurrent requests.
 
-    Raises ApiError where the key came with another body before.
+    Raises ApiError if the key was used with another body.
     """
 
     def once() -> RunRow:

@@ -1,4 +1,4 @@
-"""Prometheus: what the API has answered, and what the store says at the moment of asking."""
+"""Prometheus metrics: requests that the API answered, and figures read from the database at each scrape."""
 
 import os
 from collections.abc import Iterator
@@ -23,14 +23,14 @@ SECONDS = Histogram("graftlab_request_seconds", "Time to the end of an answer", 
 
 
 def note_request(method: str, status: int, seconds: float) -> None:
-    """Count an answered request. Other methods than HTTP's own are counted together."""
+    """Count an answered request. Methods unknown to HTTP are counted together."""
     known = method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
     REQUESTS.labels(known, str(status)).inc()
     SECONDS.labels(known).observe(seconds)
 
 
 class Store(Collector):
-    """The store's figures, by a few short queries a scrape."""
+    """Collector of the database's figures; a scrape takes a few short queries."""
 
     def __init__(self, lab: AppContext) -> None:
         self._lab = lab
@@ -66,21 +66,24 @@ def _figures(session: Session, lab: AppContext) -> dict[str, tuple[str, float]]:
     return {
         "graftlab_live_attempts": ("Attempts that have not ended", float(session.scalar(live) or 0)),
         "graftlab_device_seconds": ("Device-seconds of all attempts", spent),
-        "graftlab_tracking_behind": ("Events MLflow has not been told", float(session.scalar(behind) or 0)),
+        "graftlab_tracking_behind": ("Events not yet sent to MLflow", float(session.scalar(behind) or 0)),
         **leads,
     }
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def read_metrics(lab: LabDep) -> Response:
-    """In Prometheus' text format; scrape with a viewer's key as bearer token."""
+    """Return the metrics in Prometheus' text format.
+
+    Scrape with a viewer's key as bearer token.
+    """
     store = CollectorRegistry()
     store.register(Store(lab))
     return Response(generate_latest(_answers()) + generate_latest(store), media_type=CONTENT_TYPE_LATEST)
 
 
 def _answers() -> CollectorRegistry:
-    """What the API's processes have answered together, where there are several."""
+    """Return the registry of all API processes together, or of this one if it is the only one."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return PROCESS
     together = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The OpenAPI document, as complete as a generated client needs it: bodies, errors, keys."""
+"""The OpenAPI document, complete enough to generate a client: bodies, errors, keys."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ SCHEMAS = "#/components/schemas/{model}"
 
 
 class ProblemDocument(BaseModel):
-    """An error (RFC 9457), of a type that `/problems` lists. `pointer` is the first place in the body."""
+    """An error (RFC 9457) of a type listed under `/problems`. `pointer` is the first place in the body."""
 
     type: str
     title: str
@@ -27,18 +27,18 @@ class ProblemDocument(BaseModel):
     allowed: list[str] | None = None
     errors: list[Problem] | None = None
     left_out: int | None = None
-    """How many problems there are besides those in `errors`."""
+    """Number of problems besides those in `errors`."""
 
 
 def described(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with both media types of bodies, the errors, and how to show a key."""
+    """Return FastAPI's schema with both media types of bodies, the errors, and the key as bearer token."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _add_schemas(document["components"])
-        for ways in document["paths"].values():
-            for way in ways.values():
-                _add_errors(way["responses"])
-                if body := way.get("requestBody"):
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                _add_errors(operation["responses"])
+                if body := operation.get("requestBody"):
                     body["content"] = dict.fromkeys(MEDIA_TYPES, body["content"]["application/json"])
         document["security"] = [{"key": []}]
         app.openapi_schema = document
@@ -55,7 +55,7 @@ def _add_schemas(components: dict[str, Any]) -> None:
 
 
 def _add_errors(responses: dict[str, Any]) -> None:
-    """Any route may answer with any status of the catalogue: limits and authentication come first."""
+    """Add all statuses of the catalogue to a route: limits and authentication may answer with any of them."""
     content = {MEDIA_TYPE: {"schema": {"$ref": SCHEMAS.format(model="ProblemDocument")}}}
     for status in sorted({entry.status for entry in CATALOGUE.values()}):
         titles = [entry.title for entry in CATALOGUE.values() if entry.status == status]

@@ -1,4 +1,4 @@
-"""The catalogue of what can go wrong: code -> status, title and remedy. `/problems/<code>` shows each."""
+"""Catalogue of the API's errors: code -> status, title and remedy, shown under `/problems/<code>`."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -21,8 +21,8 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "too-deep": ProblemType(400, "The document is nested too deeply", "Nest at most 32 levels."),
     "bad-cursor": ProblemType(
         400,
-        "The cursor is not one that the service gave",
-        "Ask for the first page, then follow next_cursor unchanged.",
+        "The cursor does not come from the service",
+        "Request the first page, then follow next_cursor unchanged.",
     ),
     "bad-host": ProblemType(
         400,
@@ -43,14 +43,14 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "unauthenticated": ProblemType(
         401,
         "No valid key came with the request",
-        "Send `Authorization: Bearer <key>`. On the lab's machine command line and Python client find "
-        "the first key by themselves, and `graft open` prints a link for the browser. Elsewhere set "
+        "Send `Authorization: Bearer <key>`. On the lab's machine, command line and Python client find "
+        "the first key themselves, and `graft open` prints a link for the browser. Elsewhere set "
         "GRAFTLAB_KEY to what `graft keys make` printed.",
     ),
     "forbidden": ProblemType(
         403,
-        "The key's role does not allow this",
-        "Viewers read, runners submit and change what is theirs, admins all.",
+        "The key does not allow this",
+        "Viewers read, runners submit and change their own runs and studies, admins do everything.",
     ),
     "webhooks-off": ProblemType(
         409,
@@ -61,7 +61,7 @@ CATALOGUE: Mapping[str, ProblemType] = {
     "not-found": ProblemType(
         404,
         "There is nothing under this address",
-        "Look the id up again; what your key does not see is not found.",
+        "Check the id; things that your key does not see are not found either.",
     ),
     "not-allowed": ProblemType(
         405, "This address does not take this method", "The Allow header names the methods that it takes."
@@ -70,22 +70,24 @@ CATALOGUE: Mapping[str, ProblemType] = {
         408, "The request took too long to arrive", "Send the whole body within half a minute."
     ),
     "illegal-transition": ProblemType(
-        409, "The run's state does not allow this", "Look at the run; what has ended is not changed any more."
+        409,
+        "The run's state does not allow this",
+        "Look at the run; one that has ended can no longer be changed.",
     ),
     "conflict": ProblemType(
-        409, "Another request got there first", "Read again, then repeat if it still makes sense."
+        409, "Another request was first", "Read again, then repeat if it still makes sense."
     ),
     "too-large": ProblemType(413, "The request is larger than the service takes", "Send at most a megabyte."),
     "address-too-long": ProblemType(414, "The address is too long", "Keep it below eight kilobytes."),
     "unsupported-media-type": ProblemType(
         415,
-        "The request's content type is not one the service reads",
+        "The service does not read this content type",
         "Send application/json or application/yaml, without a content encoding.",
     ),
     "invalid": ProblemType(
         422,
         "The document is not valid",
-        "`errors` names every wrong field with a JSON pointer and what would be right.",
+        "`errors` names every wrong field with a JSON pointer and says what would be right.",
     ),
     "key-reused": ProblemType(
         422, "An Idempotency-Key came back with another request", "Choose a new key for a new request."
@@ -108,12 +110,12 @@ CATALOGUE: Mapping[str, ProblemType] = {
         431, "The request's headers are too large", "Send at most 100 headers, 32 kB."
     ),
     "internal": ProblemType(
-        500, "The service made a mistake", "The log has it under the request id; please report it."
+        500, "The service failed", "The log shows the cause under the request id; please report it."
     ),
     "unavailable": ProblemType(
         503,
-        "Something that the service needs is not there",
-        "Repeat after Retry-After; `graft doctor` says what it is.",
+        "A part that the service needs is unavailable",
+        "Repeat after Retry-After; `graft doctor` says which one.",
     ),
     "storage-full": ProblemType(
         507, "The disk is full", "Free some space; nothing that was acknowledged is lost."

@@ -1,4 +1,4 @@
-"""Errors as problem+json (RFC 9457): what was wrong, where in the document, and what would be right."""
+"""Errors as problem+json (RFC 9457): what is wrong, where in the document, and what would be right."""
 
 import logging
 
@@ -18,7 +18,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ApiError(Exception):
-    """An answer other than the one asked for."""
+    """An error to be answered as problem+json. `code` is a key of the catalogue."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ApiError(Exception):
 
 
 MAX_TEXT = 1000
-"""Characters of one text in an answer: what a caller sent is not sent back at length."""
+"""Length limit of a text in an answer, so that long input is not sent back whole."""
 
 
 def answer(
@@ -42,9 +42,9 @@ def answer(
     status: int | None = None,
     left_out: int = 0,
 ) -> JSONResponse:
-    """The problem document; the first problem's place and allowed values stand at the top too.
+    """Build the problem document; pointer and allowed values of the first problem are also at the top level.
 
-    It holds 20 problems at most; `left_out` says how many there are besides.
+    It holds at most 20 problems; `left_out` is the number of further ones.
     """
     default, title, _ = CATALOGUE[code]
     detail = f"{_short(detail)}; and {left_out:,} more problems" if left_out else _short(detail)
@@ -76,12 +76,12 @@ def _shortened(problem: Problem) -> Problem:
 
 
 async def respond(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer from a middleware, which is outside of the application's handlers."""
+    """Answer from a middleware, outside of the application's exception handlers."""
     await _api_error(Request(scope), error)(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application answer like this."""
+    """Register the handlers that turn exceptions of the application into problem documents."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)
@@ -91,9 +91,9 @@ def install(app: FastAPI) -> None:
 
 def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    made = answer(error.code, error.detail, error.problems)
-    made.headers.update(error.headers)
-    return made
+    response = answer(error.code, error.detail, error.problems)
+    response.headers.update(error.headers)
+    return response
 
 
 def _spec_error(request: Request, error: Exception) -> JSONResponse:
@@ -120,9 +120,9 @@ def _request_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     codes = {404: "not-found", 405: "not-allowed", 413: "too-large"}
-    made = answer(codes.get(error.status_code, "invalid"), str(error.detail), status=error.status_code)
-    made.headers.update(error.headers or {})
-    return made
+    response = answer(codes.get(error.status_code, "invalid"), str(error.detail), status=error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:
@@ -131,7 +131,7 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def unavailable(error: SQLAlchemyError) -> ApiError:
-    """What is answered while the database is away. Raises the error itself where that is not its cause."""
+    """Return the error for an unavailable database. Raises `error` itself if it has another cause."""
     if not is_away(error):
         raise error
     log.error("the database failed: %s", error)

@@ -1,4 +1,4 @@
-"""Reject unknown query parameters: they are mistakes."""
+"""Reject unknown query parameters and unreadable ids: both are mistakes of the caller."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from grafting_core.specs.naming import unseen
 from service.api.problems import ApiError
 
 MAX_PART = 200
-"""Characters of a part of the path that a route reads as an id or a name."""
+"""Length limit of an id or a name in the path."""
 
 
 async def known_parameters(request: Request) -> None:
-    """Dependency of the whole application. Raises SpecError naming the first unknown parameter, and ApiError
-    where a part of the path is no name of anything.
+    """Check the query and the path of a request; a dependency of the whole application.
 
-    Asynchronous, as all dependencies that wait for nothing: others cost a change of threads each.
+    Raises SpecError naming the first unknown parameter, and ApiError if a part of the path cannot be a
+    name. It is async, like all dependencies that do not block: a sync one costs a change of threads.
     """
     for value in request.path_params.values():
         _check_part(value)
@@ -35,13 +35,15 @@ async def known_parameters(request: Request) -> None:
 
 
 def _check_part(value: object) -> None:
-    """Ids and names in a path are short and can be seen; longer ones reach no database and no file."""
+    """Refuse ids and names that are too long or hold invisible characters, before any look-up. Raises
+    ApiError.
+    """
     if isinstance(value, str) and (len(value) > MAX_PART or any(map(unseen, value))):
         raise ApiError("not-found", f"nothing is called {shown(value, 60)}")
 
 
 def _check_legible(name: str, value: str) -> None:
-    wrong = next((found for found in map(unseen, value) if found), None)
+    wrong = next((name for name in map(unseen, value) if name), None)
     if wrong is not None:
         message = f"a character of {shown(value, 60)} is {wrong}; leave it out"
         place = pointer("query", name)
@@ -49,14 +51,14 @@ def _check_legible(name: str, value: str) -> None:
 
 
 def _names(route: Any) -> set[str]:
-    """Names of a route's parameters, those of its dependencies too; found once a route."""
-    found: set[str] | None = getattr(route, "known_parameters", None)
-    if found is None:
-        found = _wanted(route.dependant)
-        route.known_parameters = found
-    return found
+    """Return the names of a route's parameters and those of its dependencies, computed once per route."""
+    names: set[str] | None = getattr(route, "known_parameters", None)
+    if names is None:
+        names = _declared(route.dependant)
+        route.known_parameters = names
+    return names
 
 
-def _wanted(dependant: Dependant) -> set[str]:
+def _declared(dependant: Dependant) -> set[str]:
     own = {field.alias for field in dependant.query_params}
-    return own.union(*(_wanted(inner) for inner in dependant.dependencies))
+    return own.union(*(_declared(inner) for inner in dependant.dependencies))

@@ -1,4 +1,4 @@
-"""`graft budget`: what users, studies and the lab may use, and have used."""
+"""`graft budget`: limits and use of the lab, users and studies."""
 
 from typing import Annotated, Any
 
@@ -13,25 +13,25 @@ from service.schemas.runs import AccountView
 
 def budget_command(
     account: Annotated[
-        str | None, typer.Argument(help="`lab`, `user/NAME` or `study/NAME`: that one alone.")
+        str | None, typer.Argument(help="`lab`, `user/NAME` or `study/NAME`: show only this account.")
     ] = None,
     device_seconds: Annotated[float | None, typer.Option(min=1e-9)] = None,
     flops: Annotated[float | None, typer.Option(min=1e-9)] = None,
     training_images: Annotated[int | None, typer.Option(min=1)] = None,
-    share: Annotated[float | None, typer.Option(min=1e-12, help="Of pretraining compute.")] = None,
+    share: Annotated[float | None, typer.Option(min=1e-12, help="Share of pretraining compute.")] = None,
     max_queued: Annotated[int | None, typer.Option(min=0)] = None,
     max_running: Annotated[int | None, typer.Option(min=0)] = None,
     max_cpus: Annotated[int | None, typer.Option(min=0)] = None,
     max_gpus: Annotated[int | None, typer.Option(min=0)] = None,
     remove: Annotated[
         list[str] | None,
-        typer.Option("--remove", help="A limit to take away, such as flops; `all` for every one."),
+        typer.Option("--remove", help="A limit to remove, such as flops; `all` removes every one."),
     ] = None,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Accounts with what they may use and have used. Limits that are given are set, the others stay."""
-    given = {
+    """Show accounts with their limits and use; limits given as options are set, the others stay."""
+    options = {
         "device-seconds": device_seconds,
         "flops": flops,
         "training-images": training_images,
@@ -41,7 +41,7 @@ def budget_command(
         "max-cpus": max_cpus,
         "max-gpus": max_gpus,
     }
-    changes = _changes({name: limit for name, limit in given.items() if limit is not None}, remove or [])
+    changes = _changes({name: limit for name, limit in options.items() if limit is not None}, remove or [])
     accounts = _accounts(connect(url), account, changes)
     print_json(accounts) if json else _show_accounts(accounts)
 
@@ -56,52 +56,52 @@ LIMITS = {
     "max-cpus": "max_cpus",
     "max-gpus": "max_gpus",
 }
-"""The option of a limit -> its field."""
+"""Name of a limit's option -> its field."""
 
 
 def _accounts(client: GraftlabClient, account: str | None, changes: dict[str, Any]) -> list[AccountView]:
-    """The account that is named, with these changes, or all accounts. Raises Refused."""
+    """Return the named account after these changes, or all accounts. Raises Refused."""
     if account is None and changes:
-        raise Refused(["whose limits? name `lab`, `user/NAME` or `study/NAME`"])
+        raise Refused(["limits need an account: name `lab`, `user/NAME` or `study/NAME`"])
     if account is None:
         return client.accounts()
     if changes:
-        return [client.change_limits(*_account(account), *_sorted_out(changes))]
+        return [client.change_limits(*_account(account), *_budget_and_quotas(changes))]
     return _one_account(client, account)
 
 
-def _changes(given: dict[str, Any], removed: list[str]) -> dict[str, Any]:
-    """Field -> its new limit, None to take it away. Raises Refused."""
-    gone = list(LIMITS) if "all" in removed else removed
-    unknown = [name for name in gone if name not in LIMITS]
+def _changes(new: dict[str, Any], removed: list[str]) -> dict[str, Any]:
+    """Return the changes by field; None removes a limit. Raises Refused."""
+    to_remove = list(LIMITS) if "all" in removed else removed
+    unknown = [name for name in to_remove if name not in LIMITS]
     if unknown:
-        raise Refused([f"--remove {unknown[0]!r} is no limit; they are {', '.join(LIMITS)}, or all"])
-    both = [name for name in gone if name in given and "all" not in removed]
+        raise Refused([f"--remove {unknown[0]!r} is not a limit; choose from {', '.join(LIMITS)}or all"])
+    both = [name for name in to_remove if name in new and "all" not in removed]
     if both:
         raise Refused([f"{both[0]} cannot be set and removed at once"])
-    changes = dict.fromkeys(gone) | given
+    changes = dict.fromkeys(to_remove) | new
     return {LIMITS[name]: limit for name, limit in changes.items()}
 
 
-def _sorted_out(changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What belongs to the budget, and the quotas."""
+def _budget_and_quotas(changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split changes into those of the budget and those of the quotas."""
     quotas = {name: limit for name, limit in changes.items() if name.startswith("max_")}
     return {name: limit for name, limit in changes.items() if name not in quotas}, quotas
 
 
 def _one_account(client: GraftlabClient, account: str) -> list[AccountView]:
-    """The account, or nothing, with a word about it, where nobody has used or limited it yet."""
+    """Return the account in a list; an account without use and limits gives an empty list and a message."""
     key = _account(account)
-    found = [each for each in client.accounts() if (each.scope, each.name) == key]
-    if not found:
+    matching = [row for row in client.accounts() if (row.scope, row.name) == key]
+    if not matching:
         say([f"{account} has used nothing and has no limits"])
-    return found
+    return matching
 
 
 def _account(text: str) -> tuple[str, str]:
     scope, _, name = text.partition("/")
     if scope not in ("lab", "user", "study") or (not name and scope != "lab"):
-        raise Refused([f"{text!r} is no account; write lab, user/NAME or study/NAME"])
+        raise Refused([f"{text!r} is not an account; write lab, user/NAME or study/NAME"])
     return scope, name or "lab"
 
 
@@ -128,5 +128,5 @@ def _of(used: float, limit: float | None) -> str:
 
 def _quotas(account: AccountView) -> str:
     kinds = ("queued", "running", "cpus", "gpus")
-    given = {kind: getattr(account, f"max_{kind}") for kind in kinds}
-    return ", ".join(f"{most} {kind}" for kind, most in given.items() if most is not None)
+    limits = {kind: getattr(account, f"max_{kind}") for kind in kinds}
+    return ", ".join(f"{most} {kind}" for kind, most in limits.items() if most is not None)

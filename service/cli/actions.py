@@ -12,47 +12,47 @@ from service.client import GraftlabClient
 from service.formatting import duration
 from service.schemas.runs import ActionResult, QueueView
 
-Runs = Annotated[list[str], typer.Argument(help="Run ids, or beginnings.")]
+Runs = Annotated[list[str], typer.Argument(help="Run ids, or their beginnings.")]
 HELP = {
-    "pause": "Set runs aside after their next checkpoint; queued ones at once.",
-    "resume": "Let paused runs go on where they were.",
+    "pause": "Pause runs after their next checkpoint; queued ones at once.",
+    "resume": "Continue paused runs where they stopped.",
     "cancel": "End runs after their next checkpoint; queued ones at once.",
-    "kill": "End runs now; what came after the last checkpoint is lost.",
-    "retry": "Try runs that failed, stopped or were cancelled again, from their last checkpoint.",
+    "kill": "End runs now; work since the last checkpoint is lost.",
+    "retry": "Retry runs that failed, stopped or were cancelled, from their last checkpoint.",
 }
 
 
 def run_id_of(client: GraftlabClient, prefix: str) -> str:
-    """The one run whose id begins so. Raises Refused."""
+    """Return the id of the one run whose id begins with `prefix`. Raises Refused."""
     sensible = prefix.isalnum() and prefix.islower() | prefix.isdigit()
-    found = client.runs(prefix=prefix, limit=2).runs if sensible else []
-    if len(found) != 1:
-        count = len(found) or "no"
+    matching = client.runs(prefix=prefix, limit=2).runs if sensible else []
+    if len(matching) != 1:
+        count = len(matching) or "no"
         raise Refused([f"{count} runs have an id beginning with {prefix!r}; `graft ls` lists them"])
-    return found[0].id
+    return matching[0].id
 
 
 def _act(runs: list[str], url: str | None, action: str, **more: Any) -> None:
-    """Exit code 1 where a run refused; the others have been done."""
+    """Apply an action to runs; exit with code 1 if any run refused it. The other runs are changed."""
     client = connect(url)
     results = client.act(action, [run_id_of(client, run) for run in runs], **more)
     for result in results:
-        out.print(f"{result.run_id}  {escape(_said(result, action))}")
+        out.print(f"{result.run_id}  {escape(_outcome(result, action))}")
     if any(result.problem for result in results):
         raise typer.Exit(1)
 
 
-def _said(result: ActionResult, action: str) -> str:
+def _outcome(result: ActionResult, action: str) -> str:
     if result.problem:
         return result.problem
     if not result.changed:
-        return f"{result.state}, as before"
+        return f"{result.state}, unchanged"
     later = action in ("pause", "cancel") and result.state in ("STARTING", "RUNNING")
     return f"{result.state}; will {action} at its next checkpoint" if later else str(result.state)
 
 
 def simple_command(action: str) -> Callable[..., None]:
-    """The command of an action that takes nothing but runs."""
+    """Make the command of an action that needs only runs."""
 
     def command(runs: Runs, url: Url = None) -> None:
         _act(runs, url, action)
@@ -62,11 +62,13 @@ def simple_command(action: str) -> Callable[..., None]:
 
 
 def ending_command(action: str) -> Callable[..., None]:
-    """The command of an action that ends runs: it asks where something is lost, or many are meant."""
+    """Make the command of an action that ends runs; it asks for confirmation if work or several runs are
+    lost.
+    """
 
     def command(runs: Runs, url: Url = None, yes: Yes = False) -> None:
         if action == "kill":
-            confirm(f"End {_counted(runs)} now and lose what came after the last checkpoint?", yes)
+            confirm(f"End {_counted(runs)} now and lose the work since the last checkpoint?", yes)
         elif len(runs) > 1:
             confirm(f"End {_counted(runs)}?", yes)
         _act(runs, url, action)
@@ -81,29 +83,33 @@ def _counted(runs: list[str]) -> str:
 
 def extend_command(
     runs: Runs,
-    device_seconds: Annotated[float, typer.Option("--device-seconds", "-s", min=1e-9, help="How many more.")],
+    device_seconds: Annotated[
+        float, typer.Option("--device-seconds", "-s", min=1e-9, help="Number of device-seconds to add.")
+    ],
     url: Url = None,
 ) -> None:
-    """Grant runs more device-seconds; those that a spent budget stopped go on."""
+    """Grant runs more device-seconds; runs that stopped on their budget continue."""
     _act(runs, url, "extend", device_seconds=device_seconds)
 
 
 def priority_command(
-    priority: Annotated[int, typer.Argument(min=-1000, max=1000, help="Higher goes first.")],
+    priority: Annotated[int, typer.Argument(min=-1000, max=1000, help="Higher runs first.")],
     runs: Runs,
     url: Url = None,
 ) -> None:
-    """Change the place of runs in the queue."""
+    """Set the priority of runs in the queue."""
     _act(runs, url, "priority", priority=priority)
 
 
 def queue_command(
-    run: Annotated[str | None, typer.Argument(help="One run alone: its id, or the beginning.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="Show only this run: its id, or the beginning of it.")
+    ] = None,
     url: Url = None,
     json: AsJson = False,
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
 ) -> None:
-    """Who is next, what each queued run waits for, and when it should start."""
+    """Show the queue in order, with what each run waits for and its expected start."""
     client = connect(url)
     view = client.queue(limit=limit, run=run_id_of(client, run) if run else None)
     print_json(view) if json else _show_queue(view)
@@ -123,7 +129,7 @@ def _show_queue(view: QueueView) -> None:
 
 
 def install(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
+    """Register these commands with the command line."""
     for action in HELP:
         make = ending_command if action in ("kill", "cancel") else simple_command
         app.command(action)(make(action))

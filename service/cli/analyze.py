@@ -1,4 +1,4 @@
-"""`graft analyze`: how local a backbone's attention is, and how wild its activations are."""
+"""`graft analyze`: attention locality and activation statistics of a backbone."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,17 +11,19 @@ from service.cli.console import err, out, print_json, say, table
 from service.cli.options import Url, connect
 from service.cli.progress import follow
 
-Backbone = Annotated[str, typer.Argument(help="As `graft backbones` lists it.")]
+Backbone = Annotated[str, typer.Argument(help="Name of a backbone, as `graft backbones` lists it.")]
 Bands = Annotated[
     list[int] | None,
-    typer.Option("--band", help="Half-width in tokens; repeat for several. Default: an eighth."),
+    typer.Option(
+        "--band", help="Half-width of a band in tokens; repeat for several. Default: an eighth of the tokens."
+    ),
 ]
-Samples = Annotated[int, typer.Option(help="Samples to watch (the paper: 250).")]
-Steps = Annotated[int, typer.Option(help="DDIM steps a sample (the paper: 50).")]
+Samples = Annotated[int, typer.Option(help="Number of samples to measure (the paper: 250).")]
+Steps = Annotated[int, typer.Option(help="DDIM steps per sample (the paper: 50).")]
 Figure = Annotated[
     Path | None,
     typer.Option(
-        "--figure", help="File of the picture; default: in the working folder, named after the backbone."
+        "--figure", help="File for the picture; default: in the working folder, named after the backbone."
     ),
 ]
 AsJson = Annotated[
@@ -40,8 +42,8 @@ def analyze_command(
 ) -> None:
     """Measure attention locality and activation statistics of a backbone on the cluster."""
     client = connect(url)
-    asked: dict[str, Any] = {"backbone": backbone, "samples": samples, "sampling_steps": steps}
-    run_id = client.analyze(asked | ({"bands": bands} if bands else {})).run_id
+    request: dict[str, Any] = {"backbone": backbone, "samples": samples, "sampling_steps": steps}
+    run_id = client.analyze(request | ({"bands": bands} if bands else {})).run_id
     run = follow(client, [run_id], console=err if json else out)[0]
     if run.state != "SUCCEEDED":
         say([f"{run.state.lower()}: {run.message or run.reason}"])
@@ -56,11 +58,11 @@ def analyze_command(
 
 
 def show_profile(profile: BackboneProfile) -> None:
-    """A row a block: locality by band, then both operators' outputs."""
+    """Print one row per block: locality by band, then statistics of both operators' outputs."""
     out.print(f"[bold]{profile.backbone.name}[/]  {profile.samples} samples, {profile.sampling_steps} steps")
     out.print(_table(profile))
     uniform = ", ".join(f"L{row.band} {row.uniform:.3f}" for row in profile.locality)
-    out.print(f"attention without preference would have {uniform}")
+    out.print(f"uniform attention would have {uniform}")
 
 
 def _table(profile: BackboneProfile) -> Table:
@@ -72,8 +74,8 @@ def _table(profile: BackboneProfile) -> Table:
     for block in range(len(profile.locality[0].blocks)):
         cells = [f"{row.blocks[block]:.3f}" for row in profile.locality]
         for slot in ("attention", "mlp"):
-            found = by_site[block, slot]
-            cells += [f"{found.variance:.3g}", f"{found.kurtosis:.3g}", f"{found.maximum:.3g}"]
-            cells.append(f"{found.outlier_share:.2%}")
+            statistics = by_site[block, slot]
+            cells += [f"{statistics.variance:.3g}", f"{statistics.kurtosis:.3g}", f"{statistics.maximum:.3g}"]
+            cells.append(f"{statistics.outlier_share:.2%}")
         rows.add_row(str(block), *cells)
     return rows

@@ -12,7 +12,9 @@ from service.cli.documents import read_design, refusing
 from service.cli.options import AsJson, Url, connect
 from service.formatting import engineering
 
-bank_app = typer.Typer(help="The bank: operators distilled once, used by every design.", no_args_is_help=True)
+bank_app = typer.Typer(
+    help="The bank: operators that were distilled once and are reused by every design.", no_args_is_help=True
+)
 MEBI = 2**20
 
 
@@ -20,12 +22,12 @@ MEBI = 2**20
 def list_command(
     url: Url = None,
     json: AsJson = False,
-    kind: Annotated[str | None, typer.Option(help="Only this kind of operator.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Only of this backbone.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    kind: Annotated[str | None, typer.Option(help="Show only this kind of operator.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Show only operators of this backbone.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 200,
     everything: All = False,
 ) -> None:
-    """Scions with how well they imitate, what they do to the model, and what they cost."""
+    """List scions with their held-out error, the damage of swapping each in alone, and their cost."""
     rows_of = connect(url).all_scions(min(limit + 1, 200), kind=kind, backbone=backbone)
     scions, _ = first_of(rows_of, limit, everything, "scions")
     if json:
@@ -44,7 +46,7 @@ def list_command(
 
 
 def _natural(site: str) -> tuple[object, ...]:
-    """`block 10` after `block 9`."""
+    """Sort key that puts `block 10` after `block 9`."""
     return tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in site.split())
 
 
@@ -54,16 +56,16 @@ def show_command(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """One scion: errors and scores by timestep, curve, cost, provenance."""
+    """Show one scion: errors and scores by timestep, curve, cost, provenance."""
     client = connect(url)
     hexadecimal = key != "" and set(key) <= set("0123456789abcdef")
-    found = client.scions(2, prefix=key).scions if hexadecimal else []
-    if len(found) != 1:
+    matching = client.scions(2, prefix=key).scions if hexadecimal else []
+    if len(matching) != 1:
         raise Refused(
-            [f"{len(found) or 'no'} scions have a key beginning with {key!r}; `graft bank ls` lists them"]
+            [f"{len(matching) or 'no'} scions have a key beginning with {key!r}; `graft bank ls` lists them"]
         )
-    card = client.scion(found[0].key)
-    print_json(card) if json else _show(card, found[0].needed_by)
+    card = client.scion(matching[0].key)
+    print_json(card) if json else _show(card, matching[0].needed_by)
 
 
 def _show(card: ScionCard, needed_by: str | None) -> None:
@@ -84,7 +86,7 @@ def _show(card: ScionCard, needed_by: str | None) -> None:
 
 
 def _by_timestep(card: ScionCard) -> object:
-    """Held-out error and swap damage, over all timesteps and by quarter."""
+    """Build a table of held-out error and swap damage, over all timesteps and by quarter."""
     measures = {"held-out error": "nmse", "swap damage, noise": "replace_one/noise"}
     measures["swap damage, variance"] = "replace_one/variance"
     values = {**card.errors, **card.scores}
@@ -103,13 +105,16 @@ def _thinned(curve: tuple[tuple[int, float], ...], count: int = 6) -> list[tuple
 
 @bank_app.command("verify")
 def verify_command(url: Url = None, json: AsJson = False) -> None:
-    """Read every scion; the damaged are set aside and made anew when needed. Exit 1 where there are any."""
+    """Read and verify every scion; damaged ones are moved aside and made again when needed.
+
+    Exit code 1 if any is damaged.
+    """
     answer = connect(url).verify_scions()
     if json:
         print_json(answer)
     else:
         for damage in answer.damaged:
-            out.print(f"{damage.key}  {escape(damage.problem)}  set aside", soft_wrap=True)
+            out.print(f"{damage.key}  {escape(damage.problem)}  moved aside", soft_wrap=True)
         out.print(f"{answer.checked} scions read, {len(answer.damaged)} damaged")
     if answer.damaged:
         raise typer.Exit(1)
@@ -119,21 +124,22 @@ def verify_command(url: Url = None, json: AsJson = False) -> None:
 def gc_command(
     url: Url = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0, help="Free what no run has asked for in so many days.")
+        float | None, typer.Option(min=0, help="Delete scions that no run has needed for this many days.")
     ] = None,
     max_mib: Annotated[
-        float | None, typer.Option(min=0, help="Free the longest unasked for, down to so many MiB.")
+        float | None,
+        typer.Option(min=0, help="Delete the longest unused scions until at most this many MiB remain."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     json: AsJson = False,
     yes: Yes = False,
 ) -> None:
-    """Free scions by age and size; never what a run that has not ended needs."""
+    """Delete scions by age and size, but none that an unfinished run needs."""
     if older_than is None and max_mib is None:
-        raise Refused(["say what may go: --older-than DAYS, --max-mib SIZE, or both"])
+        raise Refused(["name what to delete: --older-than DAYS, --max-mib SIZE, or both"])
     size = None if max_mib is None else int(min(max_mib * MEBI, 2**62))
     if not dry_run:
-        confirm("Delete scions, which would have to be distilled anew? --dry-run says how many.", yes)
+        confirm("Delete scions, which would have to be distilled again? --dry-run says how many.", yes)
     answer = connect(url).clear_scions(older_than_days=older_than, max_bytes=size, dry_run=dry_run)
     if json:
         return print_json(answer)
@@ -149,7 +155,7 @@ def fill_command(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Queue one pass that distils sites times operators ahead."""
+    """Queue one run that distils every operator at every site, ahead of the designs that will use them."""
     client = connect(url)
     answer = refusing(file, lambda: client.fill(read_design(file)))
     if answer.notes and not json:

@@ -1,4 +1,4 @@
-"""`graft check-operator`: the health report of one kind, made in a process of its own that loads torch."""
+"""`graft check-operator`: health report of one kind of operator, made in a process that loads torch."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from service.cli.extras import require
 from service.cli.options import AsJson
 
 MARKS = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "-"}
-Kind = Annotated[str, typer.Argument(help="As `graft operators` lists it.")]
+Kind = Annotated[str, typer.Argument(help="Kind of operator, as `graft operators` lists it.")]
 
 
 def check_operator_command(kind: Kind, json: AsJson = False) -> None:
@@ -38,7 +38,7 @@ def _findings(kind: str) -> list[dict[str, Any]]:
 
 
 def _shown(findings: list[dict[str, Any]]) -> object:
-    rows = table("probe", "", "what was seen")
+    rows = table("probe", "", "result")
     for finding in findings:
         rows.add_row(finding["probe"], MARKS[finding["ok"]], escape(finding["seen"]))
     return rows

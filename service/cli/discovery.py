@@ -1,4 +1,4 @@
-"""Where a lab keeps its things on this machine, and where a running one is found."""
+"""Data folder of a lab on this machine, and the address of a running one."""
 
 import os
 import shlex
@@ -14,7 +14,9 @@ from service.locking import FolderHeld, Held, hold, holder
 
 SYSTEM = "bin boot dev etc home lib media mnt opt proc root run sbin srv sys tmp usr var"
 SHARED = (*map(Path, ("/", "/dev/shm", "/usr/local", "/var/lib", "/var/log", "/var/tmp")),)  # noqa: S108
-"""With those of the system in the root: never made a lab's, which would close them to everybody else."""
+"""Folders, besides the system's in the root, that never become a lab's: that would close them to other
+users.
+"""
 DEFAULT_FOLDERS = ("graftlab-data", "graftlab-demo")
 
 
@@ -22,10 +24,10 @@ class LabBusy(Exception):
     """Another process runs a lab on this data folder."""
 
 
-def find_url(given: str | None) -> str:
-    """The option, else GRAFTLAB_URL, else the lab whose data folder is here, else the default address."""
-    if given or os.environ.get("GRAFTLAB_URL"):
-        return str(given or os.environ["GRAFTLAB_URL"])
+def find_url(option: str | None) -> str:
+    """Return the option, else GRAFTLAB_URL, else the address of the lab in this folder, else the default."""
+    if option or os.environ.get("GRAFTLAB_URL"):
+        return str(option or os.environ["GRAFTLAB_URL"])
     folders = [Path(os.environ["GRAFTLAB_DATA_DIR"])] if "GRAFTLAB_DATA_DIR" in os.environ else []
     for folder in [*folders, *map(Path, DEFAULT_FOLDERS)]:
         address = read_address(folder)
@@ -34,16 +36,18 @@ def find_url(given: str | None) -> str:
     return "http://127.0.0.1:8000"
 
 
-def data_folder(given: Path) -> Path:
-    """The folder that is meant, without links, `..` and `~`. Raises Refused."""
+def data_folder(path: Path) -> Path:
+    """Return the absolute folder, with links, `..` and `~` resolved. Raises Refused."""
     try:
-        return given.expanduser().resolve()
+        return path.expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise Refused([f"--data {given}: {error}; name a folder that this user can reach"]) from error
+        raise Refused([f"--data {path}: {error}; name a folder that this user can reach"]) from error
 
 
 def lock(folder: Path) -> Held:
-    """Hold the folder, made where it is missing, until the answer is closed. Raises LabBusy or Refused."""
+    """Create the folder if missing and hold it until the returned lock is closed. Raises LabBusy or
+    Refused.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner(folder)
@@ -59,32 +63,35 @@ def lock(folder: Path) -> Held:
 
 
 def _check_owner(folder: Path) -> None:
-    """A folder of somebody else's, or open to everybody, is not made a lab: its owner could change it."""
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
+    """Refuse a folder owned by another user or shared with all users: they could change the lab in it.
+
+    Raises Refused.
+    """
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
         raise Refused(
-            [f"--data {folder}: belongs to {user_name(found.st_uid)}; name a folder of this user's own"]
+            [f"--data {folder}: belongs to {user_name(status.st_uid)}; name a folder that this user owns"]
         )
-    if found.st_mode & stat.S_ISVTX or _is_shared(folder):
+    if status.st_mode & stat.S_ISVTX or _is_shared(folder):
         raise Refused(
-            [f"--data {folder}: is shared with every program here; name a folder for the lab alone"]
+            [f"--data {folder}: is shared with other programs; name a folder that only the lab uses"]
         )
 
 
 def _is_shared(folder: Path) -> bool:
     places = {Path(tempfile.gettempdir()).resolve(), *SHARED, *(Path("/", name) for name in SYSTEM.split())}
-    with suppress(RuntimeError):  # a user without a home
+    with suppress(RuntimeError):  # a user without a home folder
         places.add(Path.home().resolve())
     return folder in places
 
 
 def _whose(folder: Path) -> str:
-    found = holder(folder)
-    return f" (process {found.pid})" if found else ""
+    process = holder(folder)
+    return f" (process {process.pid})" if process else ""
 
 
 def user_name(uid: int) -> str:
-    """As the machine calls the user, or the number where it has no name for it."""
+    """Return the user's name on this machine, or `user <number>` if it has none."""
     try:
         return getpwuid(uid).pw_name
     except KeyError:

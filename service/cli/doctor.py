@@ -1,4 +1,4 @@
-"""`graft doctor`: everything a lab depends on, one by one, and what to do about what is missing."""
+"""`graft doctor`: check every dependency of a lab, and say how to repair what fails."""
 
 import shutil
 import sys
@@ -23,16 +23,16 @@ from service.schemas.runs import TrackingState
 from service.settings import Settings
 
 LEAST = {"torch": (2, 6), "ray": (2, 52), "mlflow": (3, 15), "starlette": (0, 47, 2), "diffusers": (0, 35)}
-"""Oldest versions without known holes that matter here."""
+"""Oldest versions without known vulnerabilities that matter here."""
 LEAST_FREE = 5e9
 LATE = timedelta(minutes=2)
 MLFLOW_REMEDY = (
-    "see logs/mlflow.log; runs go on and nothing is lost: the lab tells MLflow the rest once it answers"
+    "see logs/mlflow.log; runs continue and nothing is lost: the lab sends MLflow the rest once it answers"
 )
 UP = "start the lab with `graft up`"
 REMEDIES = {
-    "database": "look at GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL has to run, SQLite needs room",
-    "storage": "make room on the disk of GRAFTLAB_STORAGE, and let the lab's user write there",
+    "database": "check GRAFTLAB_DATABASE_URL and logs/api.log; PostgreSQL must run, SQLite needs free space",
+    "storage": "free space on the disk of GRAFTLAB_STORAGE, and let the lab's user write there",
     "scheduler": "start `python -m service.processes.scheduler`, as `graft up` does; see logs/scheduler.log",
     "studies": "start `python -m service.processes.studies`, as `graft up` does; see logs/studies.log",
     "ray": "start a cluster, or correct GRAFTLAB_RAY_DASHBOARD and its token; see logs/ray.log",
@@ -41,7 +41,7 @@ Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's database
 
 
 class Finding(NamedTuple):
-    """One dependency; `remedy` is empty where it is as it should be."""
+    """One dependency; `remedy` is empty if it is in order."""
 
     what: str
     seen: str
@@ -53,18 +53,18 @@ def doctor_command(data: Data = Path("graftlab-data"), url: Url = None, json: As
     folder = data_folder(data)
     lab = _lab(find_url(url))
     mlflow = _mlflow(find_url(url), folder, answers=len(lab) > 1)
-    found = [_python(), *map(_package, LEAST), _disk(folder), *lab, mlflow]
+    findings = [_python(), *map(_package, LEAST), _disk(folder), *lab, mlflow]
     if json:
-        print_json([finding._asdict() for finding in found])
+        print_json([finding._asdict() for finding in findings])
     else:
-        _show(found)
-    if any(finding.remedy for finding in found):
+        _show(findings)
+    if any(finding.remedy for finding in findings):
         raise typer.Exit(1)
 
 
-def _show(found: list[Finding]) -> None:
-    rows = table("", "what", "seen", "what to do")
-    for finding in found:
+def _show(findings: list[Finding]) -> None:
+    rows = table("", "part", "state", "remedy")
+    for finding in findings:
         mark = "[red]missing[/]" if finding.remedy else "[green]ok[/]"
         rows.add_row(mark, finding.what, escape(finding.seen), escape(finding.remedy))
     out.print(rows)
@@ -87,10 +87,10 @@ def _package(name: str) -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    remedy = "" if free >= LEAST_FREE else "make room: checkpoints and artifacts need gigabytes"
-    return Finding("disk", f"{free / 1e9:.1f} GB free at {there}", remedy)
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    remedy = "" if free >= LEAST_FREE else "free some space: checkpoints and artifacts need gigabytes"
+    return Finding("disk", f"{free / 1e9:.1f} GB free at {existing}", remedy)
 
 
 def _lab(url: str) -> list[Finding]:
@@ -103,7 +103,7 @@ def _lab(url: str) -> list[Finding]:
         Finding(name, seen, "" if seen == "ok" else REMEDIES.get(name, "see the lab's logs"))
         for name, seen in ready.items()
     ]
-    return [Finding("API", url), _tried("key", lambda: _whoami(url)), *parts, *_webhooks(url)]
+    return [Finding("API", url), _called("key", lambda: _whoami(url)), *parts, *_webhooks(url)]
 
 
 def _whoami(url: str) -> str:
@@ -111,7 +111,7 @@ def _whoami(url: str) -> str:
     return f"{who.owner}, {who.role}"
 
 
-def _tried(what: str, call: Callable[[], str]) -> Finding:
+def _called(what: str, call: Callable[[], str]) -> Finding:
     try:
         return Finding(what, call())
     except (ApiProblem, LabUnreachable) as error:
@@ -119,7 +119,7 @@ def _tried(what: str, call: Callable[[], str]) -> Finding:
 
 
 def _webhooks(url: str) -> list[Finding]:
-    """Those that cannot be reached, as far as this key may see them."""
+    """Return a finding for each webhook that had errors, as far as this key may see them."""
     try:
         hooks = GraftlabClient(url).webhooks()
     except (ApiProblem, LabUnreachable):
@@ -128,8 +128,8 @@ def _webhooks(url: str) -> list[Finding]:
     return [
         Finding(
             f"webhook {hook.id}",
-            f"{hook.url}: {hook.failed} failed, {hook.pending} waiting; {hook.last_error or 'works by now'}",
-            f"look at its receiver; `graft webhook deliveries {hook.id}` shows all, `rm {hook.id}` ends it"
+            f"{hook.url}: {hook.failed} failed, {hook.pending} waiting; {hook.last_error or 'works again'}",
+            f"check its receiver; `graft webhook deliveries {hook.id}` shows all, `rm {hook.id}` removes it"
             if hook.last_error
             else "",
         )
@@ -138,7 +138,9 @@ def _webhooks(url: str) -> list[Finding]:
 
 
 def _mlflow(url: str, folder: Path, answers: bool) -> Finding:
-    """What the lab says of MLflow, else MLflow itself where the data folder's lab has it."""
+    """Return the lab's view of MLflow; if no lab answers, check MLflow itself at the data folder's
+    address.
+    """
     reason = "no lab answers"
     try:
         if answers:
@@ -147,19 +149,19 @@ def _mlflow(url: str, folder: Path, answers: bool) -> Finding:
         reason = str(error)
     address = read_address(folder)
     if address is None:
-        return Finding("MLflow", f"not looked at: {reason}")
+        return Finding("MLflow", f"not checked: {reason}")
     wrong = ask_server(Settings(data_dir=folder.absolute(), mlflow_url=address.mlflow_url))
     return Finding("MLflow", wrong or f"{address.mlflow_url} answers", MLFLOW_REMEDY if wrong else "")
 
 
 def _compared(state: TrackingState) -> Finding:
-    """The lab's cursors against MLflow's, and MLflow's own word."""
+    """Return how far MLflow is behind the lab, and its own error."""
     behind = f"{state.events} events of {state.runs} runs and {state.studies} studies behind"
     since = f", since {state.since:%Y-%m-%d %H:%M:%S} UTC" if state.since else ""
     late = state.since is not None and datetime.now(UTC) - state.since > LATE
-    seen = f"{behind}{since}" if state.runs or state.studies else "knows everything"
+    seen = f"{behind}{since}" if state.runs or state.studies else "up to date"
     if state.with_errors:
-        seen += f"; {state.with_errors} runs or studies have something that cannot be shown there"
+        seen += f"; {state.with_errors} runs or studies have entries that MLflow refused"
     if state.wrong:
         return Finding("MLflow", f"{state.wrong}; {seen}", MLFLOW_REMEDY)
     return Finding("MLflow", seen, "see logs/tracking.log: is the forwarder running?" if late else "")

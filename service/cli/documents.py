@@ -1,4 +1,4 @@
-"""From a file that the user names to a document, and from complaints about it to lines about that file."""
+"""Read a document from a file, and report its errors with the file's name."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ MOST_BYTES = 4 * MAX_CHARACTERS + 8
 
 
 def read_design(file: Path) -> Any:
-    """The plain document in a file, or on standard input for `-`. Raises Refused naming the file."""
+    """Return the plain document in a file, or on standard input for `-`. Raises Refused naming the file."""
     try:
         return read_document(_bytes(file).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -27,7 +27,7 @@ def read_design(file: Path) -> Any:
 
 
 def _bytes(file: Path) -> bytes:
-    """No more of them than a document may have, for a device or a data set named by mistake."""
+    """Read at most the length limit of a document: the file may be a device or a data set by mistake."""
     if str(file) == "-":
         return sys.stdin.buffer.read(MOST_BYTES)
     with file.open("rb") as opened:
@@ -35,7 +35,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def refusing(file: Path, call: Callable[[], A]) -> A:
-    """Problems of a document are told with the file they are in."""
+    """Call `call`; problems of the document are raised as Refused with the file's name."""
     try:
         return call()
     except ApiProblem as problem:

@@ -1,4 +1,4 @@
-"""`graft evaluate` and `graft reference`: judged in a process of its own that loads torch. Needs no lab."""
+"""`graft evaluate` and `graft reference`: evaluate in a separate process that loads torch; needs no lab."""
 
 import json
 import subprocess
@@ -21,13 +21,15 @@ from service.cli.extras import require
 from service.cli.options import AsJson
 
 M = TypeVar("M", bound=BaseModel)
-reference_app = typer.Typer(help="What samples are compared with.", no_args_is_help=True)
+reference_app = typer.Typer(help="Reference statistics that samples are compared with.", no_args_is_help=True)
 INTERVALS = (
-    "intervals: those of fid_infinity, kid and label_accuracy are for the true value; the other figures are "
-    "biased at N samples, and theirs are for what other draws of N samples give"
+    "intervals: those of fid_infinity, kid and label_accuracy cover the true value; the other metrics are "
+    "biased at N samples, and their intervals cover the values of other draws of N samples"
 )
 Weights = Annotated[Path | None, typer.Option(help="Weight file or folder of the feature network.")]
-Sha256 = Annotated[str | None, typer.Option(help="Its SHA-256; a file that has another is not opened.")]
+Sha256 = Annotated[
+    str | None, typer.Option(help="Expected SHA-256 of the weights; a file with another is not opened.")
+]
 
 
 def evaluate_command(
@@ -49,7 +51,7 @@ def evaluate_command(
     sha256: Sha256 = None,
     json: AsJson = False,
 ) -> None:
-    """Judge a model or samples of any project."""
+    """Evaluate a model or samples of any project."""
     request = EvaluateRequest(
         subject=subject,
         protocol=protocol_named(protocol),
@@ -69,7 +71,7 @@ def make_command(
     sha256: Sha256 = None,
     json: AsJson = False,
 ) -> None:
-    """Look at a set of images once and keep what comparisons need."""
+    """Compute the reference statistics of a set of images and save them."""
     if network not in FEATURE_NETWORKS:
         raise Refused([f"unknown feature network {network!r}{nearest(network, FEATURE_NETWORKS)}"])
     request = ReferenceRequest(
@@ -81,13 +83,13 @@ def make_command(
 
 @reference_app.command("show")
 def show_command(file: Path, json: AsJson = False) -> None:
-    """What a reference file holds, ADM's too."""
+    """Show the content of a reference file, ours or ADM's."""
     view = _answer(ShowRequest(file=str(file)), ReferenceView)
     print_json(view) if json else show_reference(view)
 
 
 def protocol_named(name: str) -> EvaluationProtocol:
-    """Of a preset, or of a file with the protocol's fields. Raises Refused."""
+    """Return the protocol of a preset, or of a file with the protocol's fields. Raises Refused."""
     if name in PRESET_NAMES:
         return PRESETS[name].evaluate
     if not Path(name).exists():
@@ -104,7 +106,9 @@ def _source(weights: Path | None, sha256: str | None) -> FeatureSource | None:
     if weights is None and sha256 is None:
         return None
     if weights is None or sha256 is None:
-        raise Refused(["--weights and --sha256 belong together: weights are opened only if they match"])
+        raise Refused(
+            ["--weights and --sha256 need each other: weights are opened only if the digest matches"]
+        )
     try:
         return FeatureSource(path=str(weights), sha256=sha256)
     except ValidationError as error:
@@ -124,7 +128,7 @@ def _answer(request: BaseModel, model: type[M]) -> M:
 
 
 def show_report(report: EvaluationReport) -> None:
-    """Figures with intervals and what these hold, then what to be wary of, then what they depend on."""
+    """Print metrics with intervals and the meaning of these, then warnings, then the inputs' digests."""
     rows = table("metric", "value", "95 %", right=("value",))
     for name, value in report.values.items():
         interval = report.intervals.get(name)
@@ -142,7 +146,7 @@ def show_report(report: EvaluationReport) -> None:
 
 
 def show_reference(view: ReferenceView) -> None:
-    """One line a fact."""
+    """Print one line per property."""
     for name, value in view.model_dump(exclude={"notes"}).items():
         out.print(f"{name.replace('_', ' ')}: {'not known' if value is None else value}")
     for note in view.notes:

@@ -1,4 +1,4 @@
-"""What a command needs beyond the client, and how to install it."""
+"""Extras that commands need beyond the client, and how to install them."""
 
 from importlib.util import find_spec
 
@@ -8,11 +8,11 @@ NEEDED = {
     "core": ("torch", "diffusers"),
     "lab": ("torch", "diffusers", "ray", "mlflow", "sqlalchemy", "fastapi", "uvicorn"),
 }
-"""Extra -> packages without which nothing of it works."""
+"""Extra -> packages that it needs."""
 
 
 def require(extra: str, command: str) -> None:
-    """Raise Refused naming the extra of this package that has to be installed for a command."""
+    """Raise Refused, naming the extra of this package to install, if a command lacks packages."""
     missing = [name for name in NEEDED[extra] if find_spec(name) is None]
     if missing:
         raise Refused(

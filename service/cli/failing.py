@@ -1,4 +1,4 @@
-"""What the command line says where it cannot go on: a sentence and an exit code, never a traceback."""
+"""Turn exceptions of commands into a sentence and an exit code, without a traceback."""
 
 import os
 import sys
@@ -19,7 +19,9 @@ from service.startup import CannotStart
 
 
 def guarded(command: Callable[[], int | None]) -> int:
-    """The exit code of a command: its own, or that of what stopped it, which is told on standard error."""
+    """Run a command and return its exit code; an exception is reported on standard error and gives its
+    own.
+    """
     _encode_anything()
     try:
         code = command() or 0
@@ -29,27 +31,29 @@ def guarded(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         _leave_output()
         return 1
-    except Exception as error:  # noqa: BLE001 - the last net: whatever happens ends in a sentence
+    except Exception as error:  # noqa: BLE001 - the last handler: every other exception ends in a sentence
         with suppress(OSError):
-            return _told(error)
+            return _report(error)
         return 1
     return code
 
 
 def _encode_anything() -> None:
-    """Characters that a terminal's encoding does not have are printed as escapes."""
+    """Print characters missing in the terminal's encoding as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _leave_output() -> None:
-    """Whoever reads the output has gone, or it is full: keep the interpreter from complaining at exit."""
+    """Redirect output to /dev/null when its reader has gone or it is full: the interpreter would complain at
+    exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _told(error: Exception) -> int:
-    """Say what happened; the exit code that belongs to it."""
+def _report(error: Exception) -> int:
+    """Print the message of an error and return its exit code."""
     match error:
         case TyperException():
             say([error.format_message()])
@@ -79,7 +83,7 @@ def _leave_full_output() -> None:
 
 
 def _of_the_system(error: OSError) -> str:
-    """`/dev/full: No space left on device`."""
+    """Describe an error of the operating system, such as `/dev/full: No space left on device`."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.filename is None:
         return f"the output cannot be written: {reason}" if error.errno else reason
@@ -87,7 +91,7 @@ def _of_the_system(error: OSError) -> str:
 
 
 def _unexpected(error: Exception) -> Iterator[str]:
-    yield f"graft made a mistake: {type(error).__name__}: {str(error)[:300]}"
+    yield f"graft failed unexpectedly: {type(error).__name__}: {str(error)[:300]}"
     with (
         suppress(OSError),
         tempfile.NamedTemporaryFile(

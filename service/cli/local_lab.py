@@ -36,21 +36,22 @@ DEMO_DESIGNS = ("teacher", "hyena-x-half", "window-half", "mlp-ratio-3-half")
 TRACKING_SECONDS = 30.0
 Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
 Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="Of the API and pages; another one where it is taken.")
+    int,
+    typer.Option(min=0, max=65535, help="Port of the API and pages; if it is taken, another one is used."),
 ]
-Cpus = Annotated[int, typer.Option(min=1, help="That runs may use together.")]
+Cpus = Annotated[int, typer.Option(min=1, help="Number of CPUs that all runs may use together.")]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DOWN_SECONDS = 75.0
-"""A lab whose parts all have to be killed takes a minute."""
+"""Longer than the minute that it takes to kill every part of a lab."""
 CORES = cores()
 
 
 def up_command(data: Data = Path("graftlab-data"), port: Port = 8000, cpus: Cpus = CORES) -> None:
-    """Start a lab on this machine and keep it running; Ctrl-C stops all of it."""
+    """Start a lab on this machine and keep it running; Ctrl-C stops it completely."""
     with _running(data, port, cpus) as supervisor:
         _say_where(supervisor)
         out.print("Ctrl-C stops the lab.")
-        _tend_for_ever(supervisor)
+        _reconcile_forever(supervisor)
 
 
 def down_command(data: Data = Path("graftlab-data")) -> None:
@@ -62,7 +63,7 @@ def down_command(data: Data = Path("graftlab-data")) -> None:
         return _stop_holder(folder)
     held = lock(folder)
     try:
-        # Where the supervisor itself was killed, its processes may still be there.
+        # If the supervisor itself was killed, its processes may still run.
         strays = end_strays(mark_of(folder))
         address = read_address(folder)
         remove_scratch(address.scratch if address else "")
@@ -71,38 +72,39 @@ def down_command(data: Data = Path("graftlab-data")) -> None:
         held.close()
     if not strays:
         raise Refused([f"no lab is running on {folder}"])
-    return out.print(f"{strays} processes that a killed lab had left on {escape(str(folder))} are ended")
+    return out.print(f"{strays} processes left by a killed lab on {escape(str(folder))} were ended")
 
 
 def _stop_holder(folder: Path) -> None:
-    """SIGTERM to the process that holds the folder, then SIGKILL. Raises Refused or StartFailed."""
-    found = holder(folder)
-    if found is None:
+    """Send SIGTERM, then SIGKILL, to the process that holds the folder. Raises Refused or StartFailed."""
+    process = holder(folder)
+    if process is None:
         owner = user_name((folder / "lab.lock").stat().st_uid)
         where = f"a process that cannot be seen from here (of {owner}, or in another container) runs the lab"
         raise Refused([f"{where} on {folder}; stop it there"])
     forced = False
     try:
-        found.terminate()
-        if not _ends(found, DOWN_SECONDS):
+        process.terminate()
+        if not _ends(process, DOWN_SECONDS):
             forced = True
-            found.kill()
-            if not _ends(found, 10):
-                raise StartFailed(f"process {found.pid}, which runs the lab on {folder}, cannot be ended")
+            process.kill()
+            if not _ends(process, 10):
+                raise StartFailed(f"process {process.pid}, which runs the lab on {folder}, cannot be ended")
     except psutil.AccessDenied as error:
-        raise Refused([f"the lab on {folder} is {found.username()}'s (process {found.pid})"]) from error
+        message = f"the lab on {folder} is {process.username()}'s (process {process.pid})"
+        raise Refused([message]) from error
     except psutil.NoSuchProcess:
         pass
     end_strays(mark_of(folder))
     address = read_address(folder)
     remove_scratch(address.scratch if address else "")
     forget_address(folder)
-    how = f" by force: it did not heed SIGTERM for {DOWN_SECONDS:.0f} s" if forced else ""
+    how = f" by force: it did not react to SIGTERM for {DOWN_SECONDS:.0f} s" if forced else ""
     out.print(f"the lab on {escape(str(folder))} has stopped{how}")
 
 
 def _ends(process: psutil.Process, seconds: float) -> bool:
-    """Wait for the end of a process; one that its parent has not collected yet has ended."""
+    """Wait for a process to end; a zombie that its parent has not collected counts as ended."""
     until = time.monotonic() + seconds
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > until:
@@ -129,27 +131,27 @@ def demo_command(
         if keep:
             _say_where(supervisor)
             out.print("Ctrl-C stops the lab.")
-            _tend_for_ever(supervisor)
+            _reconcile_forever(supervisor)
         if any(run.state != "SUCCEEDED" for run in runs):
             raise typer.Exit(1)
     again = f"{_program()} up --data {shlex.quote(str(data))}"
-    out.print(
-        f"The lab has stopped; everything it found is kept in {escape(str(data))}. To look at the pages,"
-    )
+    out.print(f"The lab has stopped; its results are kept in {escape(str(data))}. To look at the pages,")
     out.print(f"start it again and open the link that it prints:\n\n  {escape(again)}\n", soft_wrap=True)
 
 
 def _program() -> str:
-    """`graft` as this user can type it."""
+    """Return the command `graft` as this user can type it."""
     ours = Path(sys.argv[0])
-    found = shutil.which("graft")
+    on_path = shutil.which("graft")
     return (
-        "graft" if ours.name != "graft" or (found and ours.exists() and ours.samefile(found)) else str(ours)
+        "graft"
+        if ours.name != "graft" or (on_path and ours.exists() and ours.samefile(on_path))
+        else str(ours)
     )
 
 
 def _await_tracking(client: GraftlabClient, run_ids: list[str]) -> None:
-    """MLflow is a few seconds behind; give it the time to show what the leaderboard shows."""
+    """Wait until MLflow, which lags by seconds, shows the runs; at most TRACKING_SECONDS."""
     end = time.monotonic() + TRACKING_SECONDS
     while time.monotonic() < end and not all(client.run(run_id).mlflow_url for run_id in run_ids):
         time.sleep(0.5)
@@ -157,14 +159,14 @@ def _await_tracking(client: GraftlabClient, run_ids: list[str]) -> None:
 
 @contextmanager
 def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
-    """A lab that is ready, and stopped at the end whatever happens."""
+    """Yield a ready lab and stop it at the end, also after errors."""
     require("lab", "up")
     folder = data_folder(data)
     held = lock(folder)
     previous = {number: signal.getsignal(number) for number in STOPPING}
     try:
         supervisor = Supervisor(folder, port, cpus)
-        _heed_signals()
+        _handle_signals()
         try:
             out.print(f"starting the lab in {escape(str(data))} ...", soft_wrap=True)
             began = time.monotonic()
@@ -182,10 +184,11 @@ def _running(data: Path, port: int, cpus: int) -> Iterator[Supervisor]:
         held.close()
 
 
-def _heed_signals() -> None:
-    """SIGINT too: a shell without job control starts background commands with it ignored.
+def _handle_signals() -> None:
+    """Turn the signals of STOPPING into KeyboardInterrupt.
 
-    But `nohup` ignores SIGHUP on purpose: the lab is to go on when the terminal is closed.
+    SIGINT must be set explicitly: a shell without job control starts background commands with it ignored.
+    A SIGHUP that `nohup` ignores stays ignored: the lab then survives the terminal.
     """
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -207,14 +210,14 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _tend_for_ever(supervisor: Supervisor) -> None:
+def _reconcile_forever(supervisor: Supervisor) -> None:
     while True:
         supervisor.reconcile()
         time.sleep(0.5)
 
 
 def _client(supervisor: Supervisor) -> GraftlabClient:
-    """With this lab's own key, whatever key the environment has for another."""
+    """Connect with this lab's own key, whatever key the environment holds for another lab."""
     return GraftlabClient(supervisor.address.url, key=first_key(supervisor.folder))
 
 

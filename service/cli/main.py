@@ -33,12 +33,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DesignFile = Annotated[Path, typer.Argument(help="Design file, YAML or JSON; - for standard input.")]
-Run = Annotated[str, typer.Argument(help="Run id, or the beginning of one.")]
+Run = Annotated[str, typer.Argument(help="Run id, or the beginning of it.")]
 
 
 @app.command()
 def plan(file: DesignFile, url: Url = None, json: AsJson = False) -> None:
-    """What a design would do and cost; nothing is stored."""
+    """Show what a design would do and cost; nothing is stored."""
     answer = refusing(file, lambda: connect(url).plan(read_design(file)))
     print_json(answer) if json else views.show_plan(answer)
 
@@ -48,10 +48,10 @@ def submit(
     file: DesignFile,
     url: Url = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")] = False,
-    priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher goes first.")] = 0,
+    priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher runs first.")] = 0,
     study: Annotated[str | None, typer.Option(help="Label whose budget it is charged to as well.")] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Finetune and evaluate anew, even where the lab has done so.")
+        bool, typer.Option("--fresh", help="Finetune and evaluate again, even if the lab has the results.")
     ] = False,
     json: AsJson = False,
 ) -> None:
@@ -60,8 +60,8 @@ def submit(
     document = read_design(file)
     if fresh and isinstance(document, dict):
         document["fresh"] = True
-    placing: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
-    answer = refusing(file, lambda: client.submit(document, **placing))
+    options: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
+    answer = refusing(file, lambda: client.submit(document, **options))
     if answer.notes and not json:
         say(f"note: {note}" for note in answer.notes)
     if not wait:
@@ -80,10 +80,10 @@ def _finish(run: RunDetail, client: GraftlabClient, json: bool) -> None:
 def list_runs(
     url: Url = None,
     json: AsJson = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 50,
     everything: All = False,
 ) -> None:
-    """Runs, newest first."""
+    """List runs, newest first."""
     rows, more = first_of(connect(url).all_runs(min(limit + 1, 200)), limit, everything, "runs")
     if json:
         return print_json(RunPage(runs=rows, next_cursor=rows[-1].id if more else None))
@@ -92,7 +92,7 @@ def list_runs(
 
 @app.command()
 def show(run: Run, url: Url = None, json: AsJson = False) -> None:
-    """One run: design, stages, figures."""
+    """Show one run: design, stages, metrics."""
     client = connect(url)
     detail = client.run(run_id_of(client, run))
     print_json(detail) if json else views.show_run(detail, client.url)
@@ -100,7 +100,7 @@ def show(run: Run, url: Url = None, json: AsJson = False) -> None:
 
 @app.command()
 def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
-    """Follow a run to its end: stages, progress, time left. With --json, an event a line."""
+    """Follow a run to its end: stages, progress, time left. With --json, one event per line."""
     client = connect(url)
     run_id = run_id_of(client, run)
     if not json:
@@ -114,9 +114,9 @@ def watch(run: Run, url: Url = None, json: AsJson = False) -> None:
 def logs(
     run: Run,
     url: Url = None,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Attempt number; default: the newest.")] = None,
 ) -> None:
-    """What an attempt printed."""
+    """Print the output of an attempt."""
     client = connect(url)
     text = client.log(run_id_of(client, run), attempt)
     out.out(visible(text, keep="\n\r\t") if out.is_terminal else text, highlight=False)
@@ -125,19 +125,26 @@ def logs(
 @app.command()
 def fetch(
     run: Run,
-    name: Annotated[str, typer.Argument(help="samples.npz, samples.csv, samples.png, model ...")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: its name, here.")] = None,
+    name: Annotated[
+        str, typer.Argument(help="Artifact, such as samples.npz, samples.csv, samples.png or model.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write; default: the artifact's name in the working folder."
+        ),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Save a file that a run has made."""
     client = connect(url)
-    found = client.run(run_id_of(client, run))
-    made = {artifact: report.stage for report in found.stages for artifact in report.artifacts}
+    detail = client.run(run_id_of(client, run))
+    made = {artifact: report.stage for report in detail.stages for artifact in report.artifacts}
     if name not in made:
-        raise Refused([f"run {found.id} has no {name!r}; it has {', '.join(made) or 'made nothing yet'}"])
+        raise Refused([f"run {detail.id} has no {name!r}; it has {', '.join(made) or 'no files yet'}"])
     path = output or Path(name.replace("/", "-"))
     try:
-        client.save_artifact(found.id, made[name], name, path)
+        client.save_artifact(detail.id, made[name], name, path)
     except OSError as error:
         raise Refused([f"{path}: {error.strerror}"]) from error
     out.print(f"wrote {escape(str(path))}")
@@ -145,7 +152,7 @@ def fetch(
 
 @app.command()
 def leaderboard(url: Url = None, json: AsJson = False, everything: All = False) -> None:
-    """Finished runs by quality, grouped by how it was measured."""
+    """List finished runs by quality, grouped by evaluation protocol."""
     client = connect(url)
     board = client.whole_leaderboard() if everything else client.leaderboard()
     for group in board.groups:
@@ -156,28 +163,30 @@ def leaderboard(url: Url = None, json: AsJson = False, everything: All = False) 
 
 @app.command()
 def operators(url: Url = None, json: AsJson = False) -> None:
-    """What can be put in, and its cost at the dims of DiT-XL/2."""
-    found = connect(url).operators()
-    print_json(found) if json else views.show_operators(found)
+    """List the operators to graft, with their cost at the dims of DiT-XL/2."""
+    answer = connect(url).operators()
+    print_json(answer) if json else views.show_operators(answer)
 
 
 @app.command()
 def latencies(
     url: Url = None,
     json: AsJson = False,
-    kind: Annotated[str | None, typer.Option(help="Only this kind of operator, `pairs` or `rest`.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Only of this many tokens.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Show only this kind of operator, `pairs` or `rest`.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Show only rows of this many tokens.")] = None,
 ) -> None:
-    """Seconds of operators in their place, as studies had them measured; each device apart."""
-    found = connect(url).latencies(kind, tokens)
-    print_json(found) if json else views.show_latencies(found)
+    """List the seconds that operators take in their place, as studies measured them, by device."""
+    table = connect(url).latencies(kind, tokens)
+    print_json(table) if json else views.show_latencies(table)
 
 
 @app.command()
 def backbones(url: Url = None, json: AsJson = False) -> None:
-    """What can be operated on."""
-    found = connect(url).backbones()
-    print_json(found) if json else views.show_backbones(found)
+    """List the backbones to graft onto."""
+    answer = connect(url).backbones()
+    print_json(answer) if json else views.show_backbones(answer)
 
 
 app.command("open")(open_command)
@@ -199,7 +208,7 @@ app.command("demo")(demo_command)
 
 
 def main() -> None:
-    """Run the command line; whatever stops it is a line on standard error."""
+    """Run the command line; an error becomes a line on standard error."""
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -1,4 +1,4 @@
-"""Options that many commands have, and the client that they lead to."""
+"""Options shared by many commands, and the client that they select."""
 
 from typing import Annotated
 
@@ -14,5 +14,5 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def connect(url: str | None, timeout: float = 30.0) -> GraftlabClient:
-    """A client of the lab at `url`, else of the one that `find_url` finds."""
+    """Return a client of the lab at `url`, else of the one that `find_url` finds."""
     return GraftlabClient(find_url(url), timeout)

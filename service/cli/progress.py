@@ -1,4 +1,4 @@
-"""Watching runs: live bars on a terminal, a line every few seconds elsewhere."""
+"""Follow runs: live progress on a terminal, a line every few seconds elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -19,12 +19,12 @@ LINE_SECONDS = 10.0
 def follow(
     client: GraftlabClient,
     run_ids: list[str],
-    tend: Callable[[], None] = lambda: None,
+    on_poll: Callable[[], None] = lambda: None,
     console: Console = out,
 ) -> list[RunDetail]:
-    """Until all have ended; returns them as they are then. `tend` is called every round."""
+    """Poll runs until all have ended and return their final state; `on_poll` is called at every poll."""
     show = _live if console.is_terminal else _lines
-    return show(client, run_ids, tend, console)
+    return show(client, run_ids, on_poll, console)
 
 
 def _look(client: GraftlabClient, run_ids: list[str]) -> list[RunDetail]:
@@ -32,12 +32,12 @@ def _look(client: GraftlabClient, run_ids: list[str]) -> list[RunDetail]:
 
 
 def _live(
-    client: GraftlabClient, run_ids: list[str], tend: Callable[[], None], console: Console
+    client: GraftlabClient, run_ids: list[str], on_poll: Callable[[], None], console: Console
 ) -> list[RunDetail]:
     runs = _look(client, run_ids)
     with Live(runs_table([*runs]), console=console, refresh_per_second=4) as live:
         while not all(run.state in TERMINAL for run in runs):
-            tend()
+            on_poll()
             time.sleep(POLL_SECONDS)
             runs = _look(client, run_ids)
             live.update(runs_table([*runs]))
@@ -45,17 +45,17 @@ def _live(
 
 
 def _lines(
-    client: GraftlabClient, run_ids: list[str], tend: Callable[[], None], console: Console
+    client: GraftlabClient, run_ids: list[str], on_poll: Callable[[], None], console: Console
 ) -> list[RunDetail]:
-    began, shown, said = time.monotonic(), 0.0, dict.fromkeys(run_ids, "")
+    began, shown, printed = time.monotonic(), 0.0, dict.fromkeys(run_ids, "")
     while True:
-        tend()
+        on_poll()
         runs = _look(client, run_ids)
         regular = time.monotonic() - shown > LINE_SECONDS
         for run in runs:
-            news = run.state != said[run.id]
-            if news or (regular and run.state not in TERMINAL and run.progress):
-                said[run.id] = run.state
+            changed = run.state != printed[run.id]
+            if changed or (regular and run.state not in TERMINAL and run.progress):
+                printed[run.id] = run.state
                 console.print(f"{duration(time.monotonic() - began):>6}  {_line(run)}", soft_wrap=True)
         shown = time.monotonic() if regular else shown
         if all(run.state in TERMINAL for run in runs):

@@ -1,4 +1,4 @@
-"""`graft study`: searches from the command line."""
+"""`graft study`: create, follow and control studies."""
 
 import time
 from pathlib import Path
@@ -29,32 +29,34 @@ from service.domain.study_report_paths import REPORT_FILES
 from service.formatting import duration
 from service.schemas.studies import StudyDetail, StudyPage, StudyView
 
-study_app = typer.Typer(help="Studies: search a space of designs within limits.", no_args_is_help=True)
-Study = Annotated[str, typer.Argument(help="Study id, or the beginning of one.")]
+study_app = typer.Typer(help="Studies: searches of a space of designs within limits.", no_args_is_help=True)
+Study = Annotated[str, typer.Argument(help="Study id, or the beginning of it.")]
 POLL_SECONDS = 1.0
 LINE_SECONDS = 15.0
 
 
 def _study_id(client: GraftlabClient, prefix: str) -> str:
-    """The one study whose id begins so. Raises Refused."""
+    """Return the id of the one study whose id begins with `prefix`. Raises Refused."""
     sensible = prefix.isascii() and prefix.isalnum() and prefix.islower() | prefix.isdigit()
-    found = [study.id for study in client.studies(2, prefix=prefix[:32]).studies] if sensible else []
-    if len(found) != 1:
+    ids = [study.id for study in client.studies(2, prefix=prefix[:32]).studies] if sensible else []
+    if len(ids) != 1:
         raise Refused(
-            [f"{len(found) or 'no'} studies have ids beginning with {prefix!r}; `graft study ls` lists them"]
+            [f"{len(ids) or 'no'} studies have ids beginning with {prefix!r}; `graft study ls` lists them"]
         )
-    return found[0]
+    return ids[0]
 
 
 @study_app.command("create")
 def create_command(
     file: Annotated[Path, typer.Argument(help="Study file, YAML or JSON; - for standard input.")],
     url: Url = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end; exit 0 if it is done.")] = False,
-    export: Annotated[Path | None, typer.Option(help="With --wait: folder for the report.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the study to its end; exit 0 if it is DONE.")
+    ] = False,
+    export: Annotated[Path | None, typer.Option(help="Folder for the report, with --wait.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Begin a study."""
+    """Create and start a study."""
     client = connect(url)
     answer = refusing(file, lambda: client.create_study(read_design(file)))
     if answer.notes and not json:
@@ -76,10 +78,10 @@ def create_command(
 def list_command(
     url: Url = None,
     json: AsJson = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 50,
     everything: All = False,
 ) -> None:
-    """Studies, newest first."""
+    """List studies, newest first."""
     studies, more = first_of(connect(url).all_studies(min(limit + 1, 200)), limit, everything, "studies")
     if json:
         return print_json(StudyPage(studies=studies, next_cursor=studies[-1].id if more else None))
@@ -93,7 +95,7 @@ def list_command(
 
 @study_app.command("show")
 def show_command(study: Study, url: Url = None, json: AsJson = False) -> None:
-    """One study: where it is, its finished designs, and the baselines."""
+    """Show one study: its phase, its finished designs, and the baselines."""
     client = connect(url)
     detail = client.study(_study_id(client, study))
     print_json(detail) if json else _show(detail)
@@ -108,19 +110,19 @@ def watch_command(study: Study, url: Url = None, json: AsJson = False) -> None:
 
 @study_app.command("pause")
 def pause_command(study: Study, url: Url = None) -> None:
-    """Let its runs rest after their next checkpoint."""
+    """Pause a study; its runs pause after their next checkpoint."""
     _change(study, url, "pause")
 
 
 @study_app.command("resume")
 def resume_command(study: Study, url: Url = None) -> None:
-    """Go on from where it was."""
+    """Continue a paused study where it stopped."""
     _change(study, url, "resume")
 
 
 @study_app.command("stop")
 def stop_command(study: Study, url: Url = None, yes: Yes = False) -> None:
-    """End it and its runs; everything found is kept."""
+    """End a study and its runs; all results are kept."""
     confirm(f"Stop study {visible(study)} and end its runs?", yes)
     _change(study, url, "stop")
 
@@ -129,12 +131,16 @@ def stop_command(study: Study, url: Url = None, yes: Yes = False) -> None:
 def extend_command(
     study: Study,
     url: Url = None,
-    trials: Annotated[int, typer.Option(min=0, help="Further designs to screen.")] = 0,
-    promote: Annotated[int, typer.Option(min=0, help="Further designs to finish.")] = 0,
-    rounds: Annotated[int, typer.Option(min=0, help="Further rounds to spread them over.")] = 1,
-    device_seconds: Annotated[float, typer.Option(min=0, help="To add to its budget.")] = 0.0,
+    trials: Annotated[int, typer.Option(min=0, help="Number of further designs to screen.")] = 0,
+    promote: Annotated[
+        int, typer.Option(min=0, help="Number of further designs to promote to full runs.")
+    ] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Number of further rounds that they are spread over.")
+    ] = 1,
+    device_seconds: Annotated[float, typer.Option(min=0, help="Device-seconds to add to its budget.")] = 0.0,
 ) -> None:
-    """Give a study more, and let it go on."""
+    """Give a study more designs, rounds or budget, and continue it."""
     client = connect(url)
     more = {"trials": trials, "promote": promote, "rounds": rounds, "device_seconds": device_seconds}
     _say(client.extend_study(_study_id(client, study), **more))
@@ -142,7 +148,7 @@ def extend_command(
 
 @study_app.command("best")
 def best_command(study: Study, url: Url = None, json: AsJson = False) -> None:
-    """The best finished design, as a file that `graft submit` takes."""
+    """Print the best finished design as a file for `graft submit`."""
     client = connect(url)
     document = client.best_design(_study_id(client, study))
     if json:
@@ -153,7 +159,7 @@ def best_command(study: Study, url: Url = None, json: AsJson = False) -> None:
 @study_app.command("export")
 def export_command(
     study: Study,
-    folder: Annotated[Path | None, typer.Option(help="Default: study-<id>.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder to write; default: study-<id>.")] = None,
     url: Url = None,
 ) -> None:
     """Write the report: HTML, Markdown and pictures."""
@@ -174,7 +180,7 @@ def _export(client: GraftlabClient, study_id: str, folder: Path, console: Consol
         try:
             content = client.study_report(study_id, name)
         except ApiProblem:
-            continue  # a picture for which there was too little to show
+            continue  # a picture that lacked the data to be drawn
         (folder / name).write_bytes(content)
         written += 1
     if not written:
@@ -183,14 +189,14 @@ def _export(client: GraftlabClient, study_id: str, folder: Path, console: Consol
 
 
 def _follow(client: GraftlabClient, study_id: str, console: Console = out) -> StudyDetail:
-    """Until it has ended: a line at every change of phase, and every few seconds."""
-    began, shown, said = time.monotonic(), 0.0, ("", "", 0)
+    """Follow a study until it has ended; print a line at every change of phase, and every few seconds."""
+    began, shown, printed = time.monotonic(), 0.0, ("", "", 0)
     while True:
         detail = client.study(study_id)
         place = (detail.state, detail.phase, detail.round)
-        if place != said or time.monotonic() - shown > LINE_SECONDS:
+        if place != printed or time.monotonic() - shown > LINE_SECONDS:
             console.print(f"{duration(time.monotonic() - began):>6}  {_line(detail)}", soft_wrap=True)
-            said, shown = place, time.monotonic()
+            printed, shown = place, time.monotonic()
         if detail.state in ("DONE", "STOPPED", "FAILED"):
             return detail
         time.sleep(POLL_SECONDS)

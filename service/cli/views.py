@@ -1,4 +1,4 @@
-"""Answers of the service as tables."""
+"""Tables of the service's answers."""
 
 from rich.table import Table
 
@@ -12,6 +12,7 @@ from service.schemas.runs import (
     Forecast,
     Holding,
     Leaderboard,
+    LeaderboardRow,
     OperatorView,
     PlanAnswer,
     RunDetail,
@@ -30,7 +31,7 @@ STATE_STYLES = {
 
 
 def show_plan(plan: PlanAnswer) -> None:
-    """Cost against the teacher, then the stages."""
+    """Print the cost compared with the teacher, then the stages."""
     cost = plan.cost
     out.print(f"[bold]{escape(plan.experiment.name)}[/]  {plan.digest[:12]}")
     rows = table("", "design", "teacher", "change", right=("design", "teacher", "change"))
@@ -54,11 +55,11 @@ def show_plan(plan: PlanAnswer) -> None:
     if plan.forecast:
         out.print(f"expected: {forecast_text(plan.forecast)}")
     if not plan.runnable:
-        out.print("the lab has no weights of this backbone: it can be planned, not run")
+        out.print("the lab has no weights of this backbone: designs for it can be planned but not run")
 
 
 def stages_table(plan: PlanAnswer) -> Table:
-    """What each stage takes from scratch, and how much of that is new to the lab."""
+    """Build a table of each stage's cost from scratch, and the part of it that the bank does not cover."""
     right = ("steps", "images", "FLOPs", "new FLOPs")
     rows = table("stage", *right[:3], "the lab has", right[3], right=right)
     held = {holding.stage: holding for holding in plan.holdings}
@@ -71,7 +72,7 @@ def stages_table(plan: PlanAnswer) -> Table:
 
 
 def holding_text(holding: Holding | None) -> str:
-    """`3 in the bank, 2 in flight (run 0mwv...), 4 new`."""
+    """Describe a stage's artifacts, such as `3 in the bank, 2 in flight (run 0mwv...), 4 new`."""
     if holding is None:
         return "-"
     names = {"banked": "in the bank", "in_flight": "in flight", "new": "new"}
@@ -85,13 +86,13 @@ def holding_text(holding: Holding | None) -> str:
 
 
 def forecast_text(forecast: Forecast) -> str:
-    """`131 device-s (104 to 150, from 12 runs of this lab)`."""
+    """Describe a forecast, such as `131 device-s (104 to 150, from 12 runs of this lab)`."""
     interval = f"{forecast.low:.0f} to {forecast.high:.0f}"
     return f"{forecast.device_seconds:.0f} device-s ({interval}, from {forecast.runs} runs of this lab)"
 
 
 def changes_table(changes: tuple[SlotChange, ...]) -> Table:
-    """What happens to each slot, over all blocks, in the columns of the paper's Table 4."""
+    """Build a table of the changes of each slot, over all blocks, in the columns of the paper's Table 4."""
     rows = table("slot", "operator FLOPs", "feature FLOPs", "parameters")
     for change in changes:
         shown = [change.operator_flops, change.feature_flops, change.num_params]
@@ -100,7 +101,7 @@ def changes_table(changes: tuple[SlotChange, ...]) -> Table:
 
 
 def runs_table(runs: list[RunView]) -> Table:
-    """One line a run."""
+    """Build a table with one line per run."""
     rows = table("run", "name", "state", "stage", "left", "device-s", right=("left", "device-s"))
     for run in runs:
         rows.add_row(
@@ -114,7 +115,7 @@ def state_text(run: RunView) -> str:
 
 
 def stage_text(run: RunView) -> str:
-    """`finetune 120/300`, or why the run ended."""
+    """Return the stage with its step, such as `finetune 120/300`, or the reason why the run ended."""
     if run.progress:
         return f"{run.progress.stage} {run.progress.step}/{run.progress.total_steps}"
     return run.reason or ""
@@ -129,7 +130,7 @@ def seconds_text(run: RunView) -> str:
 
 
 def show_run(run: RunDetail, lab: str) -> None:
-    """Everything about one run of the lab at this address."""
+    """Print everything about one run; `lab` is the lab's address."""
     out.print(f"[bold]{escape(run.name)}[/]  {run.id}  {state_text(run)}  {stage_text(run)}")
     if run.message:
         out.print(f"  {escape(run.message)}")
@@ -138,7 +139,7 @@ def show_run(run: RunDetail, lab: str) -> None:
         for edit in run.experiment.design.edits:
             out.print(f"  {edit.site}: {escape(str(edit.operator))}")
         for pair in run.experiment.design.pairs:
-            out.print(f"  {pair}: side by side")
+            out.print(f"  {pair}: in parallel")
     if run.parts:
         out.print(parts_table(run.parts))
     for report in run.stages:
@@ -158,7 +159,7 @@ def show_run(run: RunDetail, lab: str) -> None:
 
 
 def parts_table(parts: list[PartProgress]) -> Table:
-    """One line an operator of the pass that is under way."""
+    """Build a table with one line per operator that the run is distilling."""
     rows = table("operator", "step", "loss", "left", "", right=("step", "loss", "left"))
     for part in parts:
         loss = "-" if part.loss is None else f"{part.loss:.4f}"
@@ -169,58 +170,56 @@ def parts_table(parts: list[PartProgress]) -> Table:
 
 
 def _provenance(report: StageReport) -> str:
-    """` (3 made by run 0mw...)`, of what was found made."""
+    """Name the runs that made the reused artifacts, such as ` (3 made by run 0mw...)`."""
     makers = sorted(set(report.made_by.values()))
     return f" ({len(report.made_by)} made by run {', '.join(makers)})" if makers else ""
 
 
+LEADERBOARD_FIGURES = (
+    *("FID", "change", "params", "change ", "FLOPs/image", "change  "),
+    *("made for, device-s", "of pretraining", "paid", "saved"),
+)
+"""Columns of `_leaderboard_figures`; the spaces keep the names apart."""
+
+
 def show_leaderboard(board: Leaderboard) -> None:
-    """A table for each way of measuring."""
+    """Print one table per evaluation protocol, then the runs that stopped early."""
     if not board.groups:
         out.print("no run has finished yet")
     for group in board.groups:
         protocol = group.protocol
         how = f"{protocol.samples} samples, {protocol.sampler} {protocol.sampling_steps}"
         out.print(f"\n[bold]{group.backbone}[/]  {group.metric}, {how}, guidance {protocol.guidance}")
-        columns = (
-            "FID",
-            "change",
-            "params",
-            "change ",
-            "FLOPs/image",
-            "change  ",
-            "made for, device-s",
-            "of pretraining",
-            "paid",
-            "saved",
-        )
-        rows = table("#", "design", *columns, "first by", right=columns)
+        rows = table("#", "design", *LEADERBOARD_FIGURES, "first by", right=LEADERBOARD_FIGURES)
         for row in group.rows:
-            rows.add_row(
-                row.ranks,
-                escape(row.name) + (" (teacher)" if row.is_teacher else ""),
-                f"{row.value:.3f}",
-                percent(row.value_change),
-                engineering(row.num_params),
-                percent(row.params_change),
-                engineering(row.flops_per_image),
-                percent(row.flops_change),
-                f"{row.made.device_seconds:.0f}" if row.made else "-",
-                "-" if row.share_of_pretraining is None else f"{row.share_of_pretraining:.2%}",
-                f"{row.spend.device_seconds:.0f}",
-                f"{row.saved.device_seconds:.0f}" if row.saved else "-",
-                escape(row.first.owner) if row.first else "-",
-            )
+            design = escape(row.name) + (" (teacher)" if row.is_teacher else "")
+            first_by = escape(row.first.owner) if row.first else "-"
+            rows.add_row(row.ranks, design, *_leaderboard_figures(row), first_by)
         out.print(rows)
         if any(row.tied for row in group.rows):
-            out.print("a range of ranks: these figures cannot be told apart (intervals of 95 %)")
+            out.print("a range of ranks: these values do not differ significantly (intervals of 95 %)")
     _show_cut_short(board.cut_short)
+
+
+def _leaderboard_figures(row: LeaderboardRow) -> tuple[str, ...]:
+    return (
+        f"{row.value:.3f}",
+        percent(row.value_change),
+        engineering(row.num_params),
+        percent(row.params_change),
+        engineering(row.flops_per_image),
+        percent(row.flops_change),
+        f"{row.made.device_seconds:.0f}" if row.made else "-",
+        "-" if row.share_of_pretraining is None else f"{row.share_of_pretraining:.2%}",
+        f"{row.spend.device_seconds:.0f}",
+        f"{row.saved.device_seconds:.0f}" if row.saved else "-",
+    )
 
 
 def _show_cut_short(runs: list[CutShort]) -> None:
     if not runs:
         return
-    out.print("\n[bold]cut short[/]  not ranked, but kept")
+    out.print("\n[bold]stopped early[/]  not ranked, but kept")
     rows = table("run", "design", "why", "reached", "rungs", "device-s", right=("device-s",))
     for run in runs:
         rungs = ", ".join(f"{name} {value:.4g}" for name, value in run.rungs.items())
@@ -230,19 +229,21 @@ def _show_cut_short(runs: list[CutShort]) -> None:
 
 
 def show_operators(operators: list[OperatorView]) -> None:
-    """What can be grafted, with cost at the dims of DiT-XL/2."""
-    rows = table("kind", "slots", "params", "FLOPs (operator)", "FLOPs (features)", "fields", "what it is")
+    """Print the operators to graft, with their cost at the dims of DiT-XL/2."""
+    rows = table("kind", "slots", "params", "FLOPs (operator)", "FLOPs (features)", "fields", "summary")
     for view in operators:
         cost = [engineering(value) for value in (view.num_params, view.operator_flops, view.feature_flops)]
         rows.add_row(view.kind, ", ".join(view.slots), *cost, ", ".join(view.fields), escape(view.summary))
     out.print(rows)
 
 
-def show_latencies(found: LatencyTable) -> None:
-    """A row a part and device: what it takes, and what it adds to a forward in place of the original."""
+def show_latencies(latencies: LatencyTable) -> None:
+    """Print one row per part and device: its seconds, and the change of a forward's time against the
+    original.
+    """
     columns = ("tokens", "width", "batch", "ms", "adds")
     rows = table("part", *columns, "95 %", "precision", "device", "threads", right=columns)
-    for row in found.rows:
+    for row in latencies.rows:
         sizes = [str(size) for size in (row.tokens, row.width, row.batch)]
         interval = f"{row.extra_low:+.2%} to {row.extra_high:+.2%}"
         figures = [f"{1e3 * row.seconds.median:.3f}", f"{row.extra:+.2%}", interval]
@@ -253,7 +254,7 @@ def show_latencies(found: LatencyTable) -> None:
 
 
 def show_backbones(backbones: list[BackboneView]) -> None:
-    """What can be grafted onto."""
+    """Print the backbones to graft onto."""
     rows = table("name", "depth", "width", "tokens", "params", "FLOPs", "runnable")
     for view in backbones:
         sizes = [str(size) for size in (view.depth, view.width, view.num_tokens)]

@@ -1,4 +1,4 @@
-"""One way to talk to SQLite and PostgreSQL."""
+"""Database access for SQLite and PostgreSQL."""
 
 import sqlite3
 import time
@@ -16,7 +16,7 @@ from grafting_core.storage.failpoints import failpoint
 from service.settings import sqlite_file
 
 BUSY_SECONDS = 30.0
-"""How long a writer waits for another on SQLite."""
+"""Time for which a writer waits for another on SQLite."""
 
 SQLITE_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -25,23 +25,25 @@ SQLITE_PRAGMAS = (
 )
 
 CONNECT_SECONDS = 10
-"""How long PostgreSQL may take to answer a caller; without it a host that is away is waited for minutes."""
+"""Time limit for connecting to PostgreSQL; without it an unreachable host blocks for minutes."""
 POSTGRESQL_LIMITS = {"statement_timeout": "60s", "idle_in_transaction_session_timeout": "20s"}
-"""A frozen process must not hold its locks for ever."""
+"""Limits that end the transactions of a frozen process, which would hold its locks forever."""
 
 
 class Database:
     """Engine and transactions. `reading()` never blocks writers; `writing()` takes the write lock at once."""
 
     def __init__(self, url: str, connections: int = 10) -> None:
-        """`connections` to PostgreSQL are kept open, and as many more are opened when there is a rush."""
+        """Connect; up to `connections` to PostgreSQL are kept open, and as many more are opened under
+        load.
+        """
         self.url = url
         self.engine = _engine(url, connections)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back by any exception."""
+        """Open a transaction: committed at the end, rolled back by any exception."""
         with self._sessions() as session:
             # A deferred transaction that upgrades to a write fails at once, whatever the busy timeout.
             session.connection(execution_options={"begin": "IMMEDIATE"})
@@ -56,12 +58,12 @@ class Database:
             yield session
 
     def take_time(self, session: Session) -> None:
-        """Lift the limit on a statement's duration for this transaction, which reads a whole table."""
+        """Disable the limit on a statement's duration in this transaction, which reads a whole table."""
         if self.engine.dialect.name == "postgresql":
             session.execute(text("SET LOCAL statement_timeout = 0"))
 
     def clock(self, session: Session) -> float:
-        """Seconds since 1970 by the database's own clock."""
+        """Return the seconds since 1970 by the database's own clock."""
         if self.engine.dialect.name == "sqlite":
             query = "SELECT (julianday('now') - 2440587.5) * 86400.0"
         else:
@@ -70,16 +72,16 @@ class Database:
 
 
 def is_away(error: SQLAlchemyError) -> bool:
-    """Whether the database cannot be reached or read, or has no connection left: no fault of the query."""
+    """Check whether the error means that the database is unavailable, rather than a wrong query."""
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True
-    # SQLite says so of a file that is damaged or none of its own.
+    # SQLite raises this for a file that is damaged or not a database.
     lost = isinstance(error, DBAPIError) and error.connection_invalidated
     return lost or type(error) is DatabaseError
 
 
 def insert_if_absent(session: Session, table: type[DeclarativeBase], **values: Any) -> None:
-    """One row, unless its primary key is there already; a race is decided by the database."""
+    """Insert a row unless its primary key exists; the database decides races."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.execute(insert(table).values(**values).on_conflict_do_nothing())
 
@@ -105,13 +107,13 @@ def _engine(url: str, connections: int) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
+    connection.isolation_level = None  # transactions begin explicitly, not where the driver guesses
     for pragma in SQLITE_PRAGMAS:
         _patiently(connection, pragma)
 
 
 def _patiently(connection: Any, pragma: str) -> None:
-    """The busy timeout does not hold for the switch to WAL, which processes that start together all try."""
+    """Retry a pragma: the busy timeout does not cover the switch to WAL, which starting processes all try."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:

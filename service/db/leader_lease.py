@@ -1,4 +1,4 @@
-"""Of several processes of a kind one leads: a lease by the database's clock, checked in every write."""
+"""Leader election among processes of a kind: a lease by the database's clock, checked in every write."""
 
 import os
 import platform
@@ -22,9 +22,9 @@ class Leadership:
         self.holder = f"{platform.node()[:30]}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def claim(self) -> bool:
-        """Take or renew the lease; False while another holds it.
+        """Take or renew the lease; False while another process holds it.
 
-        One that ends later than any can was made by a clock that has been set back: it is taken over.
+        A lease that ends later than any can was written before the clock was set back, and is taken over.
         """
         with self._database.writing() as session:
             clock = self._database.clock(session)
@@ -36,23 +36,23 @@ class Leadership:
             return bool(taken.rowcount)  # type: ignore[attr-defined]  # an update has one
 
     def holds(self, session: Session) -> bool:
-        """Whether this very transaction may still write in the leader's name."""
+        """Check whether this transaction may still write as the leader."""
         row = session.get(LeaderRow, self._id, with_for_update=True)
         return row is not None and row.holder == self.holder and row.until > self._database.clock(session)
 
     def release(self) -> None:
-        """Let the next one lead at once."""
+        """Release the lease, so that another process can lead at once."""
         with self._database.writing() as session:
             session.execute(update(LeaderRow).where(LeaderRow.holder == self.holder).values(until=0.0))
 
 
 class LostLeadership(Exception):
-    """Another process leads by now; nothing of this transaction is kept."""
+    """Another process leads now; this transaction is rolled back."""
 
 
 @contextmanager
 def leading(database: Database, leadership: Leadership) -> Iterator[Session]:
-    """A write transaction that only the leader can commit. Raises LostLeadership."""
+    """Open a write transaction that only the leader can commit. Raises LostLeadership."""
     with database.writing() as session:
         if not leadership.holds(session):
             raise LostLeadership("this process's lease has run out")

@@ -1,4 +1,4 @@
-"""Whether a process's lease holds, by the database's clock, also where that clock was set back."""
+"""Validity of leases by the database's clock, also after that clock was set back."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -15,14 +15,15 @@ LEAST = 60.0
 
 
 def longest(seconds: float) -> float:
-    """How far from now a lease can end where leases last `seconds`: one that ends later was made by a clock
-    that has been set back since, and holds nobody up.
+    """Return how many seconds ahead a lease of `seconds` can end at most.
+
+    A lease that ends later was written before the clock was set back, and does not count.
     """
     return max(LEAST, 2 * seconds)
 
 
 def missing_leader(session: Session, name: LeaseName, clock: float, seconds: float) -> str | None:
-    """None where a process of this kind leads, else what is wrong, in words."""
+    """Return None if a process of this kind leads, else what is wrong."""
     row = session.get(LeaderRow, LEASES[name])
     if row is None or row.until <= clock:
         return f"no {NOUNS[name]} leads"

@@ -1,4 +1,4 @@
-"""The tables of studies. They alone say what was proposed, judged and promoted; Optuna's can be rebuilt."""
+"""Tables of studies: the record of proposals, results and promotions, from which Optuna's can be rebuilt."""
 
 from datetime import datetime
 from typing import Any
@@ -10,11 +10,11 @@ from service.db.tables import Base, now, where
 from service.schemas.runs import StudyPhase, StudyState
 
 SHARED = ", "
-"""Between names of baselines that come to one design."""
+"""Separator between the names of baselines that are the same design."""
 
 
 class StudyRow(Base):
-    """One search. `state` and `phase` are written by `studies.move` alone."""
+    """One search. `state` and `phase` are written only by `studies.move` and `studies.advance`."""
 
     __tablename__ = "studies"
     __table_args__ = (Index("ix_studies_mlflow_behind", "id", **where("version > mlflow_version")),)
@@ -30,25 +30,25 @@ class StudyRow(Base):
     round: Mapped[int] = mapped_column(default=1)
     message: Mapped[str | None] = mapped_column(String(500))
     sampler: Mapped[dict[str, Any]]
-    """Optuna's sampler with every argument, as it is built."""
+    """Optuna's sampler with every argument that it is built with."""
     scores: Mapped[dict[str, Any]]
-    """Item -> replace-one score, once the bank is full."""
+    """Item -> replace-one score, once the bank is filled."""
     findings: Mapped[dict[str, Any]]
-    """What the predictor learned, round by round."""
+    """Results of the predictor, round by round."""
     idempotency_key: Mapped[str | None] = mapped_column(String(64), unique=True)
     request_digest: Mapped[str] = mapped_column(String(64))
     version: Mapped[int] = mapped_column(default=0)
-    """Counts changes, for whoever follows."""
+    """Number of changes, by which followers notice them."""
     created_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
     mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
     mlflow_url: Mapped[str | None] = mapped_column(String(500))
-    """Read and written by 0.1 alone."""
+    """Read and written only by version 0.1."""
     mlflow_version: Mapped[int] = mapped_column(default=-1)
-    """The version that MLflow has."""
+    """The version that MLflow shows."""
     mlflow_error: Mapped[str | None] = mapped_column(String(500))
-    """What MLflow could not be told of this study."""
+    """Error of the last projection to MLflow, if it failed."""
 
 
 class TrialRow(Base):
@@ -60,26 +60,26 @@ class TrialRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     round: Mapped[int]
     source: Mapped[str] = mapped_column(String(80))
-    """Who proposed it: `milp`, a sampler, or `baseline deep`; several baselines are joined by SHARED."""
+    """Proposer: `milp`, a sampler, or `baseline deep`; several baselines are joined by SHARED."""
     state: Mapped[str] = mapped_column(String(16))
     assignment: Mapped[dict[str, Any]]
     design_key: Mapped[str] = mapped_column(String(64), index=True)
     params: Mapped[int] = mapped_column(BigInteger)
     flops: Mapped[float]
     latency: Mapped[float | None]
-    """Predicted from the study's table, of the backbone's forward; None where the study has no table."""
+    """Predicted from the study's table, relative to the backbone's forward; None without a table."""
     score: Mapped[float]
-    """Sum of replace-one scores when it was proposed."""
+    """Sum of replace-one scores at the time of the proposal."""
     screened: Mapped[dict[str, Any]]
     """Rung -> value, for every rung that was evaluated."""
     final: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """Figures of the evaluation after finetuning."""
+    """Metrics of the evaluation after finetuning."""
     predicted: Mapped[float | None]
     optuna_number: Mapped[int | None]
 
 
 class StudyRunRow(Base):
-    """A run that serves a study. The key makes a second one for the same purpose impossible."""
+    """A run that belongs to a study. The key makes a second run for the same purpose impossible."""
 
     __tablename__ = "study_runs"
 
@@ -87,6 +87,6 @@ class StudyRunRow(Base):
     role: Mapped[str] = mapped_column(String(32), primary_key=True)
     """`measure`, `fill`, `screen`, `promote`, `calibrate`, `baseline`, `curve`."""
     label: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The round, the trial's number, the baseline's name or what is sampled in how many steps."""
+    """Round, number of the trial, name of the baseline, or subject and steps of a sampling curve."""
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), unique=True)
     trial: Mapped[int | None]

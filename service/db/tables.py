@@ -1,4 +1,4 @@
-"""The tables. State is here alone; storage holds what was made."""
+"""Tables of the service. They alone hold state; storage holds artifacts."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ from service.schemas.runs import KeyKind, Role, RunState, Sees
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """Aware UTC in Python on both databases; SQLite itself keeps no zone."""
+    """Column of aware UTC times on both databases; SQLite itself stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -37,18 +37,18 @@ def now() -> datetime:
 
 
 def where(condition: str) -> dict[str, Any]:
-    """Arguments of an index that holds only the rows for which the condition is true."""
+    """Return the arguments of a partial index over the rows for which the condition is true."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
 
 class Base(DeclarativeBase):
-    """Names of constraints are fixed, so that migrations can speak of them."""
+    """Base of all tables. Names of constraints are fixed, so that migrations can refer to them."""
 
     type_annotation_map = {dict[str, Any]: JSON, datetime: UtcTime}
 
 
 class ExperimentRow(Base):
-    """One submission of any kind of work, resolved. The idempotency key makes a repeated request find it."""
+    """One resolved submission of any kind of work. A repeated request finds it by its idempotency key."""
 
     __tablename__ = "experiments"
 
@@ -62,13 +62,13 @@ class ExperimentRow(Base):
     spec: Mapped[dict[str, Any]]
     owner: Mapped[str] = mapped_column(String(64), server_default="lab", index=True)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
-    """Digest of owner and key, so that two people may choose the same one."""
+    """Digest of owner and key, so that two users may choose the same key."""
     request_digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class RunRow(Base):
-    """One carrying-out of an experiment. `state` is written by `lifecycle.transition` alone."""
+    """One run of an experiment. `state` is written only by `run_lifecycle.transition`."""
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -88,14 +88,14 @@ class RunRow(Base):
     experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
     owner: Mapped[str] = mapped_column(String(64), server_default="lab", default="lab")
     name: Mapped[str] = mapped_column(String(200), server_default="", default="")
-    """The experiment's, kept here as well so that lists are read by one index."""
+    """Copy of the experiment's name, so that lists are read from one index."""
     study: Mapped[str | None] = mapped_column(String(64))
     precedence: Mapped[int] = mapped_column(server_default="0", default=0)
     """Minus the priority, so that one ascending index gives the order of the queue."""
     workers: Mapped[int] = mapped_column(server_default="1", default=1)
     cpus: Mapped[int] = mapped_column(server_default="1", default=1)
     gpus: Mapped[int] = mapped_column(server_default="0", default=0)
-    """What all workers together ask for: an attempt gets all of it or none."""
+    """Devices of all workers together: an attempt gets all of them or none."""
     state: Mapped[RunState] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(String(32))
     message: Mapped[str | None] = mapped_column(String(500))
@@ -109,17 +109,17 @@ class RunRow(Base):
     kill_requested_at: Mapped[datetime | None]
     pause_requested_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(server_default="0", default=0)
-    """Ended attempts that count against the limit; an explicit retry begins anew."""
+    """Ended attempts that count against the limit; an explicit retry resets them."""
     micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
-    """Parts a training batch is computed in; doubled when memory runs out."""
+    """Number of parts in which a training batch is computed; doubled when memory runs out."""
     extra_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
-    """Granted beyond the budget it was submitted with."""
+    """Device-seconds granted beyond the budget of the submission."""
     planned: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """Stage -> FLOPs and images by formula, where the kind of work has one."""
+    """Stage -> FLOPs and images by formula, if the kind of work has one."""
     reserved_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
     reserved_flops: Mapped[float] = mapped_column(server_default="0", default=0.0)
     reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
-    """What a live attempt may still claim of shared budgets."""
+    """Amounts that a live attempt may still use of shared budgets."""
     checkpoints_pruned: Mapped[str] = mapped_column(String(8), server_default="", default="")
     """How far its checkpoints have been deleted since it ended: see `domain.checkpoint_retention`."""
     stage: Mapped[str | None] = mapped_column(String(16))
@@ -128,18 +128,20 @@ class RunRow(Base):
     seconds_left: Mapped[float | None] = mapped_column(Float)
     forecast: Mapped[dict[str, Any] | None]
     mlflow_url: Mapped[str | None] = mapped_column(String(500))
-    """Read and written by 0.1 alone."""
+    """Read and written only by version 0.1."""
     mlflow_experiment_id: Mapped[str | None] = mapped_column(String(64))
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
     mlflow_event: Mapped[int] = mapped_column(server_default="0", default=0)
-    """The last event that MLflow was told of."""
+    """Number of the last event sent to MLflow."""
     mlflow_error: Mapped[str | None] = mapped_column(String(500))
-    """What MLflow could not be told of this run."""
+    """Error of the last projection to MLflow, if it failed."""
     experiment: Mapped[ExperimentRow] = relationship(lazy="joined", innerjoin=True)
 
     @property
     def devices(self) -> int:
-        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        """Number of devices that its device-seconds count: all its GPUs, or its workers if they have no
+        GPU.
+        """
         return max(self.workers, self.gpus)
 
 
@@ -147,7 +149,7 @@ OPEN = text("ended_at IS NULL")
 
 
 class AttemptRow(Base):
-    """One Ray job. The number is the fencing token; `event_seq` is how far its events were taken in."""
+    """One Ray job. The number is the fencing token; `event_seq` is the last event applied."""
 
     __tablename__ = "attempts"
     __table_args__ = (Index("ix_attempts_open", "run_id", sqlite_where=OPEN, postgresql_where=OPEN),)
@@ -166,9 +168,9 @@ class AttemptRow(Base):
     reason: Mapped[str | None] = mapped_column(String(32))
     micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
     job: Mapped[str | None] = mapped_column(String(64))
-    """The Ray job that carries it out: its own, or one that an earlier attempt left waiting."""
+    """Ray job that runs the attempt: its own, or a warm worker group left by an earlier attempt."""
     turn: Mapped[int] = mapped_column(server_default="1", default=1)
-    """Which ticket of that job it is."""
+    """Position among the tickets of that job."""
 
     @property
     def spend(self) -> Usage:
@@ -178,7 +180,7 @@ class AttemptRow(Base):
 
 
 class StageRow(Base):
-    """One accepted report a run and stage."""
+    """The accepted report of one stage of a run."""
 
     __tablename__ = "stage_reports"
 
@@ -189,7 +191,9 @@ class StageRow(Base):
 
 
 class RunDependencyRow(Base):
-    """A run needs what is published under `<folder>/<key>`. The figures are what it pays for, or is paid."""
+    """Need of a run for the artifact `<folder>/<key>`. The amounts are its share of the cost, or minus what
+    others share.
+    """
 
     __tablename__ = "run_dependencies"
 
@@ -202,7 +206,7 @@ class RunDependencyRow(Base):
 
 
 class EventRow(Base):
-    """What happened to a run, numbered from 1 without gaps."""
+    """Event of a run, numbered from 1 without gaps."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("run_id", "seq", name="uq_events_run_id_seq"),)
@@ -216,7 +220,7 @@ class EventRow(Base):
 
 
 class LeaderRow(Base):
-    """Which process leads, of the schedulers (row 1) and of those that drive studies (row 2), until when."""
+    """Lease of the leading process: of the schedulers (row 1), of those that drive studies (row 2)."""
 
     __tablename__ = "leases"
 
@@ -227,14 +231,14 @@ class LeaderRow(Base):
 
 
 class AccountRow(Base):
-    """What one user, one study or the lab may use, and has used by attempts that have ended."""
+    """Limits of a user, a study or the lab, and the use of its ended attempts."""
 
     __tablename__ = "accounts"
 
     scope: Mapped[str] = mapped_column(String(8), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     limits: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """A `Budget`; what is not in it is unlimited."""
+    """Fields of a `Budget`; missing ones are unlimited."""
     max_queued: Mapped[int | None]
     max_running: Mapped[int | None]
     max_cpus: Mapped[int | None]
@@ -249,7 +253,7 @@ class AccountRow(Base):
 
 
 class TrackingRow(Base):
-    """Read and written by 0.1 alone; by now the run itself says how far it was projected to MLflow."""
+    """Read and written only by version 0.1; now each run holds how far it was projected to MLflow."""
 
     __tablename__ = "tracking_cursors"
 
@@ -260,7 +264,7 @@ class TrackingRow(Base):
 
 
 class KeyRow(Base):
-    """An API key, login code or browser session. The secret is not here: `digest` is its SHA-256."""
+    """An API key, login code or browser session. Only the SHA-256 of its secret is stored, as `digest`."""
 
     __tablename__ = "api_keys"
 
@@ -280,7 +284,7 @@ class KeyRow(Base):
 
 
 class LeaderboardEntryRow(Base):
-    """What the leaderboard shows of a succeeded graft. An experiment that ran twice is current once."""
+    """Leaderboard entry of a succeeded graft. An experiment that ran several times has one current entry."""
 
     __tablename__ = "leaderboard_entries"
     __table_args__ = (
@@ -302,10 +306,10 @@ class LeaderboardEntryRow(Base):
     num_params: Mapped[int] = mapped_column(BigInteger)
     flops_per_image: Mapped[int] = mapped_column(BigInteger)
     first_run_id: Mapped[str | None] = mapped_column(String(32))
-    """The first run that succeeded with this design, its owner, and when."""
+    """First run that succeeded with this design, its owner, and when."""
     first_owner: Mapped[str | None] = mapped_column(String(64))
     first_at: Mapped[datetime | None]
     made_device_seconds: Mapped[float | None]
-    """What that run used, and the full price of what it found made. None: not known."""
+    """Use of that run plus the full price of artifacts it reused; None if unknown."""
     made_flops: Mapped[float | None]
     made_training_images: Mapped[int | None] = mapped_column(BigInteger)

@@ -1,4 +1,4 @@
-"""The tables of webhooks: who is told, and an outbox of what is to be told."""
+"""Tables of webhooks: registered addresses, and the outbox of their deliveries."""
 
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,9 @@ from service.db.tables import Base, now
 
 
 class WebhookRow(Base):
-    """An address that is told when something ends. The secret is here as it is: signing takes it."""
+    """An address that receives a message when something ends. The secret is stored in clear, as signing needs
+    it.
+    """
 
     __tablename__ = "webhooks"
 
@@ -25,7 +27,7 @@ class WebhookRow(Base):
 
 
 class DeliveryRow(Base):
-    """One message to one webhook, written in the transaction that ended what it is about."""
+    """One message to one webhook, written in the transaction that ended its subject."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -38,20 +40,20 @@ class DeliveryRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     webhook_id: Mapped[int] = mapped_column(ForeignKey("webhooks.id"))
     message_id: Mapped[str] = mapped_column(String(80), unique=True)
-    """What receivers tell repetitions by; made from what it is about, so that it cannot be made twice."""
+    """Id by which receivers detect repetitions; made from the subject, so that it cannot be made twice."""
     type: Mapped[str] = mapped_column(String(32))
     subject: Mapped[str] = mapped_column(String(32))
-    """The run or study."""
+    """Id of the run or study."""
     number: Mapped[int]
-    """The run's event, or the study's version, that it tells of."""
+    """Number of the run's event, or version of the study, that the message reports."""
     body: Mapped[str] = mapped_column(Text)
-    """The very text that is sent and signed, every time."""
+    """The exact text that is sent and signed at every attempt."""
     state: Mapped[str] = mapped_column(String(16), default="PENDING")
     attempts: Mapped[int] = mapped_column(default=0)
     due: Mapped[float] = mapped_column(default=0.0)
     """Seconds since 1970 by the database's clock."""
     status: Mapped[int | None]
-    """Of the last answer."""
+    """Status of the last answer."""
     error: Mapped[str | None] = mapped_column(String(300))
     created_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]

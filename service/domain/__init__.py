@@ -1,1 +1,1 @@
-"""The rules of runs, queue, budgets, bank, leaderboard and studies, over a session."""
+"""Rules of runs, queue, budgets, bank, leaderboard and studies, as functions of a database session."""

@@ -1,7 +1,7 @@
-"""Which queued runs start next, and what each of the others lacks.
+"""Decide which queued runs start next, and what each of the others lacks.
 
-Admission and the page of the queue ask the same walk through the queue, so that what is explained is what is
-done. A walk reads and changes nothing.
+Admission and the queue page use the same walk through the queue, so the page explains what admission does.
+A walk only reads.
 """
 
 from collections import Counter, deque
@@ -34,27 +34,27 @@ from service.log_once import AWAY, brief
 
 Lack = Literal["nothing", "cpus", "gpus", "quota", "budget", "another run", "back-off"]
 LOOKED_AT = 20
-"""Runs of each owner that may lack devices and be overtaken by later ones; behind them nobody looks."""
+"""Runs per owner that may lack devices and be overtaken by later ones; runs behind them are not examined."""
 HELD_AT_MOST = 500
-"""Runs of each owner that are found waiting for another run before nobody looks further."""
+"""Runs per owner that may wait for another run; runs behind them are not examined."""
 FIRST_PAGE, PAGE = 5, 100
-"""Runs that are read of each owner at first, all owners' in one query, and of one owner each time after."""
+"""Runs read per owner at first (all owners in one query), then per owner and query."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows for a queued run: it starts, ends without having started, or waits for what it lacks."""
+    """Decision on a queued run: it starts, ends without starting, or waits for what it lacks."""
 
     what: Literal["start", "stop", "fail", "wait"]
     lacks: Lack
     text: str
     want: Usage = field(default_factory=Usage)
-    """What it is expected to use, of one that starts."""
+    """Expected use of a run that starts."""
     forecast: dict[str, Any] | None = None
 
 
 class Walk:
-    """One look at the queue, in its order."""
+    """One pass through the queue, in its order."""
 
     def __init__(
         self, session: Session, capacity: FreeResources, hold_line_seconds: float, published: Published
@@ -65,7 +65,7 @@ class Walk:
         self._making = Making(session, published)
         self._budgets, self._foresight = Budgets(session), Foresight(session)
         self._closed: dict[AccountId, str] = {}
-        """Accounts of which nobody starts in this walk, and why."""
+        """Accounts of which no run can start in this walk -> the reason."""
         self._lacking, self._held, self._claimed = Counter[str](), Counter[str](), Counter[AccountId]()
         owners = session.scalars(OWNERS).all()
         self._shares = shares(session, capacity.cpus, capacity.gpus, owners)
@@ -77,23 +77,23 @@ class Walk:
             self._lines.put(owner, page)
 
     def steps(self) -> Iterator[tuple[QueuedRun, Verdict]]:
-        """Every run that comes into question, with what follows for it.
+        """Yield every run that may start, with its verdict.
 
-        Left out are those that would not start for what holds all later ones of their account as well, and
-        those behind as many as are looked at. Stop listening once nothing is free.
+        Runs are left out if their account is closed for this walk, and if more than the limits above are
+        ahead of them. The caller should stop iterating once nothing is free.
         """
         while self._lines:
             run = self._lines.next()
             verdict = self.decide(run)
             self._note(run, verdict)
-            if run.owner not in self._lines and self._looks_on(run.owner):
+            if run.owner not in self._lines and self._reads_on(run.owner):
                 page = self._page(run.owner, PAGE, run)
                 self.prepare(page)
                 self._lines.put(run.owner, page)
             yield run, verdict
 
     def _first_pages(self, owners: Sequence[str]) -> dict[str, deque[QueuedRun]]:
-        """Of every owner: together those that no quota limits, each of the others by itself."""
+        """Read the first runs of every owner: in one query, except for owners that a quota limits."""
         at = now()
         free = first_of_each_owner(
             self._session, FIRST_PAGE, lambda run: [due(run, at), *self.capacity.fitting(run)]
@@ -105,7 +105,7 @@ class Walk:
         }
 
     def _page(self, owner: str, size: int, after: QueuedRun | None = None) -> deque[QueuedRun]:
-        """The owner's next runs that may start, as far as their rows say."""
+        """Read the owner's next runs that may start according to their rows."""
         left = self._shares.left(owner)
         if left is None or LAB in self._closed or ("user", owner) in self._closed:
             return deque()
@@ -120,24 +120,24 @@ class Walk:
         return deque(QueuedRun(*row) for row in self._session.execute(query))
 
     def prepare(self, runs: Sequence[QueuedRun]) -> None:
-        """Look up together what is asked of each of them."""
+        """Load the budgets and shared artifacts of these runs in bulk; `decide` needs them."""
         self._budgets.prepare({key for run in runs for key in run.keys})
         self._making.prepare([run.id for run in runs])
 
-    def _looks_on(self, owner: str) -> bool:
+    def _reads_on(self, owner: str) -> bool:
         return self._lacking[owner] < LOOKED_AT and self._held[owner] < HELD_AT_MOST
 
     def decide(self, run: QueuedRun) -> Verdict:
-        """What follows for a run, were it its turn now. It has to be prepared."""
+        """Return the verdict on a run if it were next. It must have been prepared."""
         try:
             return self._hold(run) or self._shortage(run) or self._readiness(run)
         except AWAY:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a run ends that run
+        except Exception as error:  # noqa: BLE001 - an error caused by one run ends only that run
             return Verdict("fail", "nothing", f"it cannot be read: {type(error).__name__}: {brief(error)}")
 
     def _hold(self, run: QueuedRun) -> Verdict | None:
-        """What keeps the run back however much is free."""
+        """Return a wait verdict if the run could not start even with everything free."""
         if run.not_before is not None and run.not_before > now():
             seconds = (run.not_before - now()).total_seconds()
             return Verdict("wait", "back-off", f"tries again in {seconds:.0f} s after {run.reason}")
@@ -170,32 +170,32 @@ class Walk:
     def _claim(self, key: AccountId, want: AccountUsage) -> str | None:
         if not self._budgets.claimed(key, self._live, want):
             return None
-        text = f"the budget of {title(key)} is claimed by runs under way"
+        text = f"the budget of {title(key)} is reserved by running runs"
         self._claimed[key] += 1
         if self._claimed[key] >= LOOKED_AT:
             self._closed[key] = text
         return text
 
     def _want(self, row: RunRow) -> tuple[Usage, Usage, dict[str, Any] | None]:
-        """What a run will still use, what it has used, and the forecast that says so."""
-        spent, made = spend_of(self._session, row.id), self._foresight.of(row)
-        return expected(row, spent, made), spent, made
+        """Return the run's expected use, its use so far, and the forecast behind the first."""
+        spent, forecast = spend_of(self._session, row.id), self._foresight.of(row)
+        return expected(row, spent, forecast), spent, forecast
 
     def _shortage(self, run: QueuedRun) -> Verdict | None:
-        """What is not free of that which the run needs."""
+        """Return a wait verdict if the free devices are too few."""
         if self.free.fits(run):
             return None
         return Verdict("wait", self.free.short_of(run), self.free.lacks(run))
 
     def _readiness(self, run: QueuedRun) -> Verdict:
         row = self._session.get_one(RunRow, run.id)
-        want, spent, made = self._want(row)
+        want, spent, forecast = self._want(row)
         if budget_of(row).exceeded_by(spent):
             return Verdict("stop", "budget", "the run's own budget is spent; it ends in the next round")
-        return Verdict("start", "nothing", "it starts in the next round", want, made)
+        return Verdict("start", "nothing", "it starts in the next round", want, forecast)
 
     def _note(self, run: QueuedRun, verdict: Verdict) -> None:
-        """What the verdict means for those behind."""
+        """Update the state of the walk for the runs behind this one."""
         if verdict.what == "start":
             row = self._session.get_one(RunRow, run.id)
             self.free.take(run)
@@ -211,7 +211,7 @@ class Walk:
             self._lack(run)
 
     def _lack(self, run: QueuedRun) -> None:
-        """Later ones may overtake it, unless it has waited long: then what is free is held for it."""
+        """Let later runs overtake it; after a long wait, hold the free devices for it instead."""
         self._lacking[run.owner] += 1
         if self._lacking[run.owner] >= LOOKED_AT:
             self._lines.drop(run.owner)
@@ -219,20 +219,20 @@ class Walk:
             self.free.take(run)
 
     def explain(self, run: QueuedRun) -> Verdict:
-        """Of a run that the walk has not come by, once it is over."""
+        """Return the verdict on a run that the finished walk did not reach."""
         verdict = self.decide(run)
         if verdict.what == "wait":
             return verdict
         count = max(self._lacking[run.owner], self._held[run.owner])
-        text = f"{count} runs of {run.owner} are ahead of it and wait; it is looked at when one has started"
+        text = f"{count} runs of {run.owner} are ahead of it and wait; it is considered once one has started"
         return Verdict("wait", "cpus" if self._lacking[run.owner] >= LOOKED_AT else "another run", text)
 
 
 def set_aside_text(run: QueuedRun, capacity: FreeResources) -> str:
-    """Why a run cannot start here at all."""
-    return f"{capacity.lacks(run, 'the lab has')}: it is set aside until the lab has as many"
+    """Say why a run cannot start in this lab at all."""
+    return f"{capacity.lacks(run, 'the lab has')}: it waits until the lab has that many"
 
 
 def due(run: type[RunRow], at: datetime) -> ColumnElement[bool]:
-    """A run that tries again is not looked at before its time."""
+    """Condition: the run's back-off before the next attempt is over."""
     return or_(run.not_before.is_(None), run.not_before <= at)

@@ -1,4 +1,4 @@
-"""API keys, login codes and browser sessions: one table, secrets kept as digests only."""
+"""API keys, login codes and browser sessions in one table; secrets are stored as digests only."""
 
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ from service.db.tables import KeyRow, now
 from service.schemas.runs import KeyKind, Role, Sees
 
 ROLES: tuple[Role, ...] = ("viewer", "runner", "admin")
-"""Each may do what the ones before it may."""
+"""Roles in ascending order; each may do everything that the ones before it may."""
 
 LIVES: dict[KeyKind, timedelta | None] = {
     "key": None,
@@ -26,7 +26,7 @@ PREFIX_LENGTH = 12
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks: a user in a role, by which key, until when."""
+    """User behind a request, with the role, key and expiry that apply."""
 
     owner: str
     role: Role
@@ -35,19 +35,19 @@ class Principal:
     kind: KeyKind = "key"
     expires_at: datetime | None = None
     rights_from: int | None = None
-    """The key whose rights these are: a session's own row has none."""
+    """Id of the key that grants these rights: a session's own row grants none."""
 
     @property
     def only_owner(self) -> str | None:
-        """The owner whose objects alone are shown, or None where all of the lab is."""
+        """Owner whose objects alone are shown, or None if the whole lab is."""
         return self.owner if self.sees == "own" else None
 
     def may(self, role: Role) -> bool:
-        """Whether this principal's role includes the given one."""
+        """Check whether this principal's role includes the given one."""
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def may_change(self, owner: str) -> bool:
-        """Runners change what is theirs, admins everything."""
+        """Check the right to change objects of `owner`: runners change their own, admins everything."""
         return self.role == "admin" or (self.may("runner") and self.owner == owner)
 
 
@@ -59,9 +59,10 @@ def make_key(
     days: int | None = None,
     secret: str | None = None,
 ) -> tuple[KeyRow, str]:
-    """A new key that acts as `principal`, and its secret, which is kept nowhere. 256 bits of chance.
+    """Create a key that acts as `principal`; return it with its secret of 256 random bits, which is not
+    stored.
 
-    Where the principal came by a key, its rights are looked up from there; those in the row are not read.
+    If the principal itself came from a key, later look-ups use that key's rights instead of the row's.
     """
     secret = secret or f"gl{kind[0]}_{secrets.token_urlsafe(32)}"
     life = timedelta(days=days) if days else LIVES[kind]
@@ -85,24 +86,25 @@ def _digest(secret: str) -> str:
 
 
 def find_principal(session: Session, secret: str, kinds: tuple[KeyKind, ...]) -> Principal | None:
-    """Whom a secret stands for; None where it is unknown, expired or revoked, or what it came from is.
+    """Return the principal of a secret; None if it or a key that it depends on is unknown, expired or
+    revoked.
 
-    Login codes and sessions act with the rights that their key has now, until the first of them expires.
+    Login codes and sessions act with the current rights of their key, until the first of them expires.
     """
     query = select(KeyRow).where(KeyRow.prefix == secret[:PREFIX_LENGTH])
-    # Compared in constant time, with something where there is nothing, so that all failures look alike.
+    # Compared in constant time, with a dummy if there is no row, so that all failures take equally long.
     rows = session.scalars(query).all()
-    found = [row for row in rows if hmac.compare_digest(row.digest, _digest(secret))]
+    matching = [row for row in rows if hmac.compare_digest(row.digest, _digest(secret))]
     if not rows:
         hmac.compare_digest(_digest(""), _digest(secret))
-    if not found or found[0].kind not in kinds:
+    if not matching or matching[0].kind not in kinds:
         return None
-    line = _line(session, found[0])
+    line = _line(session, matching[0])
     return _principal(line) if all(map(_is_valid, line)) else None
 
 
 def _line(session: Session, row: KeyRow) -> list[KeyRow]:
-    """A row, and from parent to parent up to the key that it acts for."""
+    """Return a row and its parents, up to the key that it acts for."""
     line = [row]
     while line[-1].parent_id is not None:
         line.append(session.get_one(KeyRow, line[-1].parent_id))
@@ -127,19 +129,21 @@ def _principal(line: list[KeyRow]) -> Principal:
 
 
 def use_is_due(session: Session, key_id: int) -> bool:
-    """Whether the last use that is noted is a minute old."""
+    """Check whether the recorded last use is at least a minute old."""
     last = session.scalar(select(KeyRow.last_used_at).where(KeyRow.id == key_id))
     return last is None or last < now() - LAST_USED_STEP
 
 
 def note_use(session: Session, key_id: int) -> None:
-    """Keep when a key was last used, to the minute."""
+    """Record that a key was used, to the minute."""
     due = KeyRow.last_used_at.is_(None) | (KeyRow.last_used_at < now() - LAST_USED_STEP)
     session.execute(update(KeyRow).where(KeyRow.id == key_id, due).values(last_used_at=now()))
 
 
 def use_login_code(session: Session, code: str) -> str | None:
-    """Trade a login code, once, for a new session's secret. None where it is not valid (any more)."""
+    """Exchange a login code, once, for the secret of a new session; None if the code is not or no longer
+    valid.
+    """
     principal = find_principal(session, code, ("login",))
     if principal is None:
         return None
@@ -155,7 +159,7 @@ def use_login_code(session: Session, code: str) -> str | None:
 
 
 def revoke(session: Session, key_id: int) -> KeyRow | None:
-    """End a key, and with it every session it opened. Twice is once."""
+    """Revoke a key and with it every session that it opened. Repeating it changes nothing."""
     row = session.get(KeyRow, key_id)
     if row is not None and row.kind == "key":
         row.revoked_at = row.revoked_at or now()
@@ -164,18 +168,18 @@ def revoke(session: Session, key_id: int) -> KeyRow | None:
 
 
 def change_rights(row: KeyRow, role: Role | None, sees: Sees | None, days: int | None) -> None:
-    """Give a key other rights or another end; None leaves what is."""
+    """Change the rights or the expiry of a key; None keeps the current value."""
     row.role, row.sees = role or row.role, sees or row.sees
     row.expires_at = now() + timedelta(days=days) if days else row.expires_at
 
 
 def list_keys(session: Session) -> list[KeyRow]:
-    """Keys of people and programs, newest first; sessions are not shown."""
+    """List keys of people and programs, newest first, without sessions."""
     query = select(KeyRow).where(KeyRow.kind == "key").order_by(KeyRow.id.desc())
     return list(session.scalars(query))
 
 
 def ensure_admin(session: Session, secret: str) -> None:
-    """Make the lab's first key known to its database; one that was revoked stays so."""
+    """Store the lab's first key in its database; if it was revoked, it stays revoked."""
     if session.scalar(select(KeyRow.id).where(KeyRow.digest == _digest(secret))) is None:
         make_key(session, Principal(owner="lab", role="admin"), secret=secret)

@@ -1,4 +1,4 @@
-"""Whether the files in storage are what was written; each kind of file has its own digest."""
+"""Verify the content of files in storage; each kind of file has its own digest."""
 
 from collections.abc import Iterator
 
@@ -12,30 +12,30 @@ from grafting_core.storage.storage import Storage
 from workers.contract import checkpoints_folder
 
 PUBLISHED = ("scions", "models", "references", "evaluations")
-"""Folders of folders with a card."""
+"""Folders whose subfolders hold a card."""
 WITH_CHECKSUM = (".chunk", ".image", ".safetensors", "progress")
-"""Ends of names of files that begin with the digest of what follows; of those without a card beside."""
+"""Endings of files, other than those described by a card, that begin with the digest of their content."""
 
 
 def folders(storage: Storage) -> list[str]:
-    """Every folder whose files can be checked."""
-    found = [f"{kind}/{key}" for kind in PUBLISHED for key in storage.names(kind)]
-    found += [f"evaluations/{key}/{part}" for key in storage.names("evaluations") for part in PARTS]
+    """List every folder whose files can be checked."""
+    result = [f"{kind}/{key}" for kind in PUBLISHED for key in storage.names(kind)]
+    result += [f"evaluations/{key}/{part}" for key in storage.names("evaluations") for part in PARTS]
     profiles = storage.names("profiles")
-    found += [f"profiles/{each}/{key}" for each in profiles for key in storage.names(f"profiles/{each}")]
-    found += [f"costs/{key}" for key in storage.names("costs")]
+    result += [f"profiles/{name}/{key}" for name in profiles for key in storage.names(f"profiles/{name}")]
+    result += [f"costs/{key}" for key in storage.names("costs")]
     runs = [checkpoints_folder(run) for run in storage.names("runs")]
-    found += [f"{folder}/{stage}" for folder in runs for stage in storage.names(folder)]
-    return [*found, "screened", "latencies"]
+    result += [f"{folder}/{stage}" for folder in runs for stage in storage.names(folder)]
+    return [*result, "screened", "latencies"]
 
 
 PARTS = ("chunks", "images")
 
 
 def damaged_files(storage: Storage, folder: str) -> Iterator[tuple[str, str]]:
-    """(path, what is wrong) of one folder of `folders`. Reads all of it, piece by piece; changes nothing.
+    """Yield (path, problem) for one folder of `folders`. Reads every file in pieces; changes nothing.
 
-    A file that is gone by the time it is read was deleted meanwhile, and is no fault.
+    A file that disappears before it is read was deleted meanwhile, which is not a problem.
     """
     names = storage.names(folder)
     if CARD in names:

@@ -1,4 +1,4 @@
-"""Who needs what: the cost of shared work shared, nothing freed that is needed."""
+"""Artifacts that runs need: the cost of shared artifacts is split, and none that is needed is deleted."""
 
 from collections.abc import Iterable
 
@@ -16,38 +16,40 @@ from service.schemas.runs import TERMINAL
 from workers.contract import StageReport
 
 WAITS = "waits for run "
-"""Begins the message of a queued run that waits for another, before that one's id."""
+"""Beginning of the message of a queued run that waits for another, before that run's id."""
 Need = tuple[str, str]
 """Folder under the storage root, and key."""
 
 
 def required_artifacts(work: Job) -> list[Need]:
-    """Everything published under a key that the work makes, or finds made."""
+    """List every artifact under a content key that the work makes or reuses."""
     if isinstance(work, FillSpec):
         return [("scions", scion.key) for scion in work.scions]
     if not isinstance(work, ExperimentSpec):
         return []
     needs = [("scions", scion.key) for scion in scions_of(work)]
     if work.fresh:
-        return needs  # it waits for nobody's model or evaluation, and nobody should wait for its own
+        return needs  # it reuses no other run's model or evaluation, and no other run waits for its own
     if not work.design.is_teacher:
         needs.append(("models", finetune_key(work)))
     return [*needs, ("evaluations", evaluation_key(work))]
 
 
 def record_needs(session: Session, run: RunRow, work: Job) -> None:
-    """Note at submission what the run will need, once a key."""
+    """Record at submission which artifacts the run will need, each key once."""
     for folder, key in dict.fromkeys(required_artifacts(work)):
         session.add(RunDependencyRow(run_id=run.id, folder=folder, key=key))
 
 
 def is_there(storage: Storage, folder: str, key: str) -> bool:
-    """Whether something is published under this key."""
+    """Check whether an artifact is published under this key."""
     return storage.exists(f"{folder}/{key}/{CARD}")
 
 
 def share_costs(session: Session, run: RunRow, report: StageReport) -> None:
-    """Charge what a stage has made in equal parts to all runs under way that need it, maker included."""
+    """Split the cost of what a stage made equally among all unfinished runs that need it, including the
+    maker.
+    """
     for key, spend in _made(report).items():
         query = (
             select(RunDependencyRow)
@@ -65,7 +67,7 @@ def share_costs(session: Session, run: RunRow, report: StageReport) -> None:
 
 
 def _made(report: StageReport) -> dict[str, Usage]:
-    """Key -> what it cost, of what this stage did not just find."""
+    """Return the cost by key of what this stage made itself, without what it reused."""
     if report.stage == "distill" or report.stop_cause != "completed":
         return dict(report.made)
     return {report.key: report.spend}
@@ -81,7 +83,7 @@ def _move(maker: RunDependencyRow, other: RunDependencyRow, spend: Usage, sharer
 
 
 def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float, float, int]]:
-    """Run -> (device-seconds, FLOPs, images) it pays for others' work, less what they pay for its own."""
+    """Sum by run what it pays for others' work less what others pay: (device-seconds, FLOPs, images)."""
     query = (
         select(
             RunDependencyRow.run_id,
@@ -98,7 +100,7 @@ def transfers(session: Session, run_ids: Iterable[str]) -> dict[str, tuple[float
 
 
 def needed_by_others(session: Session, keys: Iterable[str]) -> dict[str, str]:
-    """Key -> the first run that has not ended and needs it."""
+    """Return for each key the first unfinished run that needs it."""
     query = (
         select(RunDependencyRow.key, RunDependencyRow.run_id)
         .join(RunRow, RunRow.id == RunDependencyRow.run_id)

@@ -1,4 +1,4 @@
-"""One place for the artifacts of the lab's MLflow server, whatever location its database names."""
+"""Restrict MLflow's artifacts to one folder, whatever locations its database names."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 
 
 def fix_artifacts(folder: Path) -> None:
-    """Have MLflow, in this process, read and write artifacts below this folder alone."""
+    """Make MLflow, in this process, read and write artifacts below this folder only."""
 
-    def inside(uri: str, *given: Any, **more: Any) -> Any:
+    def inside(uri: str, *args: Any, **more: Any) -> Any:
         place = Path(local_file_uri_to_path(uri)) if uri.startswith(("/", "file:")) else None
         if place is None or not place.resolve().is_relative_to(folder.resolve()):
             raise MlflowException(f"artifacts are kept in the lab's own folder, not at {uri}", BAD_REQUEST)
-        return LocalArtifactRepository(uri, *given, **more)
+        return LocalArtifactRepository(uri, *args, **more)
 
     for scheme in registry.get_registered_artifact_repositories():
         registry.register(scheme, inside)

@@ -1,4 +1,4 @@
-"""What runs under way are making, and which queued runs wait for it."""
+"""Artifacts that running runs are making, and the queued runs that wait for them."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from service.domain.artifact_dependencies import WAITS
 from service.domain.run_lifecycle import LIVE
 
 Published = Callable[[str, str], bool]
-"""Folder and key -> whether something is published there."""
+"""(folder, key) -> whether an artifact is published there."""
 
 
 class Made(NamedTuple):
-    """One key that a run under way needs, and makes unless it is published."""
+    """One key that a running run needs, and makes unless it is published."""
 
     run_id: str
     folder: str
@@ -23,20 +23,20 @@ class Made(NamedTuple):
 
 
 class Making:
-    """Of one look at the queue; a run that starts within it is making things from then on."""
+    """Artifacts in progress during one walk of the queue; a run that starts in the walk counts as running."""
 
     def __init__(self, session: Session, published: Published) -> None:
         self._session, self._published = session, published
         self._by_key: dict[str, list[Made]] | None = None
         self._shared: dict[str, set[str]] = {}
-        """Queued run -> those of its keys that runs under way need too."""
+        """Queued run -> those of its keys that running runs need too."""
         self._started: list[str] = []
         self._known: dict[Made, bool] = {}
         self._texts: dict[frozenset[str], str | None] = {}
-        """Shared keys -> what a run that needs them waits for: many runs share the same."""
+        """Shared keys -> text of the wait; many runs share the same keys."""
 
     def prepare(self, ids: Collection[str]) -> None:
-        """Look up what these queued runs share with runs under way, all in one query."""
+        """Look up in one query which keys these queued runs share with running runs."""
         if not ids or not self._made():
             return
         under_way = select(RunRow.id).where(or_(RunRow.state.in_(LIVE), RunRow.id.in_(self._started)))
@@ -48,7 +48,7 @@ class Making:
         )
 
     def started(self, run_id: str, waiting: Collection[str]) -> None:
-        """A run starts: those of the waiting that were looked up, and share a key with it, wait for it."""
+        """Count a run as running: waiting runs that share a key with it will wait for it."""
         self._started.append(run_id)
         self._by_key = None
         self._texts = {}
@@ -65,7 +65,7 @@ class Making:
             self._shared.setdefault(run_id, set()).add(key)
 
     def wait_of(self, run_id: str) -> str | None:
-        """Why a queued run that was looked up should wait, or None where nobody makes what it needs."""
+        """Return why a prepared queued run should wait, or None if no other run makes what it needs."""
         shared = self._shared.get(run_id)
         if not shared:
             return None
@@ -77,8 +77,8 @@ class Making:
         return self._texts[keys]
 
     def _text(self, keys: Collection[str], but: str | None = None) -> str | None:
-        made = [each for key in keys for each in self._made().get(key, ()) if each.run_id != but]
-        missing = sorted(each for each in made if not self._is_there(each))
+        made = [item for key in keys for item in self._made().get(key, ()) if item.run_id != but]
+        missing = sorted(item for item in made if not self._is_there(item))
         return waiting_text(missing) if missing else None
 
     def _made(self) -> dict[str, list[Made]]:
@@ -101,7 +101,7 @@ class Making:
 
 
 def waiting_text(making: Sequence[Made]) -> str:
-    """What the first of the runs is making, in words."""
+    """Describe what the first of these runs is making."""
     first = making[0].run_id
     theirs = [made.folder for made in making if made.run_id == first]
     what = "the evaluation"

@@ -1,4 +1,4 @@
-"""An attempt's events become the run's state. A stale attempt's change nothing."""
+"""Apply the events of an attempt to the state of its run; events of an outdated attempt change nothing."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,9 @@ from workers.contract import (
 
 
 def apply_event(session: Session, settings: Settings, event: Event) -> bool:
-    """Take one event in, exactly once and in order. False where it is stale, repeated or early."""
+    """Apply one event, exactly once and in order. Returns False if it is outdated, repeated or out of
+    order.
+    """
     run = session.get(RunRow, event.run_id, with_for_update=True)
     attempt = session.get(AttemptRow, (event.run_id, event.attempt))
     if run is None or attempt is None or not _is_next(run, attempt, event):
@@ -38,7 +40,7 @@ def apply_event(session: Session, settings: Settings, event: Event) -> bool:
 
 
 def _is_next(run: RunRow, attempt: AttemptRow, event: Event) -> bool:
-    """The attempt number is the fencing token: only the current one of a live run may write."""
+    """Check the fencing token: only the current attempt of a live run may write, with the next event."""
     current = run.attempt == event.attempt and run.state in LIVE
     return current and event.seq == attempt.event_seq + 1
 
@@ -70,12 +72,12 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
 
 STOPPED: Mapping[Reason, str] = {
     "user_request": "stopped on request",
-    "budget_exhausted": "the budget is spent; what is done stays, and `graft extend` goes on from there",
+    "budget_exhausted": "the budget is spent; results are kept, and `graft extend` continues from there",
 }
 
 
 def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> None:
-    """One report a stage. What an earlier attempt of this run did is not overwritten by "reused"."""
+    """Store one report per stage; a report of "reused" does not replace that of an earlier attempt."""
     row = session.get(StageRow, (attempt.run_id, report.stage))
     if row is not None and report.stop_cause == "reused":
         return
@@ -85,7 +87,7 @@ def _keep_report(session: Session, attempt: AttemptRow, report: StageReport) -> 
 
 
 def add_spend(attempt: AttemptRow, spend: Usage) -> None:
-    """An attempt reports its total so far, never less than before."""
+    """Set the attempt's total use so far; it never decreases."""
     attempt.device_seconds = max(attempt.device_seconds, spend.device_seconds)
     attempt.flops = max(attempt.flops, spend.flops)
     attempt.training_images = max(attempt.training_images, spend.training_images)
@@ -94,14 +96,14 @@ def add_spend(attempt: AttemptRow, spend: Usage) -> None:
 def end_attempt(
     session: Session, settings: Settings, run: RunRow, attempt: AttemptRow, reason: Reason, message: str
 ) -> None:
-    """Charge the attempt; another one where the reason's policy says so, else the run has ended."""
+    """Charge the attempt, then queue another or end the run, as the reason's policy says."""
     charge_attempt(session, run, attempt, reason)
     limits = {"max_attempts": settings.max_attempts, "retry_seconds": settings.retry_seconds}
     after_attempt(session, run, reason, message, **limits)  # type: ignore[arg-type]  # an int and a float
 
 
 def _succeed(session: Session, settings: Settings, run: RunRow, attempt: AttemptRow) -> None:
-    """Done, unless its last stage is missing or a cancel was requested first."""
+    """Mark the run as succeeded, unless its last stage is missing or a cancel was requested first."""
     last = LAST_STAGES[run.experiment.kind]
     if session.get(StageRow, (run.id, last)) is None:
         text = f"the attempt ended without its {last} stage"

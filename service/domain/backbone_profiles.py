@@ -1,4 +1,4 @@
-"""Profiles of backbones, found by the digest of what was measured."""
+"""Profiles of backbones, found by the digest of the backbone."""
 
 from contextlib import suppress
 
@@ -14,8 +14,8 @@ from service.db.tables import ExperimentRow, RunRow, StageRow
 
 
 def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> BackboneProfile | None:
-    """Of the latest finished analysis of these very weights; None where there was none."""
-    # A profile lies under the digest of the analysis that asked for it, and runs are found by that.
+    """Return the profile of the latest finished analysis of exactly these weights; None if there is none."""
+    # A profile is stored under the digest of the analysis that made it, by which its run is found.
     keys = storage.names(f"profiles/{backbone_digest}")
     query = (
         select(StageRow.report)
@@ -32,13 +32,13 @@ def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> 
 
 
 def completed_card(database: Database, storage: Storage, card: BackboneCard) -> BackboneCard:
-    """With the measured locality, by which `top_local` and `low_local` rank, where the card has none."""
+    """Add the measured locality, which `top_local` and `low_local` rank by, to a card that has none."""
     if card.locality is not None:
         return card
     with database.reading() as session:
-        found = newest_profile(session, storage, card.digest)
-    if found is None:
+        profile = newest_profile(session, storage, card.digest)
+    if profile is None:
         return card
     usual = default_band(card.dims.num_tokens)
-    row = min(found.locality, key=lambda row: abs(row.band - usual))
+    row = min(profile.locality, key=lambda row: abs(row.band - usual))
     return card.model_copy(update={"locality": row.blocks, "locality_band": row.band})

@@ -1,4 +1,4 @@
-"""What of a plan is in the bank, what is on its way, what is new and what the new costs; and what may go."""
+"""Cache status of a plan's artifacts, the catalogue of scions, and garbage collection of the bank."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,32 +22,34 @@ from service.schemas.runs import Holding, KeyState
 FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
 DAY = 86_400.0
 LOOKED_AT = 250
-"""Cards that are opened for one page."""
+"""Limit of cards opened for one page."""
 
 
 def holdings(session: Session, storage: Storage, planned: ExperimentPlan) -> list[Holding]:
-    """One a stage of the plan."""
+    """Return the cache status of each stage of the plan."""
     keys = [key for stage in planned.stages for key in stage.keys.values()]
-    wanted = needed_by_others(session, keys)
-    return [_holding(planned.experiment, storage, stage, wanted) for stage in planned.stages]
+    needed_by = needed_by_others(session, keys)
+    return [_holding(planned.experiment, storage, stage, needed_by) for stage in planned.stages]
 
 
-def _holding(spec: ExperimentSpec, storage: Storage, stage: StagePlan, wanted: Mapping[str, str]) -> Holding:
-    states = {name: _state(storage, stage, key, wanted) for name, key in stage.keys.items()}
+def _holding(
+    spec: ExperimentSpec, storage: Storage, stage: StagePlan, needed_by: Mapping[str, str]
+) -> Holding:
+    states = {name: _state(storage, stage, key, needed_by) for name, key in stage.keys.items()}
     new = [name for name, state in states.items() if state == "new"]
     spend = _distil_cost(spec, new) if stage.stage == "distill" else stage.spend if new else Usage()
-    runs = {wanted[stage.keys[name]] for name, state in states.items() if state == "in_flight"}
+    runs = {needed_by[stage.keys[name]] for name, state in states.items() if state == "in_flight"}
     return Holding(stage=stage.stage, states=states, new_spend=spend, waits_for=sorted(runs))
 
 
-def _state(storage: Storage, stage: StagePlan, key: str, wanted: Mapping[str, str]) -> KeyState:
+def _state(storage: Storage, stage: StagePlan, key: str, needed_by: Mapping[str, str]) -> KeyState:
     if is_there(storage, FOLDERS[stage.stage], key):
         return "banked"
-    return "in_flight" if key in wanted else "new"
+    return "in_flight" if key in needed_by else "new"
 
 
 def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Usage:
-    """One pass over what is new."""
+    """Return the cost of distilling the new scions in one run."""
     parts = [scion.part for scion in scions_of(spec) if scion.name in names]
     images = spec.distill.steps * spec.distill.batch_size if parts else 0
     card = backbone_cards()[spec.backbone.name]
@@ -64,7 +66,11 @@ def scion_page(
     kind: str | None,
     backbone: str | None,
 ) -> ScionPage:
-    """In the order of keys. Where few of many fit, a page may be short, and even empty, and not the last."""
+    """List scions in the order of their keys.
+
+    At most LOOKED_AT cards are opened, so a filtered page may be short or even empty without being the
+    last.
+    """
     keys = [key for key in bank.names() if key > after and key.startswith(prefix)]
     cards: list[ScionCard] = []
     reached = ""
@@ -85,7 +91,7 @@ def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:
 
 
 def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
-    """A line of the list."""
+    """Return the list entry of a scion."""
     return ScionView(
         key=card.key,
         site=card.scion.name,
@@ -107,24 +113,24 @@ def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
 def clear(
     database: Database, bank: Bank, *, older_than_days: float | None, max_bytes: int | None, dry_run: bool
 ) -> Cleared:
-    """Free the scions that nobody has asked for longest: those older than asked, then down to `max_bytes`.
+    """Delete the scions that were needed longest ago: those older than the limit, then down to `max_bytes`.
 
-    What a run that has not ended needs stays. What is left of scions that never were goes as well: progress
-    of cancelled runs, divergences, damage. Age counts from the last run that asked, by the database's
-    record, else from when it was made. No lock is held while storage works: right before each scion goes it
-    is asked once more whether a run needs it by now, and one that asks a moment later has it made anew.
+    Scions that an unfinished run needs are kept. Remains of scions that were never finished are deleted
+    too: progress of cancelled runs, divergences, damage. Age counts from the last run that needed the
+    scion, else from when it was made. No lock is held during storage operations: each scion's use is
+    checked right before it is deleted, and a run that needs it a moment later makes it again.
     """
     cards, names = list(bank.cards()), bank.names()
     with database.reading() as session:
         needed = needed_by_others(session, names)
-        asked = _last_asked(session, [card.key for card in cards])
+        last_needed = _last_needed(session, [card.key for card in cards])
     free = sorted(
-        (card for card in cards if card.key not in needed), key=lambda c: asked.get(c.key, c.made_at)
+        (card for card in cards if card.key not in needed), key=lambda c: last_needed.get(c.key, c.made_at)
     )
     total = sum(card.size for card in cards)
-    chosen = list(_chosen(free, asked, total, older_than_days, max_bytes))
-    there = {card.key for card in cards}
-    remains = [key for key in names if key not in there and key not in needed]
+    chosen = list(_chosen(free, last_needed, total, older_than_days, max_bytes))
+    banked = {card.key for card in cards}
+    remains = [key for key in names if key not in banked and key not in needed]
     if dry_run:
         removed, freed = [card.key for card in chosen], sum(card.size for card in chosen)
     else:
@@ -136,13 +142,13 @@ def clear(
         removed=removed,
         bytes=freed,
         remains=len(remains),
-        kept_for_runs=len(there & needed.keys()),
+        kept_for_runs=len(banked & needed.keys()),
         dry_run=dry_run,
     )
 
 
 def _remove(database: Database, bank: Bank, key: str) -> int | None:
-    """Bytes freed; None for what a run needs by now."""
+    """Delete a scion and return the bytes freed; None if a run needs it by now."""
     with database.reading() as session:
         needed = needed_by_others(session, [key])
     return None if needed else bank.remove(key)
@@ -150,21 +156,21 @@ def _remove(database: Database, bank: Bank, key: str) -> int | None:
 
 def _chosen(
     free: Sequence[ScionCard],
-    asked: Mapping[str, float],
+    last_needed: Mapping[str, float],
     total: int,
     older_than_days: float | None,
     max_bytes: int | None,
 ) -> Iterator[ScionCard]:
     for card in free:
-        age = (time.time() - asked.get(card.key, card.made_at)) / DAY
+        age = (time.time() - last_needed.get(card.key, card.made_at)) / DAY
         too_old = older_than_days is not None and age > older_than_days
         if too_old or (max_bytes is not None and total > max_bytes):
             total -= card.size
             yield card
 
 
-def _last_asked(session: Session, keys: Sequence[str]) -> dict[str, float]:
-    """Key -> seconds since 1970 of the youngest run that needs or needed it."""
+def _last_needed(session: Session, keys: Sequence[str]) -> dict[str, float]:
+    """Return by key the creation time, in seconds since 1970, of the newest run that needs or needed it."""
     query = (
         select(RunDependencyRow.key, func.max(RunRow.created_at).label("at"))
         .join(RunRow, RunRow.id == RunDependencyRow.run_id)

@@ -1,4 +1,4 @@
-"""Accounts as people see and set them."""
+"""Limits of accounts: show and set them."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ Quota = Annotated[int, Field(ge=0, le=10**9)] | None
 
 
 class AccountLimits(Frozen):
-    """What an account may use in all, and, of a user, at a time."""
+    """Limits of an account's total use and, for a user, of its simultaneous use."""
 
     budget: Budget = Budget()
     max_queued: Quota = None
@@ -26,7 +26,7 @@ class AccountLimits(Frozen):
 
 
 def all_accounts(session: Session, owner: str | None = None) -> list[AccountView]:
-    """The lab first, then users, then studies; of one owner its own alone."""
+    """List the lab's account, then users, then studies; with `owner`, only that user's account."""
     query = select(AccountRow).order_by(AccountRow.scope, AccountRow.name)
     if owner is not None:
         query = query.where(AccountRow.scope == "user", AccountRow.name == owner)
@@ -36,26 +36,26 @@ def all_accounts(session: Session, owner: str | None = None) -> list[AccountView
     return [_view(row, live) for row in rows]
 
 
-def set_limits(session: Session, key: AccountId, given: AccountLimits) -> AccountView:
-    """Replace the limits; use is kept."""
+def set_limits(session: Session, key: AccountId, new: AccountLimits) -> AccountView:
+    """Replace the limits; the recorded use is kept."""
     open_accounts(session, [key])
     row = session.get_one(AccountRow, key, with_for_update=True)
-    row.limits = given.budget.model_dump(exclude_none=True)
-    row.max_queued, row.max_running = given.max_queued, given.max_running
-    row.max_cpus, row.max_gpus = given.max_cpus, given.max_gpus
+    row.limits = new.budget.model_dump(exclude_none=True)
+    row.max_queued, row.max_running = new.max_queued, new.max_running
+    row.max_cpus, row.max_gpus = new.max_cpus, new.max_gpus
     session.flush()
     return _view(row, live_use(session))
 
 
-def change_limits(session: Session, key: AccountId, given: AccountLimits) -> AccountView:
-    """Change the limits that are given, None to none at all; the others stay. Use is kept."""
+def change_limits(session: Session, key: AccountId, new: AccountLimits) -> AccountView:
+    """Change the limits that are set in `new`, None to remove one; other limits and the use are kept."""
     open_accounts(session, [key])
     row = session.get_one(AccountRow, key, with_for_update=True)
-    named = given.budget.model_fields_set if "budget" in given.model_fields_set else set()
-    changed = row.limits | given.budget.model_dump(include=named)
+    named = new.budget.model_fields_set if "budget" in new.model_fields_set else set()
+    changed = row.limits | new.budget.model_dump(include=named)
     row.limits = {name: limit for name, limit in changed.items() if limit is not None}
-    for name in given.model_fields_set - {"budget"}:
-        setattr(row, name, getattr(given, name))
+    for name in new.model_fields_set - {"budget"}:
+        setattr(row, name, getattr(new, name))
     session.flush()
     return _view(row, live_use(session))
 

@@ -1,4 +1,4 @@
-"""What a run will still use, and whether shared budgets have that much left."""
+"""Expected further use of a run, and whether shared budgets have that much left."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from service.domain.budgets import (
 
 
 def expected(run: RunRow, spent: Usage, forecast: Mapping[str, Any] | None = None) -> Usage:
-    """What a run will still use: by formula and forecast, never more than its own budget leaves."""
+    """Return the expected further use, by formula and forecast, at most what the run's own budget leaves."""
     forecast = forecast or run.forecast
     planned = (run.planned or {}).values()
     total = Usage(
@@ -43,34 +43,35 @@ def _left(total: Usage, spent: Usage, budget: Budget) -> Usage:
 
 
 class Budgets:
-    """Shared budgets as they were when they were first asked for; each account is read once."""
+    """Shared budgets as first read in this walk; each account is read once."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._accounts: dict[AccountId, tuple[Budget | None, AccountUsage]] = {}
 
     def prepare(self, keys: Collection[AccountId]) -> None:
-        """Read those that have not been read."""
+        """Read those accounts that have not been read."""
         missing = set(keys) - self._accounts.keys()
-        found = accounts(self._session, missing) if missing else {}
-        self._accounts |= {key: _read(found.get(key)) for key in missing}
+        rows = accounts(self._session, missing) if missing else {}
+        self._accounts |= {key: _read(rows.get(key)) for key in missing}
 
     def limits(self, key: AccountId) -> Budget | None:
-        """None where they cannot be read."""
+        """Return the account's limits; None if they cannot be read."""
         return self._accounts[key][0]
 
     def spent(self, key: AccountId) -> str | None:
-        """Why nothing more may be used, or None."""
+        """Return why nothing more may be used, or None."""
         limits, used = self._accounts[key]
         if limits is None:
-            return f"the budget of {title(key)} cannot be read; set it anew"
+            return f"the budget of {title(key)} cannot be read; set it again"
         reached = used.reached(limits)
         return f"the budget of {title(key)} is spent: {reached}" if reached else None
 
     def claimed(self, key: AccountId, live: Sequence[LiveUse], want: AccountUsage) -> bool:
-        """Whether runs under way leave too little for this.
+        """Check whether running runs leave less than `want`.
 
-        A run that wants more than is left starts when nobody else has a claim, and is cut short.
+        A run that needs more than is left starts once no other run has a reservation, and stops when the
+        budget is spent.
         """
         limits, used = self._accounts[key]
         others = commitments(key, live)

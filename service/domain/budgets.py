@@ -1,4 +1,4 @@
-"""What users, studies and the lab may use: reserved at admission, metered while running, settled after."""
+"""Budgets of users, studies and the lab: reserved at admission, metered while running, charged after."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ HALF_LIFE_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class AccountUsage:
-    """A spend, and what share of pretraining it was; shares of several backbones add up."""
+    """Amounts used, with the share of pretraining; shares of several backbones add up."""
 
     device_seconds: float = 0.0
     flops: float = 0.0
@@ -38,13 +38,15 @@ class AccountUsage:
         )
 
     def most(self, other: "AccountUsage") -> "AccountUsage":
-        """The larger of both, field by field."""
+        """Return the larger of both, field by field."""
         return AccountUsage(
             *(max(mine, theirs) for mine, theirs in zip(astuple(self), astuple(other), strict=True))
         )
 
     def reached(self, limits: Budget, beyond: bool = False) -> str | None:
-        """The first limit that this use has reached (or passed), as words; None where there is room."""
+        """Describe the first limit that this use has reached (or exceeded, with `beyond`); None if there is
+        none.
+        """
         for name in type(self).__dataclass_fields__:
             limit, used = getattr(limits, name), getattr(self, name)
             if limit is not None and (used > limit if beyond else used >= limit):
@@ -53,25 +55,28 @@ class AccountUsage:
 
 
 def usage_of(backbone: str, spend: Usage) -> AccountUsage:
-    """What a spend on this backbone comes to."""
+    """Convert the use of a run on this backbone to that of an account."""
     card = backbone_cards().get(backbone)
     share = spend.flops / card.pretraining.flops if card else 0.0
     return AccountUsage(spend.device_seconds, spend.flops, spend.training_images, share)
 
 
 def keys_of(owner: str, study: str | None) -> tuple[AccountId, ...]:
-    """The accounts that a run of this owner and study is charged to."""
+    """List the accounts that a run of this owner and study is charged to."""
     more: tuple[AccountId, ...] = (("study", study),) if study else ()
     return (LAB, ("user", owner), *more)
 
 
 def open_accounts(session: Session, keys: Iterable[AccountId]) -> dict[AccountId, int | None]:
-    """Make those that are missing, without limits. Gives how many runs each may queue; None: any number."""
-    wanted = set(keys)
-    # Columns, not rows: a row read here would hide what another transaction charges before it is locked.
-    query = select(AccountRow.scope, AccountRow.name, AccountRow.max_queued).where(_among(wanted))
+    """Create missing accounts, without limits. Returns the limit of queued runs by account; None: no
+    limit.
+    """
+    ids = set(keys)
+    # Only columns are read: a row read here would hide charges that other transactions make before it is
+    # locked.
+    query = select(AccountRow.scope, AccountRow.name, AccountRow.max_queued).where(_among(ids))
     quotas = {(scope, name): most for scope, name, most in session.execute(query)}
-    for scope, name in sorted(wanted - quotas.keys()):
+    for scope, name in sorted(ids - quotas.keys()):
         insert_if_absent(session, AccountRow, scope=scope, name=name, **_EMPTY)
     return quotas
 
@@ -88,7 +93,7 @@ _EMPTY = {
 
 
 def accounts(session: Session, keys: Iterable[AccountId]) -> dict[AccountId, AccountRow]:
-    """Those of the keys that exist."""
+    """Return those of the accounts that exist."""
     query = select(AccountRow).where(_among(keys))
     return {(row.scope, row.name): row for row in session.scalars(query)}
 
@@ -102,14 +107,14 @@ def limits_of(account: AccountRow) -> Budget:
 
 
 def settled(account: AccountRow) -> AccountUsage:
-    """What ended attempts have used."""
+    """Return the use of ended attempts."""
     return AccountUsage(
         account.device_seconds, account.flops, account.training_images, account.share_of_pretraining
     )
 
 
 def charge_attempt(session: Session, run: RunRow, attempt: AttemptRow, reason: str | None) -> None:
-    """End an attempt and charge it, once however often it is asked for."""
+    """End an attempt and charge it; repeating it changes nothing."""
     if attempt.ended_at is not None:
         return
     attempt.ended_at, attempt.reason = now(), reason
@@ -129,7 +134,7 @@ def _charge(account: AccountRow, used: AccountUsage) -> None:
 
 
 def recent_seconds(account: AccountRow | None) -> float:
-    """Device-seconds used of late: they halve every day."""
+    """Return the device-seconds used recently: past use halves every day."""
     if account is None or not account.recent_seconds:
         return 0.0
     age = max(0.0, time.time() - account.recent_at)
@@ -137,7 +142,7 @@ def recent_seconds(account: AccountRow | None) -> float:
 
 
 def budget_of(run: RunRow) -> Budget:
-    """A run's own budget as its worker meters it: extensions added, the share told in FLOPs."""
+    """Return the run's own budget as its worker meters it: extensions added, the share converted to FLOPs."""
     budget = Budget(**run.experiment.spec["budget"])
     card = backbone_cards().get(run.experiment.backbone)
     if budget.device_seconds is not None and run.extra_device_seconds:
@@ -148,7 +153,7 @@ def budget_of(run: RunRow) -> Budget:
 
 @dataclass(frozen=True)
 class LiveUse:
-    """What one live attempt has used so far, and what was set aside for it."""
+    """Use of one live attempt so far, and its reservation."""
 
     run_id: str
     keys: tuple[AccountId, ...]
@@ -157,7 +162,7 @@ class LiveUse:
 
 
 def live_use(session: Session) -> list[LiveUse]:
-    """Of every attempt under way; as many as the cluster carries at a time."""
+    """List the use of every live attempt; there are only as many as the cluster can run at a time."""
     query = (
         select(RunRow, AttemptRow)
         .join(AttemptRow, (AttemptRow.run_id == RunRow.id) & (AttemptRow.number == RunRow.attempt))
@@ -178,7 +183,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveUse:
 
 
 def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
-    """Live runs that must stop, with which shared budget is spent."""
+    """Return the live runs that must stop, with the shared budget that is spent."""
     rows = accounts(session, {key for use in live for key in use.keys})
     stops: dict[str, str] = {}
     for key, row in rows.items():
@@ -186,7 +191,7 @@ def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
         total = sum((use.spent for use in members), settled(row))
         try:
             reached = total.reached(limits_of(row))
-        except (TypeError, ValueError) as error:  # admission starts nobody on it
+        except (TypeError, ValueError) as error:  # admission starts no run on it
             say(key, f"the budget of {title(key)} cannot be read: {brief(error)}")
             continue
         if reached:
@@ -195,10 +200,10 @@ def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
 
 
 def commitments(key: AccountId, live: Sequence[LiveUse]) -> AccountUsage:
-    """What live attempts of an account have used or set aside, whichever is more."""
+    """Sum the use or the reservation, whichever is larger, of an account's live attempts."""
     return sum((use.spent.most(use.reserved) for use in live if key in use.keys), AccountUsage())
 
 
 def title(key: AccountId) -> str:
-    """`the lab`, `user ann`, `study s1`."""
+    """Name an account in messages: `the lab`, `user ann`, `study s1`."""
     return "the lab" if key == LAB else f"{key[0]} {key[1]}"

@@ -1,7 +1,6 @@
-"""Checks of the whole lab as jobs: begun at once, carried out in a thread, their progress in the database.
+"""Checks of the whole lab as jobs: a thread does the work, the database holds its progress.
 
-The thread dies with its process. A check that has not said for a while that it is alive counts as
-interrupted, whoever looks; begin another one.
+The thread ends with its process. A check without a sign of life for ALIVE_SECONDS counts as interrupted.
 """
 
 import logging
@@ -27,22 +26,22 @@ from service.schemas.runs import ViolationView
 log = logging.getLogger("graftlab.api")
 ALIVE_SECONDS = 60.0
 TOLD_SECONDS = 1.0
-"""Progress is written down no more often than this."""
+"""Least time between two writes of the progress."""
 SHOWN = 1_000
-"""Violations that are kept; a lab that has more is looked at once these are mended."""
+"""Limit of stored violations; repair these before looking for more."""
 KEPT = 50
-"""Checks that stay to be looked at."""
+"""Number of ended checks that are kept."""
 
 
 def begin(session: Session, clock: float, *, quick: bool) -> tuple[CheckRow, bool]:
-    """A new check, or the one of this kind that is under way already; whether it is new."""
+    """Return a new check, or the running one of this kind, and whether it is new."""
     mark_interrupted(session, clock)
     under_way = select(CheckRow).where(CheckRow.state == "RUNNING", CheckRow.quick.is_(quick))
-    found = session.scalars(under_way.order_by(CheckRow.id)).first()
-    if found is not None:
-        return found, False
+    running = session.scalars(under_way.order_by(CheckRow.id)).first()
+    if running is not None:
+        return running, False
     row = CheckRow(id=new_run_id(), quick=quick, state="RUNNING", violations=[])
-    row.alive_until, row.step = clock + ALIVE_SECONDS, "begins"
+    row.alive_until, row.step = clock + ALIVE_SECONDS, "starting"
     session.add(row)
     session.flush()
     _forget_old(session)
@@ -56,21 +55,21 @@ def _forget_old(session: Session) -> None:
 
 
 def mark_interrupted(session: Session, clock: float) -> None:
-    """Checks whose process has died."""
+    """Mark running checks whose process has died."""
     died = (CheckRow.state == "RUNNING") & (CheckRow.alive_until < clock)
-    message = "the process that carried it out has ended; begin another one"
+    message = "the process that ran the check has ended; start another check"
     values = {"state": "INTERRUPTED", "message": message, "ended_at": now()}
     session.execute(update(CheckRow).where(died).values(**values))
 
 
 def check_page(session: Session, clock: float, limit: int) -> CheckPage:
-    """Newest first."""
+    """List checks, newest first, without their violations."""
     rows = session.scalars(select(CheckRow).order_by(CheckRow.id.desc()).limit(limit))
     return CheckPage(checks=[check_view(row, clock).model_copy(update={"violations": []}) for row in rows])
 
 
 def check_view(row: CheckRow, clock: float) -> CheckView:
-    """One check as it is seen; one that has died is seen as interrupted before anybody has noted it."""
+    """Return the view of a check; one whose process died is shown as interrupted even before it is marked."""
     died = row.state == "RUNNING" and row.alive_until < clock
     return CheckView(
         id=row.id,
@@ -90,7 +89,7 @@ def check_view(row: CheckRow, clock: float) -> CheckView:
 
 @dataclass
 class Checking:
-    """One check being carried out."""
+    """One check while it runs."""
 
     database: Database
     storage: Storage
@@ -101,13 +100,13 @@ class Checking:
     _told: float = 0.0
 
     def start(self) -> threading.Thread:
-        """Carry it out in a thread that ends with its process."""
+        """Run the check in a thread that ends with its process."""
         thread = threading.Thread(target=self.run, name=f"check-{self.check_id}", daemon=True)
         thread.start()
         return thread
 
     def run(self) -> None:
-        """All of it; whatever goes wrong is noted on the check."""
+        """Run the whole check; an exception is recorded on the check."""
         ended = threading.Event()
         alive = threading.Thread(target=self._say_alive, args=(ended,), daemon=True)
         alive.start()
@@ -116,14 +115,14 @@ class Checking:
             self._files()
             self._end("DONE", None)
         except Exception as error:
-            log.exception("check %s has failed", self.check_id)
+            log.exception("check %s failed", self.check_id)
             self._end("FAILED", f"{type(error).__name__}: {error}"[:500])
         finally:
             ended.set()
             alive.join()
 
     def _say_alive(self, ended: threading.Event) -> None:
-        """However long one query or one file takes."""
+        """Renew the sign of life regularly, however long one query or one file takes."""
         while not ended.wait(ALIVE_SECONDS / 4):
             with suppress(SQLAlchemyError):
                 self._note()
@@ -131,7 +130,7 @@ class Checking:
     def _invariants(self) -> None:
         for number, (name, check) in enumerate(INVARIANTS.items()):
             self._tell(f"database: {name}", number, len(INVARIANTS), at_once=True)
-            # A transaction each: none stays open for as long as the whole takes.
+            # One transaction per invariant, so that none stays open for the whole check.
             with self.database.reading() as session:
                 self.database.take_time(session)
                 for run_id, text in check(session):
@@ -165,7 +164,7 @@ class Checking:
         try:
             self._note(step=step, done=done, total=total)
         except SQLAlchemyError as error:
-            log.warning("check %s cannot say how far it is: %s", self.check_id, type(error).__name__)
+            log.warning("check %s cannot record its progress: %s", self.check_id, type(error).__name__)
 
     def _end(self, state: str, message: str | None) -> None:
         found = [asdict(wrong) for wrong in self._found]
@@ -175,5 +174,5 @@ class Checking:
         with self.database.writing() as session:
             alive = self.database.clock(session) + ALIVE_SECONDS
             mine = (CheckRow.id == self.check_id) & (CheckRow.state == "RUNNING")
-            told = update(CheckRow).where(mine).values(alive_until=alive, found=self._count, **values)
-            session.execute(told)
+            renewal = update(CheckRow).where(mine).values(alive_until=alive, found=self._count, **values)
+            session.execute(renewal)

@@ -1,8 +1,8 @@
-"""Checkpoints of runs that have ended: which may go, and letting them go.
+"""Retention of checkpoints of ended runs: find the surplus ones and delete them.
 
-A retry or an extension takes up the newest intact checkpoint of each stage, so that one stays until the run
-is old. A run that succeeded is never taken up again. Nothing that is published under a content key (scions,
-models, evaluations) is ever looked at: only `runs/<run>/checkpoints` is.
+A retry or an extension resumes from the newest intact checkpoint of each stage, so that one is kept until
+the run is old. A run that succeeded is never resumed. Only `runs/<run>/checkpoints` is touched, never what
+is published under a content key (scions, models, evaluations).
 """
 
 import math
@@ -26,12 +26,12 @@ from workers.contract import BEST, best_in, checkpoints_folder
 BATCH = 500
 DAY = 86_400.0
 PruneStage = Literal["", "ended", "aged"]
-"""How far a run's checkpoints have been looked through since it ended; `aged` leaves nothing to look for."""
+"""State of a run's pruning since it ended; after `aged` there is nothing left to prune."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What stays of a run that has ended."""
+    """Checkpoints to keep of an ended run: the best one, and for how many days."""
 
     best: bool
     days: float
@@ -43,7 +43,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A run as it was looked at: what is decided holds only while it is still so."""
+    """An ended run at the time of the look-up; decisions hold only while it is unchanged."""
 
     id: str
     state: RunState
@@ -52,7 +52,7 @@ class EndedRun:
 
     @property
     def keeps_last(self) -> bool:
-        """Whether a retry could take up its newest checkpoints."""
+        """Check whether a retry could resume from its newest checkpoints."""
         return not self.aged and self.state != "SUCCEEDED"
 
     def prune_stage(self, policy: Policy) -> PruneStage:
@@ -61,7 +61,7 @@ class EndedRun:
 
 @dataclass(frozen=True)
 class Surplus:
-    """Files of one run that may go."""
+    """Checkpoint files of one run that may be deleted."""
 
     run: EndedRun
     paths: tuple[str, ...]
@@ -69,13 +69,13 @@ class Surplus:
 
 
 def ended_runs(session: Session, policy: Policy, ids: Sequence[str]) -> list[EndedRun]:
-    """Those of the runs that have ended."""
+    """Return those of the runs that have ended."""
     query = LOOKED_AT.where(RunRow.id.in_(ids), RunRow.state.in_(TERMINAL)).order_by(RunRow.id)
-    return [_seen(row, policy) for row in session.execute(query)]
+    return [_ended_run(row, policy) for row in session.execute(query)]
 
 
 def runs_to_prune(session: Session, policy: Policy, limit: int) -> list[EndedRun]:
-    """Runs that have ended, or come of age, since their checkpoints were last looked through."""
+    """Return runs that have ended, or become old, since their checkpoints were last pruned."""
     due = RunRow.checkpoints_pruned == ""
     if math.isfinite(policy.days):
         due = or_(
@@ -83,30 +83,30 @@ def runs_to_prune(session: Session, policy: Policy, limit: int) -> list[EndedRun
             (RunRow.checkpoints_pruned == "ended") & (RunRow.ended_at < now() - timedelta(days=policy.days)),
         )
     query = LOOKED_AT.where(RunRow.ended_at.is_not(None), due).order_by(RunRow.ended_at).limit(limit)
-    return [_seen(row, policy) for row in session.execute(query)]
+    return [_ended_run(row, policy) for row in session.execute(query)]
 
 
 LOOKED_AT = select(RunRow.id, RunRow.state, RunRow.last_event, RunRow.ended_at)
 
 
-def _seen(row: Any, policy: Policy) -> EndedRun:
+def _ended_run(row: Any, policy: Policy) -> EndedRun:
     age = (now() - row.ended_at).total_seconds() / DAY
     return EndedRun(row.id, row.state, row.last_event, aged=age >= policy.days)
 
 
 def left_behind(database: Database, storage: Storage, policy: Policy) -> Iterator[Surplus]:
-    """What may go of all runs that have a folder, however long ago they were looked through."""
+    """Yield the surplus of all runs that have a folder, whenever they were last pruned."""
     names = storage.names("runs")
     for start in range(0, len(names), BATCH):
         with database.reading() as session:
             runs = ended_runs(session, policy, names[start : start + BATCH])
-        yield from (found for run in runs if (found := surplus(storage, run, policy)).paths)
+        yield from (files for run in runs if (files := surplus(storage, run, policy)).paths)
 
 
 def surplus(storage: Storage, run: EndedRun, policy: Policy) -> Surplus:
-    """What may go of a run's checkpoints; reads whole files where several could be the newest intact one."""
+    """Find a run's surplus checkpoints; reads whole files if several could be the newest intact one."""
     paths = tuple(
-        path for folder in _folders(storage, run.id) for path in _spare(storage, folder, run, policy)
+        path for folder in _folders(storage, run.id) for path in _surplus_in(storage, folder, run, policy)
     )
     return Surplus(run, paths, sum(_size(storage, path) for path in paths))
 
@@ -115,14 +115,14 @@ def _size(storage: Storage, path: str) -> int:
     try:
         return storage.size(path)
     except FileNotFoundError:
-        return 0  # another one tidies up as well
+        return 0  # another process deletes too
 
 
 def _folders(storage: Storage, run_id: str) -> list[str]:
     return [f"{checkpoints_folder(run_id)}/{stage}" for stage in storage.names(checkpoints_folder(run_id))]
 
 
-def _spare(storage: Storage, folder: str, run: EndedRun, policy: Policy) -> Iterator[str]:
+def _surplus_in(storage: Storage, folder: str, run: EndedRun, policy: Policy) -> Iterator[str]:
     names, kept = storage.names(folder), set()
     if run.keeps_last:
         kept |= _newest_intact(storage, folder, names)
@@ -133,29 +133,30 @@ def _spare(storage: Storage, folder: str, run: EndedRun, policy: Policy) -> Iter
 
 
 def _newest_intact(storage: Storage, folder: str, names: Sequence[str]) -> set[str]:
-    """Its name, or the only one's whatever it is worth; none where there is none."""
-    found = [name for name in names if name.endswith(".safetensors")]
-    if len(found) < 2:
-        return set(found)
-    return {next((n for n in reversed(found) if is_intact(storage, f"{folder}/{n}")), found[-1])}
+    """Return the name of the newest intact file, or of the only file in any state; empty if there is none."""
+    checkpoints = [name for name in names if name.endswith(".safetensors")]
+    if len(checkpoints) < 2:
+        return set(checkpoints)
+    return {next((n for n in reversed(checkpoints) if is_intact(storage, f"{folder}/{n}")), checkpoints[-1])}
 
 
-def prune(database: Database, storage: Storage, spare: Surplus, policy: Policy) -> bool:
-    """Delete, and note it, unless the run was taken up since it was looked at. A repetition changes nothing.
+def prune(database: Database, storage: Storage, files: Surplus, policy: Policy) -> bool:
+    """Delete the files and record it, unless the run changed since the look-up. Returns whether it was
+    recorded.
 
-    No lock is held while storage works: before every file it is asked whether the run is still as it was. An
-    attempt that begins in between reads what is left, and writes under names of its own.
+    No lock is held during storage operations: before every file the run is checked to be unchanged. An
+    attempt that starts in between reads the remaining checkpoints and writes under its own names.
     """
-    for path in spare.paths:
-        if not _is_as_it_was(database, spare.run):
+    for path in files.paths:
+        if not _is_as_it_was(database, files.run):
             return False
         storage.delete(path)
         failpoint("retention/delete")
     with database.writing() as session:
-        run = session.get(RunRow, spare.run.id, with_for_update=True)
-        if run is None or run.state not in TERMINAL or run.last_event != spare.run.last_event:
+        run = session.get(RunRow, files.run.id, with_for_update=True)
+        if run is None or run.state not in TERMINAL or run.last_event != files.run.last_event:
             return False
-        run.checkpoints_pruned = spare.run.prune_stage(policy)
+        run.checkpoints_pruned = files.run.prune_stage(policy)
     return True
 
 
@@ -168,8 +169,8 @@ def _is_as_it_was(database: Database, run: EndedRun) -> bool:
 
 
 def note_pruned(session: Session, runs: Sequence[EndedRun], policy: Policy) -> None:
-    """Of runs without surplus checkpoints."""
+    """Record runs without surplus checkpoints as pruned."""
     for stage in ("ended", "aged"):
-        seen = [(run.id, run.last_event) for run in runs if run.prune_stage(policy) == stage]
-        still = tuple_(RunRow.id, RunRow.last_event).in_(seen)
+        unchanged = [(run.id, run.last_event) for run in runs if run.prune_stage(policy) == stage]
+        still = tuple_(RunRow.id, RunRow.last_event).in_(unchanged)
         session.execute(update(RunRow).where(still).values(checkpoints_pruned=stage))

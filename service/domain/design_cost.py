@@ -1,4 +1,4 @@
-"""What a design cost to make: all that the run used, and the full price of what it found made by others."""
+"""Cost of making a design: the run's own use, and the full price of artifacts it reused from other runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,18 +12,18 @@ from workers.contract import STAGES, StageReport
 
 
 def cost_of_making(session: Session, run: RunRow) -> Usage | None:
-    """None where the price of something that was found made is not known."""
+    """Return the cost of a run's design; None if the price of a reused artifact is not known."""
     total = sum((attempt.spend for attempt in _attempts(session, run.id)), Usage())
     for report in reports_of(session, [run.id]).get(run.id, []):
-        price = _price_of_found(session, run.id, report)
+        price = _price_of_reused(session, run.id, report)
         if price is None:
             return None
         total += price
     return total
 
 
-def _price_of_found(session: Session, run_id: str, report: StageReport) -> Usage | None:
-    """Of what a stage of the run found made by other runs; no price for what the run itself has made."""
+def _price_of_reused(session: Session, run_id: str, report: StageReport) -> Usage | None:
+    """Return the price of what a stage reused from other runs; artifacts of the run itself count nothing."""
     if report.stage == "distill":
         return sum(report.found.values(), Usage()) if len(report.found) >= len(report.made_by) else None
     total = Usage()
@@ -36,10 +36,10 @@ def _price_of_found(session: Session, run_id: str, report: StageReport) -> Usage
 
 
 def _price_of_stage(session: Session, run_id: str, stage: str) -> Usage | None:
-    """What a run used for one of its stages, over all attempts; None for a run that we do not know.
+    """Return a run's use for one of its stages, over all attempts; None if the run is unknown.
 
-    A report tells of its own attempt alone. What earlier attempts used after the stage before was done was
-    used for this stage.
+    A report covers its own attempt only. Use of earlier attempts, after the preceding stage was done,
+    belongs to this stage.
     """
     attempts = _attempts(session, run_id)
     if not attempts:
@@ -50,9 +50,9 @@ def _price_of_stage(session: Session, run_id: str, stage: str) -> Usage | None:
     first = max((row.attempt for row in before), default=1)
     last = rows[stage].attempt if stage in rows else attempts[-1].number + 1
     used = [attempt.spend for attempt in attempts if first <= attempt.number < last]
-    told = [_spend_of(row) for row in before if first <= row.attempt < last]
+    reported = [_spend_of(row) for row in before if first <= row.attempt < last]
     own = _spend_of(rows[stage]) if stage in rows else Usage()
-    return own + without(sum(used, Usage()), sum(told, Usage()))
+    return own + without(sum(used, Usage()), sum(reported, Usage()))
 
 
 def _attempts(session: Session, run_id: str) -> Sequence[AttemptRow]:
@@ -65,7 +65,7 @@ def _spend_of(row: StageRow) -> Usage:
 
 
 def without(whole: Usage, part: Usage) -> Usage:
-    """What is left of a spend, nowhere below zero."""
+    """Subtract `part` from `whole`, field by field, not below zero."""
     return Usage(
         device_seconds=max(0.0, whole.device_seconds - part.device_seconds),
         flops=max(0.0, whole.flops - part.flops),

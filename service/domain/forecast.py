@@ -1,8 +1,8 @@
-"""How long will it take? Device-seconds of new work, predicted from what this lab's own runs took.
+"""Forecast of device-seconds of new work, from the finished runs of this lab.
 
-A stage's device-seconds are its FLOPs times the lab's median of them a FLOP for that stage; starting an
-attempt takes each of its devices the time that it has taken in the middle. The interval comes from the same
-runs: how far each was from what this rule says of it.
+A stage's device-seconds are its FLOPs times the median seconds per FLOP of that stage in past runs.
+Start-up time per device is the median of past runs. The interval is the spread of actual over predicted
+seconds in the same runs.
 """
 
 import logging
@@ -23,16 +23,16 @@ from service.schemas.runs import Forecast
 say = Once(logging.getLogger("graftlab.forecast"))
 RUNS_READ = 100
 FEW = 5
-"""Below this many runs their spread says little, and the interval is taken wide."""
+"""Number of runs below which their spread says little and the interval is made wide."""
 WIDE = 2.0
 TAIL = 0.1
-"""Share of the runs left outside at either end of the interval."""
+"""Share of the runs outside the interval at either end."""
 FOLDERS = {"distill": "scions", "finetune": "models", "evaluate": "evaluations"}
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """One finished run: FLOPs and device-seconds by stage that was really carried out, and the rest."""
+    """One finished run: FLOPs and device-seconds by stage that was computed, and start-up seconds."""
 
     flops: Mapping[str, float]
     seconds: Mapping[str, float]
@@ -46,7 +46,7 @@ class PastRun:
 
 @dataclass(frozen=True)
 class Rates:
-    """Device-seconds a FLOP by stage, over all stages, and seconds to start."""
+    """Device-seconds per FLOP by stage and over all stages, and start-up seconds per device."""
 
     by_stage: Mapping[str, float]
     overall: float
@@ -61,12 +61,14 @@ class Rates:
 def forecast(
     session: Session, backbone: str, flops: Mapping[str, float], devices: int = 1
 ) -> Forecast | None:
-    """Device-seconds of work of so many FLOPs a stage, or None where the lab has finished nothing like it."""
+    """Forecast the device-seconds of work with these FLOPs by stage; None without comparable finished
+    runs.
+    """
     return predicted(history(session, backbone), flops, devices)
 
 
 def predicted(past: Sequence[PastRun], flops: Mapping[str, float], devices: int) -> Forecast | None:
-    """The forecast for so many devices that follows from what the lab has done."""
+    """Forecast the device-seconds on `devices` devices from past runs; None without any."""
     if not past:
         return None
     rates = _rates(past)
@@ -76,9 +78,10 @@ def predicted(past: Sequence[PastRun], flops: Mapping[str, float], devices: int)
 
 
 class Foresight:
-    """Forecasts of runs that nobody could make when they were submitted, of all that each may have to do.
+    """Forecasts for queued runs that had none at submission, for all the work each may have to do.
 
-    Without one a run would claim its whole budget, and the runs of a study would wait for each other.
+    Without a forecast a run would reserve its whole budget, and the runs of a study would wait for each
+    other.
     """
 
     def __init__(self, session: Session) -> None:
@@ -86,7 +89,7 @@ class Foresight:
         self._past: dict[str, list[PastRun]] = {}
 
     def of(self, run: RunRow) -> dict[str, Any] | None:
-        """The run's own where it has one; the lab's history is read once a backbone."""
+        """Return the run's forecast, or make one; the lab's history is read once per backbone."""
         if run.forecast is not None or not run.planned:
             return run.forecast
         backbone = run.experiment.backbone
@@ -98,7 +101,7 @@ class Foresight:
 
 
 def outstanding(plan: ExperimentPlan, storage: Storage) -> dict[str, float]:
-    """FLOPs of the plan's stages that are not published yet, scions counted one by one."""
+    """Return the FLOPs of the plan's stages that are not published yet, counting scions one by one."""
     return {
         stage.stage: stage.spend.flops * _missing(list(stage.keys.values()), FOLDERS[stage.stage], storage)
         for stage in plan.stages
@@ -106,12 +109,12 @@ def outstanding(plan: ExperimentPlan, storage: Storage) -> dict[str, float]:
 
 
 def _missing(keys: Sequence[str], folder: str, storage: Storage) -> float:
-    """Share of the keys under which nothing is published."""
+    """Return the share of the keys under which nothing is published."""
     return sum(not storage.exists(f"{folder}/{key}/card.json") for key in keys) / len(keys)
 
 
 def history(session: Session, backbone: str) -> list[PastRun]:
-    """The lab's latest finished grafts of a backbone."""
+    """Return the lab's latest finished grafts of a backbone."""
     runs = (
         select(RunRow.id, RunRow.workers, RunRow.gpus)
         .join(RunRow.experiment)
@@ -130,7 +133,7 @@ def history(session: Session, backbone: str) -> list[PastRun]:
 
 
 def _read_past(stages: Sequence[StageRow], used: float, devices: int) -> PastRun | None:
-    """None for a run whose reports cannot be read: it is named once, and the others tell enough."""
+    """Read a past run; None if its reports cannot be read, which is logged once."""
     try:
         return _past(stages, used, devices)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -142,7 +145,7 @@ def _read_past(stages: Sequence[StageRow], used: float, devices: int) -> PastRun
 
 
 def _attempt_seconds(session: Session, ids: Sequence[str]) -> dict[str, float]:
-    """Of runs that needed one attempt: repeated work would count as slowness."""
+    """Return device-seconds of runs that needed one attempt: repeated work would make them look slow."""
     rows = session.scalars(select(AttemptRow).where(AttemptRow.run_id.in_(ids))).all()
     repeated = {row.run_id for row in rows if row.number > 1}
     return {row.run_id: row.device_seconds for row in rows if row.run_id not in repeated}
@@ -168,7 +171,7 @@ def _rates(past: Sequence[PastRun]) -> Rates:
 
 
 def _spread(ratios: Sequence[float]) -> tuple[float, float]:
-    """Low and high quantile of actual over predicted; a factor of two either way where runs are few."""
+    """Return the low and high quantile of actual over predicted; a factor of two either way for few runs."""
     ordered = sorted(ratios)
     if len(ordered) < FEW:
         return min(1 / WIDE, ordered[0]), max(WIDE, ordered[-1])

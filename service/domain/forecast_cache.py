@@ -1,4 +1,4 @@
-"""What costs more to read than it changes: the lab's past runs, which forecasts are made from."""
+"""Cache of the lab's past runs, which forecasts are made from."""
 
 import time
 
@@ -10,15 +10,15 @@ FRESH_SECONDS = 10.0
 
 
 class ForecastCache:
-    """Of one process; a finished run enters forecasts within seconds."""
+    """Ten-second cache of past runs of one process."""
 
     def __init__(self) -> None:
         self._past: dict[str, tuple[float, list[PastRun]]] = {}
 
     def past(self, session: Session, backbone: str) -> list[PastRun]:
-        """The lab's finished grafts of a backbone, at most ten seconds old; one where there are none."""
-        until, found = self._past.get(backbone, (0.0, []))
+        """Return finished grafts of a backbone, at most ten seconds old, or one second if there are none."""
+        until, runs = self._past.get(backbone, (0.0, []))
         if until < time.monotonic():
-            found = history(session, backbone)
-            self._past[backbone] = (time.monotonic() + (FRESH_SECONDS if found else 1.0), found)
-        return found
+            runs = history(session, backbone)
+            self._past[backbone] = (time.monotonic() + (FRESH_SECONDS if runs else 1.0), runs)
+        return runs

@@ -1,4 +1,4 @@
-"""The invariants of the whole store, checked against what is really there."""
+"""Check the invariants of the whole store."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from service.domain.run_lifecycle import LIVE, MOVES
 from service.schemas.runs import TERMINAL
 
 TOLERANCE = 1e-6
-"""Of sums of the same numbers in another order."""
+"""Relative tolerance for sums of the same numbers in another order."""
 BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One invariant that does not hold; `run_id` is empty where it is not about a run."""
+    """One invariant that does not hold; `run_id` is empty if it does not concern a run."""
 
     invariant: str
     run_id: str
@@ -39,23 +39,23 @@ class Violation:
 
 
 def verify(session: Session, storage: Storage | None = None) -> list[Violation]:
-    """Everything that is wrong, by invariant; files are looked for where storage is given.
+    """Return all violations by invariant; files are checked only if storage is given.
 
     Reads the whole store once, in batches; changes nothing.
     """
-    found = [
+    violations = [
         Violation(name, run_id, text) for name, check in INVARIANTS.items() for run_id, text in check(session)
     ]
     if storage is not None:
-        found += [Violation("artifacts-exist", *wrong) for wrong in missing_artifacts(session, storage)]
-    return found
+        violations += [Violation("artifacts-exist", *wrong) for wrong in missing_artifacts(session, storage)]
+    return violations
 
 
 Wrong = Iterator[tuple[str, str]]
 
 
 def _one_live_attempt(session: Session) -> Wrong:
-    """A run under way has one open attempt, its newest; any other run has none."""
+    """A running run has one open attempt, its newest; any other run has none."""
     open_ones = (
         select(AttemptRow.run_id, func.count().label("count"), func.max(AttemptRow.number).label("newest"))
         .where(AttemptRow.ended_at.is_(None))
@@ -121,7 +121,7 @@ def _moves_allowed(session: Session) -> Wrong:
 
 
 def _reports_have_a_writer(session: Session) -> Wrong:
-    """What a stage yielded was accepted from an attempt of the run; success has its reports."""
+    """Every report comes from an attempt of its run, and every succeeded run has a report."""
     query = (
         select(StageRow.run_id, StageRow.stage, StageRow.attempt)
         .outerjoin(
@@ -131,7 +131,7 @@ def _reports_have_a_writer(session: Session) -> Wrong:
         .where(AttemptRow.run_id.is_(None))
     )
     for run_id, stage, attempt in session.execute(query):
-        yield run_id, f"has a report of {stage} from attempt {attempt}, which is none of its own"
+        yield run_id, f"has a report of {stage} from attempt {attempt}, which it does not have"
     reported = select(StageRow.run_id)
     for run_id in session.scalars(
         select(RunRow.id).where(RunRow.state == "SUCCEEDED", RunRow.id.not_in(reported))
@@ -140,17 +140,17 @@ def _reports_have_a_writer(session: Session) -> Wrong:
 
 
 def _reservations_released(session: Session) -> Wrong:
-    """Only runs under way hold a claim on shared budgets."""
+    """Only running runs hold a reservation of shared budgets."""
     claims = (RunRow.reserved_device_seconds, RunRow.reserved_flops, RunRow.reserved_images)
     query = select(RunRow.id, RunRow.state).where(
         RunRow.state.not_in(LIVE), or_(*(column != 0 for column in claims))
     )
     for run_id, state in session.execute(query):
-        yield run_id, f"is {state} and still claims a budget"
+        yield run_id, f"is {state} and still reserves a budget"
 
 
 def _charged_once(session: Session) -> Wrong:
-    """Every account holds the sum of the ended attempts charged to it."""
+    """Every account equals the sum of the ended attempts charged to it."""
     totals: dict[AccountId, AccountUsage] = {}
     query = (
         select(AttemptRow, RunRow.owner, RunRow.study, ExperimentRow.backbone)
@@ -179,16 +179,16 @@ def _close(one: AccountUsage, two: AccountUsage) -> bool:
 
 
 def _spend_not_negative(session: Session) -> Wrong:
-    """No attempt has used less than nothing."""
+    """No attempt has used a negative amount."""
     query = select(AttemptRow.run_id, AttemptRow.number).where(
         or_(AttemptRow.device_seconds < 0, AttemptRow.flops < 0, AttemptRow.event_seq < 0)
     )
     for run_id, number in session.execute(query):
-        yield run_id, f"attempt {number} has used less than nothing"
+        yield run_id, f"attempt {number} has used a negative amount"
 
 
 def _pruned_before_the_end(session: Session) -> Wrong:
-    """Only runs that have ended have let checkpoints go."""
+    """Only ended runs have had checkpoints deleted."""
     query = select(RunRow.id, RunRow.state).where(
         RunRow.state.not_in(TERMINAL), RunRow.checkpoints_pruned != ""
     )
@@ -197,31 +197,31 @@ def _pruned_before_the_end(session: Session) -> Wrong:
 
 
 def _tracking_behind(session: Session) -> Wrong:
-    """What was projected is at most what happened."""
+    """The projection to MLflow is not ahead of the events."""
     query = select(RunRow.id, RunRow.mlflow_event, RunRow.last_event).where(
         RunRow.mlflow_event > RunRow.last_event
     )
-    for run_id, told, last in session.execute(query):
-        yield run_id, f"was projected to event {told} of {last}"
+    for run_id, projected, last in session.execute(query):
+        yield run_id, f"was projected to event {projected} of {last}"
 
 
 def _deliveries_tell_of_ends(session: Session) -> Wrong:
-    """What webhooks are told of a run is an end it has really come to."""
-    told = and_(EventRow.run_id == DeliveryRow.subject, EventRow.seq == DeliveryRow.number)
+    """Every webhook message about a run reports an end that the run reached."""
+    announced = and_(EventRow.run_id == DeliveryRow.subject, EventRow.seq == DeliveryRow.number)
     query = (
         select(DeliveryRow.subject, DeliveryRow.type, DeliveryRow.number, EventRow.body)
-        .outerjoin(EventRow, and_(told, EventRow.kind == "state"))
+        .outerjoin(EventRow, and_(announced, EventRow.kind == "state"))
         .where(DeliveryRow.type.like("run.%"))
         .execution_options(yield_per=BATCH)
     )
     for run_id, type_, number, body in session.execute(query):
         state = (body or {}).get("state")
         if state not in TERMINAL or type_ != f"run.{state.lower()}":
-            yield run_id, f"webhooks are told of {type_}, but its event {number} says {state or 'no state'}"
+            yield run_id, f"a delivery announces {type_}, but its event {number} says {state or 'no state'}"
 
 
 def _deliveries_counted(session: Session) -> Wrong:
-    """What has arrived was answered well, and what waits has not ended."""
+    """Delivered messages have a 2xx status, and pending ones have not ended."""
     arrived = and_(DeliveryRow.state == "DELIVERED", DeliveryRow.status.between(200, 299))
     waits = and_(DeliveryRow.state == "PENDING", DeliveryRow.ended_at.is_(None))
     right = or_(arrived, waits, DeliveryRow.state == "FAILED")
@@ -247,9 +247,9 @@ INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
 
 
 def missing_artifacts(session: Session, storage: Storage) -> Wrong:
-    """Files that the reports name are there."""
+    """Files that the reports name exist."""
     query = select(StageRow.run_id, StageRow.stage, StageRow.report).execution_options(yield_per=BATCH)
     for run_id, stage, report in session.execute(query):
         for name, path in report["artifacts"].items():
             if not storage.exists(path):
-                yield run_id, f"{stage} names {name} at {path}, where nothing is"
+                yield run_id, f"{stage} names {name} at {path}, which does not exist"

@@ -1,4 +1,4 @@
-"""The latency table: rows that a run has found or measured, and a finished network's own clock beside it."""
+"""Table of operator latencies from runs, and the measured latency of finished networks."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ ROOT = row_path("").rpartition("/")[0]
 
 
 def latency_rows(session: Session, storage: Storage, run: RunRow) -> list[PartLatency]:
-    """What a finished run of this kind reports, without rows that cannot be read."""
+    """Return the rows that a finished measurement run reports, without unreadable ones."""
     stage = session.get(StageRow, (run.id, "measure"))
     paths = stage.report["artifacts"].values() if stage is not None else ()
     rows = [read_with_digest(storage, path, PartLatency) for path in paths]
@@ -26,7 +26,7 @@ def latency_rows(session: Session, storage: Storage, run: RunRow) -> list[PartLa
 
 
 def latency_table(storage: Storage, kind: str | None = None, tokens: int | None = None) -> LatencyTable:
-    """Every row there is, by device, sizes and place, of one kind or number of tokens where given."""
+    """Return all rows, ordered by device, sizes and place, filtered by kind and tokens if given."""
     rows = [row for row in _all(storage) if _matches(row, kind, tokens)]
     return LatencyTable(rows=sorted(rows, key=_order))
 
@@ -49,19 +49,19 @@ def _order(row: PartLatency) -> tuple[object, ...]:
 
 
 def clocked(spec: StudySpec, cost: Mapping[str, Any] | None) -> Latency | None:
-    """A finished network's forward against the backbone's, as the evaluation timed it in the table's batch.
+    """Return the measured latency of a finished network at the table's batch size.
 
-    None where the study has no table, or the evaluation ran on other hardware.
+    None if the study has no table, or the evaluation ran on other hardware.
     """
     if not cost or not spec.latencies:
         return None
     measured = parsed(MeasuredCost, dict(cost))
     if measured.hardware != spec.latencies[0].hardware:
         return None
-    return next((each for each in measured.latencies if each.batch == spec.evaluate.micro_batch), None)
+    return next((row for row in measured.latencies if row.batch == spec.evaluate.micro_batch), None)
 
 
 def keeps_limit(spec: StudySpec, ratio: float | None) -> bool | None:
-    """Whether a measured ratio keeps the study's limit on latency; None where there is none, or no ratio."""
+    """Check a measured ratio against the study's latency limit; None if there is no limit or no ratio."""
     bound = next((limit.at_most for limit in spec.limits if limit.cost == "latency"), None)
     return None if bound is None or ratio is None else ratio <= bound

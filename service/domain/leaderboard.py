@@ -1,4 +1,4 @@
-"""Finished runs, ranked among those measured in the very same way."""
+"""Ranking of finished runs that were evaluated under the same protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from service.schemas.runs import FirstMade, Leaderboard, LeaderboardGroup, Leade
 
 PAGE = 100
 GROUPS = 10
-"""Groups that one answer holds, those of most runs; the others are asked for by their protocol."""
+"""Number of groups in one answer, the largest ones; other groups are requested by their protocol."""
 
 
 class BadCursor(ValueError):
-    """Not a place in the ranking that we gave out."""
+    """The cursor is not a run of this ranking."""
 
 
 def leaderboard(
@@ -37,8 +37,10 @@ def leaderboard(
     after: str | None = None,
     limit: int = PAGE,
 ) -> Leaderboard:
-    """The best of the largest groups, groups by protocol digest; an experiment that ran twice counts once, by
-    its latest run. With `protocol`, that group alone, from the run id `after` on. Raises BadCursor.
+    """Return the best runs of the largest groups, grouped by protocol digest.
+
+    An experiment that ran several times counts once, with its latest run. `protocol` selects one group,
+    from the run id `after` on. Raises BadCursor.
     """
     ranked = _ranked(owner)
     if protocol is not None:
@@ -81,46 +83,50 @@ def _group(
     limit: int,
     owner: str | None,
 ) -> LeaderboardGroup:
-    query = (
-        select(LeaderboardEntryRow)
-        .where(*ranked)
-        .order_by(LeaderboardEntryRow.value, LeaderboardEntryRow.run_id)
-    )
-    start = 0 if after is None else _place(session, ranked, after)
-    if after is not None:
-        query = query.where(_behind(session.get_one(LeaderboardEntryRow, after)))
-    rows = session.scalars(query.limit(limit + 1)).all()
+    start, rows = _page(session, ranked, after, limit + 1)
     shown = rows[:limit]
-    # Not kept beside the value: what a run pays changes when another shares its work.
-    spends = spends_of(session, [row.run_id for row in shown])
     first = shown[0] if shown else session.scalars(select(LeaderboardEntryRow).where(*ranked).limit(1)).one()
     subject, protocol = judged_by(session, first.run_id)
     fingerprint = own_fingerprint(subject, protocol)
-    card = backbone_cards().get(first.backbone)
-    teacher = Teacher.of(
-        _teacher(session, ranked), card if card and card.digest == subject else None, protocol
-    )
+    teacher = _teacher(session, ranked, first.backbone, subject, protocol)
+    # Not stored in the entry: what a run pays changes when another run shares its work.
+    spends = spends_of(session, [row.run_id for row in shown])
+    ranked_rows = [
+        _row(rank, row, spends.get(row.run_id, Usage()), teacher, owner)
+        for rank, row in enumerate(shown, start + 1)
+    ]
     return LeaderboardGroup(
         backbone=first.backbone,
         protocol_digest=first.protocol_digest,
         protocol=protocol,
-        # Of runs that an older version of the arithmetic has judged, the digest alone is left.
+        # Of runs that an older version of the arithmetic has evaluated, only the digest is known.
         fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
         total=total,
-        rows=with_ties(
-            session,
-            [
-                _row(start + index, row, spends.get(row.run_id, Usage()), teacher, owner)
-                for index, row in enumerate(shown, 1)
-            ],
-        ),
+        rows=with_ties(session, ranked_rows),
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
 
 
+def _page(
+    session: Session, ranked: Sequence[ColumnElement[bool]], after: str | None, count: int
+) -> tuple[int, Sequence[LeaderboardEntryRow]]:
+    """Return the next rows after the run `after`, and the rank of that run (0 for the first page)."""
+    query = (
+        select(LeaderboardEntryRow)
+        .where(*ranked)
+        .order_by(LeaderboardEntryRow.value, LeaderboardEntryRow.run_id)
+        .limit(count)
+    )
+    if after is None:
+        return 0, session.scalars(query).all()
+    start = _place(session, ranked, after)
+    behind = query.where(_behind(session.get_one(LeaderboardEntryRow, after)))
+    return start, session.scalars(behind).all()
+
+
 def judged_by(session: Session, run_id: str) -> tuple[str, EvaluationProtocol]:
-    """Digest of the backbone and the protocol of a graft; the rest of its document is left alone."""
+    """Return the backbone's digest and the protocol of a graft; the rest of its document is not parsed."""
     spec = ExperimentRow.spec
     query = select(spec["design"]["backbone"]["digest"].as_string(), spec["evaluate"])
     subject, protocol = session.execute(query.join(RunRow).where(RunRow.id == run_id)).one()
@@ -128,12 +134,12 @@ def judged_by(session: Session, run_id: str) -> tuple[str, EvaluationProtocol]:
 
 
 def _behind(row: LeaderboardEntryRow) -> ColumnElement[bool]:
-    """Ranked after this one."""
+    """Condition: ranked after this row."""
     return tuple_(LeaderboardEntryRow.value, LeaderboardEntryRow.run_id) > tuple_(row.value, row.run_id)
 
 
 def _place(session: Session, ranked: Sequence[ColumnElement[bool]], run_id: str) -> int:
-    """Rank of a run in its group. Raises BadCursor where it has none."""
+    """Return the rank of a run in its group. Raises BadCursor if it has none."""
     row = session.scalars(
         select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.run_id == run_id)
     ).first()
@@ -146,14 +152,11 @@ def _place(session: Session, ranked: Sequence[ColumnElement[bool]], run_id: str)
     return int(total or 0) - int(behind or 0)
 
 
-def _teacher(session: Session, ranked: Sequence[ColumnElement[bool]]) -> LeaderboardEntryRow | None:
-    query = select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.is_teacher.is_(True))
-    return session.scalars(query.order_by(LeaderboardEntryRow.value).limit(1)).first()
-
-
 @dataclass(frozen=True)
 class Teacher:
-    """What rows are compared with: quality must have been measured, size and FLOPs are arithmetic."""
+    """Figures of the teacher that rows are compared with; quality must be measured, size and FLOPs are
+    computed.
+    """
 
     value: float | None
     num_params: int | None
@@ -163,12 +166,26 @@ class Teacher:
     def of(
         cls, row: LeaderboardEntryRow | None, card: BackboneCard | None, protocol: EvaluationProtocol
     ) -> "Teacher":
-        """The measured teacher, else what its card says; None for each that neither tells."""
+        """Return the measured teacher, else the values of its card; a value that is unknown is None."""
         if row is not None:
             return cls(row.value, row.num_params, row.flops_per_image)
         if card is None:
             return cls(None, None, None)
         return cls(None, card.num_params, image_flops(protocol, card, card.forward_flops()))
+
+
+def _teacher(
+    session: Session,
+    ranked: Sequence[ColumnElement[bool]],
+    backbone: str,
+    subject: str,
+    protocol: EvaluationProtocol,
+) -> Teacher:
+    """Return the group's teacher; `subject` is the digest of the backbone that was evaluated."""
+    query = select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.is_teacher.is_(True))
+    row = session.scalars(query.order_by(LeaderboardEntryRow.value).limit(1)).first()
+    card = backbone_cards().get(backbone)
+    return Teacher.of(row, card if card and card.digest == subject else None, protocol)
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""What the leaderboard ranks by, written once when a run succeeds, so that ranking reads no documents."""
+"""Leaderboard entries, written once when a run succeeds, so that ranking parses no documents."""
 
 import json
 
@@ -13,7 +13,7 @@ from workers.contract import StageReport
 
 
 def upsert_entry(session: Session, run: RunRow) -> None:
-    """Give a succeeded graft its place; an earlier run of the same experiment gives up its own."""
+    """Add a succeeded graft to the leaderboard; it replaces an earlier run of the same experiment."""
     experiment = run.experiment
     stage = session.get(StageRow, (run.id, "evaluate"))
     if experiment.kind != "graft" or stage is None:
@@ -35,7 +35,7 @@ def upsert_entry(session: Session, run: RunRow) -> None:
 
 
 def retire_previous(session: Session, digest: str) -> LeaderboardEntryRow | None:
-    """Take the current place of an experiment from the run that has it."""
+    """Mark the current entry of an experiment as replaced, and return it."""
     query = select(LeaderboardEntryRow).where(
         LeaderboardEntryRow.digest == digest, LeaderboardEntryRow.is_current.is_(True)
     )
@@ -48,7 +48,7 @@ def retire_previous(session: Session, digest: str) -> LeaderboardEntryRow | None
 def _credit(
     session: Session, row: LeaderboardEntryRow, run: RunRow, earlier: LeaderboardEntryRow | None
 ) -> None:
-    """Note who made the design first and what that cost: a later run does not change it."""
+    """Record who made the design first and at what cost; later runs keep that record."""
     if earlier is None:
         row.first_run_id, row.first_owner, row.first_at = run.id, run.owner, run.ended_at
     else:
@@ -61,7 +61,7 @@ def _credit(
 
 
 def cost_known(row: LeaderboardEntryRow | None) -> Usage | None:
-    """What making a design has cost, where its row says so."""
+    """Return the recorded cost of making a design, or None."""
     if row is None or row.made_device_seconds is None or row.made_flops is None:
         return None
     return Usage(

@@ -1,4 +1,4 @@
-"""The queue as people see it: who is next, what each run waits for, and when it should start."""
+"""Explain the queue to people: order, what each run waits for, and its expected start."""
 
 import heapq
 from collections import deque
@@ -18,7 +18,7 @@ from service.domain.run_queries import spends_of
 from service.schemas.runs import QueueEntry, QueueView
 
 FOLLOWED = 300
-"""Places up to which the turns of all owners are followed; further behind, priority and age say enough."""
+"""Number of places for which the fair order is computed; further behind, priority and age decide."""
 
 
 def queue_view(
@@ -31,29 +31,19 @@ def queue_view(
     published: Published = lambda folder, key: False,
     hold_line_seconds: float = 600.0,
 ) -> QueueView:
-    """The first `limit` runs, or the one asked for, in the order in which they start if nothing overtakes.
+    """Return the first `limit` queued runs, or the run `only`, in the order in which they should start.
 
-    Those that cannot start here at all come last. What each lacks is what admission finds, which has to be
-    told by the same `published` and `hold_line_seconds`. Of one that is far behind the place is told by
-    priority and age, what it lacks as if it were its turn behind the first FOLLOWED, and no start.
+    Runs that cannot start in this lab at all come last. `published` and `hold_line_seconds` must be those of
+    admission, so that the verdicts agree with it. A run behind the first FOLLOWED gets its place by priority
+    and age, the verdict that it would get behind those, and no expected start.
     """
     capacity, free = FreeResources(cpus, gpus), room(session, cpus, gpus)
-    order = _as_far_as(session, capacity, limit, only)
-    shown = [(index, run) for index, run in enumerate(order) if only is None or run.id == only][:limit]
+    order, shown = _shown(session, capacity, limit, only)
     starts = _starts(
         session, [run for run in order if capacity.fits(run)], FreeResources(free.cpus, free.gpus)
     )
-    if only is not None and not shown:
-        order, shown, starts = [], _far_behind(session, only), []
-    walk = Walk(session, capacity, hold_line_seconds, published)
-    ids = {run.id for _, run in shown if capacity.fits(run)}
-    verdicts = _verdicts(islice(walk.steps(), FOLLOWED), ids)
-    walk.prepare([run for _, run in shown])
+    verdicts = _explained(Walk(session, capacity, hold_line_seconds, published), [run for _, run in shown])
     names = _names(session, [run.id for _, run in shown])
-    entries = [
-        _entry(run, index, _ahead(order, index), verdicts.get(run.id) or walk.explain(run), names, starts)
-        for index, run in shown
-    ]
     queued = select(func.count()).select_from(RunRow).where(RunRow.state == "QUEUED")
     return QueueView(
         cpus=cpus,
@@ -61,27 +51,50 @@ def queue_view(
         gpus=gpus,
         free_gpus=max(0, free.gpus),
         queued=session.scalar(queued) or 0,
-        entries=entries,
+        entries=[
+            _entry(run, index, _ahead(order, index), verdicts[run.id], names, starts) for index, run in shown
+        ],
     )
 
 
+def _shown(
+    session: Session, capacity: FreeResources, limit: int, only: str | None
+) -> tuple[list[QueuedRun], list[tuple[int, QueuedRun]]]:
+    """Return the beginning of the queue (empty for a run far behind), and the runs to show with places."""
+    order = _as_far_as(session, capacity, limit, only)
+    shown = [(index, run) for index, run in enumerate(order) if only is None or run.id == only][:limit]
+    if only is not None and not shown:
+        return [], _far_behind(session, only)
+    return order, shown
+
+
+def _explained(walk: Walk, runs: Sequence[QueuedRun]) -> dict[str, Verdict]:
+    """Return the verdict on each run, from the walk where it reaches the run."""
+    ids = {run.id for run in runs if walk.capacity.fits(run)}
+    verdicts = _verdicts(islice(walk.steps(), FOLLOWED), ids)
+    walk.prepare(runs)
+    return {run.id: verdicts.get(run.id) or walk.explain(run) for run in runs}
+
+
 def _verdicts(steps: Iterator[tuple[QueuedRun, Verdict]], ids: set[str]) -> dict[str, Verdict]:
-    """What the walk finds of these runs; it ends with the last of them, since nothing later changes it."""
-    found: dict[str, Verdict] = {}
-    while ids - found.keys() and (step := next(steps, None)) is not None:
+    """Return the walk's verdicts on these runs; it ends with the last of them, as nothing later changes
+    it.
+    """
+    verdicts: dict[str, Verdict] = {}
+    while ids - verdicts.keys() and (step := next(steps, None)) is not None:
         run, verdict = step
         if run.id in ids:
-            found[run.id] = verdict
-    return found
+            verdicts[run.id] = verdict
+    return verdicts
 
 
 def _as_far_as(session: Session, capacity: FreeResources, limit: int, only: str | None) -> list[QueuedRun]:
-    """The beginning of the queue that a view needs: its first runs, or all up to the one asked for."""
+    """Return the beginning of the queue: its first `limit` runs, or all up to the run `only`."""
     owners = session.scalars(OWNERS).all()
     ahead = in_order(session, shares(session, capacity.cpus, capacity.gpus, owners))
     if only is None:
         able = list(islice(ahead, limit))
-        return able + _set_aside(session, capacity, limit - len(able))
+        return able + _never_fitting(session, capacity, limit - len(able))
     order: list[QueuedRun] = []
     for run in islice(ahead, FOLLOWED):
         order.append(run)
@@ -90,8 +103,8 @@ def _as_far_as(session: Session, capacity: FreeResources, limit: int, only: str 
     return order
 
 
-def _set_aside(session: Session, capacity: FreeResources, count: int) -> list[QueuedRun]:
-    """Some of the runs that cannot start here at all."""
+def _never_fitting(session: Session, capacity: FreeResources, count: int) -> list[QueuedRun]:
+    """Return up to `count` of the runs that cannot start in this lab at all."""
     beyond = (RunRow.cpus > capacity.cpus) | (RunRow.gpus > capacity.gpus)
     query = select(*COLUMNS).where(RunRow.state == "QUEUED", beyond)
     query = query.order_by(RunRow.owner, RunRow.precedence, RunRow.id).limit(count)
@@ -99,7 +112,7 @@ def _set_aside(session: Session, capacity: FreeResources, count: int) -> list[Qu
 
 
 def _far_behind(session: Session, run_id: str) -> list[tuple[int, QueuedRun]]:
-    """A waiting run with how many are ahead of it by priority and age; nothing where it does not wait."""
+    """Return a queued run with the number of runs ahead by priority and age; empty if it is not queued."""
     row = session.execute(select(*COLUMNS).where(RunRow.id == run_id, RunRow.state == "QUEUED")).first()
     if row is None:
         return []
@@ -111,7 +124,7 @@ def _far_behind(session: Session, run_id: str) -> list[tuple[int, QueuedRun]]:
 
 
 def _ahead(order: Sequence[QueuedRun], index: int) -> list[str]:
-    """The three runs before it, nearest first."""
+    """Return the ids of the three runs before it, nearest first."""
     return [run.id for run in reversed(order[max(0, index - 3) : index])]
 
 
@@ -142,7 +155,7 @@ def _entry(
 
 
 def _starts(session: Session, order: Sequence[QueuedRun], free: FreeResources) -> list[float | None]:
-    """Seconds from now, by letting the queue run dry in order; None from where durations are unknown."""
+    """Simulate the queue: seconds until each run starts, None from where durations are unknown."""
     live = _live(session)
     spends = spends_of(session, [run.id for run in live])
     ends = [(_left(run, spends.get(run.id, Usage())), run.cpus, run.gpus) for run in live]

@@ -1,7 +1,7 @@
-"""The order of the queue: priority first, then whose turn it is, then age.
+"""Order of the queue: priority first, then the owner's fair share, then age.
 
-Priorities are never inverted: age decides among equals, and lets a run that has waited long hold back
-smaller ones of its own and lower priorities, so that a gang is not overtaken for ever.
+Priorities are never inverted: age decides among equals. A run that has waited long holds back smaller runs
+of its own and lower priorities, so that a large run is not overtaken forever.
 """
 
 import heapq
@@ -26,46 +26,50 @@ OWNERS = text(
     "FROM waiting WHERE waiting.owner IS NOT NULL) "
     "SELECT owner FROM waiting WHERE owner IS NOT NULL"
 )
-"""Steps through the index from one owner to the next, however many runs each has waiting."""
+"""Query that steps through the index from owner to owner, whatever the number of runs of each."""
 PIECE = 8
-"""Runs of each owner that are read first, all owners' in one query; then twice as many of one each time."""
+"""Number of runs read of each owner at first, all owners in one query; it doubles with every further read."""
 
 
 @dataclass
 class FreeResources:
-    """Devices that nobody has."""
+    """Free devices of the cluster."""
 
     cpus: int
     gpus: int
 
     def fits(self, run: "QueuedRun") -> bool:
-        """A gang starts whole or not at all."""
+        """Check whether all workers of the run fit at once."""
         return run.cpus <= self.cpus and (not run.gpus or run.gpus <= self.gpus)
 
     def fitting(self, run: type[RunRow]) -> list[ColumnElement[bool]]:
-        """The same as a condition on the table, or on an alias of it."""
+        """Return `fits` as conditions on the table, or on an alias of it."""
         return [run.cpus <= self.cpus, run.gpus <= self.gpus]
 
     def take(self, run: "QueuedRun") -> None:
-        """Also to hold devices free for a run that waits: what it lacks goes below zero."""
+        """Subtract a run's devices; also used to hold devices for a waiting run, so values may become
+        negative.
+        """
         self.cpus, self.gpus = self.cpus - run.cpus, self.gpus - run.gpus
 
     def short_of(self, run: "QueuedRun") -> Literal["cpus", "gpus"]:
-        """The first kind that is short."""
+        """Return the first kind of device of which there are too few."""
         return "gpus" if run.gpus > max(0, self.gpus) else "cpus"
 
     def lacks(self, run: "QueuedRun", there: str = "") -> str:
-        """Of the first kind that is short: `it asks for 4 CPUs and 2 are free`, or and what `there` says."""
-        asked, kind, left = (run.gpus, "GPUs", self.gpus)
+        """Describe the shortage, such as `it asks for 4 CPUs and 2 are free`; `there` replaces the word
+        `free`.
+        """
+        needed, kind, left = (run.gpus, "GPUs", self.gpus)
         if self.short_of(run) == "cpus":
-            asked, kind, left = run.cpus, "CPUs", self.cpus
+            needed, kind, left = run.cpus, "CPUs", self.cpus
         left = max(0, left)
-        return f"it asks for {asked} {kind} and {f'{there} {left}' if there else f'{left} are free'}"
+        return f"it asks for {needed} {kind} and {f'{there} {left}' if there else f'{left} are free'}"
 
 
 @dataclass(frozen=True)
 class QueuedRun:
-    """What the queue knows of a run."""
+    """Columns of a run that the queue needs."""
 
     id: str
     owner: str
@@ -82,13 +86,13 @@ class QueuedRun:
 
     @property
     def seconds(self) -> float | None:
-        """Wall-clock that it is expected to take, or None where nobody knows."""
+        """Expected wall-clock duration, or None if unknown."""
         seconds = self.forecast.get("device_seconds") if isinstance(self.forecast, dict) else None
         return seconds / self.devices if isinstance(seconds, int | float) else None
 
     @property
     def devices(self) -> int:
-        """What its device-seconds count: all its GPUs, or its workers where they have none."""
+        """Devices that its device-seconds count: all its GPUs, or its workers if they have no GPU."""
         return max(self.workers, self.gpus)
 
     @property
@@ -103,7 +107,7 @@ COLUMNS = tuple(getattr(RunRow, name) for name in QueuedRun.__dataclass_fields__
 
 
 def waiting(session: Session) -> dict[str, deque[QueuedRun]]:
-    """All, by owner, in the order each would have them started."""
+    """Return all queued runs by owner, in the order in which each owner's would start."""
     query = select(*COLUMNS).where(RunRow.state == "QUEUED")
     lines: dict[str, deque[QueuedRun]] = {}
     for row in session.execute(query.order_by(RunRow.owner, RunRow.precedence, RunRow.id)):
@@ -112,14 +116,14 @@ def waiting(session: Session) -> dict[str, deque[QueuedRun]]:
 
 
 Fulfils = Callable[[type[RunRow]], Sequence[ColumnElement[bool]]]
-"""Conditions on a run, as columns of the table or of an alias of it."""
+"""Maps the table, or an alias of it, to conditions on its runs."""
 
 
 def first_of_each_owner(session: Session, size: int, fulfils: Fulfils) -> dict[str, deque[QueuedRun]]:
-    """The first `size` waiting runs of every owner that fulfil the conditions, in order.
+    """Return the first `size` queued runs of every owner that fulfil the conditions, in order.
 
-    One query, which steps through the index from each run to the next of its owner: it reads what it
-    returns, however many wait behind.
+    One query steps through the index from each run to the next of its owner, so its cost does not depend on
+    the length of the queue.
     """
     owners = OWNERS.columns(RunRow.owner).cte("owners")
     head, before, after = aliased(RunRow), aliased(RunRow), aliased(RunRow)
@@ -147,7 +151,7 @@ def _first(run: type[RunRow], fulfils: Fulfils) -> Select[str]:
 
 @dataclass
 class FairShares:
-    """What each user has of the cluster now; ties go to who has used least of late."""
+    """Current share of the cluster by user; ties go to the user with the least recent use."""
 
     cpus: int
     gpus: int
@@ -156,7 +160,7 @@ class FairShares:
     accounts: Mapping[AccountId, AccountRow] = field(default_factory=dict)
 
     def add(self, run: QueuedRun) -> None:
-        """Dominant share: of whichever kind of device the user has more of."""
+        """Add a run; a user's share is the larger of the shares of CPUs and GPUs (dominant share)."""
         count = self.counts.setdefault(run.owner, [0, 0, 0])
         for index, amount in enumerate((1, run.cpus, run.gpus)):
             count[index] += amount
@@ -166,7 +170,7 @@ class FairShares:
         return self.running.get(owner, 0.0), recent_seconds(self.accounts.get(("user", owner)))
 
     def left(self, owner: str) -> list[tuple[Any, int]] | None:
-        """Column of a run -> the most that quotas leave its owner; None where they leave no run at all."""
+        """Return what the quotas leave the owner by column of a run; None if they leave no run at all."""
         account = self.accounts.get(("user", owner))
         if account is None:
             return []
@@ -177,48 +181,48 @@ class FairShares:
         return [(column, max(0, most - used)) for column, most, used in limits if most is not None]
 
     def quota(self, run: QueuedRun) -> str | None:
-        """Which of the user's quotas this run would exceed."""
+        """Return the quota that this run would exceed, in words, or None."""
         account = self.accounts.get(("user", run.owner))
         if account is None:
             return None
         limits = (account.max_running, account.max_cpus, account.max_gpus)
         has = self.counts.get(run.owner, [0, 0, 0])
         kinds = zip(("runs", "CPUs", "GPUs"), limits, has, (1, run.cpus, run.gpus), strict=True)
-        for kind, limit, used, asked in kinds:
-            if limit is not None and asked and used + asked > limit:
+        for kind, limit, used, needed in kinds:
+            if limit is not None and needed and used + needed > limit:
                 return f"{run.owner} may use {limit} {kind} at a time and has {used}"
         return None
 
 
 def shares(session: Session, cpus: int, gpus: int, owners: Iterable[str]) -> FairShares:
-    """Of the runs under way."""
+    """Return the shares of the running runs."""
     live = session.execute(select(*COLUMNS).where(RunRow.state.in_(LIVE))).all()
     users = {("user", owner) for owner in owners} | {("user", row.owner) for row in live}
-    found = FairShares(cpus, gpus, accounts=accounts(session, users))
+    current = FairShares(cpus, gpus, accounts=accounts(session, users))
     for row in live:
-        found.add(QueuedRun(*row))
-    return found
+        current.add(QueuedRun(*row))
+    return current
 
 
 def room(session: Session, cpus: int, gpus: int) -> FreeResources:
-    """What live runs leave."""
-    asked = select(func.coalesce(func.sum(RunRow.cpus), 0), func.coalesce(func.sum(RunRow.gpus), 0))
-    used: Any = session.execute(asked.where(RunRow.state.in_(LIVE))).one()
+    """Return the devices that live runs leave free."""
+    sums = select(func.coalesce(func.sum(RunRow.cpus), 0), func.coalesce(func.sum(RunRow.gpus), 0))
+    used: Any = session.execute(sums.where(RunRow.state.in_(LIVE))).one()
     return FreeResources(cpus - int(used[0]), gpus - int(used[1]))
 
 
 class Lines:
-    """Waiting runs of several owners, taken by priority, then the owner's share, recent use, and age.
+    """Queued runs of several owners, taken by priority, then the owner's share, recent use, and age.
 
-    A heap of the first run of each line. Of all that it compares, only what one owner has changes at a time:
-    then that owner's entry is made anew, and the one before it is passed over.
+    It is a heap of the first run of each owner. Taking a run changes only the share of its owner: that
+    owner's entry is pushed again, and the outdated one is skipped when popped.
     """
 
-    def __init__(self, given: FairShares) -> None:
-        self._given = given
+    def __init__(self, fair_shares: FairShares) -> None:
+        self._shares = fair_shares
         self._lines: dict[str, deque[QueuedRun]] = {}
         self._entries: dict[str, int] = {}
-        """Owner -> number of its valid entry."""
+        """Owner -> number of its valid heap entry."""
         self._heap: list[tuple[int, float, float, str, int, str]] = []
         self._recent: dict[str, float] = {}
         self._numbers = itertools.count()
@@ -230,27 +234,27 @@ class Lines:
         return owner in self._lines
 
     def put(self, owner: str, line: deque[QueuedRun]) -> None:
-        """An owner's waiting runs, in order; nothing where there are none."""
+        """Add an owner's queued runs, in order; an empty line is ignored."""
         if line:
             self._lines[owner] = line
             self.reorder(owner)
 
     def drop(self, owner: str) -> None:
-        """Take none of an owner's runs any more."""
+        """Take no more runs of this owner."""
         self._lines.pop(owner, None)
 
     def reorder(self, owner: str) -> None:
-        """Place an owner's first run anew, after its share has changed."""
+        """Push the owner's first run again after its share has changed."""
         if owner not in self._lines:
             return
         if owner not in self._recent:
-            self._recent[owner] = self._given.of(owner)[1]
-        head, share = self._lines[owner][0], self._given.running.get(owner, 0.0)
+            self._recent[owner] = self._shares.of(owner)[1]
+        head, share = self._lines[owner][0], self._shares.running.get(owner, 0.0)
         self._entries[owner] = number = next(self._numbers)
         heapq.heappush(self._heap, (head.precedence, share, self._recent[owner], head.id, number, owner))
 
     def next(self) -> QueuedRun:
-        """The run whose turn it is. There must be one."""
+        """Take the next run. There must be one."""
         while True:
             *_, number, owner = heapq.heappop(self._heap)
             if owner in self._lines and self._entries[owner] == number:
@@ -263,30 +267,30 @@ class Lines:
         return run
 
     def ids(self) -> list[str]:
-        """Of all runs in the lines."""
+        """Return the ids of all runs in the lines."""
         return [run.id for line in self._lines.values() for run in line]
 
 
-def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
-    """The runs that can start here at all, as if every one fitted now, read as far as it is asked for.
+def in_order(session: Session, fair_shares: FairShares) -> Iterator[QueuedRun]:
+    """Yield the runs that can start in this lab at all, in order, as if each fitted now; reads lazily.
 
-    `given` is used up. The order is that of `Lines`: of all that it compares, only what the owner of the run
-    that was taken has of the cluster changes, so the others keep their places in a heap.
+    `fair_shares` is modified. The order is that of `Lines`: taking a run changes only its owner's share,
+    so the other owners keep their places in a heap.
     """
-    capacity = FreeResources(given.cpus, given.gpus)
+    capacity = FreeResources(fair_shares.cpus, fair_shares.gpus)
     begun = first_of_each_owner(session, PIECE, capacity.fitting)
     lines = {owner: Line(session, runs, capacity.fitting) for owner, runs in begun.items()}
     firsts = {owner: line.next() for owner, line in lines.items()}
-    recent = {owner: given.of(owner)[1] for owner in lines}
+    recent = {owner: fair_shares.of(owner)[1] for owner in lines}
 
     def place(run: QueuedRun) -> tuple[int, float, float, str, QueuedRun]:
-        return run.precedence, given.running.get(run.owner, 0.0), recent[run.owner], run.id, run
+        return run.precedence, fair_shares.running.get(run.owner, 0.0), recent[run.owner], run.id, run
 
     heap = [place(run) for run in firsts.values()]
     heapq.heapify(heap)
     while heap:
         run = heap[0][-1]
-        given.add(run)
+        fair_shares.add(run)
         following = lines[run.owner].next_or_none()
         if following is None:
             heapq.heappop(heap)
@@ -296,14 +300,14 @@ def in_order(session: Session, given: FairShares) -> Iterator[QueuedRun]:
 
 
 class Line:
-    """One owner's waiting runs that fulfil the conditions, in order: `begun`, then pieces that grow."""
+    """One owner's queued runs that fulfil the conditions, in order: `begun`, then read in growing pieces."""
 
     def __init__(self, session: Session, begun: deque[QueuedRun], fulfils: Fulfils) -> None:
         self._session, self._fulfils, self._ahead, self._last = session, fulfils, begun, begun[-1]
         self._size = PIECE * 2 if len(begun) == PIECE else 0
 
     def next(self) -> QueuedRun:
-        """Raises IndexError at the end."""
+        """Return the next run. Raises IndexError at the end."""
         if not self._ahead and self._size:
             self._ahead.extend(self._read())
         return self._ahead.popleft()
@@ -319,7 +323,7 @@ class Line:
         behind = tuple_(RunRow.precedence, RunRow.id) > tuple_(last.precedence, last.id)
         query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == last.owner, behind)
         query = query.where(*self._fulfils(RunRow)).order_by(RunRow.precedence, RunRow.id).limit(self._size)
-        found = [QueuedRun(*row) for row in self._session.execute(query)]
-        self._size = self._size * 2 if len(found) == self._size else 0
-        self._last = found[-1] if found else last
-        return found
+        runs = [QueuedRun(*row) for row in self._session.execute(query)]
+        self._size = self._size * 2 if len(runs) == self._size else 0
+        self._last = runs[-1] if runs else last
+        return runs

@@ -1,4 +1,4 @@
-"""Which ranked runs cannot be told apart: their figures differ by less than their difference is uncertain."""
+"""Ties of ranked runs: runs whose metrics differ by less than the uncertainty of the difference."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from service.schemas.runs import LeaderboardRow
 
 
 def with_ties(session: Session, rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
-    """The rows with their figures' 95 % intervals and the ranks, among these, that each may have.
+    """Add to each row the 95 % interval of its metric and the range of ranks, among these rows, it may have.
 
-    The half-width of a difference is the root of the sum of both squared half-widths, as of independent
-    samples; designs that are sampled from the same noise differ by less, so a tie is called too often rather
-    than too seldom. A row without an interval is tied with none.
+    The half-width of a difference is the root of the sum of both squared half-widths, as for independent
+    samples. Designs sampled from the same noise differ by less, so ties are called too often rather than
+    too seldom. A row without an interval is never tied.
     """
     intervals = _intervals(session, [row.run_id for row in rows])
     measured = [
@@ -29,10 +29,10 @@ def with_ties(session: Session, rows: Sequence[LeaderboardRow]) -> list[Leaderbo
 
 def _intervals(session: Session, ids: Sequence[str]) -> dict[str, dict[str, tuple[float, float]]]:
     query = select(StageRow.run_id, StageRow.report["intervals"])
-    found = session.execute(query.where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
+    results = session.execute(query.where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
     return {
         run_id: {name: (low, high) for name, (low, high) in (intervals or {}).items()}
-        for run_id, intervals in found
+        for run_id, intervals in results
     }
 
 

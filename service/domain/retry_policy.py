@@ -1,4 +1,4 @@
-"""What follows when an attempt ends, by reason: one visible table."""
+"""Retry policy by the reason why an attempt ended."""
 
 import zlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ LONGEST_BACK_OFF = 600.0
 
 @dataclass(frozen=True)
 class Policy:
-    """`ends` is where the run goes when no other attempt follows."""
+    """What follows an attempt: `ends` is the run's state if no other attempt follows."""
 
     ends: RunState = "FAILED"
     retry: bool = False
@@ -21,19 +21,19 @@ class Policy:
     """Whether the attempt counts against the limit of attempts."""
     back_off: bool = True
     smaller_batch: bool = False
-    """Whether another attempt computes the same global batch in twice as many parts."""
+    """Whether the next attempt computes the same global batch in twice as many parts."""
 
 
 POLICIES: Mapping[Reason, Policy] = {
     "user_request": Policy(ends="CANCELLED"),
     "budget_exhausted": Policy(ends="STOPPED"),
-    # A design that diverges is a finding, and would diverge again under the same seed.
+    # A diverging design is a result, and would diverge again under the same seed.
     "diverged": Policy(ends="STOPPED"),
     "out_of_memory": Policy(retry=True, counted=False, back_off=False, smaller_batch=True),
     "worker_lost": Policy(retry=True),
     "invalid_checkpoint": Policy(retry=True),
     "storage_full": Policy(retry=True),
-    # Nothing that the run could help.
+    # Not caused by the run.
     "node_fault": Policy(retry=True, counted=False),
     "preempted": Policy(retry=True, counted=False, back_off=False),
     "internal_error": Policy(),
@@ -41,15 +41,15 @@ POLICIES: Mapping[Reason, Policy] = {
 
 
 def back_off(run: RunRow, base: float) -> float:
-    """Seconds until the next attempt: doubling, at most ten minutes, 20 % apart by run and attempt."""
+    """Return the seconds until the next attempt: doubling, at most ten minutes, spread by 20 % over runs."""
     spread = 0.8 + 0.4 * (zlib.crc32(f"{run.id}/{run.attempt}".encode()) % 1000) / 1000
     return min(LONGEST_BACK_OFF, base * 2.0 ** max(0, run.failures - 1)) * spread
 
 
 def can_split(run: RunRow) -> bool:
-    """Whether every worker's share of the training batch can be halved once more.
+    """Check whether every worker's share of the training batch can be halved once more.
 
-    Evaluation cannot: its batch shape is part of the protocol, since it changes the figures.
+    Evaluation cannot be split: its batch shape is part of the protocol, since it changes the metrics.
     """
     plan = run.experiment.spec.get(run.stage or "", {})
     workers = run.experiment.spec["resources"]["workers"]

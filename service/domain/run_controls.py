@@ -1,4 +1,7 @@
-"""What people ask of runs. Asking for what is so already changes nothing; other refusals are IllegalMove."""
+"""Actions that people request of runs.
+
+A request for what is already so changes nothing; one that the state does not allow raises IllegalMove.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -18,7 +21,7 @@ MAX_PRIORITY = 1000
 
 
 def apply_action(session: Session, run: RunRow, action: Action) -> bool:
-    """Do one of the actions; whether anything changed. Raises IllegalMove."""
+    """Apply an action and return whether anything changed. Raises IllegalMove."""
     before = run.last_event
     ACTIONS[action](session, run)
     failpoint(f"request/{action}")
@@ -26,12 +29,12 @@ def apply_action(session: Session, run: RunRow, action: Action) -> bool:
 
 
 def cancel(session: Session, run: RunRow) -> None:
-    """Queued or paused: at once. Under way: after the next checkpoint, by force after a while."""
+    """Cancel a run: at once if queued or paused; if running, after the next checkpoint, or by force later."""
     _end(session, run, "cancel")
 
 
 def kill(session: Session, run: RunRow) -> None:
-    """Now; what came after the last checkpoint is lost."""
+    """Cancel a run now; work since the last checkpoint is lost."""
     _end(session, run, "kill")
 
 
@@ -50,7 +53,7 @@ def _end(session: Session, run: RunRow, request: Literal["cancel", "kill"]) -> N
 
 
 def pause(session: Session, run: RunRow) -> None:
-    """Queued: at once. Under way: after the next checkpoint."""
+    """Pause a run: at once if queued; if running, after the next checkpoint."""
     _refuse_ended(run, "pause")
     if run.state == "QUEUED":
         transition(session, run, "PAUSED", "user_request")
@@ -60,7 +63,7 @@ def pause(session: Session, run: RunRow) -> None:
 
 
 def resume(session: Session, run: RunRow) -> None:
-    """Back into the queue, at the place its age and priority give it; or a pause withdrawn in time."""
+    """Queue a paused run again, in the order of its age and priority; or withdraw a pause not yet made."""
     _refuse_ended(run, "resume")
     if run.state == "PAUSED":
         _requeue(session, run)
@@ -70,24 +73,26 @@ def resume(session: Session, run: RunRow) -> None:
 
 
 def retry(session: Session, run: RunRow) -> None:
-    """A run that ended without success begins anew from its last checkpoint, its attempts uncounted."""
+    """Queue a run that ended without success, from its last checkpoint, with its attempts counted from
+    zero.
+    """
     if run.state == "SUCCEEDED":
-        raise IllegalMove("a run that SUCCEEDED has nothing left to do")
+        raise IllegalMove("a run that SUCCEEDED is complete; submit it again with `fresh: true` to repeat it")
     if run.state in TERMINAL:
         run.failures = 0
         _requeue(session, run)
 
 
 def extend(session: Session, run: RunRow, device_seconds: float, key: str | None = None) -> bool:
-    """Grant more device-seconds; a run that a spent budget stopped goes on. Once for the same key.
+    """Grant more device-seconds, once per key; a run that stopped on its budget is queued again.
 
-    Raises IllegalMove where the run is done, or has no limit that could be extended, and KeyReused where the
-    key came with another number of seconds before.
+    Raises IllegalMove if the run is complete or has no limit to extend, and KeyReused if the key was used
+    with another number of seconds.
     """
     if key is not None and _granted(session, run, device_seconds, key):
         return False
     if run.state in ("SUCCEEDED", "CANCELLED"):
-        raise IllegalMove(f"a run that {run.state} does not go on")
+        raise IllegalMove(f"a run that {run.state} cannot be extended")
     if budget_of(run).device_seconds is None:
         raise IllegalMove("the run has no limit of device-seconds that could be extended")
     run.extra_device_seconds += device_seconds
@@ -108,7 +113,7 @@ def _granted(session: Session, run: RunRow, device_seconds: float, key: str) -> 
 
 
 def prioritise(session: Session, run: RunRow, priority: int) -> bool:
-    """Higher goes first. Changes the place of a queued run at once, and that of others when next queued."""
+    """Set the priority: at once for a queued run, for others when they are next queued. Higher runs first."""
     _refuse_ended(run, "change the priority of")
     if run.precedence == -priority:
         return False
@@ -120,7 +125,7 @@ def prioritise(session: Session, run: RunRow, priority: int) -> bool:
 
 def _refuse_ended(run: RunRow, verb: str) -> None:
     if run.state in TERMINAL:
-        raise IllegalMove(f"run {run.id} is {run.state}; only unfinished runs allow to {verb} them")
+        raise IllegalMove(f"run {run.id} is {run.state}; {verb} needs an unfinished run")
 
 
 def _requeue(session: Session, run: RunRow) -> None:

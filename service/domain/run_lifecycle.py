@@ -1,4 +1,4 @@
-"""The life of a run: which moves are allowed, and the one function that makes them."""
+"""State machine of runs: the allowed moves, and the one function that makes them."""
 
 import secrets
 import time
@@ -31,11 +31,11 @@ LIVE: tuple[RunState, ...] = ("STARTING", "RUNNING")
 
 
 class IllegalMove(Exception):
-    """A state change that the table does not allow."""
+    """A state change that MOVES does not allow."""
 
 
 def new_run_id() -> str:
-    """Sortable by time and short enough to type a prefix of: 9 digits of time, 5 of chance, base 36."""
+    """Make an id in base 36, sortable by time and with a short unique prefix: 9 digits time, 5 random."""
     return f"{_base36(int(time.time() * 1000)):0>9}{_base36(secrets.randbelow(36**5)):0>5}"
 
 
@@ -48,18 +48,18 @@ def _base36(number: int) -> str:
 
 
 def record(session: Session, run: RunRow, kind: str, body: dict[str, Any]) -> None:
-    """Append to the run's events."""
+    """Append an event to the run."""
     session.add(_numbered(run, kind, body))
 
 
 def _numbered(run: RunRow, kind: str, body: dict[str, Any]) -> EventRow:
-    """The number comes from the run's row, hence without gaps."""
+    """Make the run's next event; numbers come from the run's row and hence have no gaps."""
     run.last_event += 1
     return EventRow(run_id=run.id, seq=run.last_event, kind=kind, body=body)
 
 
 def enter(session: Session, run: RunRow) -> None:
-    """A new run and its first event, which the row counts before it is stored: it is written once."""
+    """Store a new run with its first event; the row is written once, with the event already counted."""
     first = _numbered(run, "state", _moved(run))
     session.add(run)
     session.flush()
@@ -73,7 +73,7 @@ def _moved(run: RunRow) -> dict[str, Any]:
 def transition(
     session: Session, run: RunRow, to: RunState, reason: Reason | None = None, message: str | None = None
 ) -> None:
-    """Move a run; record the move and whom to tell of it in the same transaction. Raises IllegalMove."""
+    """Move a run; record the event and the webhook deliveries in the same transaction. Raises IllegalMove."""
     current = run.state
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
@@ -93,14 +93,16 @@ def transition(
 
 
 def move_point(current: RunState, to: RunState) -> str:
-    """Name of the failpoint that every move passes."""
+    """Return the name of the failpoint of a move."""
     return f"move/{current}/{to}"
 
 
 def after_attempt(
     session: Session, run: RunRow, reason: Reason, message: str, *, max_attempts: int, retry_seconds: float
 ) -> None:
-    """An attempt has ended without success: what was requested, else what the reason's policy says."""
+    """Move a run whose attempt ended without success, by its pending requests, else by the reason's
+    policy.
+    """
     policy = POLICIES[reason]
     if run.cancel_requested_at is not None or run.kill_requested_at is not None:
         return transition(session, run, "CANCELLED", "user_request")
@@ -123,7 +125,7 @@ def _again(
         run.micro_batches *= 2
     if run.pause_requested_at is not None:
         return transition(session, run, "PAUSED", reason, message)
-    # A stop on a request that was withdrawn meanwhile goes on at once.
+    # A stop on a request that was withdrawn meanwhile is queued without delay.
     wait = back_off(run, retry_seconds) if policy.retry and policy.back_off else 0.0
     run.not_before = now() + timedelta(seconds=wait) if wait else None
     return transition(session, run, "QUEUED", reason, message)

@@ -1,4 +1,4 @@
-"""Everything the pages, the API and the client read."""
+"""Queries of runs for pages, API and client."""
 
 import json
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ NOTHING: Figures = (0.0, 0.0, 0)
 
 
 def work_of(run: RunRow) -> Job:
-    """The work of a run, as it was resolved at submission."""
+    """Return the work of a run as resolved at submission."""
     return WORK.validate_json(json.dumps(run.experiment.spec))
 
 
 def parsed(model: type[M], stored: Any) -> M:
-    """A part of a stored document as its model: what is strict of Python values is not of JSON."""
+    """Parse a part of a stored document; strict models accept JSON where they refuse Python values."""
     return model.model_validate_json(json.dumps(stored))
 
 
 def spec_of(run: RunRow) -> ExperimentSpec:
-    """The work of a run that is a graft. Raises ValueError for other kinds."""
+    """Return the spec of a run that is a graft. Raises ValueError for other kinds."""
     return as_graft(work_of(run))
 
 
@@ -51,13 +51,13 @@ def find_runs(
     prefix: str | None = None,
     owner: str | None = None,
 ) -> RunPage:
-    """Newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
-    asked = [RunRow.name == name] if name else []
-    asked += [RunRow.owner == owner] if owner else []
-    asked += [RunRow.id < before] if before else []
-    # A range, which every collation and the index agree on, where LIKE would read all rows.
-    asked += [RunRow.id >= prefix, RunRow.id <= prefix.ljust(ID_LENGTH, "z")] if prefix else []
-    ids = _newest_ids(session, asked, states, limit + 1)
+    """List runs, newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
+    conditions = [RunRow.name == name] if name else []
+    conditions += [RunRow.owner == owner] if owner else []
+    conditions += [RunRow.id < before] if before else []
+    # A range, on which every collation and the index agree; LIKE would read all rows.
+    conditions += [RunRow.id >= prefix, RunRow.id <= prefix.ljust(ID_LENGTH, "z")] if prefix else []
+    ids = _newest_ids(session, conditions, states, limit + 1)
     whole = joinedload(RunRow.experiment, innerjoin=True).defer(ExperimentRow.spec)
     shown = select(RunRow).options(whole).where(RunRow.id.in_(ids[:limit])).order_by(RunRow.id.desc())
     views = run_views(session, session.scalars(shown).all(), owner)
@@ -65,20 +65,21 @@ def find_runs(
 
 
 def _newest_ids(
-    session: Session, asked: Sequence[ColumnElement[bool]], states: Sequence[str], count: int
+    session: Session, conditions: Sequence[ColumnElement[bool]], states: Sequence[str], count: int
 ) -> list[str]:
-    """A state at a time: within one, the index has the newest first, however many other runs there are."""
-    wanted = [[RunRow.state == state] for state in dict.fromkeys(states)] or [[]]
-    found: list[str] = []
-    for state in wanted:
-        query = select(RunRow.id).where(*asked, *state).order_by(RunRow.id.desc()).limit(count)
-        found += session.scalars(query)
-    return sorted(found, reverse=True)[:count]
+    """Return the newest ids, queried per state: within a state the index yields the newest first."""
+    by_state = [[RunRow.state == state] for state in dict.fromkeys(states)] or [[]]
+    ids: list[str] = []
+    for state in by_state:
+        query = select(RunRow.id).where(*conditions, *state).order_by(RunRow.id.desc()).limit(count)
+        ids += session.scalars(query)
+    return sorted(ids, reverse=True)[:count]
 
 
 def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None) -> list[RunView]:
-    """Views of many runs with three further queries, however many there are, for someone who sees this
-    owner's runs only, or all (None). Reports that hold no figures of quality are not read.
+    """Build views of many runs with a fixed number of queries; reports without quality metrics are not read.
+
+    `owner` restricts what the views show of other runs to that owner's; None shows all.
     """
     ids = [row.id for row in rows]
     spends = spends_of(session, ids)
@@ -88,24 +89,24 @@ def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None
 
 
 def visible_to(run: RunRow, owner: str | None) -> bool:
-    """Whether someone who sees this owner's runs only, or all (None), sees the run."""
+    """Check whether a reader who sees this owner's runs, or all (None), sees the run."""
     return owner is None or run.experiment.owner == owner
 
 
 def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDetail | None:
-    """One run with its spec and reports, or None; None too where it is not this owner's."""
+    """Return one run with its spec and reports; None if it does not exist or is not this owner's."""
     row = session.get(RunRow, run_id)
     if row is None or not visible_to(row, owner):
         return None
-    found = reports_of(session, [run_id]).get(run_id, [])
-    reports = [report_to(session, owner, report) for report in found]
+    stored = reports_of(session, [run_id]).get(run_id, [])
+    reports = [report_to(session, owner, report) for report in stored]
     view = _view(row, spends_of(session, [run_id]).get(run_id, Usage()), reports)
     shown = view.model_dump() | {"message": message_to(session, owner, view.message)}
     return RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
 
 
 def _parts(session: Session, row: RunRow) -> list[PartProgress]:
-    """Of the newest progress that says so (not every one does), while the run is at it."""
+    """Return the operators' progress, from the newest event that has it, while the run is running."""
     if row.state != "RUNNING":
         return []
     query = (
@@ -115,14 +116,14 @@ def _parts(session: Session, row: RunRow) -> list[PartProgress]:
         .limit(NEWEST_EVENTS)
     )
     bodies = (event["body"] for event in session.scalars(query))
-    told: list[dict[str, Any]] = next(
+    parts: list[dict[str, Any]] = next(
         (body.get("parts", []) for body in bodies if body.get("parts") or body["type"] != "progress"), []
     )
-    return [PartProgress.model_validate(part) for part in told]
+    return [PartProgress.model_validate(part) for part in parts]
 
 
 def spend_of(session: Session, run_id: str) -> Usage:
-    """What all attempts of a run have used."""
+    """Return the use of all attempts of a run."""
     return spends_of(session, [run_id]).get(run_id, Usage())
 
 
@@ -145,7 +146,9 @@ def spends_of(session: Session, ids: Sequence[str]) -> dict[str, Usage]:
 
 
 def _sum_of(own: Figures, moved: Figures) -> Usage:
-    """What a run pays: its attempts' use, and its share of what others made for it or it for others."""
+    """Return what a run pays: its attempts' use, plus its share of others' work, minus others' share of
+    its.
+    """
     seconds, flops, images = (max(0, used + other) for used, other in zip(own, moved, strict=True))
     return Usage(device_seconds=seconds, flops=flops, training_images=int(images))
 
@@ -153,13 +156,13 @@ def _sum_of(own: Figures, moved: Figures) -> Usage:
 def reports_of(
     session: Session, ids: Sequence[str], stages: Sequence[str] = STAGES
 ) -> dict[str, list[StageReport]]:
-    """What the stages of these runs yielded, in the stages' order."""
-    found: dict[str, list[StageReport]] = {}
+    """Return the stage reports of these runs, in the order of the stages."""
+    by_run: dict[str, list[StageReport]] = {}
     query = select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage.in_(stages))
     rows = session.scalars(query).all()
     for row in sorted(rows, key=lambda row: STAGES.index(row.stage)):
-        found.setdefault(row.run_id, []).append(parsed(StageReport, row.report))
-    return found
+        by_run.setdefault(row.run_id, []).append(parsed(StageReport, row.report))
+    return by_run
 
 
 def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
@@ -212,7 +215,7 @@ def _progress(row: RunRow) -> StageProgress | None:
 def events_after(
     session: Session, run_id: str, after: int, limit: int = 500, owner: str | None = None
 ) -> list[RunEvent]:
-    """Events numbered above `after`, in order, for someone who sees this owner's runs only, or all (None)."""
+    """List the events numbered above `after`, in order, for a reader of this owner's runs, or all (None)."""
     query = (
         select(EventRow)
         .where(EventRow.run_id == run_id, EventRow.seq > after)
@@ -224,7 +227,7 @@ def events_after(
 
 
 def event_view(row: EventRow) -> RunEvent:
-    """The event as streams and pages show it."""
+    """Return the event as shown by streams and pages."""
     if row.kind == "attempt":
         return RunEvent(
             id=row.seq, kind="attempt", event=Event.model_validate_json(json.dumps(row.body)), at=row.at

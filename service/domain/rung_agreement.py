@@ -1,4 +1,6 @@
-"""Agreement of the fidelity ladder's rungs, and latency by hardware, over the newest leaderboard entries."""
+"""Rank agreement of the fidelity ladder's rungs, and latency by hardware, over the newest leaderboard
+entries.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,13 +31,13 @@ class Judged:
     """Digest of the backbone."""
     protocol: EvaluationProtocol
     model: str
-    """Names the network that was judged: equal names, one network."""
+    """Key of the evaluated network: equal keys mean one network."""
     metrics: dict[str, float]
     cost: MeasuredCost | None
 
 
 def measured(session: Session, owner: str | None = None) -> Measurements:
-    """Of the newest 200 runs on the leaderboard; of one owner where it is given."""
+    """Return measurements of the newest 200 runs on the leaderboard, of one owner if given."""
     judged = _judged(session, owner)
     return Measurements(ladders=_ladders(judged), latencies=_latencies(judged))
 
@@ -94,34 +96,34 @@ def _judged_run(
 
 def _ladders(judged: Iterable[Judged]) -> list[LadderGroup]:
     groups: dict[str, list[Judged]] = {}
-    for each in judged:
-        alike = comparable_digest(each.subject, each.protocol)
-        groups.setdefault(alike, []).append(each)
+    for run in judged:
+        comparable = comparable_digest(run.subject, run.protocol)
+        groups.setdefault(comparable, []).append(run)
     return [_ladder(members) for _, members in sorted(groups.items())]
 
 
 def _ladder(members: list[Judged]) -> LadderGroup:
-    dearest = max((each.protocol for each in members), key=lambda protocol: protocol.samples)
+    costliest = max((run.protocol for run in members), key=lambda protocol: protocol.samples)
     models: dict[str, dict[str, float]] = {}
-    for each in members:
-        models.setdefault(each.model, {}).update(each.metrics)
+    for run in members:
+        models.setdefault(run.model, {}).update(run.metrics)
     known: list[Mapping[str, float]] = list(models.values())
     return LadderGroup(
         backbone=members[0].backbone,
-        protocol=dearest,
+        protocol=costliest,
         models=len(models),
-        agreements=list(agreements(ladder_of(dearest), known)),
+        agreements=list(agreements(ladder_of(costliest), known)),
     )
 
 
 def _latencies(judged: Iterable[Judged]) -> list[LatencyGroup]:
     groups: dict[tuple[str, str, int], list[tuple[Judged, MeasuredCost, Latency]]] = {}
-    for each in judged:
-        if each.cost is None:
+    for run in judged:
+        if run.cost is None:
             continue
-        hardware = each.cost.hardware.digest
-        for latency in each.cost.latencies:
-            groups.setdefault((each.backbone, hardware, latency.batch), []).append((each, each.cost, latency))
+        hardware = run.cost.hardware.digest
+        for latency in run.cost.latencies:
+            groups.setdefault((run.backbone, hardware, latency.batch), []).append((run, run.cost, latency))
     return [_latency_group(*key, members) for key, members in sorted(groups.items())]
 
 

@@ -1,4 +1,4 @@
-"""Runs that ended early with a result: they stay on the board at the rung they reached, unranked."""
+"""Runs that stopped early with a result: shown on the leaderboard with the rung they reached, unranked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ SHOWN, LOOKED_AT = 50, 500
 
 
 def cut_short(session: Session, owner: str | None, protocol: str | None) -> list[CutShort]:
-    """The newest grafts that a budget or their own divergence stopped, of the newest runs that were."""
+    """List the newest grafts that stopped on a budget or a divergence."""
     rows = _newest(session, owner, protocol)
     ids = [row.id for row in rows]
     spends, reports = spends_of(session, ids), reports_of(session, ids)
@@ -37,7 +37,9 @@ def cut_short(session: Session, owner: str | None, protocol: str | None) -> list
 
 
 def _newest(session: Session, owner: str | None, protocol: str | None) -> Sequence[RunRow]:
-    """At most SHOWN, out of the newest LOOKED_AT that were stopped, whatever else there is."""
+    """Return at most SHOWN grafts among the newest LOOKED_AT stopped runs, so that the query stays
+    bounded.
+    """
     stopped = select(RunRow.id).where(RunRow.state == "STOPPED")
     if owner is not None:
         stopped = stopped.where(RunRow.owner == owner)
@@ -54,13 +56,13 @@ def _newest(session: Session, owner: str | None, protocol: str | None) -> Sequen
 
 
 def _reached(row: RunRow, reports: Sequence[StageReport]) -> str:
-    """`distill done, finetune 120/300`."""
+    """Describe how far a run came, such as `distill done, finetune 120/300`."""
     done = [f"{report.stage} done" for report in reports]
     under_way = row.stage is not None and row.stage not in {report.stage for report in reports}
     return ", ".join([*done, *([f"{row.stage} {row.step}/{row.total_steps}"] if under_way else [])])
 
 
 def _rungs(protocol: dict[str, Any], reports: Sequence[StageReport]) -> dict[str, float]:
-    """Of the ladder's numbers those that were measured before it ended."""
+    """Return the ladder's metrics that were measured before the run ended."""
     names = set(ladder_of(parsed(EvaluationProtocol, protocol)).metrics)
     return {name: value for report in reports for name, value in report.metrics.items() if name in names}

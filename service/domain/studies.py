@@ -1,4 +1,4 @@
-"""The life of a study: which moves are allowed, and the functions that make them."""
+"""State machine of studies: the allowed moves, and the functions that make them."""
 
 import hashlib
 import json
@@ -31,12 +31,12 @@ MOVES: dict[StudyState, frozenset[StudyState]] = {
     "STOPPED": frozenset({"RUNNING"}),
     "FAILED": frozenset({"RUNNING"}),
 }
-"""An ended study runs again when it is extended or resumed; whatever it found is kept."""
+"""An ended study runs again when it is extended or resumed; its results are kept."""
 ENDED: frozenset[StudyState] = frozenset({"DONE", "STOPPED", "FAILED"})
 
 
 class IllegalStudyMove(Exception):
-    """A study's state does not allow this."""
+    """A study's state does not allow this change."""
 
 
 def create_study(
@@ -47,7 +47,7 @@ def create_study(
     key: str | None,
     owner: str,
 ) -> StudyRow:
-    """Keep a study; the same one for the same owner and key. Raises KeyReused."""
+    """Store a study; the same owner and key get the same study. Raises KeyReused."""
     stored = None if key is None else hashlib.sha256(f"{owner}\0{key}".encode()).hexdigest()
     earlier = stored and session.scalars(select(StudyRow).where(StudyRow.idempotency_key == stored)).first()
     if earlier:
@@ -79,7 +79,7 @@ def create_study(
 
 
 def set_budget(session: Session, study: StudyRow, budget: Budget) -> None:
-    """The account that all runs of the study are charged to; the scheduler holds them to it."""
+    """Set the limits of the account that all runs of the study are charged to."""
     key = ("study", study.id)
     open_accounts(session, [key])
     accounts(session, [key])[key].limits = budget.model_dump(mode="json", exclude_none=True)
@@ -101,14 +101,16 @@ def move(session: Session, study: StudyRow, to: StudyState, message: str | None 
 
 
 def fail_unread(session: Session, study_id: str, message: str) -> None:
-    """End a study whose row cannot be loaded: its state alone is written, and its runs stay as they are."""
+    """Mark a study whose row cannot be loaded as failed; only its state is written, its runs are
+    unchanged.
+    """
     values = {"state": "FAILED", "message": plain(message)[:500], "ended_at": now()}
     one = update(StudyRow).where(StudyRow.id == study_id, StudyRow.state == "RUNNING")
     session.execute(one.values(**values, version=StudyRow.version + 1))
 
 
 def advance(study: StudyRow, phase: StudyPhase) -> None:
-    """Enter a phase; from learning back to screening is the next round."""
+    """Enter a phase; going from learning back to screening starts the next round."""
     if study.phase == "learn" and phase == "screen":
         study.round += 1
     study.phase = phase
@@ -120,19 +122,19 @@ def touch(study: StudyRow) -> None:
 
 
 def trials_of(session: Session, study_id: str) -> list[TrialRow]:
-    """In the order of proposal."""
+    """Return the trials in the order of proposal."""
     query = select(TrialRow).where(TrialRow.study_id == study_id).order_by(TrialRow.number)
     return list(session.scalars(query))
 
 
 def run_for(session: Session, study_id: str, role: Role, label: str) -> RunRow | None:
-    """The run that serves this purpose, if it was submitted."""
+    """Return the run that was submitted for this purpose, or None."""
     row = session.get(StudyRunRow, (study_id, role, label))
     return session.get(RunRow, row.run_id) if row else None
 
 
 def runs_of(session: Session, study_id: str, roles: Sequence[Role] = ()) -> list[tuple[StudyRunRow, RunRow]]:
-    """Everything that was submitted for a study, oldest first."""
+    """Return all runs that were submitted for a study, oldest first."""
     query = select(StudyRunRow, RunRow).join(RunRow, RunRow.id == StudyRunRow.run_id)
     query = query.where(StudyRunRow.study_id == study_id).order_by(RunRow.id)
     if roles:
@@ -147,21 +149,21 @@ def submit_for(
     earlier = run_for(session, study.id, role, label)
     if earlier is not None:
         return earlier
-    placing = QueueOptions(study=study.id)
+    options = QueueOptions(study=study.id)
     key = f"study {study.id} {role} {label}"
-    run = submit(session, work, work.digest, key, owner=study.owner, placing=placing)
+    run = submit(session, work, work.digest, key, owner=study.owner, placing=options)
     session.add(StudyRunRow(study_id=study.id, role=role, label=label, run_id=run.id, trial=trial))
     touch(study)
     return run
 
 
 def study_spend(session: Session, study_id: str) -> Usage:
-    """What all runs of a study have used."""
+    """Return the use of all runs of a study."""
     return study_spends(session, [study_id]).get(study_id, Usage())
 
 
 def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Usage]:
-    """As `study_spend`, of many."""
+    """Return the use of all runs of each study."""
     query = (
         select(
             StudyRunRow.study_id,
@@ -180,7 +182,7 @@ def study_spends(session: Session, study_ids: Sequence[str]) -> dict[str, Usage]
 
 
 def remaining(budget: Budget, spent: Usage) -> Budget:
-    """What is left of each limit; a run cannot be given nothing, so the least is a grain."""
+    """Return what is left of each limit; at least a tiny amount, as a budget of zero is not allowed."""
     left = {
         name: max(limit - getattr(spent, name), 1 if name == "training_images" else 1e-3)
         for name in ("device_seconds", "flops", "training_images")
@@ -190,16 +192,16 @@ def remaining(budget: Budget, spent: Usage) -> Budget:
 
 
 def ask_runs(session: Session, study_id: str, action: Action) -> None:
-    """Pause, resume or cancel every run of a study that has not ended; one that cannot is left as it is."""
+    """Apply an action to every unfinished run of a study; runs that do not allow it are left as they are."""
     ids = [run.id for _, run in runs_of(session, study_id) if run.state not in TERMINAL]
     for run_id in ids:
         run = session.get_one(RunRow, run_id, with_for_update=True, populate_existing=True)
-        with suppress(IllegalMove):  # it has ended, or begun, since it was looked up
+        with suppress(IllegalMove):  # it has ended or started since the look-up
             apply_action(session, run, action)
 
 
 def extend_study(session: Session, study: StudyRow, more: StudyExtension) -> None:
-    """Add to what a study may screen, finish and use. Rounds that are added share what is added."""
+    """Add designs, promotions, rounds and budget to a study; added rounds share what is added."""
     spec = spec_of_study(study)
     budget = spec.budget
     if more.device_seconds and budget.device_seconds is not None:

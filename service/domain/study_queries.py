@@ -1,4 +1,4 @@
-"""Everything the pages, the API and the reports read of studies."""
+"""Queries of studies for pages, API and reports."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from service.domain.tracking_endpoints import link
 from service.schemas.studies import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
 
 FINISHING: tuple[Role, ...] = ("promote", "calibrate", "baseline")
-"""Runs that finish a design under the study's own protocol."""
+"""Roles of runs that finish a design under the study's own protocol."""
 EVALUATED: tuple[Role, ...] = (*FINISHING, "curve")
 NONE = ("{}", "null")
-"""Of a document that is stored as text: nothing in it."""
+"""Texts of a stored document that is empty."""
 
 
 def study_page(
@@ -32,7 +32,7 @@ def study_page(
     before: str | None = None,
     prefix: str | None = None,
 ) -> StudyPage:
-    """Newest first: those older than the study `before`, those whose id begins with `prefix`."""
+    """List studies, newest first: those older than the study `before`, whose id begins with `prefix`."""
     query = select(StudyRow).order_by(StudyRow.id.desc()).limit(limit + 1)
     if only_owner is not None:
         query = query.where(StudyRow.owner == only_owner)
@@ -46,12 +46,12 @@ def study_page(
 
 
 def study_view(session: Session, study: StudyRow) -> StudyView:
-    """One line of the list."""
+    """Return the list entry of a study."""
     return _study_views(session, [study])[0]
 
 
 def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyView]:
-    """With three queries, however many there are."""
+    """Build the list entries with three queries, however many studies there are."""
     ids = [study.id for study in studies]
     counts, finals, spends = _counts(session, ids), _finals(session, ids), study_spends(session, ids)
     return [
@@ -61,33 +61,35 @@ def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyVie
 
 
 def _counts(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Study -> how many designs it has, has screened and has finished."""
+    """Return by study the number of its designs, of screened and of finished ones."""
     screened = case((cast(TrialRow.screened, String).not_in(NONE), 1), else_=0)
     finished = case((cast(TrialRow.final, String).not_in(NONE), 1), else_=0)
     query = select(TrialRow.study_id, func.count(), func.sum(screened), func.sum(finished))
-    found = session.execute(query.where(TrialRow.study_id.in_(ids)).group_by(TrialRow.study_id))
-    return {study: (trials, int(screened), int(finished)) for study, trials, screened, finished in found}
+    results = session.execute(query.where(TrialRow.study_id.in_(ids)).group_by(TrialRow.study_id))
+    return {study: (trials, int(screened), int(finished)) for study, trials, screened, finished in results}
 
 
 def _finals(session: Session, ids: Sequence[str]) -> dict[str, list[dict[str, float]]]:
-    """Study -> figures of the designs that it promoted and that have finished."""
+    """Return by study the metrics of promoted designs that have finished."""
     promoted = select(StudyRunRow.study_id, StudyRunRow.trial).where(
         StudyRunRow.study_id.in_(ids), StudyRunRow.role.in_(("promote", "calibrate"))
     )
-    which = promoted.distinct().subquery()
+    chosen = promoted.distinct().subquery()
     query = select(TrialRow.study_id, TrialRow.final).join(
-        which, (which.c.study_id == TrialRow.study_id) & (which.c.trial == TrialRow.number)
+        chosen, (chosen.c.study_id == TrialRow.study_id) & (chosen.c.trial == TrialRow.number)
     )
-    found: dict[str, list[dict[str, float]]] = {}
+    by_study: dict[str, list[dict[str, float]]] = {}
     for study, final in session.execute(query):
-        found.setdefault(study, []).append(final or {})
-    return found
+        by_study.setdefault(study, []).append(final or {})
+    return by_study
 
 
 def _view(
     study: StudyRow, counts: tuple[int, int, int], finals: Sequence[Mapping[str, float]], spend: Usage
 ) -> StudyView:
-    """The document is read as it is stored: it was checked when the study was made."""
+    """Build a view from the stored document without validation: it was validated when the study was
+    created.
+    """
     spec, quality = study.spec, study.spec["quality"]
     trials, screened, finished = counts
     return StudyView(
@@ -117,13 +119,15 @@ def _view(
 
 
 def _wins(spec: Mapping[str, Any], final: Mapping[str, float]) -> bool:
-    """Whether the figures of a finished design count: its quality is known, and the clock keeps the limit."""
+    """Check whether a finished design counts: its quality is known and its measured latency meets the
+    limit.
+    """
     bounds = [limit["at_most"] for limit in spec["limits"] if limit["cost"] == "latency"]
     return spec["quality"] in final and all(final.get("latency", 0.0) <= bound for bound in bounds)
 
 
 def study_detail(session: Session, study: StudyRow) -> StudyDetail:
-    """One study with its trials, runs and how its best stands against the baselines."""
+    """Return one study with its trials, runs, and the comparison of its best with the baselines."""
     spec, trials = spec_of_study(study), trials_of(session, study.id)
     runs = _runs(session, spec, study.id, trials)
     best, view = best_run(runs), study_view(session, study)
@@ -143,9 +147,9 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
 
 
 def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
-    """The best design that the study itself promoted, by quality, of those that keep its limits.
+    """Return the best design by quality that the study itself promoted and that meets its limits.
 
-    One that breaks the limit on latency by the clock has not won, whatever the table predicted.
+    A design whose measured latency exceeds the limit does not count, whatever the table predicted.
     """
     own = [
         run
@@ -156,7 +160,9 @@ def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:
 
 
 def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Comparison]:
-    """The best promoted against every baseline, also against one whose design was promoted itself."""
+    """Compare the best promoted design with every baseline, also one whose design the study promoted
+    itself.
+    """
     best = best_run(runs)
     by_trial = {run.trial: run for run in runs if run.trial is not None and run.role in FINISHING}
     named = {name: run for run in runs if run.role == "baseline" for name in run.label.split(SHARED)}
@@ -193,7 +199,7 @@ def _trial(row: TrialRow) -> StudyTrial:
 
 
 def _runs(session: Session, spec: StudySpec, study_id: str, trials: Sequence[TrialRow]) -> list[StudyRun]:
-    """With a fixed number of queries, however many runs the study has."""
+    """Build the runs' views with a fixed number of queries, however many runs the study has."""
     rows = runs_of(session, study_id)
     ids = [run.id for _, run in rows]
     reports = session.scalars(select(StageRow).where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
@@ -238,15 +244,15 @@ def _run(
 
 
 def _clock(spec: StudySpec, cost: Mapping[str, Any], share: float) -> dict[str, float | bool | None]:
-    """What the evaluation's clock says of the network, sampled in this share of the steps."""
-    found = clocked(spec, cost)
-    if found is None:
+    """Return the measured latency of the network when sampled with this share of the steps."""
+    latency = clocked(spec, cost)
+    if latency is None:
         return {}
     return {
-        "measured_latency": found.ratio * share,
-        "measured_latency_low": found.ratio_low * share,
-        "measured_latency_high": found.ratio_high * share,
-        "keeps_latency": keeps_limit(spec, found.ratio * share),
+        "measured_latency": latency.ratio * share,
+        "measured_latency_low": latency.ratio_low * share,
+        "measured_latency_high": latency.ratio_high * share,
+        "keeps_latency": keeps_limit(spec, latency.ratio * share),
     }
 
 

@@ -1,6 +1,6 @@
-"""Optuna's samplers, described without loading it: class, every argument that we choose, version.
+"""Optuna's samplers as data, without importing Optuna: class, chosen arguments, version.
 
-The API records this with a study; `service.studies.optuna_study` builds the samplers from it.
+The API stores this with a study; `service.studies.optuna_study` builds the samplers from it.
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ ARGUMENTS: Mapping[SamplerKind, Mapping[str, Any]] = {
     "random": {},
     "milp": {},
 }
-"""Every argument that we choose, so that another version's defaults change nothing."""
+"""All arguments are set explicitly, so that other defaults of a new version change nothing."""
 
 
 def sampler_record(sampler: Sampler) -> dict[str, object]:
-    """What is stored of a study's sampler: its class, its arguments and Optuna's version."""
+    """Return the stored record of a study's sampler: its class, its arguments and Optuna's version."""
     return {
         "class": CLASSES[sampler.kind],
         "arguments": dict(ARGUMENTS[sampler.kind]),

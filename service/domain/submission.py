@@ -1,4 +1,4 @@
-"""A submission becomes an experiment and a queued run."""
+"""Store a submission as an experiment and a queued run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from service.schemas.runs import Forecast
 
 
 class KeyReused(Exception):
-    """An idempotency key came back with another body."""
+    """An idempotency key was used again with another body."""
 
 
 class QuotaReached(Exception):
-    """The user has as many runs in the queue as allowed."""
+    """The user has as many queued runs as allowed."""
 
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """Which study a submission serves, and how urgent it is: higher priorities go first."""
+    """Study that a submission belongs to, and its priority: higher runs first."""
 
     study: str | None = None
     priority: int = 0
@@ -47,9 +47,10 @@ def submit(
     owner: str = "lab",
     placing: QueueOptions = DEFAULT_OPTIONS,
 ) -> RunRow:
-    """The run of this submission; the same one for the same owner and key. Raises KeyReused, QuotaReached.
+    """Return the run of this submission; the same owner and key get the same run.
 
-    Two at once with one key: the second raises IntegrityError on PostgreSQL, and finds the run on a repeat.
+    Raises KeyReused and QuotaReached. Of two concurrent calls with one key the second raises
+    IntegrityError on PostgreSQL, and returns the run when repeated.
     """
     stored = None if idempotency_key is None else _stored_key(owner, idempotency_key)
     if stored is not None:
@@ -92,11 +93,11 @@ def _check_quota(session: Session, owner: str, quotas: Mapping[AccountId, int | 
     if most is not None:
         queued = select(func.count()).where(RunRow.state == "QUEUED", RunRow.owner == owner)
         if (session.scalar(queued) or 0) >= most:
-            raise QuotaReached(f"{owner} has {most} runs in the queue already, and may have no more")
+            raise QuotaReached(f"{owner} has {most} queued runs, which is the limit")
 
 
 def _queued(work: Job, experiment: ExperimentRow, forecast: Forecast | None, placing: QueueOptions) -> RunRow:
-    asked = work.resources
+    resources = work.resources
     return RunRow(
         id=new_run_id(),
         experiment=experiment,
@@ -104,9 +105,9 @@ def _queued(work: Job, experiment: ExperimentRow, forecast: Forecast | None, pla
         name=experiment.name,
         study=placing.study,
         precedence=-placing.priority,
-        workers=asked.workers,
-        cpus=asked.workers * asked.cpus_per_worker,
-        gpus=asked.workers * asked.gpus_per_worker,
+        workers=resources.workers,
+        cpus=resources.workers * resources.cpus_per_worker,
+        gpus=resources.workers * resources.gpus_per_worker,
         planned=planned(work),
         forecast=forecast.model_dump() if forecast else None,
         state="QUEUED",
@@ -116,7 +117,7 @@ def _queued(work: Job, experiment: ExperimentRow, forecast: Forecast | None, pla
 
 
 def planned(work: Job) -> dict[str, Any] | None:
-    """Stage -> FLOPs and training images by formula; None for work that has no plan."""
+    """Return FLOPs and training images by stage, by formula; None for work without a plan."""
     if not isinstance(work, ExperimentSpec):
         return None
     return {stage.stage: stage.spend.model_dump() for stage in plan(work).stages}

@@ -1,4 +1,4 @@
-"""What of MLflow's interface the lab serves, and whom each part asks for. What is not named is refused."""
+"""Endpoints of MLflow that the lab serves, with the role each needs. All others are refused."""
 
 import json
 import re
@@ -6,13 +6,13 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 PREFIX = "/mlflow"
-"""Where the lab shows MLflow; its server answers under the same path."""
+"""Path under which the lab serves MLflow, and under which MLflow's server answers."""
 Right = Literal["viewer", "runner", "admin", "lab"]
-"""`lab` is the forwarder alone, which has the lab's own secret."""
+"""`lab` is the forwarder, which has the lab's own secret."""
 API = "/(?:ajax-)?api/[23][.]0/mlflow"
 SAFE_PATH = re.compile(r"/(?:[^/\\%\x00-\x1f]+(?:/[^/\\%\x00-\x1f]+)*/?)?")
 OURS = "graftlab."
-"""Begins the tags by which the forwarder finds its runs again."""
+"""Prefix of the tags by which the forwarder finds its runs."""
 
 VIEWER = (
     ("GET", "/(?:health|version|get-artifact|static-files/.+)?"),
@@ -24,7 +24,7 @@ VIEWER = (
     ("GET", "/(?:ajax-)?api/2[.]0/mlflow-artifacts/artifacts(?:/.+)?"),
     ("POST", f"{API}/(?:experiments/search(?:-datasets)?|(?:runs|logged-models|traces|datasets)/search)"),
 )
-"""Reading. MLflow's pages search with POST."""
+"""Endpoints that only read. MLflow's pages search with POST."""
 RUNNER = (
     ("POST", f"{API}/experiments/create"),
     ("POST", f"{API}/runs/(?:create|update|delete|restore|set-tag|delete-tag|log-inputs)"),
@@ -46,25 +46,27 @@ RULES = [
 
 
 class Refused(Exception):
-    """What was asked of MLflow is not served; the text says what and why."""
+    """The lab does not serve this request to MLflow; the text says what and why."""
 
 
 def right_for(method: str, path: str) -> Right:
-    """Whom an address below the prefix asks for. Raises Refused where the lab does not serve it."""
+    """Return the right that a path below the prefix needs. Raises Refused if the lab does not serve it."""
     if not SAFE_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise Refused(f"the path {path[:200]!r} is not one of MLflow's")
     method = "GET" if method == "HEAD" else method
     for right, methods, pattern in RULES:
         if method in methods and pattern.fullmatch(path):
             return right
-    raise Refused(f"the lab does not serve {method} {path[:200]} of MLflow; it shows runs and takes figures")
+    raise Refused(
+        f"the lab does not serve {method} {path[:200]} of MLflow; it serves reading runs and logging metrics"
+    )
 
 
 def check_body(path: str, body: bytes) -> dict[str, Any]:
-    """The JSON object of a request that changes something. Raises Refused.
+    """Return the JSON object of a request that changes something. Raises Refused.
 
-    Where artifacts are kept is the lab's choice: a location of the caller's own would let him read the
-    files of the lab's user through MLflow.
+    The caller may not choose where artifacts are kept: a location of its own would let it read the files
+    of the lab's user through MLflow.
     """
     try:
         document = json.loads(body or b"{}", object_pairs_hook=_once)
@@ -74,7 +76,9 @@ def check_body(path: str, body: bytes) -> dict[str, Any]:
         raise Refused(f"the body of {path} is {type(document).__name__}, not a JSON object")
     for name, value in document.items():
         if re.sub("[^a-z]", "", name.lower()) in LOCATIONS and value:
-            raise Refused(f"{name} was given; the lab keeps artifacts in its own folder, leave it out")
+            raise Refused(
+                f"the field {name} is not allowed: the lab keeps artifacts in its own folder; leave it out"
+            )
     return document
 
 
@@ -82,28 +86,28 @@ LOCATIONS = ("artifactlocation", "artifacturi", "source", "storagelocation")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    document = dict(pairs)
+    if len(document) < len(pairs):
         raise ValueError("a key appears twice")
-    return found
+    return document
 
 
 def names_ours(document: dict[str, Any]) -> bool:
-    """Whether a request sets or removes a tag by which the forwarder finds its runs."""
+    """Check whether a request sets or removes a tag by which the forwarder finds its runs."""
     tags = document.get("tags")
     keys = [tag.get("key") for tag in tags if isinstance(tag, dict)] if isinstance(tags, list) else []
     return any(str(key).startswith(OURS) for key in [document.get("key"), *keys])
 
 
 def link(experiment_id: str | None, run_id: str | None) -> str | None:
-    """Where the lab shows a run of MLflow's, relative to the lab's own address; None where there is none."""
+    """Return the address of an MLflow run relative to the lab's address; None if there is none."""
     if not experiment_id or not run_id:
         return None
     return f"{PREFIX}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def server_url(url: str, path: str) -> str:
-    """The address of a path below the prefix on MLflow's own server. Raises Refused where it has none."""
+    """Return the address of a path on MLflow's own server. Raises Refused if it has none."""
     if urlsplit(url).scheme not in ("http", "https"):
-        raise Refused(f"GRAFTLAB_MLFLOW_URL is {url}, which is no server's address")
+        raise Refused(f"GRAFTLAB_MLFLOW_URL is {url}, which is not an http(s) address")
     return url.rstrip("/") + path

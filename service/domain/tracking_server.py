@@ -1,4 +1,4 @@
-"""Whether MLflow's server can be used."""
+"""Check of MLflow's server."""
 
 import httpx
 
@@ -7,7 +7,7 @@ from service.settings import Settings
 
 
 def ask_server(settings: Settings) -> str | None:
-    """Why MLflow's server cannot be used, in its own words where it has some; None where it can."""
+    """Return why MLflow's server cannot be used, in its own words if it gives any; None if it can."""
     token = settings.mlflow_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:

@@ -1,4 +1,4 @@
-"""How far MLflow is behind the lab, by the lab's own cursors and MLflow's own word."""
+"""How far MLflow lags behind the lab, by the lab's cursors, and whether MLflow answers."""
 
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from service.settings import Settings
 
 
 def read_tracking(database: Database, settings: Settings) -> TrackingState:
-    """Reads what is behind, not what was projected."""
+    """Return the lag of MLflow. Reads only runs that lag."""
     with database.reading() as session:
         runs, events = session.execute(
             select(func.count(), func.coalesce(func.sum(RunRow.last_event - RunRow.mlflow_event), 0)).where(

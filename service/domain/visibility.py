@@ -1,4 +1,4 @@
-"""Answers to those who see only their own do not name the runs of others that theirs wait for or use."""
+"""Hide other users' runs in answers to readers who see only their own runs."""
 
 import re
 from collections.abc import Iterable
@@ -13,29 +13,29 @@ from service.schemas.runs import FirstMade, QueueView, RunEvent
 from workers.contract import StageDone, StageReport
 
 ANOTHERS = "another's"
-"""Stands for the id of a run that the reader does not see."""
+"""Replacement for the id of a run that the reader does not see."""
 AWAITED = re.compile(f"^{WAITS}([0-9a-z]+)")
 
 
 def shown_to(session: Session, owner: str | None, run_ids: Iterable[str]) -> set[str]:
-    """Those of the runs that someone sees who sees this owner's runs only, or all (None)."""
-    wanted = set(run_ids)
-    if owner is None or not wanted:
-        return wanted
-    query = select(RunRow.id).where(RunRow.id.in_(wanted), RunRow.owner == owner)
+    """Return those of the runs that a reader of this owner's runs, or all (None), sees."""
+    ids = set(run_ids)
+    if owner is None or not ids:
+        return ids
+    query = select(RunRow.id).where(RunRow.id.in_(ids), RunRow.owner == owner)
     return set(session.scalars(query))
 
 
 def message_to(session: Session, owner: str | None, message: str | None) -> str | None:
-    """What a run waits for, without the id of another's run."""
-    found = AWAITED.match(message or "")
-    if found is None or shown_to(session, owner, [found[1]]):
+    """Return a run's message, with the id of an unseen run replaced."""
+    waiting = AWAITED.match(message or "")
+    if waiting is None or shown_to(session, owner, [waiting[1]]):
         return message
-    return f"{WAITS}{ANOTHERS}{(message or '')[found.end() :]}"
+    return f"{WAITS}{ANOTHERS}{(message or '')[waiting.end() :]}"
 
 
 def report_to(session: Session, owner: str | None, report: StageReport) -> StageReport:
-    """A stage's report; whose work it found and used is left out where the reader does not see the run."""
+    """Return a stage report, with makers of reused artifacts replaced if the reader does not see them."""
     if owner is None or not report.made_by:
         return report
     seen = shown_to(session, owner, report.made_by.values())
@@ -44,7 +44,7 @@ def report_to(session: Session, owner: str | None, report: StageReport) -> Stage
 
 
 def event_to(session: Session, owner: str | None, event: RunEvent) -> RunEvent:
-    """An event of a run, with the report in it as `report_to` gives it."""
+    """Return an event of a run, with the report in it treated by `report_to`."""
     if event.event is None or not isinstance(event.event.body, StageDone):
         return event
     done = event.event.body
@@ -53,7 +53,7 @@ def event_to(session: Session, owner: str | None, event: RunEvent) -> RunEvent:
 
 
 def scions_to(session: Session, owner: str | None, views: list[ScionView]) -> list[ScionView]:
-    """Scions are the lab's; who made them, and whose run needs them, is shown where the run is."""
+    """Return scions, with the runs that made and need them hidden if the reader does not see those."""
     seen = shown_to(session, owner, {run for view in views for run in (view.made_by, view.needed_by) if run})
     if owner is None:
         return views
@@ -69,14 +69,14 @@ def scions_to(session: Session, owner: str | None, views: list[ScionView]) -> li
 
 
 def first_to(owner: str | None, first: FirstMade) -> FirstMade:
-    """Who made a design first, for someone who sees this owner's runs only, or all (None)."""
+    """Return the first maker of a design, hidden if the reader does not see that run."""
     if owner is None or first.owner == owner:
         return first
     return first.model_copy(update={"run_id": ANOTHERS, "owner": ANOTHERS, "visible": False})
 
 
 def queue_to(session: Session, owner: str | None, view: QueueView) -> QueueView:
-    """The entries of the runs that the reader sees; of others only how many are ahead."""
+    """Return the reader's own entries of the queue; the ids of others' runs are left out."""
     if owner is None:
         return view
     own = [entry for entry in view.entries if entry.owner == owner]

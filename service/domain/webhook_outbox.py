@@ -1,4 +1,4 @@
-"""Webhooks and their outbox: what has ended is written down for each, claimed, sent, and kept."""
+"""Webhooks and their outbox: deliveries are written when something ends, claimed, sent and kept."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from service.schemas.webhooks import DeliveryPage, DeliveryView, WebhookRequest,
 LONGEST_WAIT = 6 * 3600.0
 GROWTH = 4.0
 PRUNED = 500
-"""Deliveries that one round forgets."""
+"""Limit of deliveries that one round deletes."""
 
 
 class Registered(Exception):
@@ -44,30 +44,36 @@ class ClaimedDelivery:
 
 @dataclass(frozen=True)
 class RetrySchedule:
-    """How often and how long apart a delivery is tried."""
+    """Number of attempts of a delivery and the time between them."""
 
     attempts: int
     seconds: float
 
     def wait(self, attempts: int) -> float:
-        """Seconds after so many attempts, a fifth of it by chance, so that receivers are not stormed."""
+        """Return the wait in seconds after this many attempts, varied at random by 10 % to spread the
+        load.
+        """
         return min(LONGEST_WAIT, self.seconds * GROWTH ** (attempts - 1)) * random.uniform(0.9, 1.1)  # noqa: S311
 
 
-def register(session: Session, asked: WebhookRequest, owner: str) -> WebhookRow:
-    """Keep a webhook with a new secret. Raises Registered."""
-    same = select(WebhookRow.id).where(WebhookRow.url == asked.url, WebhookRow.removed_at.is_(None))
+def register(session: Session, request: WebhookRequest, owner: str) -> WebhookRow:
+    """Store a webhook with a new secret. Raises Registered."""
+    same = select(WebhookRow.id).where(WebhookRow.url == request.url, WebhookRow.removed_at.is_(None))
     known = session.scalar(same)
     if known is not None:
         raise Registered(f"webhook {known} has this address; remove it first")
-    row = WebhookRow(url=asked.url, types=list(dict.fromkeys(asked.types)), secret=new_secret(), owner=owner)
+    row = WebhookRow(
+        url=request.url, types=list(dict.fromkeys(request.types)), secret=new_secret(), owner=owner
+    )
     session.add(row)
     session.flush()
     return row
 
 
 def remove(session: Session, row: WebhookRow) -> None:
-    """Send it nothing more and forget its secret; its deliveries stay to be looked at. Twice is once."""
+    """Stop sending to a webhook and delete its secret; its deliveries are kept. Repeating it changes
+    nothing.
+    """
     if row.removed_at is not None:
         return
     row.removed_at, row.secret = now(), ""
@@ -81,7 +87,7 @@ def _drop_pending(session: Session, row: WebhookRow) -> None:
 
 
 def announce_run(session: Session, run: RunRow) -> None:
-    """Write down, in the transaction that ended the run, whom to tell."""
+    """Write the deliveries for an ended run, in the transaction that ends it."""
     facts = {
         "id": run.id,
         "kind": run.experiment.kind,
@@ -101,7 +107,7 @@ def announce_run(session: Session, run: RunRow) -> None:
 
 
 def announce_study(session: Session, study: StudyRow) -> None:
-    """As `announce_run`, of a study."""
+    """Write the deliveries for an ended study, in the transaction that ends it."""
     facts = {
         "id": study.id,
         "name": study.name,
@@ -118,7 +124,7 @@ def announce_study(session: Session, study: StudyRow) -> None:
 
 
 def announce_test(session: Session, hook: WebhookRow) -> DeliveryRow:
-    """A message that tells of nothing, sent as all others are."""
+    """Write a test delivery, which is sent like all others."""
     subject = f"test-{secrets.token_hex(8)}"
     return _add(session, hook, "webhook.test", subject, 0, {"webhook": hook.id})
 
@@ -155,16 +161,16 @@ def _add(
 
 
 def due_webhooks(session: Session, clock: float) -> list[int]:
-    """Those that something should be sent to now."""
+    """Return the ids of webhooks with a delivery that is due."""
     query = select(DeliveryRow.webhook_id).where(DeliveryRow.state == "PENDING", DeliveryRow.due <= clock)
     return sorted(session.scalars(query.distinct()))
 
 
 def claim(session: Session, webhook_id: int, clock: float, patience: RetrySchedule) -> ClaimedDelivery | None:
-    """The next delivery that is due, its attempt counted and the one after it set, before it is sent.
+    """Claim the next due delivery: count its attempt and schedule the next one before it is sent.
 
-    Whoever dies while sending leaves it to be sent again then, under the same id; two who claim at once
-    get it once.
+    If the process dies while sending, it is sent again later under the same id. Of two processes that
+    claim at once, one gets it.
     """
     query = (
         select(DeliveryRow)
@@ -181,7 +187,7 @@ def claim(session: Session, webhook_id: int, clock: float, patience: RetrySchedu
         return None
     if row.attempts >= patience.attempts:
         row.state, row.ended_at = "FAILED", now()
-        row.error = row.error or "no attempt came to its end"
+        row.error = row.error or "no attempt was completed"
         return None
     row.attempts += 1
     row.due = clock + patience.wait(row.attempts)
@@ -192,7 +198,7 @@ def claim(session: Session, webhook_id: int, clock: float, patience: RetrySchedu
 def note(
     session: Session, delivery: ClaimedDelivery, status: int | None, error: str | None, *, final: bool
 ) -> None:
-    """Record what came of sending; `final`: nothing more is tried. What was ended meanwhile stays so."""
+    """Record the result of sending; `final` means that no attempt follows. An ended delivery is unchanged."""
     delivered = status is not None and 200 <= status < 300
     values: dict[str, Any] = {"status": status, "error": None if delivered else error and error[:300]}
     if delivered or final:
@@ -202,7 +208,7 @@ def note(
 
 
 def prune(session: Session, days: float) -> int:
-    """Forget deliveries that ended longer ago than that, so many at a time; how many were."""
+    """Delete up to PRUNED deliveries that ended more than `days` ago, and return how many."""
     if not math.isfinite(days):
         return 0
     old = select(DeliveryRow.id).where(DeliveryRow.ended_at < now() - timedelta(days=days))
@@ -212,7 +218,7 @@ def prune(session: Session, days: float) -> int:
 
 
 def webhook_views(session: Session) -> list[WebhookView]:
-    """Those that have not been removed, newest first."""
+    """List the webhooks that have not been removed, newest first."""
     query = select(WebhookRow).where(WebhookRow.removed_at.is_(None)).order_by(WebhookRow.id.desc())
     return _webhook_views(session, session.scalars(query).all())
 
@@ -222,15 +228,15 @@ def webhook_view(session: Session, row: WebhookRow) -> WebhookView:
 
 
 def _webhook_views(session: Session, rows: Sequence[WebhookRow]) -> list[WebhookView]:
-    """With two queries, however many there are."""
+    """Build the views with a fixed number of queries, however many webhooks there are."""
     mine = DeliveryRow.webhook_id.in_([row.id for row in rows])
-    each = select(DeliveryRow.webhook_id, DeliveryRow.state, func.count()).where(mine)
+    by_state = select(DeliveryRow.webhook_id, DeliveryRow.state, func.count()).where(mine)
     counts: dict[int, dict[str, int]] = {}
-    for hook, state, count in session.execute(each.group_by(DeliveryRow.webhook_id, DeliveryRow.state)):
+    for hook, state, count in session.execute(by_state.group_by(DeliveryRow.webhook_id, DeliveryRow.state)):
         counts.setdefault(hook, {})[state.lower()] = count
     newest = select(func.max(DeliveryRow.id)).where(mine).group_by(DeliveryRow.webhook_id)
-    told = select(DeliveryRow.webhook_id, DeliveryRow.error).where(DeliveryRow.id.in_(newest))
-    errors: dict[int, str | None] = dict(session.execute(told).tuples().all())
+    outcomes = select(DeliveryRow.webhook_id, DeliveryRow.error).where(DeliveryRow.id.in_(newest))
+    errors: dict[int, str | None] = dict(session.execute(outcomes).tuples().all())
     return [_view_of(row, counts.get(row.id, {}), errors.get(row.id)) for row in rows]
 
 
@@ -250,7 +256,7 @@ def _view_of(row: WebhookRow, counts: Mapping[str, int], last_error: str | None)
 def delivery_page(
     session: Session, webhook_id: int, *, limit: int, before: int | None, state: str | None
 ) -> DeliveryPage:
-    """Newest first, from those older than `before`."""
+    """List deliveries, newest first, from those older than `before`."""
     query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id).order_by(DeliveryRow.id.desc())
     query = query if before is None else query.where(DeliveryRow.id < before)
     query = query if state is None else query.where(DeliveryRow.state == state)

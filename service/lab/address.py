@@ -1,4 +1,4 @@
-"""The note `lab.json` in a data folder: where its lab answers, and which start of it that is."""
+"""The file `lab.json` in a data folder: the address of its lab, and the id of its start."""
 
 import json
 from contextlib import suppress
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LabAddress:
-    """What `lab.json` says of a lab. A hint: whether it still runs, its folder's lock alone knows."""
+    """Content of `lab.json`. It is a hint: only the folder's lock tells whether the lab still runs."""
 
     url: str
     mlflow_url: str
     ray_dashboard: str
     pid: int
     lab_id: str = ""
-    """Chosen anew at each start; the lab's API tells it, and its processes carry it."""
+    """Random id of each start; the lab's API shows it, and its processes carry it."""
     scratch: str = ""
-    """Ray's sockets and session logs."""
+    """Folder of Ray's sockets and session logs."""
 
 
 def write_address(folder: Path, address: LabAddress) -> None:
@@ -25,7 +25,7 @@ def write_address(folder: Path, address: LabAddress) -> None:
 
 
 def read_address(folder: Path) -> LabAddress | None:
-    """None where no lab has run here, or its note is unreadable."""
+    """Return the address; None if no lab has run here or the file is unreadable."""
     try:
         return LabAddress(**json.loads((folder / "lab.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -33,7 +33,7 @@ def read_address(folder: Path) -> LabAddress | None:
 
 
 def forget_address(folder: Path, lab_id: str | None = None) -> None:
-    """Remove the note, if it is of this start of the lab."""
+    """Remove the file, if it belongs to this start of the lab."""
     address = read_address(folder)
     if lab_id is None or (address is not None and address.lab_id == lab_id):
         with suppress(OSError):

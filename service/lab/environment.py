@@ -1,4 +1,4 @@
-"""What the processes of a lab see of the user's environment, and what they are told whatever it says."""
+"""Environment of the lab's processes: what they inherit from the user, and what is set for them."""
 
 import os
 import tempfile
@@ -8,14 +8,14 @@ from service.direct import clear_mlflow, reach_directly
 
 NOT_INHERITED = ("GRAFTLAB_KEY", "GRAFTLAB_URL", "PYTHONSTARTUP", "PYTHONHOME")
 FOREIGN = ("RAY_", "OMP_", "MKL_", "OPENBLAS_")
-"""Beginnings of what would tell our cluster to join another one, or our workers to use other CPUs."""
+"""Prefixes of variables that would make the cluster join another, or workers use other CPUs."""
 PATHS = ("GRAFTLAB_FEATURE_NETWORKS",)
-"""Files that may be named as seen from the user's folder; parts start in another one."""
+"""Variables with files relative to the user's folder; the parts start in another one."""
 RAY_LOG_BYTES = 20 * 2**20
 
 
 def environment_of(part: str, folder: Path) -> dict[str, str]:
-    """The user's environment for a part of the lab of this data folder."""
+    """Return the environment of a part of the lab of this data folder."""
     inherited = {
         name: str(Path(value).absolute()) if name in PATHS and value else value
         for name, value in os.environ.items()
@@ -23,7 +23,7 @@ def environment_of(part: str, folder: Path) -> dict[str, str]:
     }
     clear_mlflow(inherited)
     reach_directly(inherited)
-    # Ray tells its workers how many threads they may use; what only serves needs one.
+    # Ray sets its workers' number of threads; processes that only serve need one.
     threads = {} if part == "ray" else {"OMP_NUM_THREADS": "1"}
     return {
         **inherited,
@@ -33,7 +33,7 @@ def environment_of(part: str, folder: Path) -> dict[str, str]:
         "HOME": _home(folder),
         "GRAFTLAB_DATA_DIR": str(folder),
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that nothing here asks for
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes that the lab does not use
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
     }
@@ -44,7 +44,7 @@ FOR_RAY = {
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray takes loopback for a mistake and listens on all addresses, unless it may not be a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Ray tells its figures, with ids of runs in them, to whoever asks. Those of its dashboard cannot be
+    # Ray shows its metrics, with ids of runs in them, to every caller. Those of its dashboard cannot be
     # turned off, but no port can be opened under this number.
     "RAY_enable_metrics_collection": "0",
     "DASHBOARD_METRIC_PORT": "65536",
@@ -54,7 +54,7 @@ FOR_RAY = {
 
 
 def _home(fallback: Path) -> str:
-    """The user's home folder if programs can write there, else the fallback: some parts insist on one."""
+    """Return the user's home folder if it is writable, else the fallback: some parts need one."""
     try:
         home = Path.home()
         with tempfile.TemporaryFile(dir=home):
@@ -64,6 +64,8 @@ def _home(fallback: Path) -> str:
 
 
 def _absolute_pythonpath() -> dict[str, str]:
-    """PYTHONPATH for processes that start in another folder; an empty entry would be that folder."""
+    """Return PYTHONPATH with absolute entries, as parts start in another folder, where empty ones would
+    point.
+    """
     entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in entries)}

@@ -1,8 +1,8 @@
 """Ends a lab whose supervisor was killed: `python -m service.lab.guardian MARK LAB_ID FOLDER`.
 
-The supervisor holds the other end of standard input. Where that closes before the supervisor has said that
-all is ended, whatever carries the mark of this start of the lab is killed; a lab that was started on the
-folder since has another id and is left alone.
+The supervisor holds the other end of standard input. If that closes before the supervisor reports a
+complete stop, every process with the mark of this start of the lab is killed; a lab started on the folder
+later has another id and is not touched.
 """
 
 import signal

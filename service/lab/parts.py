@@ -1,4 +1,4 @@
-"""One process of the lab: started with a log of its own, and asked for its last words where it has died."""
+"""One process of the lab, started with its own log, from which the cause of its death is read."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 OPTIONAL = ("mlflow", "tracking")
-"""What they show can be made anew from the lab's own database: the lab starts and goes on without them."""
+"""Parts without which the lab works: what they show can be rebuilt from the lab's own database."""
 OPTIONAL_SECONDS = 60.0
-"""Between two attempts to start one of those that keeps dying."""
+"""Wait between two attempts to start an optional part that keeps dying."""
 LOG_BYTES = 20 * 2**20
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 READ_BYTES = 64 * 1024
@@ -30,19 +30,19 @@ class Part:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     due: float = 0.0
-    """When it is to be started again; 0 where nobody has seen yet that it ended."""
+    """Time of the next start; 0 until its end has been noticed."""
     started: float = 0.0
     log_begins: int = 0
-    """Where the log of this process begins in the part's file."""
+    """Offset at which the log of this process begins in the part's file."""
 
     @property
     def has_ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
 
     def spawn(self, environment: Mapping[str, str], logs: Path, descriptors: tuple[int, ...] = ()) -> None:
-        """Start it, in a session of its own and a folder in which nothing can stand in for a module.
+        """Start it, in its own session and in a folder where no file can shadow a module.
 
-        Raises OSError where the system cannot start a process now.
+        Raises OSError if the system cannot start a process now.
         """
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.log(logs).open("ab") as log:
@@ -63,14 +63,14 @@ class Part:
         return logs / f"{self.name}.log"
 
     def put_off(self) -> None:
-        """Decide when it is started again: later and later where it keeps dying."""
+        """Set the time of its next start: later each time if it keeps dying."""
         wait = BACK_OFF[min(self.restarts, len(BACK_OFF) - 1)]
         if self.name in OPTIONAL and self.restarts >= len(BACK_OFF):
             wait = OPTIONAL_SECONDS
         self.due = time.monotonic() + wait
 
     def last_words(self, logs: Path) -> str:
-        """The last line that it printed, without the frame of a log line or a traceback."""
+        """Return the last line that it printed, without the frame of a log line or a traceback."""
         try:
             with self.log(logs).open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
@@ -78,24 +78,24 @@ class Part:
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return "its log cannot be read"
-        said = [line.strip() for line in lines if line.strip()]
-        return _plain(said[-1])[:LONGEST_WORDS] if said else "it printed nothing"
+        printed = [line.strip() for line in lines if line.strip()]
+        return _plain(printed[-1])[:LONGEST_WORDS] if printed else "it printed nothing"
 
 
 def _plain(line: str) -> str:
-    """What a log line says; where it tells of an error, that error's last line."""
+    """Return the message of a JSON log line; for an error, its last line."""
     try:
-        found = json.loads(line)
-        error = str(found.get("error") or "").strip().splitlines()
-        return error[-1] if error else str(found["message"])
+        record = json.loads(line)
+        error = str(record.get("error") or "").strip().splitlines()
+        return error[-1] if error else str(record["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return COLOURS.sub("", line)
 
 
 def shorten(log: Path, most: int = LOG_BYTES) -> None:
-    """Move a log that has grown too long aside and begin anew; one older log is kept.
+    """Copy a log that has grown too long to `<log>.1` and empty it.
 
-    Copied and cut, not renamed: the process that writes it goes on writing at the end of the same file.
+    It is not renamed: the process that writes it keeps writing to the same file.
     """
     if log.stat().st_size <= most:
         return

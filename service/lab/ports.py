@@ -1,4 +1,4 @@
-"""Ports that stay free until their process takes them, and who listens on one."""
+"""Ports that stay free until their process uses them, and the processes that listen on a port."""
 
 import random
 import socket
@@ -9,35 +9,35 @@ import psutil
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LOWEST, USUAL_EPHEMERAL = 20_000, 32_768
-"""Below, Ray keeps ports for its workers."""
+"""Lowest port to choose: below it, Ray keeps ports for its workers."""
 TRIES = 100
 LOOPBACK = "127.0.0.1"
 BACKLOG = 2048
 
 
 class NoFreePort(OSError):
-    """Every port that was tried is taken, or the one that was asked for may not be used."""
+    """All tried ports are taken, or the requested one may not be used."""
 
 
 class Claims:
-    """Ports that one lab has chosen. No other lab on this machine chooses them while these are held.
+    """Ports that one lab has chosen; no other lab on this machine chooses them while they are held.
 
-    Held by a UDP socket of the same number, which nothing reads: the TCP port itself stays free for the
-    process that is to listen there.
+    A port is held by a UDP socket of the same number, which is never read: the TCP port itself stays free
+    for the process that will listen there.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
 
     def claim(self, preferred: int = 0) -> int:
-        """The preferred port if nobody has it, else another. Raises NoFreePort."""
+        """Return the preferred port if it is free, else another. Raises NoFreePort."""
         for port in _candidates(preferred):
             if self.take(port):
                 return port
         raise _no_port()
 
     def take(self, port: int) -> bool:
-        """Whether this port is ours to use: it is free, and no other lab has chosen it."""
+        """Claim this port; False if it is used or another lab has chosen it."""
         if not is_free(port):
             return False
         if port in self._held:
@@ -52,7 +52,7 @@ class Claims:
         return True
 
     def release(self, port: int) -> None:
-        """Somebody else has it after all, or it is needed no longer."""
+        """Release a port that is used by another program or no longer needed."""
         held = self._held.pop(port, None)
         if held is not None:
             held.close()
@@ -63,35 +63,35 @@ class Claims:
 
 
 def listen(host: str, preferred: int, claims: Claims) -> socket.socket:
-    """A socket that listens at the host, on the preferred port if it is free. Raises NoFreePort.
+    """Return a socket that listens at the host, on the preferred port if it is free. Raises NoFreePort.
 
-    Whoever holds it can hand it to one process after another, and nobody takes the port in between.
+    It can be passed from one process to the next, so that no other program can take the port in between.
     """
     for port in _candidates(preferred):
         if not claims.take(port):
             continue
         try:
             return _listening(host, port)
-        except OSError:  # somebody took it in this moment
+        except OSError:  # another program took it in this moment
             claims.release(port)
     raise _no_port()
 
 
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family)
+    listening = socket.socket(family)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-        made.listen(BACKLOG)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
     except OSError:
-        made.close()
+        listening.close()
         raise
-    return made
+    return listening
 
 
 def is_address(host: str) -> bool:
-    """Whether this machine can listen there."""
+    """Check whether this machine can listen on the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         try:
@@ -106,30 +106,30 @@ def _no_port() -> NoFreePort:
 
 
 def _candidates(preferred: int) -> list[int]:
-    """The one that is asked for, then some at random.
+    """Return the preferred port, then some at random.
 
-    Below the range from which the system serves callers and whoever asks for any port: between the choice
-    and its use lie seconds, in which a cluster that starts takes dozens of those.
+    They lie below the system's ephemeral ports: between choice and use pass seconds, in which a starting
+    cluster takes dozens of those.
     """
     return [*([preferred] if preferred else []), *random.sample(range(LOWEST, _ephemeral()), TRIES)]
 
 
 def is_free(port: int) -> bool:
-    """On all addresses. Raises NoFreePort where this user may not have it at all."""
+    """Check whether a port is free on all addresses. Raises NoFreePort if this user may not use it."""
     with socket.socket() as probe:
-        # Connections that have just ended do not matter.
+        # Connections that have just ended do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except PermissionError as error:
-            raise NoFreePort(f"port {port} is the system's own; choose one above 1023") from error
+            raise NoFreePort(f"port {port} is reserved for the system; choose one above 1023") from error
         except OSError:
             return False
     return True
 
 
 def _ephemeral() -> int:
-    """Where the range begins of ports that the system gives away."""
+    """Return the lower end of the system's ephemeral ports."""
     try:
         return max(LOWEST + TRIES, int(EPHEMERAL.read_text().split()[0]))
     except (OSError, ValueError, IndexError):
@@ -137,7 +137,7 @@ def _ephemeral() -> int:
 
 
 def listeners(port: int) -> list[psutil.Process]:
-    """Our user's processes that listen on this port of any address."""
+    """Return this user's processes that listen on this port of any address."""
     pids = {
         connection.pid
         for connection in psutil.net_connections("tcp")
@@ -146,8 +146,8 @@ def listeners(port: int) -> list[psutil.Process]:
         and connection.laddr.port == port
         and connection.pid
     }
-    found = []
+    processes = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):  # it has ended since
-            found.append(psutil.Process(pid))
-    return found
+            processes.append(psutil.Process(pid))
+    return processes

@@ -1,4 +1,4 @@
-"""Which processes are a lab's, and how they are ended without touching anybody else's."""
+"""Find the processes of a lab, and end them without touching any other."""
 
 import os
 import signal
@@ -10,21 +10,21 @@ import psutil
 MARK = "GRAFTLAB_LAB"
 PART = "GRAFTLAB_PART"
 INSTANCE = "GRAFTLAB_LAB_ID"
-"""Every process of a lab inherits all three: the data folder, the part, and the start of the lab."""
+"""Variables that every process of a lab inherits: mark of the data folder, part, and id of the start."""
 GUARDIAN = "guardian"
 STOP_SECONDS = 12.0
 PASSES = 5
-"""A process may have started another while the first was ended."""
+"""Repetitions of the search: a process may start another while it is being ended."""
 
 
 def mark_of(folder: Path) -> str:
-    """The same for every name of a folder: through links and mounts, and after it was renamed."""
-    found = folder.stat()
-    return f"{found.st_dev:x}-{found.st_ino:x}"
+    """Return an id of the folder itself, equal for all its names, links and mounts."""
+    status = folder.stat()
+    return f"{status.st_dev:x}-{status.st_ino:x}"
 
 
 def end_politely(process: subprocess.Popen[bytes] | None, seconds: float = STOP_SECONDS) -> None:
-    """SIGTERM, then SIGKILL if that is not heeded."""
+    """Send SIGTERM, then SIGKILL if the process does not end in time."""
     if process is None or process.poll() is not None:
         return
     process.send_signal(signal.SIGTERM)
@@ -36,9 +36,9 @@ def end_politely(process: subprocess.Popen[bytes] | None, seconds: float = STOP_
 
 
 def end_strays(mark: str, part: str | None = None, instance: str | None = None) -> int:
-    """Kill the processes that carry this mark (and part, and start), with their children, except ourselves.
+    """Kill the processes with this mark (and part, and start) and their children, except this one.
 
-    Returns how many there were. The guardian of our own lab is left alone unless it is asked for.
+    Returns their number. The guardian that is a child of this process is spared.
     """
     ended = 0
     for _ in range(PASSES):
@@ -56,27 +56,30 @@ def end_strays(mark: str, part: str | None = None, instance: str | None = None) 
 
 
 def _marked(mark: str, part: str | None, instance: str | None) -> list[psutil.Process]:
-    """Some of Ray's have a title where their environment was; their parents still carry the mark."""
-    everybody = {process.pid: process for process in psutil.process_iter()}
-    ours = {pid for pid, process in everybody.items() if _carries(process, mark, part, instance)}
+    """Find the marked processes and their descendants.
+
+    Some of Ray's overwrite their environment with a title; they are found through their parents.
+    """
+    running = {process.pid: process for process in psutil.process_iter()}
+    ours = {pid for pid, process in running.items() if _carries(process, mark, part, instance)}
     spared = {os.getpid(), *_children_to_spare()}
-    parents = {pid: _parent(process) for pid, process in everybody.items()}
+    parents = {pid: _parent(process) for pid, process in running.items()}
     while more := {pid for pid, parent in parents.items() if parent in ours and pid not in ours | spared}:
         ours |= more
-    return [everybody[pid] for pid in sorted(ours - spared)]
+    return [running[pid] for pid in sorted(ours - spared)]
 
 
 def _children_to_spare() -> set[int]:
-    """Our own guardian; one that outlived its supervisor is nobody's child."""
+    """Return the guardian of this supervisor; one that outlived its supervisor has another parent."""
     return {child.pid for child in psutil.Process().children() if _environment(child).get(PART) == GUARDIAN}
 
 
 def _carries(process: psutil.Process, mark: str, part: str | None, instance: str | None) -> bool:
-    found = _environment(process)
+    variables = _environment(process)
     return (
-        found.get(MARK) == mark
-        and part in (None, found.get(PART))
-        and instance in (None, found.get(INSTANCE))
+        variables.get(MARK) == mark
+        and part in (None, variables.get(PART))
+        and instance in (None, variables.get(INSTANCE))
         and process.status() != psutil.STATUS_ZOMBIE
     )
 
@@ -96,7 +99,7 @@ def _parent(process: psutil.Process) -> int | None:
 
 
 def descends(process: psutil.Process, ancestor: int) -> bool:
-    """Whether the ancestor is among its parents."""
+    """Check whether `ancestor` is among the process's parents."""
     try:
         return ancestor in {parent.pid for parent in process.parents()}
     except psutil.Error:

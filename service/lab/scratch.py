@@ -1,4 +1,4 @@
-"""The folder of a running lab for what is gone with it: Ray's sockets, sessions and logs."""
+"""Temporary folder of a running lab: Ray's sockets, sessions and logs."""
 
 import os
 import shutil
@@ -10,18 +10,18 @@ PLACE, PREFIX = Path("/tmp"), "graftlab-"  # noqa: S108 - socket paths have at m
 
 
 def make_scratch() -> Path:
-    """A folder that is new, this user's, and closed to all others."""
+    """Create a new folder of this user, closed to all others."""
     return Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
 
 
-def remove_scratch(noted: str) -> None:
-    """Remove one that a lab has noted, if it is a folder of this user's that such a name is given to."""
-    folder = Path(noted)
+def remove_scratch(path: str) -> None:
+    """Remove the scratch folder of a lab, if it is a folder of this user under a scratch name."""
+    folder = Path(path)
     if folder.parent != PLACE or not folder.name.startswith(PREFIX):
         return
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return
-    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
         shutil.rmtree(folder, ignore_errors=True)

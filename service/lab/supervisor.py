@@ -1,4 +1,4 @@
-"""Start the lab's processes, keep them running, and end them and nothing else."""
+"""Start the lab's processes, keep them running, and end them."""
 
 import logging
 import os
@@ -48,13 +48,15 @@ from service.startup import (
 log = logging.getLogger("graftlab.supervisor")
 STOP_ORDER = ("api", "studies", "scheduler", "tracking", "mlflow", "ray")
 AGENT_SECONDS = 120.0
-"""How long Ray may take until its job agent listens, on a busy machine."""
+"""Time limit for Ray's job agent to listen, on a busy machine."""
 RAY_TRIES = 2
-"""A cluster that ends while the lab starts is tried once more: it has many ports, and may have lost one."""
+"""Number of tries: a cluster that ends during the start may have lost one of its many ports to another
+program.
+"""
 STEADY_SECONDS = 60.0
-"""A part that has run for so long has not been restarted in vain."""
+"""Running time after which a part's restarts are counted from zero."""
 LOG_SECONDS = 10.0
-"""Between two looks at how long the logs are."""
+"""Time between two checks of the logs' lengths."""
 
 
 class StartFailed(Exception):
@@ -70,20 +72,20 @@ class Supervisor:
     cpus: int
     parts: list[Part] = field(default_factory=list)
     agent_port: int = 0
-    """Of the process through which Ray starts jobs."""
+    """Port of the process through which Ray starts jobs."""
     agent_listens: bool = False
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
         self.settings = checked_settings(data_dir=self.folder)
         self.host = LOOPBACK
-        """Of every part but the API, which listens where the settings say."""
+        """Address of every part but the API, which listens where the settings say."""
         self.address = LabAddress("", "", "", os.getpid(), secrets.token_hex(8))
         self.mark = ""
         self._claims = Claims()
         self._listening: socket.socket | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._said: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
         self._logs_seen = 0.0
         self._umask: int | None = None
 
@@ -99,7 +101,7 @@ class Supervisor:
         }
 
     def _ray_command(self) -> list[str]:
-        """With ports chosen anew."""
+        """Return Ray's command with newly chosen ports."""
         self.agent_port = self._claims.claim()
         others = ("port", "ray-client-server-port")
         return [
@@ -115,7 +117,7 @@ class Supervisor:
         ]
 
     def environment(self, part: str) -> dict[str, str]:
-        """What every process of the lab is told."""
+        """Return the environment of a process of the lab."""
         address = self.address
         return {
             **environment_of(part, self.folder),
@@ -142,9 +144,9 @@ class Supervisor:
         return self.folder / "logs"
 
     def start(self) -> None:
-        """Clear what a killed predecessor left, check what the lab needs, then start every part.
+        """Clean up after a killed predecessor, check what the lab needs, then start every part.
 
-        Raises CannotStart, NoFreePort or OSError, and nothing runs then.
+        Raises CannotStart, NoFreePort or OSError; then nothing is left running.
         """
         if not self.parts:
             self.prepare()
@@ -154,7 +156,10 @@ class Supervisor:
         self._write_down()
 
     def prepare(self) -> None:
-        """Everything before the first process, strays first: they may hold the ports that are wanted."""
+        """Prepare everything before the first process.
+
+        Processes of a killed predecessor are ended first: they may hold the ports.
+        """
         self._umask = os.umask(0o077)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mark = mark_of(self.folder)
@@ -173,7 +178,7 @@ class Supervisor:
     def _check(self) -> None:
         check_packages(sys.executable)
         if not is_address(self.settings.host):
-            wrong = f"GRAFTLAB_HOST={self.settings.host} is no address of this machine"
+            wrong = f"GRAFTLAB_HOST={self.settings.host} is not an address of this machine"
             raise CannotStart(f"{wrong}; {LOOPBACK} is right for a lab of one machine")
         check_storage(self.settings)
         check_database(self.settings)
@@ -191,7 +196,7 @@ class Supervisor:
         )
 
     def _watch(self) -> None:
-        """Start the process that ends the others if this one is killed."""
+        """Start the guardian, which ends the other processes if this one is killed."""
         words = (self.mark, self.address.lab_id, str(self.folder))
         self._guardian = subprocess.Popen(
             [sys.executable, "-P", "-m", "service.lab.guardian", *words],
@@ -203,9 +208,9 @@ class Supervisor:
 
     def _spawn(self, part: Part) -> None:
         listening = self._listening if part.name == "api" else None
-        handed = () if listening is None else (listening.fileno(),)
-        told = {} if listening is None else {"GRAFTLAB_LISTEN_FD": str(listening.fileno())}
-        part.spawn({**self.environment(part.name), **told}, self.logs, handed)
+        inherited = () if listening is None else (listening.fileno(),)
+        descriptor = {} if listening is None else {"GRAFTLAB_LISTEN_FD": str(listening.fileno())}
+        part.spawn({**self.environment(part.name), **descriptor}, self.logs, inherited)
         self.agent_listens = self.agent_listens and part.name != "ray"
 
     def _write_down(self) -> None:
@@ -213,27 +218,27 @@ class Supervisor:
         note_lab(self.address.url, self.folder)
 
     def reconcile(self) -> None:
-        """Restart what has died, later and later where it keeps dying. What fails here is tried again."""
-        self._try("the guardian", self._tend_guardian)
-        self._try("ray's job agent", self._tend_agent)
+        """Restart parts that have died, with growing waits if they keep dying. Failures here are retried."""
+        self._try("the guardian", self._restart_guardian)
+        self._try("ray's job agent", self._check_agent)
         for part in self.parts:
-            self._try(part.name, lambda part=part: self._tend_part(part))  # type: ignore[misc]  # mypy: defaults
-        self._try("the logs", self._tend_logs)
+            self._try(part.name, lambda part=part: self._restart_part(part))  # type: ignore[misc]  # mypy: defaults
+        self._try("the logs", self._shorten_logs)
 
     def _try(self, what: str, step: Callable[[], None]) -> None:
         try:
             step()
-            self._said.pop(what, None)
+            self._reported.pop(what, None)
         except (OSError, psutil.Error) as error:
-            if self._said.get(what) != str(error):
-                log.warning("%s: %s; tried again in a moment", what, error)
-            self._said[what] = str(error)
+            if self._reported.get(what) != str(error):
+                log.warning("%s: %s; will be tried again", what, error)
+            self._reported[what] = str(error)
 
-    def _tend_guardian(self) -> None:
+    def _restart_guardian(self) -> None:
         if self._guardian is not None and self._guardian.poll() is not None:
             self._watch()
 
-    def _tend_part(self, part: Part) -> None:
+    def _restart_part(self, part: Part) -> None:
         if not part.has_ended:
             return
         if not part.due:
@@ -242,13 +247,15 @@ class Supervisor:
             part.put_off()
         elif time.monotonic() >= part.due:
             part.restarts += 1
-            part.put_off()  # for the case that it cannot be started
+            part.put_off()  # in case that it cannot be started
             end_strays(self.mark, part.name)
             self._renew_ports(part)
             self._spawn(part)
 
     def _renew_ports(self, part: Part) -> None:
-        """It may have ended because somebody has one of its ports. Who asks it is told of another."""
+        """Choose new ports for a part that may have died because one was taken; restart the parts that use
+        it.
+        """
         before = self.address
         if part.name == "ray":
             port = self._claims.claim(int(_port(before.ray_dashboard)))
@@ -259,26 +266,26 @@ class Supervisor:
             self.address = replace(before, mlflow_url=f"http://{self.host}:{port}{PREFIX}")
         if self.address != before:
             self._write_down()
-            askers = ("api", "scheduler") if part.name == "ray" else ("api", "tracking")
-            for each in self.parts:
-                if each.name in askers and each.process is not None and not each.has_ended:
-                    each.due = time.monotonic()
-                    each.process.terminate()
+            users = ("api", "scheduler") if part.name == "ray" else ("api", "tracking")
+            for user in self.parts:
+                if user.name in users and user.process is not None and not user.has_ended:
+                    user.due = time.monotonic()
+                    user.process.terminate()
 
-    def _tend_agent(self) -> None:
-        """Start a cluster anew whose job agent could not have its port: it stays up and takes no jobs."""
+    def _check_agent(self) -> None:
+        """Restart a cluster whose job agent did not get its port: it stays up but accepts no jobs."""
         (ray,) = (part for part in self.parts if part.name == "ray")
         if self.agent_listens or ray.process is None or ray.has_ended:
             return
         taken = not is_free(self.agent_port)
-        # Looked at in this order: if it is our agent that has the port, it listens by now.
-        self.agent_listens = any(descends(each, ray.process.pid) for each in listeners(self.agent_port))
+        # In this order: if our agent took the port, it listens by now.
+        self.agent_listens = any(descends(process, ray.process.pid) for process in listeners(self.agent_port))
         late = time.monotonic() - ray.started > AGENT_SECONDS
         if not self.agent_listens and (taken or late):
             ray.due = time.monotonic()
             end_politely(ray.process)
 
-    def _tend_logs(self) -> None:
+    def _shorten_logs(self) -> None:
         if time.monotonic() - self._logs_seen < LOG_SECONDS:
             return
         self._logs_seen = time.monotonic()
@@ -287,7 +294,7 @@ class Supervisor:
                 shorten(part.log(self.logs))
 
     def wait_ready(self, seconds: float = 300.0) -> None:
-        """Until all parts but the optional ones are ready. Raises StartFailed naming what is not."""
+        """Wait until all parts but the optional ones are ready. Raises StartFailed naming what is not."""
         end, waiting = time.monotonic() + seconds, "the API does not answer yet"
         while time.monotonic() < end:
             self._check_parts()
@@ -299,7 +306,7 @@ class Supervisor:
         raise StartFailed(f"not ready after {seconds:.0f} s: {waiting}; see {self.logs}")
 
     def _check_parts(self) -> None:
-        """A part that the lab cannot do without and that ends while it starts will not do better later."""
+        """Raises StartFailed for a required part that ended during the start: a restart would not help."""
         for part in self.parts:
             if part.process is None or not part.has_ended or part.due or part.name in OPTIONAL:
                 continue
@@ -325,18 +332,18 @@ class Supervisor:
         return "; ".join(wrong)
 
     def without(self) -> list[str]:
-        """What the lab does without at the moment, and what to do about it."""
+        """List the optional parts that do not run, with what to do about it."""
         data = shlex.quote(mlflow_database(self.folder))
-        remedy = f"`mlflow db upgrade {data}` brings an older database to this version; move another"
-        remedy += " one away, start the lab again, and `graft tracking rebuild` fills a new one"
+        remedy = f"`mlflow db upgrade {data}` updates an older database to this version; move any other"
+        remedy += " database away, start the lab again, and `graft tracking rebuild` fills a new one"
         return [
-            f"{part.name} does not run: {part.last_words(self.logs)}; runs go on without it. {remedy}"
+            f"{part.name} does not run: {part.last_words(self.logs)}; runs continue without it. {remedy}"
             for part in self.parts
             if part.name in OPTIONAL and part.has_ended
         ]
 
     def stop(self) -> None:
-        """End all parts in order, politely, then whatever carries this lab's mark."""
+        """End all parts in order, first with SIGTERM, then every process with this lab's mark."""
         by_name = {part.name: part for part in self.parts}
         for name in STOP_ORDER:
             if name in by_name:
@@ -354,7 +361,7 @@ class Supervisor:
             os.umask(self._umask)
 
     def _dismiss(self) -> None:
-        """Tell the guardian that nothing is left to end."""
+        """Tell the guardian that all processes have ended."""
         if self._guardian is None or self._guardian.stdin is None:
             return
         with suppress(OSError):

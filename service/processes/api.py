@@ -20,25 +20,23 @@ from service.startup import settings_of_part
 
 
 def serving() -> FastAPI:
-    """The application of one process of the API, which logs as the first one does.
-
-    All that start-up made stays until the process ends. Without the freeze a full garbage collection walks
-    it again in the middle of a request, which takes a tenth of a second.
-    """
+    """Create the application of one API process, with the logging of the first one."""
     setup_logging()
     app = create_app()
+    # What start-up made lives as long as the process. Unless frozen, every full garbage collection walks
+    # it again during some request, which takes a tenth of a second.
     gc.collect()
     gc.freeze()
     return app
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT. Our own log has a line a request, uvicorn's is off."""
+    """Serve until SIGTERM or SIGINT. Our own log has a line per request, uvicorn's is off."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, help="processes that answer requests; GRAFTLAB_API_PROCESSES")
     workers = parser.parse_args().workers
     if workers is not None:
-        os.environ["GRAFTLAB_API_PROCESSES"] = str(workers)  # each of them counts for all
+        os.environ["GRAFTLAB_API_PROCESSES"] = str(workers)  # each process sizes its share by the total
     setup_logging()
     settings = settings_of_part()
     if settings.api_processes > 1:
@@ -58,12 +56,12 @@ def main() -> None:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    given = settings.listen_fd
-    _serve(config, config.bind_socket() if given is None else socket.socket(fileno=given))
+    inherited = settings.listen_fd
+    _serve(config, config.bind_socket() if inherited is None else socket.socket(fileno=inherited))
 
 
 def _serve(config: uvicorn.Config, listening: socket.socket) -> None:
-    """As `uvicorn.run` does, which knows no socket that listens already."""
+    """Serve on an already listening socket, which `uvicorn.run` cannot."""
     if config.workers > 1:
         return Multiprocess(config, sockets=[listening]).run()
     server = uvicorn.Server(config)
@@ -75,7 +73,9 @@ def _serve(config: uvicorn.Config, listening: socket.socket) -> None:
 
 
 def _share_metrics(settings: Settings) -> None:
-    """A scrape reaches one process and asks for all: they count in files, anew at every start."""
+    """Make all processes count metrics in shared files, as a scrape reaches only one; emptied at each
+    start.
+    """
     folder = settings.data_dir / "metrics"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

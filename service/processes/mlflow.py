@@ -1,7 +1,7 @@
-"""MLflow's server as the lab runs it: `python -m service.processes.mlflow`.
+"""MLflow's server of the lab: `python -m service.processes.mlflow`.
 
-It answers only to who shows the lab's secret, serves the named part of MLflow's interface, and keeps and
-reads artifacts in one folder.
+It answers only callers with the lab's secret, serves an allow-list of MLflow's endpoints, and keeps
+artifacts in one folder.
 """
 
 import hmac
@@ -29,13 +29,13 @@ from service.settings import Settings, mlflow_database
 
 log = logging.getLogger("graftlab.mlflow")
 AGAIN_SECONDS = 5.0
-"""Between two attempts to open a database that could not be opened."""
+"""Wait between two attempts to open a database that could not be opened."""
 CHECKED_BYTES = 2_000_000
-"""Of a body that is read before MLflow sees it; MLflow takes at most a megabyte."""
+"""Limit of a request body that is checked before MLflow gets it; MLflow accepts at most a megabyte."""
 
 
 class Guard:
-    """ASGI application around MLflow's: secret, allow-list and bodies are checked before it is asked."""
+    """ASGI application around MLflow's that checks secret, allow-list and bodies first."""
 
     def __init__(self, app: ASGIApp, secret: str, database: "Opened") -> None:
         self._app, self._secret, self._database = app, secret, database
@@ -57,11 +57,11 @@ class Guard:
         return await self._app(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> ASGIApp | None:
-        """The answer to a request that MLflow is not to see, or None."""
+        """Return the answer to a request that must not reach MLflow, or None."""
         known = self._knows(Headers(scope=scope))
         path = scope["path"].removeprefix(PREFIX)
         if not known and path != "/health":
-            return _problem(401, "MLflow is reached through the lab's own address, under /mlflow/")
+            return _problem(401, "use MLflow through the lab's own address, under /mlflow/")
         reason = await run_in_threadpool(self._database.trouble)
         if path == "/health":
             return PlainTextResponse("OK") if not reason else _problem(503, reason if known else "not ready")
@@ -75,19 +75,22 @@ class Guard:
 
     def _knows(self, headers: Headers) -> bool:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        given = secret.strip().encode(errors="replace")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given, self._secret.encode())
+        shown = secret.strip().encode(errors="replace")
+        return scheme.lower() == "bearer" and hmac.compare_digest(shown, self._secret.encode())
 
 
 def _problem(status: int, text: str) -> JSONResponse:
-    """An error in MLflow's own form, so that its client and its pages show the text."""
+    """Build an error in MLflow's own form, so that its client and its pages show the text."""
     code = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 503: "TEMPORARILY_UNAVAILABLE"}
     body = {"error_code": code.get(status, "ENDPOINT_NOT_FOUND"), "message": text}
     return JSONResponse(body, status_code=status)
 
 
 async def _checked(scope: Scope, receive: Receive) -> Receive:
-    """The request's body, read and checked where it is JSON that changes something. Raises Refused."""
+    """Read and check a body that is JSON and changes something; return it to be received again.
+
+    Raises Refused.
+    """
     if scope["method"] != "POST":
         return receive
     body = b""
@@ -104,8 +107,8 @@ async def _checked(scope: Scope, receive: Receive) -> Receive:
 
 
 class Opened:
-    """MLflow's database: opened at the first request, again later where that did not work, and anew where
-    its file was removed or replaced.
+    """MLflow's database, opened at the first request, and again after failures or if its file was
+    replaced.
     """
 
     def __init__(self, file: Path, opening: Callable[[], object], remedy: str) -> None:
@@ -115,15 +118,15 @@ class Opened:
         self._lock = threading.Lock()
 
     def trouble(self) -> str:
-        """Why MLflow cannot work, with what to do about it; empty where it can."""
+        """Return why MLflow cannot work, with what to do about it; empty if it can."""
         with self._lock:
             if not self._trouble and self._inode != _inode(self._file):
                 self._trouble, self._tried = "its file was replaced", -AGAIN_SECONDS
             if self._trouble and time.monotonic() - self._tried >= AGAIN_SECONDS:
-                found = self._open()
-                if found and found != self._trouble:
-                    log.error("%s", found)
-                self._trouble, self._tried = found, time.monotonic()
+                trouble = self._open()
+                if trouble and trouble != self._trouble:
+                    log.error("%s", trouble)
+                self._trouble, self._tried = trouble, time.monotonic()
                 self._inode = _inode(self._file)
             return self._trouble
 
@@ -131,8 +134,8 @@ class Opened:
         try:
             self._opening()
         except Exception as error:  # noqa: BLE001 - SQLAlchemy's, SQLite's, Alembic's and MLflow's own
-            said = " ".join(str(error).split())[:300]
-            return f"MLflow's database cannot be used ({type(error).__name__}: {said}); {self._remedy}"
+            text = " ".join(str(error).split())[:300]
+            return f"MLflow's database cannot be used ({type(error).__name__}: {text}); {self._remedy}"
         return ""
 
 
@@ -144,17 +147,18 @@ def _inode(file: Path) -> int:
 
 
 def remedy_for(folder: Path, url: str) -> str:
-    """What to run about a database that is out of date, newer, damaged or locked."""
+    """Return what to run for a database that is outdated, newer, damaged or locked."""
     file = folder / "mlflow.db"
     return (
-        f"`mlflow db upgrade {shlex.quote(url)}` brings an older one up to date; a locked one is free "
-        f"once its other user has ended; a newer or damaged one is put aside by `mv {shlex.quote(str(file))} "
-        f"{shlex.quote(f'{file}.aside')}`, and the lab fills a new one. Runs go on without MLflow"
+        f"`mlflow db upgrade {shlex.quote(url)}` updates an older one; a locked one is free "
+        "once its other user has ended; a newer or damaged one is moved aside by "
+        f"`mv {shlex.quote(str(file))} {shlex.quote(f'{file}.aside')}`, and the lab fills a new one. Runs "
+        "continue without MLflow"
     )
 
 
 def prepare(settings: Settings) -> tuple[str, Path]:
-    """Set what MLflow reads from its environment when it is imported; its database and artifact folder."""
+    """Set the variables that MLflow reads on import; return its database URL and artifact folder."""
     url = mlflow_database(settings.data_dir)
     artifacts = settings.data_dir / "mlflow-artifacts"
     artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -173,7 +177,7 @@ def prepare(settings: Settings) -> tuple[str, Path]:
             "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            # A connection that is kept would go on with a file that was put aside.
+            # A pooled connection would keep using a file that was moved aside.
             "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
         }
     )
@@ -181,9 +185,9 @@ def prepare(settings: Settings) -> tuple[str, Path]:
 
 
 def create_guard(settings: Settings) -> Guard:
-    """MLflow's application of this data folder, guarded. Changes the process's environment."""
+    """Create MLflow's application of this data folder, guarded. Changes the process's environment."""
     url, artifacts = prepare(settings)
-    # MLflow reads its environment when it is imported.
+    # MLflow reads its environment on import.
     from mlflow.server import handlers  # noqa: PLC0415
     from mlflow.server.fastapi_app import app  # noqa: PLC0415
 
@@ -193,7 +197,7 @@ def create_guard(settings: Settings) -> Guard:
 
     def open_stores() -> None:
         handlers._tracking_store = handlers._model_registry_store = None
-        # They remember the stores that they have opened.
+        # The registries cache the stores that they have opened.
         handlers._tracking_store_registry = handlers.TrackingStoreRegistryWrapper()
         handlers._model_registry_store_registry = handlers.ModelRegistryStoreRegistryWrapper()
         handlers.initialize_backend_stores(url, url, "mlflow-artifacts:/")

@@ -21,7 +21,7 @@ log = logging.getLogger("graftlab.scheduler")
 
 
 def main() -> None:
-    """Round after round until SIGTERM or SIGINT; attempts under way go on without us."""
+    """Run rounds until SIGTERM or SIGINT; running attempts continue without the scheduler."""
     setup_logging()
     settings = settings_of_part()
     database = Database(settings.database_url)
@@ -30,27 +30,29 @@ def main() -> None:
     control = ClusterControl(settings, database, Storage(settings.storage), lease, RayJobs(settings))
     scheduler = Scheduler(control)
     ended = threading.Event()
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     clean_up_checkpoints(control, ended)
-    post = send_webhooks(settings, database, ended) if settings.webhook_hosts else None
+    webhooks = send_webhooks(settings, database, ended) if settings.webhook_hosts else None
     news = ChangeNotifier(database)
     while not news.await_news(ended, settings.round_seconds):
         news.begin()
         _round(scheduler)
     lease.release()
-    if post is not None:
-        post.join(LAST_SECONDS + 1)
+    if webhooks is not None:
+        webhooks.join(LAST_SECONDS + 1)
 
 
 def _round(scheduler: Scheduler) -> None:
-    """Whatever goes wrong ends the round, not the process: the next one starts from what is."""
+    """Run one round; an exception ends the round but not the process: the next one starts from the current
+    state.
+    """
     try:
         scheduler.round()
     except LostLeadership as error:
         log.warning("%s", error)
     except Exception:
-        log.exception("this round failed; the next one starts anew")
+        log.exception("this round failed; the next one starts from the current state")
 
 
 if __name__ == "__main__":

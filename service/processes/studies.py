@@ -1,7 +1,7 @@
 """The process that drives studies: `python -m service.processes.studies`.
 
-It makes proposals, submits runs through the database and takes in what they found. It loads torch only when
-a study's sampler, the Gaussian process, computes with it.
+It makes proposals, submits runs through the database and records their results. It loads torch only for a
+study whose sampler, the Gaussian process, needs it.
 """
 
 import logging
@@ -21,11 +21,11 @@ from service.studies.threads import StepHangs, StepThreads
 
 log = logging.getLogger("graftlab.search")
 LAST_SECONDS = 3.0
-"""For the steps under way when the process is to end; what is cut short is taken again later."""
+"""Time for running steps to finish when the process ends; steps that do not finish are repeated later."""
 
 
 def main() -> None:
-    """Begin steps until SIGTERM or SIGINT; of several such processes one leads and the others wait."""
+    """Start steps until SIGTERM or SIGINT; of several such processes one leads and the others wait."""
     setup_logging()
     settings = settings_of_part()
     database = Database(settings.database_url)
@@ -43,17 +43,17 @@ def main() -> None:
 
 
 def _round(lease: Leadership, steps: StepThreads) -> None:
-    """Renew the lease and begin steps. A hung step ends the process, which its supervisor starts anew."""
+    """Renew the lease and start steps. A hung step ends the process, which its supervisor restarts."""
     try:
         if lease.claim():
             steps.round()
     except StepHangs as error:
-        log.critical("%s; this process ends, for nothing else ends such a thread", error)
+        log.critical("%s; this process ends, as a hung thread cannot be stopped otherwise", error)
         lease.release()
         logging.shutdown()
         os._exit(1)
     except Exception:
-        log.exception("this round failed; the next one starts from what is")
+        log.exception("this round failed; the next one starts from the current state")
 
 
 if __name__ == "__main__":

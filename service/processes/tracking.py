@@ -19,9 +19,11 @@ LONGEST_WAIT = 60.0
 
 
 def main() -> None:
-    """Forward until SIGTERM or SIGINT; while MLflow is away, wait longer and longer. Nothing is lost."""
+    """Forward until SIGTERM or SIGINT; while MLflow is unavailable, wait longer each time. Nothing is
+    lost.
+    """
     setup_logging()
-    # Our own waiting is the retry; MLflow's would block for minutes.
+    # Our own waiting is the retry; MLflow's retries would block for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
@@ -30,26 +32,26 @@ def main() -> None:
     upgrade(database)
     rounds = Rounds(Forwarder(settings, database, Storage(settings.storage)), settings.round_seconds)
     ended = threading.Event()
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
     while not ended.wait(rounds.wait):
         rounds.next()
 
 
 class Rounds:
-    """One round after the other; what hinders them is named when it begins and when it is over."""
+    """Runs rounds and logs what prevents them once, when it begins and when it is over."""
 
     def __init__(self, forwarder: Forwarder, seconds: float) -> None:
         self._forwarder, self._seconds = forwarder, seconds
         self._hindered = ""
         self.wait = seconds
-        """Until the next round is due."""
+        """Seconds until the next round is due."""
 
     def next(self) -> bool:
-        """Whether the round came to its end."""
+        """Run a round; return whether it was completed."""
         try:
             more = self._forwarder.round()
-        except Exception as error:  # noqa: BLE001 - nothing ends the forwarder; what it has not told waits
+        except Exception as error:  # noqa: BLE001 - no error ends the forwarder; what was not sent is sent later
             self.wait = min(LONGEST_WAIT, max(self._seconds, self.wait) * 2)
             self._hinder(plain(str(error) if isinstance(error, Away) else error))
             return False
@@ -58,12 +60,12 @@ class Rounds:
         return True
 
     def _hinder(self, reason: str) -> None:
-        same = re.sub("0x[0-9a-f]+|[0-9]+", "", reason)  # addresses of objects, counts of retries
+        same = re.sub("0x[0-9a-f]+|[0-9]+", "", reason)  # addresses of objects and counts of retries differ
         if same != self._hindered:
             if reason:
-                log.warning("MLflow is behind, and is told later: %s", reason)
+                log.warning("MLflow is behind and will be updated later: %s", reason)
             else:
-                log.info("MLflow can be told again")
+                log.info("MLflow can be updated again")
         self._hindered = same
 
 

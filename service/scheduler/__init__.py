@@ -1,1 +1,1 @@
-"""The one process that talks to Ray: claims, attempts, warm workers."""
+"""The scheduler, the only process that talks to Ray: claims, attempts, warm workers."""

@@ -1,4 +1,4 @@
-"""One attempt under way: submit it, take its events in, pass requests on, and end it when it is lost."""
+"""Reconcile one live attempt: submit it, apply its events, pass requests on, and end it if it is lost."""
 
 import logging
 import shlex
@@ -35,31 +35,31 @@ from workers.contract import (
 
 log = logging.getLogger("graftlab.scheduler")
 STATUS_SECONDS = 3.0
-"""How often Ray is asked after an attempt that shows life."""
+"""Time between two status requests to Ray for an attempt whose heartbeat is seen."""
 
 
 @dataclass
 class LivenessRecord:
-    """What this process has seen of one attempt, by its own monotonic clock."""
+    """Observations of one attempt by this process, by its own monotonic clock."""
 
     beat: bytes
     seen: float
     fresh: bool = True
-    """Whether it has shown life since its lease was renewed."""
+    """Whether a heartbeat was seen since its lease was renewed."""
     asked: float = 0.0
     stopped_for: Reason | None = None
     budget: Budget | None = None
 
 
 class AttemptReconciler:
-    """Takes one step for each live attempt a round."""
+    """Takes one step for each live attempt per round."""
 
     def __init__(self, control: ClusterControl, hosts: WarmWorkerPool) -> None:
         self._control, self._hosts = control, hosts
         self.watched: dict[tuple[str, int], LivenessRecord] = {}
 
     def forget(self) -> None:
-        """Another scheduler leads: what was seen so far says nothing about now."""
+        """Forget all observations: another scheduler leads, so they say nothing about now."""
         self.watched.clear()
 
     def forget_all_but(self, live: Sequence[LiveAttempt]) -> None:
@@ -67,17 +67,17 @@ class AttemptReconciler:
             del self.watched[key]
 
     def alive(self, live: Sequence[LiveAttempt]) -> list[tuple[str, int]]:
-        """Attempts whose lease is due to be renewed, because they have shown life."""
+        """Return attempts whose lease must be renewed, because their heartbeat was seen."""
         keys = [a.key for a in live if a.key in self.watched and self.watched[a.key].fresh]
         for key in keys:
             self.watched[key].fresh = False
         return keys
 
     def reconcile(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
-        """Submit, listen, pass on, judge.
+        """Submit the attempt if needed, apply its events, pass requests on, and end it if it is lost.
 
-        Raises ClusterUnavailable, OSError, LostLeadership or one of `AWAY`, which may pass; anything else is
-        the run's.
+        Raises ClusterUnavailable, OSError, LostLeadership or one of `AWAY`, which may pass; any other
+        error is the run's.
         """
         if attempt.wrong is not None:
             return self.end(attempt, "internal_error", attempt.wrong)
@@ -98,7 +98,7 @@ class AttemptReconciler:
         return self._judge(attempt, watch, clock)
 
     def _submit(self, run_id: str, number: int) -> str:
-        """Ticket, job, then the note that both are there: a crash between any two repeats harmlessly."""
+        """Write the ticket, start the job, then record both: a crash between any two repeats harmlessly."""
         ticket = self._ticket(run_id, number)
         self._control.storage.write_model(ticket_path(run_id, number), ticket)
         job, turn = self._place(ticket)
@@ -109,11 +109,11 @@ class AttemptReconciler:
             self._control.cluster.submit(job, self._entrypoint(run_id, number))
         with self._control.leading() as session:
             session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
-        log.info("run %s attempt %s: submitted as turn %s of %s", run_id, number, turn, job)
+        log.info("run %s attempt %s: submitted as ticket %s of %s", run_id, number, turn, job)
         return job
 
     def _place(self, ticket: RunTicket) -> tuple[str, int]:
-        """Job and turn of an attempt: what was decided before, else a host that waits, else a job of its own.
+        """Return job and ticket number: those recorded before, else a warm worker's next, else a new job.
 
         Recorded before it is acted on, so that a repetition after a crash decides the same.
         """
@@ -157,15 +157,15 @@ class AttemptReconciler:
         return shlex.join(words)
 
     def _take_events(self, attempt: LiveAttempt) -> bool:
-        """Take in what is new, in order; False where the attempt is no longer live."""
+        """Apply new events in order; False if the attempt is no longer live."""
         seq = attempt.event_seq + 1
         while self._control.storage.exists(event_path(*attempt.key, seq)):
             try:
                 state = self._take(attempt, seq)
             except (LostLeadership, OSError, *AWAY):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with an event ends its attempt
-                self.end(attempt, "internal_error", f"event {seq} cannot be taken in: {brief(error)}")
+            except Exception as error:  # noqa: BLE001 - an error caused by an event ends only its attempt
+                self.end(attempt, "internal_error", f"event {seq} cannot be applied: {brief(error)}")
                 return False
             if state not in LIVE:
                 return False
@@ -173,9 +173,9 @@ class AttemptReconciler:
         return True
 
     def _take(self, attempt: LiveAttempt, seq: int) -> str | None:
-        """The run's state after this event; None where the attempt is no longer the run's.
+        """Apply one event and return the run's state; None if the attempt is no longer the run's.
 
-        Raises what is wrong with the event, and then it has changed nothing.
+        Raises the error of a wrong event, which then has changed nothing.
         """
         event = _read_event(self._control.storage, attempt, seq)
         with self._control.leading() as session:
@@ -200,13 +200,13 @@ class AttemptReconciler:
             watch.stopped_for = reason
 
     def _pass_budget(self, attempt: LiveAttempt, watch: LivenessRecord) -> None:
-        """Tell the worker of an extension; the first look only notes what its ticket says."""
+        """Write the budget file when the budget has changed; the first time it repeats the ticket's."""
         if (watch.budget is not None and watch.budget != attempt.budget) or watch.budget is None:
             self._control.storage.write_model(budget_path(*attempt.key), attempt.budget)
             watch.budget = attempt.budget
 
     def _judge(self, attempt: LiveAttempt, watch: LivenessRecord, clock: float) -> None:
-        """End an attempt that Ray says is over, or whose lease ran out in silence."""
+        """End an attempt whose job has ended according to Ray, or whose lease expired without a heartbeat."""
         settings = self._control.settings
         patience = settings.silence_seconds if watch.beat else settings.start_seconds
         silent = time.monotonic() - watch.seen
@@ -223,18 +223,19 @@ class AttemptReconciler:
         status = self._control.cluster.status(attempt.job)
         if status is not None and status not in FINISHED:
             return
-        # Its last event may have been written since we looked.
+        # Its last event may have been written since the check.
         with self._control.database.reading() as session:
             seq = session.get_one(AttemptRow, attempt.key).event_seq
         if self._take_events(LiveAttempt(**{**attempt.__dict__, "event_seq": seq})):
-            # A job that the cluster has lost, or a host that went home as it was called: no fault of the run.
+            # A job that the cluster has lost, or a warm worker that exited before it got its ticket: not the
+            # run's fault.
             guest = attempt.job != submission_id(*attempt.key) and seq == 0
             reason: Reason = "worker_lost" if status and not guest else "node_fault"
-            message = f"the worker ended without a word (Ray says {status or 'nothing'})"
+            message = f"the worker ended without a last event (Ray's status: {status or 'none'})"
             self.end(attempt, reason, message)
 
     def end(self, attempt: LiveAttempt, reason: Reason, message: str) -> None:
-        """Bid the old worker stop, then fence it: from the commit on, nothing it writes counts."""
+        """Request the old worker to stop, then fence it: after the commit, nothing it writes counts."""
         self._control.storage.write_model(f"{attempt_folder(*attempt.key)}/stop", Stop(reason="worker_lost"))
         self._control.cluster.stop(attempt.job)
         with self._control.leading() as session:
@@ -247,20 +248,20 @@ class AttemptReconciler:
 
 
 def _read_event(storage: Storage, attempt: LiveAttempt, seq: int) -> Event:
-    """The event with this number. Raises ValueError where the file holds none, or another's."""
+    """Read the event with this number. Raises ValueError if the file holds none, or another's."""
     path = event_path(*attempt.key, seq)
     try:
         event = storage.read_model(path, Event)
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder") from error
     if (event.run_id, event.attempt, event.seq) != (*attempt.key, seq):
-        told = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
-        raise ValueError(f"it says that it is {told}")
+        found = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
+        raise ValueError(f"the file holds {found}")
     return event
 
 
 def _beat(storage: Storage, path: str) -> bytes:
-    """The newest sign of life; what cannot be read is none."""
+    """Return the newest heartbeat; empty if it cannot be read."""
     try:
         return storage.read_bytes(path)
     except (FileNotFoundError, IsADirectoryError):

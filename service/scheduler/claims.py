@@ -1,4 +1,4 @@
-"""Which queued runs start now: looked for without a lock, then claimed in one short transaction."""
+"""Start queued runs: decide without a lock, then claim in one short transaction."""
 
 import logging
 from collections.abc import Sequence
@@ -25,33 +25,33 @@ ASIDE = "set aside: "
 
 
 def decide(session: Session, settings: Settings, storage: Storage) -> list[Decided]:
-    """What a round has to do in the queue: runs to start, to end, and to tell what they wait for.
+    """Return what a round has to do in the queue: runs to start, to end, and messages to change.
 
-    Reads database and storage; holds nobody up and changes nothing.
+    Reads database and storage; locks and changes nothing.
     """
     capacity = FreeResources(settings.cpus, settings.gpus)
     if room(session, settings.cpus, settings.gpus).cpus <= 0:
         return []
     walk = Walk(session, capacity, settings.hold_line_seconds, lambda *place: is_there(storage, *place))
-    found: list[Decided] = []
+    decided: list[Decided] = []
     for run, verdict in walk.steps():
-        if verdict.what != "wait" or _news(run, verdict) != run.message:
-            found.append((run, verdict))
+        if verdict.what != "wait" or _message(run, verdict) != run.message:
+            decided.append((run, verdict))
         if walk.free.cpus <= 0:
             break
-    return found
+    return decided
 
 
-def _news(run: QueuedRun, verdict: Verdict) -> str | None:
-    """The message that a waiting run should have: of another run, or what it had for other reasons."""
+def _message(run: QueuedRun, verdict: Verdict) -> str | None:
+    """Return the message that a waiting run should have: the run it waits for, or its earlier message."""
     if verdict.lacks == "another run":
         return verdict.text
-    told = (run.message or "").startswith((WAITS, ASIDE))
-    return None if told else run.message
+    outdated = (run.message or "").startswith((WAITS, ASIDE))
+    return None if outdated else run.message
 
 
 def admit(session: Session, settings: Settings, decided: Sequence[Decided], clock: float) -> list[str]:
-    """Carry out what was decided, as far as each run is still queued; ids of those started."""
+    """Apply the decisions to runs that are still queued; return the ids of those started."""
     started = []
     for waiting, verdict in decided:
         try:
@@ -60,19 +60,19 @@ def admit(session: Session, settings: Settings, decided: Sequence[Decided], cloc
                     started.append(waiting.id)
         except (OSError, *AWAY):
             raise
-        except Exception as error:  # noqa: BLE001 - what is wrong with one run keeps no other from starting
+        except Exception as error:  # noqa: BLE001 - an error with one run must not keep others from starting
             text = f"run {waiting.id}: cannot be admitted: {type(error).__name__}: {brief(error)}"
             say(waiting.id, text, trace=True)
     return started
 
 
 def _carry_out(session: Session, waiting: QueuedRun, verdict: Verdict, lease_until: float) -> bool:
-    """Whether the run was started. It may have been cancelled, paused or extended since it was looked at."""
+    """Apply a decision; True if the run was started. It may have been cancelled, paused or extended since."""
     run = session.get(RunRow, waiting.id, with_for_update=True, populate_existing=True)
     if run is None or run.state != "QUEUED":
         return False
     if verdict.what == "wait":
-        run.message = _news(waiting, verdict)
+        run.message = _message(waiting, verdict)
     elif verdict.what == "fail":
         log.warning("run %s: %s", run.id, verdict.text)
         transition(session, run, "FAILED", "internal_error", verdict.text)
@@ -101,8 +101,9 @@ def _claim(session: Session, run: RunRow, verdict: Verdict, lease_until: float) 
 
 
 def tell_set_aside(session: Session, settings: Settings) -> int:
-    """Tell the queued runs that ask for more devices than the lab has, as after a restart with fewer; how
-    many there are. Those that were told so before and can start again are told that too.
+    """Set the message of queued runs that need more devices than the lab has, and return their number.
+
+    This happens after a restart with fewer devices. The message is removed from runs that fit again.
     """
     capacity = FreeResources(settings.cpus, settings.gpus)
     beyond = or_(RunRow.cpus > settings.cpus, RunRow.gpus > settings.gpus)

@@ -1,4 +1,4 @@
-"""Attempts under way, as SQL has them: read once a round."""
+"""Live attempts as recorded in SQL, read once per round."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,12 +36,12 @@ class LiveAttempt:
 
     @property
     def stop_requested_seconds(self) -> float:
-        """Since a stop was requested; 0 if none was."""
+        """Seconds since a stop was requested; 0 if none was."""
         return (now() - self.stop_requested_at).total_seconds() if self.stop_requested_at else 0.0
 
 
 def live_attempts(session: Session) -> list[LiveAttempt]:
-    """The current attempt of every run that is starting or running."""
+    """Return the current attempt of every run that is starting or running."""
     query = (
         select(RunRow, AttemptRow)
         .join(AttemptRow, (AttemptRow.run_id == RunRow.id) & (AttemptRow.number == RunRow.attempt))
@@ -73,7 +73,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveAttempt:
 
 
 def renew(session: Session, keys: list[tuple[str, int]], until: float) -> None:
-    """Extend the leases of attempts that showed life, all in one statement; ended ones stay ended."""
+    """Extend the leases of attempts with a heartbeat in one statement; ended ones stay ended."""
     alive = tuple_(AttemptRow.run_id, AttemptRow.number).in_(keys)
     session.execute(
         update(AttemptRow)

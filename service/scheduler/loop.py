@@ -1,4 +1,4 @@
-"""The level-triggered loop: compare what should be with what is, and take the next step."""
+"""The level-triggered loop: compare the desired with the actual state, and take the next step."""
 
 import logging
 import time
@@ -21,13 +21,13 @@ from workers.contract import attempt_of
 
 log = logging.getLogger("graftlab.scheduler")
 ORPHAN_SECONDS = 15.0
-"""How often Ray is searched for jobs that nobody waits for."""
+"""Time between two searches for orphaned jobs in Ray."""
 IDS = 500
-"""Of runs that one query looks for."""
+"""Limit of run ids in one query."""
 
 
 class Scheduler:
-    """Claims queued runs, submits them to Ray, takes their events in, and ends what is lost."""
+    """Claims queued runs, submits them to Ray, applies their events, and ends lost attempts."""
 
     def __init__(self, control: ClusterControl) -> None:
         self.control = control
@@ -36,35 +36,35 @@ class Scheduler:
         self._say = Once(log)
         self._orphans_sought = -ORPHAN_SECONDS
         self._suspects: set[str] = set()
-        self._aside_told = False
+        self._aside_noted = False
 
     def round(self) -> None:
-        """One comparison. Safe to repeat and to be killed in, anywhere. Raises LostLeadership."""
+        """Run one round. Safe to repeat and to be killed at any point. Raises LostLeadership."""
         if not self.control.lease.claim():
             self.reconciler.forget()
-            self._aside_told = False
+            self._aside_noted = False
             return
-        for step in (self._tend_all, self._end_orphans, self.admit):
+        for step in (self._reconcile_all, self._end_orphans, self.admit):
             self._carry_out(step)
 
     def _carry_out(self, step: Callable[[], object]) -> None:
-        """What goes wrong in one step keeps the next ones from nothing, unless database or lease are gone."""
+        """Run one step; its failure does not affect later steps, unless database or lease are lost."""
         try:
             step()
             self._say.well(step.__name__)
         except (LostLeadership, *AWAY):
             raise
-        except Exception as error:  # noqa: BLE001 - named once, with its traceback
+        except Exception as error:  # noqa: BLE001 - logged once, with its traceback
             fault = f"a step of the round failed: {type(error).__name__}: {brief(error)}"
             self._say(step.__name__, fault, level=logging.ERROR, trace=True)
 
-    def _tend_all(self) -> None:
+    def _reconcile_all(self) -> None:
         with self.control.database.reading() as session:
             live = live_attempts(session)
             stops = spent_accounts(session, live_use(session))
             clock = self.control.database.clock(session)
         for attempt in live:
-            self._tend(attempt, clock, stops.get(attempt.run_id))
+            self._reconcile(attempt, clock, stops.get(attempt.run_id))
         self.reconciler.forget_all_but(live)
         alive = self.reconciler.alive(live)
         if alive:
@@ -72,32 +72,34 @@ class Scheduler:
                 until = self.control.database.clock(session) + self.control.settings.silence_seconds
                 renew(session, alive, until)
 
-    def _tend(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
-        """What is wrong with one attempt ends that one, or leaves it for the next round: others go on."""
+    def _reconcile(self, attempt: LiveAttempt, clock: float, spent: str | None) -> None:
+        """Reconcile one attempt; its errors end it, or leave it for the next round, without affecting
+        others.
+        """
         about = "run {} attempt {}".format(*attempt.key)
         try:
             try:
                 self.reconciler.reconcile(attempt, clock, spent)
             except (LostLeadership, ClusterUnavailable, OSError, *AWAY):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever is wrong with an attempt ends that attempt
-                self._say(attempt.key, f"{about}: cannot go on: {brief(error)}", trace=True)
+            except Exception as error:  # noqa: BLE001 - an error caused by an attempt ends that attempt
+                self._say(attempt.key, f"{about}: cannot continue: {brief(error)}", trace=True)
                 self.reconciler.end(attempt, "internal_error", f"{type(error).__name__}: {brief(error)}")
             self._say.well(attempt.key)
         except (LostLeadership, *AWAY):
             raise
         except ClusterUnavailable as error:
             self._say(attempt.key, f"{about}: Ray cannot be reached: {error}", fault="ray")
-        except Exception as error:  # noqa: BLE001 - named once, with its traceback
-            text = f"{about}: left for the next round: {type(error).__name__}: {brief(error)}"
+        except Exception as error:  # noqa: BLE001 - logged once, with its traceback
+            text = f"{about}: will be retried in the next round: {type(error).__name__}: {brief(error)}"
             self._say(attempt.key, text, level=logging.ERROR, trace=True)
 
     def admit(self) -> list[str]:
-        """Start queued runs; their ids. Nothing is locked while storage is asked."""
-        if not self._aside_told:
+        """Start queued runs and return their ids. Nothing is locked during storage operations."""
+        if not self._aside_noted:
             with self.control.leading() as session:
                 tell_set_aside(session, self.control.settings)
-            self._aside_told = True
+            self._aside_noted = True
         with self.control.database.reading() as session:
             decided = decide(session, self.control.settings, self.control.storage)
         if not decided:
@@ -106,9 +108,9 @@ class Scheduler:
             return admit(session, self.control.settings, decided, self.control.database.clock(session))
 
     def _end_orphans(self) -> None:
-        """Stop jobs that no live attempt waits for: what a replaced worker or scheduler left.
+        """Stop jobs that no live attempt uses: those left by a replaced worker or scheduler.
 
-        At the second look alone: a driver that has just had its last word is about to go by itself.
+        A job is stopped only if it is orphaned in two checks in a row: a finished driver exits by itself.
         """
         if time.monotonic() - self._orphans_sought < ORPHAN_SECONDS:
             return
@@ -116,32 +118,34 @@ class Scheduler:
         try:
             orphans = set(self._orphans(self.control.cluster.running()))
             for job in orphans & self._suspects:
-                log.warning("%s: no attempt waits for it; stopped", job)
+                log.warning("%s: no attempt uses it; stopped", job)
                 self.control.cluster.stop(job)
             self._suspects = orphans
             self._say.well("orphans")
         except ClusterUnavailable as error:
-            self._say("orphans", f"orphans cannot be sought: {error}", fault="ray")
+            self._say("orphans", f"orphaned jobs cannot be searched for: {error}", fault="ray")
 
     def _orphans(self, jobs: list[str]) -> list[str]:
-        """Those whose run we know and which neither work for a live attempt nor wait for one.
+        """Return jobs of this lab's runs that serve no live attempt and wait for none.
 
-        Other labs' jobs are not ours.
+        Jobs of other labs are left alone.
         """
         named = {job: attempt[0] for job in jobs if (attempt := attempt_of(job)) is not None}
         for job in jobs:
             if job not in named:
-                self._say(("job", job), f"job {job!r:.100} is not this lab's; left alone", level=logging.INFO)
-        wanted = {host.job for host in self.hosts.idle()}
+                self._say(
+                    ("job", job), f"job {job!r:.100} belongs to another lab; left alone", level=logging.INFO
+                )
+        used = {host.job for host in self.hosts.idle()}
         with self.control.database.reading() as session:
             ours = _known(session, sorted(set(named.values())))
-            wanted |= {attempt.job for attempt in live_attempts(session)}
-        return [job for job, run in named.items() if run in ours and job not in wanted]
+            used |= {attempt.job for attempt in live_attempts(session)}
+        return [job for job, run in named.items() if run in ours and job not in used]
 
 
 def _known(session: Session, ids: Sequence[str]) -> set[str]:
-    """Those of the ids that runs of this lab have."""
+    """Return those ids that are runs of this lab."""
     parts = (ids[start : start + IDS] for start in range(0, len(ids), IDS))
     return {
-        found for part in parts for found in session.scalars(select(RunRow.id).where(RunRow.id.in_(part)))
+        run_id for part in parts for run_id in session.scalars(select(RunRow.id).where(RunRow.id.in_(part)))
     }

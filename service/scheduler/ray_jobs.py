@@ -1,4 +1,4 @@
-"""The cluster as Ray's Jobs API over HTTP shows it; nothing else of the control plane reaches Ray."""
+"""Ray's Jobs API over HTTP; the only connection of the control plane to Ray."""
 
 import time
 from typing import TypeVar
@@ -10,12 +10,12 @@ from service.cluster import FINISHED, ClusterUnavailable
 from service.settings import Settings
 
 SILENT_SECONDS = 5.0
-"""After a call in vain others are not tried for so long: each would wait as long as the first."""
+"""After a timeout no call is tried for this long: each would wait as long as the first."""
 T = TypeVar("T", dict[str, object], list[object])
 
 
 class RayJobs:
-    """Implements `Cluster`. Every method raises ClusterUnavailable where Ray does not answer as it should."""
+    """Implements `Cluster`. Every method raises ClusterUnavailable if Ray does not answer correctly."""
 
     def __init__(self, settings: Settings) -> None:
         token = settings.ray_token()
@@ -28,8 +28,8 @@ class RayJobs:
         self._silent_until = 0.0
 
     def submit(self, job: str, entrypoint: str) -> None:
-        """Start `entrypoint` under this id; a second submit of the same id changes nothing."""
-        # The driver only waits; the CPUs a run asks for are those of its worker group.
+        """Start `entrypoint` under this id; submitting the same id again changes nothing."""
+        # The driver only waits; the CPUs of a run are those of its worker group.
         body = {"submission_id": job, "entrypoint": entrypoint, "entrypoint_num_cpus": 0}
         failpoint("ray/submit/before")
         answer = self._ask("POST", "/api/jobs/", body)
@@ -40,25 +40,25 @@ class RayJobs:
             )
 
     def status(self, job: str) -> str | None:
-        """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or None where Ray knows no such job."""
+        """Return PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or None if Ray knows no such job."""
         answer = self._ask("GET", f"/api/jobs/{job}")
         if answer.status_code == 404:
             return None
         if answer.status_code >= 400:
-            raise ClusterUnavailable(f"asking for {job} gave status {answer.status_code}")
+            raise ClusterUnavailable(f"the status of {job} was answered with status {answer.status_code}")
         return str(_document(answer, dict).get("status"))
 
     def running(self) -> list[str]:
-        """Submission ids of all jobs that have not ended."""
+        """Return the submission ids of all unfinished jobs."""
         answer = self._ask("GET", "/api/jobs/")
         if answer.status_code >= 400:
-            raise ClusterUnavailable(f"asking for all jobs gave status {answer.status_code}")
+            raise ClusterUnavailable(f"the list of jobs was answered with status {answer.status_code}")
         jobs = [job for job in _document(answer, list) if isinstance(job, dict)]
-        going = (job for job in jobs if job.get("status") not in FINISHED)
-        return [str(job["submission_id"]) for job in going if job.get("submission_id")]
+        unfinished = (job for job in jobs if job.get("status") not in FINISHED)
+        return [str(job["submission_id"]) for job in unfinished if job.get("submission_id")]
 
     def stop(self, job: str) -> None:
-        """Ask Ray to end the job; no error where it has ended or is unknown."""
+        """Request Ray to end the job; no error if it has ended or is unknown."""
         failpoint("ray/stop")
         self._ask("POST", f"/api/jobs/{job}/stop")
 
@@ -76,11 +76,13 @@ class RayJobs:
 
 
 def _document(answer: httpx.Response, kind: type[T]) -> T:
-    """What the answer holds. Raises ClusterUnavailable where it is something else, as of another program."""
+    """Parse an answer. Raises ClusterUnavailable if it has another form, as from another program."""
     try:
-        found = answer.json()
+        document = answer.json()
     except ValueError as error:
-        raise ClusterUnavailable(f"{answer.url} answers with what is no JSON") from error
-    if not isinstance(found, kind):
-        raise ClusterUnavailable(f"{answer.url} answers with a {type(found).__name__}, not a {kind.__name__}")
-    return found
+        raise ClusterUnavailable(f"{answer.url} does not answer with JSON") from error
+    if not isinstance(document, kind):
+        raise ClusterUnavailable(
+            f"{answer.url} answers with a {type(document).__name__}, not a {kind.__name__}"
+        )
+    return document

@@ -1,4 +1,4 @@
-"""The wait between two rounds, cut short by what is recorded meanwhile."""
+"""The wait between two rounds, ended early by recorded changes."""
 
 import threading
 import time
@@ -10,24 +10,24 @@ from service.db.engine import Database
 from service.db.tables import EventRow
 
 LOOK_SECONDS = 0.1
-"""How often the newest event is looked for; one look reads the end of an index."""
+"""Time between two look-ups of the newest event; each reads the end of an index."""
 REST_SHARE = 4.0
-"""Between two rounds lies at least this many times what the last one took: news do not fill the day."""
+"""Factor of the shortest wait: after a round, pause at least this many times its duration."""
 
 
 class ChangeNotifier:
-    """Whether anything was recorded, by us or by others, since a round began."""
+    """Detects whether any process recorded an event since the round began."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._began, self._seen = time.monotonic(), 0
 
     def begin(self) -> None:
-        """A round begins: what is recorded from here on is news to it."""
+        """Mark the beginning of a round: events recorded from now on count as changes."""
         self._began, self._seen = time.monotonic(), self._newest()
 
     def await_news(self, ended: threading.Event, seconds: float) -> bool:
-        """Wait for news, at most `seconds`; True where the process is to end."""
+        """Wait for a change, at most `seconds`; True if the process should end."""
         took = time.monotonic() - self._began
         end = time.monotonic() + seconds
         wait = min(seconds, max(LOOK_SECONDS, REST_SHARE * took))
@@ -38,7 +38,9 @@ class ChangeNotifier:
         return True
 
     def _newest(self) -> int:
-        """A database that does not answer has no news; the round will say what is wrong with it."""
+        """Return the newest event's id; the last one seen if the database does not answer, as the round will
+        report.
+        """
         try:
             with self._database.reading() as session:
                 return session.scalar(select(func.max(EventRow.id))) or 0

@@ -1,4 +1,4 @@
-"""Worker groups that have done their ticket and wait for another: found, given one, or sent away."""
+"""Warm worker groups, which have finished a ticket and wait for another: find, assign, retire."""
 
 import logging
 
@@ -24,41 +24,39 @@ log = logging.getLogger("graftlab.scheduler")
 
 
 class _Note(WarmWorker):
-    """As it is read: a newer worker may say more than we know of."""
+    """A worker's note as read: a newer worker may write more fields."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class WarmWorkerPool:
-    """What storage says of them. A decision is in SQL before the worker is told."""
+    """Idle workers according to storage. A decision is recorded in SQL before the worker is informed."""
 
     def __init__(self, storage: Storage, cluster: Cluster) -> None:
         self._storage, self._cluster = storage, cluster
         self._say = Once(log)
 
     def idle(self) -> list[WarmWorker]:
-        """Those that wait and have not been given a ticket yet. A note that cannot be read is named once."""
-        found = [host for name in self._storage.names(IDLE_FOLDER) if (host := self._read(name)) is not None]
-        return [host for host in found if not self._storage.exists(handover_path(host.job, host.turn + 1))]
+        """Return idle workers that have no new ticket yet. An unreadable note is logged once."""
+        hosts = [host for name in self._storage.names(IDLE_FOLDER) if (host := self._read(name)) is not None]
+        return [host for host in hosts if not self._storage.exists(handover_path(host.job, host.turn + 1))]
 
     def _read(self, name: str) -> WarmWorker | None:
         path = f"{IDLE_FOLDER}/{name}"
         try:
             note = self._storage.read_model(path, _Note)
         except FileNotFoundError:
-            return None  # it has gone to work, or home, since we looked
+            return None  # it has started a ticket, or exited, since the listing
         except (ValueError, IsADirectoryError) as error:
-            self._say(path, f"{path} cannot be read and is passed over: {brief(error)}")
+            self._say(path, f"{path} cannot be read and is skipped: {brief(error)}")
             return None
         if idle_path(note.job) != path or attempt_of(note.job) is None:
-            self._say(
-                path, f"{path} names the job {note.job!r:.100}, which is not its own; it is passed over"
-            )
+            self._say(path, f"{path} names the job {note.job!r:.100}, which is another's; it is skipped")
             return None
         return note
 
     def find(self, ticket: RunTicket) -> WarmWorker | None:
-        """A living host of the ticket's shape. Raises ClusterUnavailable."""
+        """Return a living worker of the ticket's shape. Raises ClusterUnavailable."""
         if ticket.work.kind in DRIVER_ONLY_KINDS:
             return None
         shape = host_shape(ticket.work)
@@ -72,12 +70,12 @@ class WarmWorkerPool:
         return False
 
     def hand_over(self, job: str, turn: int, ticket: RunTicket) -> None:
-        """Let a host carry this ticket out; repeating it changes nothing."""
+        """Assign this ticket to a worker; repeating it changes nothing."""
         handover = Assignment(run_id=ticket.run_id, attempt=ticket.attempt)
         self._storage.write_model(handover_path(job, turn), handover)
 
     def make_room(self, free_cpus: int, free_gpus: int) -> None:
-        """Send idle hosts home until what is free beside them is really free."""
+        """Retire idle workers until the free CPUs and GPUs are not used by any."""
         idle = self.idle()
         while idle and (sum(h.cpus for h in idle) > free_cpus or sum(h.gpus for h in idle) > free_gpus):
             self._storage.write_bytes(retire_path(idle.pop(0).job), b"")

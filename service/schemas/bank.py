@@ -1,4 +1,4 @@
-"""What the REST API answers about the bank; the client parses the same classes."""
+"""Responses and requests of the bank; the client parses the same classes."""
 
 from typing import Annotated
 
@@ -10,13 +10,15 @@ from service.schemas.runs import View
 
 
 class ScionView(View):
-    """One scion as the list shows it; `nmse` is its held-out error, `replace_one` its damage to the noise."""
+    """List entry of a scion; `nmse` is its held-out error, `replace_one` its damage to the predicted
+    noise.
+    """
 
     key: str
     site: str
     kind: str
     operator: str
-    """The kind with the fields that are not its defaults."""
+    """The kind with the fields that differ from its defaults."""
     backbone: str
     nmse: float
     replace_one: float | None = None
@@ -27,11 +29,11 @@ class ScionView(View):
     made_by: str
     made_at: float
     needed_by: str | None = None
-    """A run that has not ended."""
+    """An unfinished run."""
 
 
 class ScionPage(View):
-    """In the order of keys; `next_cursor` asks for those beyond."""
+    """Scions in the order of keys; `next_cursor` requests those after."""
 
     scions: list[ScionView]
     next_cursor: str | None = None
@@ -43,14 +45,14 @@ class ScionDamage(View):
 
 
 class Verified(View):
-    """How many scions were read, and which were set aside."""
+    """Number of scions read, and those that were moved aside."""
 
     checked: int
     damaged: list[ScionDamage]
 
 
 class ClearRequest(Frozen):
-    """What may go: what no run has asked for in so many days, and the longest unasked down to a size."""
+    """Scions to delete: not needed by any run for this many days, and the longest unused down to a size."""
 
     older_than_days: Annotated[float, Field(ge=0, le=1e9)] | None = None
     max_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
@@ -58,7 +60,7 @@ class ClearRequest(Frozen):
 
 
 class Cleared(View):
-    """What went (or would go), and how many scions stay because runs under way need them."""
+    """Scions that were (or would be) deleted, and the number kept for unfinished runs."""
 
     removed: list[str]
     bytes: int

@@ -1,4 +1,4 @@
-"""What the REST API answers about checks of the whole lab; the client parses the same classes."""
+"""Responses and requests of checks of the whole lab; the client parses the same classes."""
 
 from datetime import datetime
 from typing import Literal
@@ -10,14 +10,14 @@ CheckState = Literal["RUNNING", "DONE", "FAILED", "INTERRUPTED"]
 
 
 class CheckRequest(Frozen):
-    """What to look at."""
+    """Extent of a check."""
 
     quick: bool = False
-    """The database and the names of files alone: says nothing about what is in the files."""
+    """Check only the database and the names of files, not their content."""
 
 
 class CheckView(View):
-    """How far a check is, and what it has found. `sound` is None until it is done."""
+    """Progress and findings of a check. `sound` is None until it is done."""
 
     id: str
     quick: bool
@@ -25,7 +25,7 @@ class CheckView(View):
     step: str
     done: int
     total: int
-    """Of the step: `done` of `total`."""
+    """Progress of the step: `done` of `total`."""
     sound: bool | None
     found: int
     """Violations so far; `violations` are the first thousand of them, once the check has ended."""
@@ -36,6 +36,6 @@ class CheckView(View):
 
 
 class CheckPage(View):
-    """Newest first, without what they have found."""
+    """Checks, newest first, without their findings."""
 
     checks: list[CheckView]

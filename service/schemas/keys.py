@@ -1,4 +1,4 @@
-"""What the REST API answers about keys; the client parses the same classes."""
+"""Responses about keys; the client parses the same classes."""
 
 from datetime import datetime
 
@@ -6,7 +6,7 @@ from service.schemas.runs import Role, Sees, View
 
 
 class KeyView(View):
-    """A key without its secret; `prefix` is how the secret begins."""
+    """A key without its secret; `prefix` is the beginning of the secret."""
 
     id: int
     prefix: str
@@ -20,20 +20,20 @@ class KeyView(View):
 
 
 class KeyMade(KeyView):
-    """The one answer that holds the secret."""
+    """A new key with its secret, which no other answer holds."""
 
     key: str
 
 
 class LoginLink(View):
-    """Where a browser gets in, once."""
+    """Path that logs a browser in, once."""
 
     path: str
     expires_at: datetime
 
 
 class Whoami(View):
-    """Whom a key stands for."""
+    """Owner and rights of a key."""
 
     owner: str
     role: Role

@@ -1,4 +1,4 @@
-"""What is known of measuring itself: do cheap rungs rank like dear ones, and what costs what by the clock."""
+"""Responses of `/measured` and `/latencies`: rank correlation of fidelity rungs, latency by hardware."""
 
 from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.plans import EvaluationProtocol
@@ -8,17 +8,19 @@ from service.schemas.runs import View
 
 
 class LadderGroup(View):
-    """Rank correlations over the models that were judged alike but for the number of samples."""
+    """Rank correlations over models that were evaluated alike except for the number of samples."""
 
     backbone: str
     protocol: EvaluationProtocol
-    """Of the dearest evaluation among them."""
+    """Protocol of the evaluation with the most samples."""
     models: int
     agreements: list[RungAgreement]
 
 
 class LatencyRow(View):
-    """One network's forward and sampling; `ratio` to its teacher's forward in the same minutes."""
+    """Latency of one network's forward and sampling; `ratio` is relative to its teacher's interleaved
+    forwards.
+    """
 
     rank: int
     run_id: str
@@ -49,7 +51,7 @@ class LatencyTable(View):
 
 
 class Measurements(View):
-    """Of the lab's finished runs."""
+    """Measurements of the lab's finished runs."""
 
     ladders: list[LadderGroup]
     latencies: list[LatencyGroup]

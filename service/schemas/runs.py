@@ -1,4 +1,4 @@
-"""What the REST API answers; the client parses the same classes."""
+"""Responses about runs, queue, accounts and leaderboard; the client parses the same classes."""
 
 from datetime import datetime
 from typing import Literal
@@ -18,7 +18,7 @@ Role = Literal["viewer", "runner", "admin"]
 Sees = Literal["lab", "own"]
 KeyKind = Literal["key", "login", "session"]
 TERMINAL: frozenset[RunState] = frozenset({"SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"})
-"""STOPPED is a result cut short: a spent budget, a design that diverged."""
+"""Terminal states. STOPPED is a partial result: the budget was spent, or the design diverged."""
 
 
 StudyState = Literal["RUNNING", "PAUSED", "DONE", "STOPPED", "FAILED"]
@@ -26,13 +26,13 @@ StudyPhase = Literal["measure", "fill", "screen", "promote", "learn"]
 
 
 class View(BaseModel):
-    """Answers tolerate fields a newer service adds."""
+    """Base of responses: fields that a newer service adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class StageProgress(View):
-    """Where the current stage is."""
+    """Progress of the current stage."""
 
     stage: str
     step: int
@@ -41,7 +41,7 @@ class StageProgress(View):
 
 
 class Forecast(View):
-    """Device-seconds expected, and the interval that four of five of the `runs` behind it fell into."""
+    """Expected device-seconds, and the interval into which four of five of the `runs` behind it fell."""
 
     device_seconds: float
     low: float
@@ -53,26 +53,26 @@ KeyState = Literal["banked", "in_flight", "new"]
 
 
 class Holding(View):
-    """One stage of a plan against what the lab has: published, being made or waited for by a run, or new."""
+    """Cache status of one stage of a plan: published, being made or waited for by a run, or new."""
 
     stage: str
     states: dict[str, KeyState]
-    """By the names that the stage's keys have in the plan."""
+    """State by the names that the stage's keys have in the plan."""
     new_spend: Usage
-    """What is new, alone."""
+    """Cost of the new artifacts only."""
     waits_for: list[str] = []
-    """Runs that are to make what is in flight."""
+    """Runs that will make what is in flight."""
 
 
 class PlanAnswer(ExperimentPlan):
-    """The plan, and what the lab's own history says of its duration; None where there is no history."""
+    """Plan, and forecast from the lab's own history; None if there is no history."""
 
     forecast: Forecast | None = None
     holdings: list[Holding] = []
 
 
 class RunView(View):
-    """One run as the list shows it."""
+    """List entry of a run."""
 
     id: str
     kind: str
@@ -97,50 +97,50 @@ class RunView(View):
     spend: Usage
     share_of_pretraining: float
     forecast: Forecast | None = None
-    """As it was when the run was queued; what came of it is in `spend`."""
+    """Forecast when the run was queued; the actual use is in `spend`."""
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = {}
-    """95 %, of the metrics that have one."""
+    """95 % intervals of the metrics that have one."""
     cost: MeasuredCost | None = None
     mlflow_url: str | None = None
-    """Where the lab shows it in MLflow, relative to the lab's own address."""
+    """Address of the run in MLflow, relative to the lab's own address."""
     mlflow_error: str | None = None
-    """What MLflow could not be told of it."""
+    """Error of the last projection to MLflow, if it failed."""
 
 
 class RunDetail(RunView):
-    """One run with its spec and the reports of the stages done."""
+    """One run with its spec and the reports of finished stages."""
 
     work: Job
     stages: list[StageReport]
     parts: list[PartProgress] = []
-    """Where each operator of a pass is, while one runs."""
+    """Progress of each operator while the run distils them."""
 
     @property
     def experiment(self) -> ExperimentSpec:
-        """The work of a graft. Raises ValueError for a run of another kind."""
+        """Spec of a graft. Raises ValueError for a run of another kind."""
         return as_graft(self.work)
 
 
 class RunPage(View):
-    """Newest first; `next_cursor` asks for older ones."""
+    """Runs, newest first; `next_cursor` requests older ones."""
 
     runs: list[RunView]
     next_cursor: str | None = None
 
 
 class SubmitAnswer(View):
-    """202: where the run will be found."""
+    """Answer 202 with the run's address."""
 
     run_id: str
     experiment_digest: str
     url: str
     notes: list[str] = []
-    """What is allowed, but seldom meant."""
+    """Remarks on values that are allowed but rarely intended."""
 
 
 class FirstMade(View):
-    """Who made a design first; `another's` where the reader does not see that run."""
+    """First maker of a design; `another's` if the reader does not see that run."""
 
     run_id: str
     owner: str
@@ -150,38 +150,36 @@ class FirstMade(View):
 
 
 class LeaderboardRow(View):
-    """One finished run; changes are relative to the teacher (0.1 is +10 %), of quality to its figure under
-    the same protocol.
-    """
+    """One finished run; changes are relative to the teacher under the same protocol (0.1 is +10 %)."""
 
     rank: int
     rank_from: int
     rank_to: int
-    """First and last rank, in this answer, of those whose figures cannot be told apart from this one's."""
+    """First and last rank, in this answer, of runs that do not differ significantly from this one."""
     run_id: str
     name: str
     is_teacher: bool
     metric: str
     value: float
     interval: tuple[float, float] | None = None
-    """95 % of what other draws of as many samples give."""
+    """95 % interval of the values of other draws of as many samples."""
     value_change: float | None
     num_params: int
     params_change: float | None
     flops_per_image: int
     flops_change: float | None
     made: Usage | None = None
-    """What it cost to make the design, what was found made at its full price; None where that is not known.
+    """Cost of making the design, with reused artifacts at their full price; None if unknown.
 
-    It is the first run's: asking for a finished design again does not change it.
+    It is the first run's: submitting a finished design again does not change it.
     """
     spend: Usage
-    """What this run paid."""
+    """Use that this run paid for."""
     saved: Usage | None = None
-    """What was not paid because it was there already: `made` less `spend`."""
+    """Cost avoided by reuse: `made` minus `spend`."""
     first: FirstMade | None = None
     share_of_pretraining: float | None
-    """Of `made`."""
+    """Share of pretraining of `made`."""
 
     @property
     def tied(self) -> bool:
@@ -189,27 +187,27 @@ class LeaderboardRow(View):
 
     @property
     def ranks(self) -> str:
-        """`3`, or `3-4` where two rows are tied."""
+        """Rank as text: `3`, or `3-4` if two rows are tied."""
         return f"{self.rank_from}-{self.rank_to}" if self.tied else str(self.rank)
 
 
 class LeaderboardGroup(View):
-    """Rows measured in the very same way; groups are never ranked together."""
+    """Rows evaluated under the same protocol; groups are never ranked together."""
 
     backbone: str
     protocol_digest: str
     protocol: EvaluationProtocol
     fingerprint: ProtocolFingerprint | None = None
-    """All that the digest covers: network and reference by digest, version of the arithmetic."""
+    """Content of the digest: network and reference by digest, version of the arithmetic."""
     metric: str
     total: int
-    """Of all ranked runs; `rows` are the first of them, or those after the cursor."""
+    """Number of all ranked runs; `rows` are the first of them, or those after the cursor."""
     rows: list[LeaderboardRow]
     next_cursor: str | None = None
 
 
 class CutShort(View):
-    """A run that a spent budget or divergence ended: what it reached stays."""
+    """A run that ended early on its budget or a divergence, with its partial results."""
 
     run_id: str
     name: str
@@ -217,19 +215,19 @@ class CutShort(View):
     reason: Reason
     reached: str
     rungs: dict[str, float]
-    """Numbers of the fidelity ladder that it had when it ended."""
+    """Metrics of the fidelity ladder that it had when it ended."""
     spend: Usage
 
 
 class Leaderboard(View):
     groups: list[LeaderboardGroup]
     other_protocols: list[str] = []
-    """Digests of smaller groups, which an answer about all leaves out: ask for each as `protocol`."""
+    """Digests of smaller groups that this answer leaves out; request each as `protocol`."""
     cut_short: list[CutShort] = []
 
 
 class OperatorView(View):
-    """One kind: where it fits, its fields, and its cost at the dims of DiT-XL/2."""
+    """One kind of operator: its slots, its fields, and its cost at the dims of DiT-XL/2."""
 
     kind: str
     slots: list[str]
@@ -239,11 +237,11 @@ class OperatorView(View):
     operator_flops: int
     feature_flops: int
     total_flops: int
-    """With what the paper's two columns leave out."""
+    """FLOPs including those that the paper's two columns leave out."""
 
 
 class BackboneView(View):
-    """One backbone the lab can name."""
+    """One known backbone."""
 
     name: str
     digest: str
@@ -267,19 +265,19 @@ class RunEvent(View):
     reason: Reason | None = None
     event: Event | None = None
     request: str | None = None
-    """What somebody asked of the run: `pause`, `extend by 60 device-seconds`."""
+    """Request to the run: `pause`, `extend by 60 device-seconds`."""
     at: datetime
 
 
 class EventPage(View):
-    """Events in order; `next_after` asks for the following ones."""
+    """Events in order; `next_after` requests the following ones."""
 
     events: list[RunEvent]
     next_after: int | None = None
 
 
 class ActionResult(View):
-    """What came of one action on one run; `problem` says why nothing did."""
+    """Result of one action on one run; `problem` says why it was refused."""
 
     run_id: str
     state: RunState | None = None
@@ -288,24 +286,24 @@ class ActionResult(View):
 
 
 class QueueEntry(View):
-    """Where a queued run stands and what it waits for."""
+    """A queued run, its position and what it waits for."""
 
     run_id: str
     name: str
     owner: str
     priority: int
     position: int
-    """From 1; as many as one less are ahead."""
+    """Position from 1; the number of runs ahead is one less."""
     behind: list[str]
     """The runs directly ahead, nearest first, at most three."""
     lacks: Literal["nothing", "cpus", "gpus", "quota", "budget", "another run", "back-off"]
     waits_for: str
     expected_start_seconds: float | None
-    """From now, if nothing overtakes; None where the lab has no history to tell from."""
+    """Seconds from now, if no run overtakes; None without a history to predict from."""
 
 
 class QueueView(View):
-    """The queue in the order in which runs will start."""
+    """Queue in the order in which runs will start."""
 
     cpus: int
     free_cpus: int
@@ -316,7 +314,7 @@ class QueueView(View):
 
 
 class AccountView(View):
-    """What a user, a study or the lab may use, has used by ended attempts, and has under way."""
+    """Limits of a user, a study or the lab, its use by ended attempts, and by live ones."""
 
     scope: Literal["lab", "user", "study"]
     name: str
@@ -328,11 +326,11 @@ class AccountView(View):
     spent: Usage
     share_of_pretraining: float
     claimed: Usage
-    """Used or set aside by attempts under way."""
+    """Use or reservation of live attempts."""
 
 
 class ViolationView(View):
-    """One invariant that does not hold; `run_id` is empty where it is not about a run."""
+    """One invariant that does not hold; `run_id` is empty if it does not concern a run."""
 
     invariant: str
     run_id: str
@@ -340,7 +338,7 @@ class ViolationView(View):
 
 
 class CollectedRun(View):
-    """A run that has ended, and what of its checkpoints is not needed any more."""
+    """An ended run and its surplus checkpoints."""
 
     run_id: str
     state: RunState
@@ -349,7 +347,7 @@ class CollectedRun(View):
 
 
 class Collected(View):
-    """What `graft admin gc` deleted, or would delete."""
+    """Checkpoints that `graft admin gc` deleted, or would delete."""
 
     runs: list[CollectedRun]
     files: int
@@ -358,22 +356,22 @@ class Collected(View):
 
 
 class TrackingRebuilt(View):
-    """How many runs and studies start anew."""
+    """Number of runs and studies that are sent to MLflow again."""
 
     runs: int
     studies: int = 0
 
 
 class TrackingState(View):
-    """How far MLflow is behind the lab."""
+    """Lag of MLflow behind the lab."""
 
     runs: int
-    """Of which MLflow does not know everything."""
+    """Number of runs with events that MLflow does not have."""
     events: int
     studies: int
     since: datetime | None = None
-    """When the oldest thing happened that MLflow does not know."""
+    """Time of the oldest event that MLflow does not have."""
     wrong: str | None = None
     """Why MLflow cannot be used, and what to run."""
     with_errors: int = 0
-    """Runs and studies of which something cannot be shown in MLflow."""
+    """Number of runs and studies with entries that MLflow refused."""

@@ -1,4 +1,4 @@
-"""What the REST API answers about studies; the client parses the same classes."""
+"""Responses and requests of studies; the client parses the same classes."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from service.schemas.runs import StudyPhase, StudyState, View
 
 
 class StudyView(View):
-    """One study as the list shows it."""
+    """List entry of a study."""
 
     id: str
     name: str
@@ -36,13 +36,13 @@ class StudyView(View):
     created_at: datetime
     ended_at: datetime | None = None
     mlflow_url: str | None = None
-    """Where the lab shows it in MLflow, relative to the lab's own address."""
+    """Address of the study in MLflow, relative to the lab's own address."""
     mlflow_error: str | None = None
-    """What MLflow could not be told of it."""
+    """Error of the last projection to MLflow, if it failed."""
 
 
 class StudyTrial(View):
-    """One proposed design and what is known of it."""
+    """One proposed design and its results."""
 
     number: int
     round: int
@@ -52,7 +52,7 @@ class StudyTrial(View):
     params: int
     flops: float
     latency: float | None = None
-    """Predicted from the study's latency table, of the backbone's forward."""
+    """Predicted from the study's latency table, relative to the backbone's forward."""
     score: float
     screened: dict[str, float]
     predicted: float | None = None
@@ -60,7 +60,7 @@ class StudyTrial(View):
 
 
 class StudyRun(View):
-    """A run that serves the study. Quality and costs are those of its finished evaluation."""
+    """A run that belongs to the study. Quality and costs are those of its finished evaluation."""
 
     role: str
     label: str
@@ -69,36 +69,38 @@ class StudyRun(View):
     state: str
     quality: float | None = None
     flops: float | None = None
-    """Of one forward, or for fewer steps the same share of it."""
+    """FLOPs of one forward; for fewer sampling steps the same share of it."""
     params: float | None = None
     latency: float | None = None
-    """Predicted from the study's latency table, of the backbone's forward; for fewer steps a share of it."""
+    """Predicted from the study's latency table, relative to the backbone's forward; for fewer steps a share
+    of it.
+    """
     measured_latency: float | None = None
     """Median ratio of interleaved forwards of this network and the backbone, on the table's hardware."""
     measured_latency_low: float | None = None
     measured_latency_high: float | None = None
-    """95 % by bootstrap."""
+    """95 % interval by bootstrap."""
     keeps_latency: bool | None = None
-    """Whether the measured ratio keeps the study's limit; None where either is missing."""
+    """Whether the measured ratio meets the study's limit; None if either is missing."""
     sampling_steps: int | None = None
     seconds_per_image: float | None = None
-    """Sampled and decoded, by the clock of `hardware`."""
+    """Measured seconds to sample and decode one image on `hardware`."""
     hardware: str | None = None
     device_seconds: float
 
 
 class Comparison(View):
-    """The best promoted design against one baseline under the same limits."""
+    """The best promoted design compared with one baseline under the same limits."""
 
     baseline: str
     run_id: str
     value: float | None
     ahead: float | None
-    """By how much the best promoted is lower; negative where the baseline won."""
+    """Amount by which the best promoted design is lower; negative if the baseline is better."""
 
 
 class StudyDetail(StudyView):
-    """One study with everything it has."""
+    """One study with its trials, runs and comparisons."""
 
     spec: StudySpec
     sampler: dict[str, Any]
@@ -108,29 +110,29 @@ class StudyDetail(StudyView):
     comparisons: list[Comparison]
     best_trial: int | None = None
     rank_correlation: float | None = None
-    """Spearman's, of the first rung against final quality, over finished designs."""
+    """Spearman's correlation of the first rung with final quality, over finished designs."""
 
 
 class StudyPage(View):
-    """Newest first; `next_cursor` asks for older ones."""
+    """Studies, newest first; `next_cursor` requests older ones."""
 
     studies: list[StudyView]
     next_cursor: str | None = None
 
 
 class StudyAnswer(View):
-    """202: where the study will be found."""
+    """Answer 202 with the study's address."""
 
     study_id: str
     url: str
     notes: list[str] = []
-    """What is allowed, but seldom meant."""
+    """Remarks on values that are allowed but rarely intended."""
 
 
 class StudyExtension(Frozen):
-    """More of everything that is given; the study goes on from where it ended.
+    """Additions to a study, which continues where it ended.
 
-    `version` is the study's as it was looked at, so that a repeated request cannot extend it twice.
+    `version` is the study's version as last read, so that a repeated request cannot extend it twice.
     """
 
     version: Annotated[int, Field(ge=0, lt=2**31)]

@@ -1,4 +1,4 @@
-"""What the REST API takes and answers about webhooks; the client parses the same classes."""
+"""Responses and requests of webhooks; the client parses the same classes."""
 
 from datetime import datetime
 from typing import Annotated, Literal, get_args
@@ -17,20 +17,20 @@ HookType = Literal[
     "study.stopped",
     "study.failed",
 ]
-"""What has ended, and how."""
+"""Message type: what has ended, and how."""
 HOOK_TYPES: tuple[HookType, ...] = get_args(HookType)
 DeliveryState = Literal["PENDING", "DELIVERED", "FAILED"]
 
 
 class WebhookRequest(Frozen):
-    """Whom to tell of what."""
+    """Address of a new webhook and the message types that it receives."""
 
     url: Annotated[str, Field(min_length=1, max_length=2000)]
     types: Annotated[tuple[HookType, ...], Field(min_length=1, max_length=len(HOOK_TYPES))] = HOOK_TYPES
 
 
 class WebhookView(View):
-    """A webhook without its secret, and what has become of its deliveries."""
+    """A webhook without its secret, with the counts of its deliveries."""
 
     id: int
     url: str
@@ -42,17 +42,17 @@ class WebhookView(View):
     pending: int = 0
     failed: int = 0
     last_error: str | None = None
-    """Of the newest delivery, where that has had one."""
+    """Error of the newest delivery, if it had one."""
 
 
 class WebhookMade(WebhookView):
-    """The one answer that holds the secret with which deliveries are signed."""
+    """A new webhook with its signing secret, which no other answer holds."""
 
     secret: str
 
 
 class DeliveryView(View):
-    """One message to one webhook; `subject` is the run or study it tells of."""
+    """One message to one webhook; `subject` is the run or study that it reports."""
 
     id: int
     message_id: str
@@ -67,7 +67,7 @@ class DeliveryView(View):
 
 
 class DeliveryPage(View):
-    """Newest first; `next_cursor` asks for older ones."""
+    """Deliveries, newest first; `next_cursor` requests older ones."""
 
     deliveries: list[DeliveryView]
     next_cursor: int | None = None

@@ -218,7 +218,7 @@ def test_a_run_that_can_start_no_more_is_set_aside_told_why_and_holds_no_line(
         fill(session, template, [plain(cpus=8, old=True, precedence=-1), *[plain(cpus=2)] * 2], {})
         assert tell_set_aside(session, settings) == 1
     told = explained(database, settings, storage)["r00000"]
-    expected = f"it asks for 8 CPUs and the lab has {CPUS}: it is set aside until the lab has as many"
+    expected = f"it asks for 8 CPUs and the lab has {CPUS}: it waits until the lab has that many"
     assert (told.position, told.lacks, told.waits_for) == (3, "cpus", expected)
     with database.reading() as session:
         assert session.get_one(RunRow, "r00000").message == f"set aside: {expected}"

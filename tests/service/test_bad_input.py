@@ -256,7 +256,7 @@ def test_stale_and_missing_versions_are_refused(client: TestClient) -> None:
     assert client.post(f"{url}/extend", json=asked).status_code == 200
     stale = client.post(f"{url}/extend", json=asked)
     assert (stale.status_code, stale.json()["code"]) == (409, "illegal-transition")
-    assert f"not {asked['version']}; look again" in stale.json()["detail"]
+    assert f"not {asked['version']}; read it again" in stale.json()["detail"]
 
 
 def test_a_key_keeps_the_rights_that_are_not_changed(client: TestClient) -> None:

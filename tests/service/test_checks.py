@@ -144,4 +144,4 @@ def test_the_command_waits_with_progress_on_standard_error_alone(
         again = graft(json.loads(begun.stdout)["id"], "--url", url, "--wait")
     assert json.loads(whole.stdout)["sound"] is True
     assert (whole.returncode, again.returncode) == (0, 0)
-    assert "every invariant holds; every file is what was written" in again.stdout
+    assert "every invariant holds; every file has its recorded content" in again.stdout

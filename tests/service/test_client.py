@@ -60,7 +60,7 @@ def test_what_would_be_done_twice_is_not_asked_again_after_a_lost_answer(
     path: str, error: type[httpx.TransportError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = Line(error, 201)
-    with pytest.raises(LabUnreachable, match="may have been done"):
+    with pytest.raises(LabUnreachable, match="may have been carried out"):
         ONCE[path](lab_at(line, monkeypatch))
     assert [request.url.path for request in line.asked] == [f"/api/v1{path}"]
 

@@ -232,12 +232,12 @@ def test_an_ascii_terminal_shows_escapes(lab: GraftlabClient, monkeypatch: pytes
 
 
 BAD_WORDS = [
-    (["ls", "--url", "nonsense"], 2, "is no address of a lab"),
-    (["ls", "--url", "http://[::1"], 2, "is no address of a lab"),
-    (["ls", "--url", "http://h:99999"], 2, "is no address of a lab"),
-    (["ls", "--url", "ftp://127.0.0.1"], 2, "is no address of a lab"),
-    (["ls", "--url", "http://\udcff"], 2, "is no address of a lab"),
-    (["ls", "--url", "http://127.0.0.1:9/?a=b"], 2, "is no address of a lab"),
+    (["ls", "--url", "nonsense"], 2, "is not the address of a lab"),
+    (["ls", "--url", "http://[::1"], 2, "is not the address of a lab"),
+    (["ls", "--url", "http://h:99999"], 2, "is not the address of a lab"),
+    (["ls", "--url", "ftp://127.0.0.1"], 2, "is not the address of a lab"),
+    (["ls", "--url", "http://\udcff"], 2, "is not the address of a lab"),
+    (["ls", "--url", "http://127.0.0.1:9/?a=b"], 2, "is not the address of a lab"),
     (["plan", "/tmp"], 2, "/tmp: Is a directory"),
     (["plan", "/tmp/\udcff"], 2, "No such file"),
     (["plan", "/dev/zero"], 2, "characters"),
@@ -295,7 +295,7 @@ def test_a_full_disk_and_mistakes_end_in_a_sentence(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "the output cannot be written: No space left on device\n"
     assert guarded(fail(RuntimeError("odd \udcff"))) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "graft made a mistake: RuntimeError: odd \\udcff"
+    assert first == "graft failed unexpectedly: RuntimeError: odd \\udcff"
     path = Path(second.removeprefix("the details are in ").removesuffix("; please report them"))
     assert "Traceback" in path.read_text()
     path.unlink()

@@ -179,11 +179,11 @@ def test_designs_that_cannot_be_told_apart_share_their_ranks(client: TestClient)
     assert group["rows"][4]["interval"] is None
     page = client.get("/", headers={"Accept": "text/html"}).text
     assert "<td>2-3</td>" in page
-    assert "cannot be told apart" in page
+    assert "do not differ significantly" in page
     with out.capture() as shown:
         show_leaderboard(Leaderboard.model_validate_json(json.dumps({"groups": [group], "cut_short": []})))
     assert "2-3" in shown.get()
-    assert "cannot be told apart" in shown.get()
+    assert "do not differ significantly" in shown.get()
 
 
 def test_the_leaderboard_ranks_within_a_protocol_and_against_the_teacher(

@@ -220,7 +220,7 @@ def test_a_study_driver_among_a_thousand_malformed_items(
         assert "cannot be read" in str(filled.message)
         assert session.get_one(StudyRow, judged.id).phase != "promote"
         assert "report cannot be read" in str(session.get_one(RunRow, runs[0]).message)
-    named = [f"study {row['id']} cannot go on" for row in odd]
+    named = [f"study {row['id']} cannot continue" for row in odd]
     named += [f"the card of scion {key} cannot be read" for key in scions]
     named += [f"run {run}: its evaluation's report cannot be read" for run in runs]
     for words in named:
@@ -309,4 +309,7 @@ def test_runs_whose_files_refuse_to_go_keep_no_other_from_being_tidied(
         }
     assert [bool(checkpoints_pruned[run]) for run in runs] == [False, False, False, True, True]
     for run in runs[:3]:
-        assert len([line for line in caplog.messages if f"run {run}: its checkpoints are left" in line]) == 1
+        assert (
+            len([line for line in caplog.messages if f"run {run}: its checkpoints will be deleted" in line])
+            == 1
+        )

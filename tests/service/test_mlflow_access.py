@@ -202,7 +202,7 @@ def test_each_role_reaches_its_part_of_mlflow(lab: Lab) -> None:
     ):
         answer = lab.app.request(method, path, json=body, headers=headers)
         assert answer.status_code == status, (method, path, answer.text)
-    assert "everybody's runs" in lab.app.get("/mlflow/", headers=own).json()["detail"]
+    assert "the runs of all users" in lab.app.get("/mlflow/", headers=own).json()["detail"]
     _check_owners(lab, runner, other)
 
 
@@ -304,7 +304,7 @@ def test_the_doctor_says_how_far_mlflow_is_behind(lab: Lab, tmp_path: Path) -> N
     found = _compared(state)
     assert "1 events of 1 runs and 0 studies behind, since 20" in found.seen
     Forwarder(lab.settings, lab.database, Storage(lab.settings.storage)).round()
-    assert _compared(read_tracking(lab.database, lab.settings)).seen.startswith("knows everything")
+    assert _compared(read_tracking(lab.database, lab.settings)).seen.startswith("up to date")
 
 
 def test_a_damaged_database_is_named_with_what_to_run(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_quotas_hold_a_users_runs_back(database: Database, start: Callable[[], l
         set_limits(session, ("user", "ann"), AccountLimits(max_running=1, max_queued=3))
         for index in range(3):
             queue(session, f"ann {index}")
-        with pytest.raises(QuotaReached, match="ann has 3 runs"):
+        with pytest.raises(QuotaReached, match="ann has 3 queued runs"):
             queue(session, "ann 3")
     assert start() == ["ann 0"]
     assert start() == []

@@ -208,7 +208,7 @@ def test_an_event_that_makes_no_legal_move_ends_its_run_and_the_others_go_on(
     assert state(database, bad)[0] == "FAILED"
     assert state(database, good)[0] == "SUCCEEDED"
     with database.reading() as session:
-        expected = "event 2 cannot be taken in: a run that is RUNNING cannot become RUNNING"
+        expected = "event 2 cannot be applied: a run that is RUNNING cannot become RUNNING"
         assert session.get_one(RunRow, bad).message == expected
 
 

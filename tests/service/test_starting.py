@@ -37,13 +37,13 @@ def refusal(settings: Settings) -> str:
     ("words", "environment", "said"),
     [
         (["--data", "file"], {}, "file is a file; name a folder"),
-        (["--data", "shared"], {}, "is shared with every program here"),
-        (["--data", "home"], {"HOME": "home"}, "is shared with every program here"),
+        (["--data", "shared"], {}, "is shared with other programs"),
+        (["--data", "home"], {"HOME": "home"}, "is shared with other programs"),
         (["--data", "lab", "--port", "70000"], {}, "less than or equal to 65535"),
         (["--data", "lab", "--port", "web"], {}, "valid integer"),
         (["--data", "lab"], {"GRAFTLAB_PORT": "web"}, "GRAFTLAB_PORT=web: Input should be a valid integer"),
         (["--data", "lab"], {"GRAFTLAB_ALLOWED_HOSTS": "a,b"}, "lists are written as JSON"),
-        (["--data", "lab"], {"GRAFTLAB_HOST": "203.0.113.9"}, "is no address of this machine"),
+        (["--data", "lab"], {"GRAFTLAB_HOST": "203.0.113.9"}, "is not an address of this machine"),
         (["--data", "lab"], {"GRAFTLAB_STORAGE": "s3://bucket/lab"}, "install s3fs"),
         (["--data", "lab"], {"GRAFTLAB_DATABASE_URL": "mysql://u:secret@h/n"}, "begins with 'mysql'"),
         (["--data", "~nobody-has-this-name/lab"], {}, "--data ~nobody-has-this-name/lab"),
@@ -76,7 +76,7 @@ def test_a_folder_of_the_system_is_refused_and_stays_as_it_is(tmp_path: Path, na
     (tmp_path / "link").symlink_to("/tmp")
     place = tmp_path / named
     before = place.stat()
-    with pytest.raises(Refused, match="is shared with every program here"):
+    with pytest.raises(Refused, match="is shared with other programs"):
         lock(data_folder(place))
     assert (place.stat().st_mode, place.stat().st_uid) == (before.st_mode, before.st_uid)
     assert not (place / LOCK_FILE).exists()
@@ -99,7 +99,7 @@ def test_a_user_without_home_and_name_is_told_what_else_is_wrong(tmp_path: Path,
     told = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert told.returncode in (1, 2)
     assert told.stderr.count("\n") == 1, told.stderr
-    why = "is no address of this machine" if place == "open" else "Permission denied"
+    why = "is not an address of this machine" if place == "open" else "Permission denied"
     assert why in told.stderr
 
 

@@ -248,7 +248,7 @@ def test_a_lab_goes_on_without_mlflow_and_says_so(folder: Path) -> None:
         until(lambda: part(lab, "mlflow").has_ended)
         lab._check_parts()
         (said,) = lab.without()
-        assert said.startswith("mlflow does not run: out of date; runs go on")
+        assert said.startswith("mlflow does not run: out of date; runs continue")
         assert "graft tracking rebuild" in said
     finally:
         lab.stop()

@@ -1,1 +1,1 @@
-"""What every request passes: logging, authentication, limits."""
+"""Middleware around every request: logging, authentication, limits."""

@@ -1,4 +1,4 @@
-"""The outermost layer: a name for every request, headers on every answer, a line in the log."""
+"""The outermost middleware: an id for each request, headers on each answer, a log line."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ SECURITY_HEADERS = {
 
 
 class RequestLogMiddleware:
-    """ASGI middleware around everything else."""
+    """ASGI middleware around all others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,14 +42,14 @@ class RequestLogMiddleware:
 
 
 class Request:
-    """One request as it is answered."""
+    """One request while it is answered."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.name, self.status = uuid.uuid4().hex[:16], 0
         self._scope, self._send, self._began = scope, send, time.perf_counter()
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, with our headers on the first."""
+        """Pass a message on; the first one gets the request id and the security headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
@@ -59,7 +59,7 @@ class Request:
         await self._send(message)
 
     def note(self) -> None:
-        """A line in the log. Queries are left out: they may hold what must not be kept."""
+        """Write the log line and count the request. Queries are left out: they may hold secrets."""
         principal = self._scope.get("state", {}).get("principal")
         facts = {
             "request": self.name,

@@ -24,14 +24,16 @@ from service.settings import Settings
 
 COOKIE = "graftlab_session"
 OPEN = ("/healthz", "/readyz", "/login", "/static/graftlab.css", "/static/icon.svg")
-"""Answered without a key: whether the process lives, how to get in, and what that page looks like."""
+"""Paths that need no key: liveness and readiness, the login page and its style."""
 FULLER_WITH_KEY = "/readyz"
 KEY = re.compile(r"(?<![A-Za-z0-9])gl[ks]_[A-Za-z0-9_-]{3}")
-"""How the secrets of keys and sessions begin."""
+"""Pattern of the beginning of a key's or a session's secret."""
 
 
 class AuthMiddleware:
-    """ASGI middleware: puts the principal into the scope's state, or answers 400, 401, 403, 429 or 503."""
+    """ASGI middleware that puts the principal into the scope's state, or answers 400, 401, 403, 429 or
+    503.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings, database: Database, rates: Rates) -> None:
         self._app, self._settings, self._rates = app, settings, rates
@@ -54,25 +56,26 @@ class AuthMiddleware:
         return await Watched(send, still_may).run(lambda passed: self._app(scope, receive, passed))
 
     async def _admit(self, scope: Scope, secret: str | None) -> Principal | None:
-        """Who asks; None where nobody has to say so. Raises ApiError."""
+        """Return the principal of a request; None for paths that need no key. Raises ApiError."""
         headers = Headers(scope=scope)
-        # Before anything is looked up: what is not known to be valid counts for the address it comes from.
+        # The rate is counted first, before any look-up; secrets not yet known to be valid count for their
+        # address.
         seen = self._callers.seen(secret) if secret else None
         self._rates.take(f"key {seen.rights_from}" if seen else f"address {_network(scope)}")
         check_envelope(scope)
         check_host(headers.get("host", ""), self._settings.allowed_hosts)
         _check_address(scope["path"], scope["query_string"])
         if scope["path"] in OPEN:
-            return await self._told_more(scope, secret)
+            return await self._principal_if_known(scope, secret)
         role = needed_role(scope["method"], scope["path"])
         principal = await self._who(secret, fresh=role == "admin") if secret else None
         if principal is None:
-            raise ApiError("unauthenticated", "this address asks for a valid key")
+            raise ApiError("unauthenticated", "this address needs a valid key")
         _check_rights(scope, headers, principal, role)
         return principal
 
-    async def _told_more(self, scope: Scope, secret: str | None) -> Principal | None:
-        """Who asks at an open address that says more to those with a key, if anybody can tell."""
+    async def _principal_if_known(self, scope: Scope, secret: str | None) -> Principal | None:
+        """Return the principal at an open path that shows more with a key; None if there is none."""
         if secret is None or scope["path"] != FULLER_WITH_KEY:
             return None
         try:
@@ -87,7 +90,7 @@ class AuthMiddleware:
             raise unavailable(error) from error
 
     async def _still_may(self, scope: Scope, secret: str, before: Principal) -> bool:
-        """Whether an answer that is under way may go on; it may while the database cannot say."""
+        """Check whether an answer in progress may continue; while the database is unavailable it may."""
         try:
             found = await self._callers.who(secret)
         except SQLAlchemyError:
@@ -97,17 +100,17 @@ class AuthMiddleware:
 
 
 def _check_rights(scope: Scope, headers: Headers, principal: Principal, role: Role) -> None:
-    """Raises ApiError where this principal may not ask this."""
+    """Raises ApiError if the principal may not make this request."""
     if principal.kind == "session" and scope["method"] not in SAFE_METHODS:
         _check_origin(headers)
     if not principal.may(role):
         raise ApiError("forbidden", f"this takes a key of role {role}; yours has role {principal.role}")
     if principal.only_owner is not None and is_of_the_lab(scope["path"]):
-        raise ApiError("forbidden", "this tells of everybody's runs; your key sees only your own")
+        raise ApiError("forbidden", "this shows the runs of all users; your key sees only your own")
 
 
 def _secret(headers: Mapping[str, str]) -> str | None:
-    """Of the key or session that came with a request."""
+    """Return the secret of the key or session that came with the request."""
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secret.strip():
         return secret.strip()
@@ -115,7 +118,7 @@ def _secret(headers: Mapping[str, str]) -> str | None:
 
 
 def _network(scope: Scope) -> str:
-    """Where a request comes from; one subscriber of IPv6 has a whole /64."""
+    """Return the network that a request comes from: an IPv4 address, or the /64 of an IPv6 subscriber."""
     host: str = (scope.get("client") or ("?",))[0]
     try:
         address = IPv6Address(host)
@@ -125,14 +128,17 @@ def _network(scope: Scope) -> str:
 
 
 def check_host(host: str, allowed: list[str]) -> None:
-    """Against DNS rebinding: only the names the lab is known by. Raises ApiError."""
+    """Refuse Host headers that do not name this lab, against DNS rebinding. Raises ApiError."""
     name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
     if "*" not in allowed and name not in allowed:
         raise ApiError("bad-host", "the Host header names another service; GRAFTLAB_ALLOWED_HOSTS adds names")
 
 
 def _check_address(path: str, query: bytes) -> None:
-    """Keys in addresses end in logs and histories; login codes are made for it and work once."""
+    """Refuse keys in addresses: these end in logs and histories. Login codes are allowed, as they work once.
+
+    Raises ApiError.
+    """
     text = f"{path}?{unquote_plus(query.decode('latin-1'))}"
     if "\0" in text:
         raise ApiError("bad-text", "the address holds a NUL character")
@@ -143,7 +149,7 @@ def _check_address(path: str, query: bytes) -> None:
 
 
 def _check_origin(headers: Mapping[str, str]) -> None:
-    """A page of another origin, another port of this machine for one, must not act with our cookie."""
+    """Raises ApiError if the browser request comes from a page of another origin or port."""
     origin = headers.get("origin", "").partition("://")[2]
     if origin != headers.get("host"):
         raise ApiError("forbidden", "a browser session changes things from the lab's own pages only")

@@ -1,4 +1,4 @@
-"""Whom the secrets of requests stand for: looked up in the database, remembered for seconds."""
+"""Principals behind the secrets of requests, looked up in the database and cached for seconds."""
 
 import time
 from hashlib import sha256
@@ -11,13 +11,13 @@ from service.db.tables import now
 from service.domain.api_keys import Principal, find_principal, note_use, use_is_due
 
 REMEMBERED_SECONDS = 5.0
-"""How long what a look-up found is taken for true, counted from its beginning."""
+"""Time for which the result of a look-up is used, counted from the start of the look-up."""
 REMEMBERED = 10_000
 clock = time.monotonic
 
 
 class Callers:
-    """Keys and sessions of one application; those that are not valid are remembered as such."""
+    """Cache of the keys and sessions of one application; invalid ones are cached too."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -25,11 +25,11 @@ class Callers:
         self._refused: dict[str, float] = {}
 
     def seen(self, secret: str) -> Principal | None:
-        """Whom the secret stood for when it was last looked up."""
+        """Return the principal that the last look-up of this secret found, however old."""
         return self._valid.get(_name(secret), (None, 0.0))[0]
 
     async def who(self, secret: str, *, fresh: bool = False) -> Principal | None:
-        """Whom the secret stands for, where asked `fresh` from the database. Raises SQLAlchemyError."""
+        """Return the principal of a secret; `fresh` bypasses the cache. Raises SQLAlchemyError."""
         name, moment = _name(secret), clock()
         if not fresh and self._refused.get(name, 0.0) > moment:
             return None
@@ -66,7 +66,7 @@ class Callers:
             with self._database.writing() as session:
                 note_use(session, key_id)
         except SQLAlchemyError:
-            return  # reading goes on where writing cannot, on a full disk for one
+            return  # requests that only read still work where writing fails, as on a full disk
 
 
 def _name(secret: str) -> str:

@@ -1,4 +1,4 @@
-"""HTTP on the wire, with what uvicorn leaves open: bounds on the size and the time of a request's head."""
+"""HTTP protocol of uvicorn with limits on the size and the duration of a request's head."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ class SlowlorisGuard(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
         self._head_bytes: int | None = 0
-        """Of the head that is arriving; None while a body does, or nothing."""
+        """Bytes received of the current head; None while a body or nothing is expected."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)

@@ -1,4 +1,4 @@
-"""What one request may take: bytes, headers and time."""
+"""Limits of one request: bytes, headers and time."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ class Limits:
 
 
 def check_envelope(scope: Scope) -> None:
-    """Address and headers, before anything is done with them. Raises ApiError."""
+    """Check the size of address and headers before anything else happens. Raises ApiError."""
     if len(scope["path"]) + len(scope["query_string"]) > MAX_ADDRESS:
         raise ApiError("address-too-long", f"the address has more than {MAX_ADDRESS} bytes")
     size = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -39,7 +39,7 @@ def check_envelope(scope: Scope) -> None:
 
 
 async def _whole(scope: Scope, receive: Receive) -> bytes:
-    """The body, read to its end. Raises ApiError where it is too long or too slow."""
+    """Read the body to its end. Raises ApiError if it is too long or too slow."""
     declared = dict(scope["headers"]).get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > MAX_BODY:
         raise _too_large()
@@ -62,18 +62,18 @@ async def _parts(receive: Receive) -> bytes:
 
 
 def _too_large() -> ApiError:
-    # What is left of the body is not read: the connection ends with the answer.
+    # The rest of the body is not read: the connection closes with the answer.
     return ApiError("too-large", f"a request has at most {MAX_BODY} bytes", headers={"Connection": "close"})
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
+    replayed = False
 
     async def again() -> Message:
-        nonlocal given
-        if given:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

@@ -1,4 +1,4 @@
-"""How many requests a caller may send, counted once for all processes of the API."""
+"""Rate limit of callers, shared by all processes of the API."""
 
 import fcntl
 import math
@@ -14,18 +14,18 @@ from pathlib import Path
 from service.api.problems import ApiError
 
 SLOT = struct.Struct("<Qd")
-"""A caller's digest, and when its allowance will be whole again on the machine's monotonic clock."""
+"""Digest of a caller, and the monotonic time at which its full allowance is restored."""
 SLOTS = 16_384
 TRIED = 8
-"""Neighbouring slots that one caller may stand in."""
+"""Number of neighbouring slots in which a caller may be stored."""
 LOCK_TRIES = 200
 
 
 class Rates:
-    """`burst` requests at once and `rate` a second after that, for every caller.
+    """Allows each caller `burst` requests at once and `rate` per second after that.
 
-    The table has a fixed size. Processes that name the same file share it; without a file it is this
-    process's own. A slot whose time has passed says no more than an empty one and is used again.
+    The table has a fixed size. Processes that name the same file share it; without a file it belongs to
+    this process. A slot whose time has passed equals an empty one and is reused.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Rates:
         self._table = mmap.mmap(-1 if self._file is None else self._file, size)
 
     def take(self, caller: str) -> None:
-        """Count one request. Raises ApiError with Retry-After where the caller has none left."""
+        """Count one request. Raises ApiError with Retry-After if the caller has none left."""
         name = int.from_bytes(sha256(caller.encode()).digest()[:8]) or 1
         first = name % SLOTS
         with self._alone(first):
@@ -51,26 +51,29 @@ class Rates:
                 return
         raise ApiError(
             "too-many-requests",
-            f"at most {self._rate:g} requests a second",
+            f"at most {self._rate:g} requests per second",
             headers={"Retry-After": str(max(1, math.ceil(wait)))},
         )
 
     def _find(self, name: int, first: int, moment: float) -> tuple[int, float]:
-        """The slot of a caller, else the one that can best be spared; and when its allowance is whole."""
-        spared, soonest = first, math.inf
+        """Return the caller's slot, or the one to overwrite, and the time at which its allowance is full."""
+        reusable, soonest = first, math.inf
         for place in range(first, first + TRIED):
             holder, whole_at = SLOT.unpack_from(self._table, place * SLOT.size)
-            # A time that this rate cannot lead to was written before the machine was started anew.
+            # A time further ahead than this rate can produce was written before the machine was restarted.
             whole_at = whole_at if whole_at <= moment + self._most + self._gap else 0.0
             if holder == name:
                 return place, whole_at
             if whole_at < soonest:
-                spared, soonest = place, whole_at
-        return spared, moment
+                reusable, soonest = place, whole_at
+        return reusable, moment
 
     @contextmanager
     def _alone(self, first: int) -> Iterator[None]:
-        """Keep other processes from the slots around `first`, unless one of them is stopped while it does."""
+        """Lock the slots around `first` against other processes; after LOCK_TRIES go on without the lock.
+
+        A process stopped while it holds the lock must not block all others.
+        """
         if self._file is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""What an address asks for: which role, and whether it is about the whole lab."""
+"""Rights that an address needs: the role, and whether it concerns the whole lab."""
 
 import posixpath
 import re
@@ -10,19 +10,19 @@ from service.schemas.runs import Role
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 VIEWER_POSTS = ("/api/v1/experiments/plan", "/api/v1/login-links")
-"""They store nothing of the lab's."""
+"""POST requests that change nothing in the lab."""
 ADMIN_PATHS = ("/api/v1/keys", "/api/v1/admin", "/api/v1/scions:gc", "/api/v1/webhooks")
 LAB_PATHS = ("/metrics", PREFIX, "/api/v1/scions:verify")
-"""They tell of everybody's runs, whoever asks."""
+"""Paths that show the runs of all users."""
 
 
 def needed_role(method: str, path: str) -> Role:
-    """What an address asks for. Unknown ones that change something ask for a runner.
+    """Return the role that a request needs; an unknown path that changes something needs a runner.
 
-    However an address is spelt, it never asks for less than the plain address it could be taken for.
+    Every spelling of a path needs at least the role of the plain path that it could be read as.
     """
-    asked = (_role(method, path), _role(method, plain(path)))
-    return max(asked, key=ROLES.index)
+    roles = (_role(method, path), _role(method, plain(path)))
+    return max(roles, key=ROLES.index)
 
 
 def _role(method: str, path: str) -> Role:
@@ -34,7 +34,10 @@ def _role(method: str, path: str) -> Role:
 
 
 def _needed_in_mlflow(method: str, path: str) -> Role:
-    """MLflow's pages search with POST. What the lab does not serve of it is refused to everybody, later."""
+    """Return the role for a path of MLflow; its pages search with POST.
+
+    Endpoints that the lab does not serve are refused later, for every role.
+    """
     try:
         right = right_for(method, path.removeprefix(PREFIX))
     except Refused:
@@ -43,7 +46,7 @@ def _needed_in_mlflow(method: str, path: str) -> Role:
 
 
 def is_of_the_lab(path: str) -> bool:
-    """Whether this address is closed to those who see only what is their own."""
+    """Check whether this path is closed to keys that see only their own runs."""
     return _under(path, LAB_PATHS) or _under(plain(path), LAB_PATHS)
 
 
@@ -52,7 +55,7 @@ def _under(path: str, parts: tuple[str, ...]) -> bool:
 
 
 def plain(path: str) -> str:
-    """The address as the most lenient reader would take it: decoded, without dots, parameters and case."""
+    """Normalize a path as the most lenient reader would: decoded, without dots, parameters and case."""
     while (decoded := unquote(path)) != path:
         path = decoded
     path = re.sub(r";[^/]*", "", path.replace("\\", "/").lower())

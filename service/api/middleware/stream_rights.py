@@ -1,4 +1,4 @@
-"""Answers that go on for long end when whoever asked may not ask any more."""
+"""End long answers when their caller loses the right to them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Message, Send
 
 RECHECK_SECONDS = 2.5
-"""How often the rights behind an open answer are looked at."""
+"""Time between checks of the rights behind an open answer."""
 
 
 class Watched:
-    """One answer. While its body is on the way `still_may` is asked again and again."""
+    """One answer, during which `still_may` is checked repeatedly."""
 
     def __init__(self, send: Send, still_may: Callable[[], Awaitable[bool]]) -> None:
         self._send, self._still_may = send, still_may
@@ -19,7 +19,7 @@ class Watched:
         self._sized = False
 
     async def run(self, answer: Callable[[Send], Awaitable[None]]) -> None:
-        """Have `answer` send its messages, to its end or to that of the rights."""
+        """Run `answer` until it ends or the rights do."""
         try:
             async with self._limit:
                 await answer(self._pass_on)
@@ -44,6 +44,6 @@ class Watched:
         self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def _end(self) -> None:
-        """A stream ends here; of a file whose size was told the rest is missing and the connection closes."""
+        """End a stream; a file of announced size stays short instead, and the connection closes."""
         if not self._sized:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})

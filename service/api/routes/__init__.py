@@ -1,1 +1,1 @@
-"""Routes, one file a resource."""
+"""Routes of the API, one file per resource."""

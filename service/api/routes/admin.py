@@ -1,4 +1,4 @@
-"""What keeps a lab in order: is the store sound, and a lost MLflow database built anew."""
+"""Administration: checks of the store, clean-up of checkpoints, and rebuilding a lost MLflow database."""
 
 from typing import Annotated
 
@@ -23,10 +23,10 @@ router = APIRouter(prefix="/admin", tags=["admin"], route_class=DocumentRoute)
 
 @router.post("/verify", status_code=202)
 def begin_check(body: CheckRequest, lab: LabDep, response: Response) -> CheckView:
-    """Begin to check every invariant of the database, and that every file is there and is what was written.
+    """Start a check of all invariants of the database and of the presence and content of every file.
 
-    Answers at once; the Location is where its progress and findings are read. `quick` reads no file. Asked
-    again while one of the same kind is under way, it answers with that one. Changes nothing of the lab's.
+    Answers at once; the Location serves its progress and findings. `quick` reads no files. While a check
+    of the same kind is running, the answer is that one. It changes nothing in the lab.
     """
     with lab.database.writing() as session:
         row, is_new = begin(session, lab.database.clock(session), quick=body.quick)
@@ -46,7 +46,7 @@ def list_checks(lab: LabDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) ->
 
 @router.get("/verify/{check_id}")
 def show_check(check_id: str, lab: LabDep) -> CheckView:
-    """How far a check is, and what it has found once it has ended."""
+    """Return a check's progress, and its findings once it has ended."""
     with lab.database.reading() as session:
         row = session.get(CheckRow, check_id)
         if row is None:
@@ -55,7 +55,7 @@ def show_check(check_id: str, lab: LabDep) -> CheckView:
 
 
 class CollectRequest(Frozen):
-    """Whether only to say what would go."""
+    """Options of the clean-up. `dry_run` only lists what would be deleted."""
 
     dry_run: bool = False
 
@@ -64,22 +64,24 @@ class CollectRequest(Frozen):
 def collect(body: CollectRequest, lab: LabDep) -> Collected:
     """Delete checkpoints of ended runs that no retry can need, those of dead workers included."""
     policy = Policy.of(lab.settings)
-    spare = left_behind(lab.database, lab.storage, policy)
-    gone = [each for each in spare if body.dry_run or prune(lab.database, lab.storage, each, policy)]
+    surplus = left_behind(lab.database, lab.storage, policy)
+    deleted = [item for item in surplus if body.dry_run or prune(lab.database, lab.storage, item, policy)]
     return Collected(
         runs=[
-            CollectedRun(run_id=each.run.id, state=each.run.state, files=len(each.paths), bytes=each.bytes)
-            for each in gone
+            CollectedRun(run_id=item.run.id, state=item.run.state, files=len(item.paths), bytes=item.bytes)
+            for item in deleted
         ],
-        files=sum(len(each.paths) for each in gone),
-        bytes=sum(each.bytes for each in gone),
+        files=sum(len(item.paths) for item in deleted),
+        bytes=sum(item.bytes for item in deleted),
         dry_run=body.dry_run,
     )
 
 
 @router.post("/tracking/rebuild")
 def rebuild_tracking(lab: LabDep) -> TrackingRebuilt:
-    """Project every run and study to MLflow from its beginning. What it still has is found, not doubled."""
+    """Send every run and study to MLflow again, from the beginning. Existing entries are reused, not
+    doubled.
+    """
     with lab.database.writing() as session:
         nothing = {"mlflow_run_id": None, "mlflow_experiment_id": None, "mlflow_error": None}
         runs = session.execute(update(RunRow).values(mlflow_event=0, **nothing))
@@ -89,5 +91,5 @@ def rebuild_tracking(lab: LabDep) -> TrackingRebuilt:
 
 @router.get("/tracking")
 def tracking_state(lab: LabDep) -> TrackingState:
-    """How far MLflow is behind, since when, and why where it cannot be used."""
+    """Return how far MLflow lags behind, since when, and its error if it cannot be used."""
     return read_tracking(lab.database, lab.settings)

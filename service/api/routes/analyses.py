@@ -1,4 +1,4 @@
-"""Measuring a backbone, and what was measured."""
+"""Routes of analyses: queue the measurement of a backbone, and read its profile."""
 
 from fastapi import APIRouter, Response
 
@@ -28,10 +28,12 @@ def create_analysis(
 
 @router.get("/backbones/{name:path}/profile")
 def show_profile(name: str, lab: LabDep) -> BackboneProfile:
-    """The newest profile of this backbone."""
+    """Return the newest profile of this backbone."""
     card = find_card(name)
     with lab.database.reading() as session:
-        found = newest_profile(session, lab.storage, card.digest)
-    if found is None:
-        raise ApiError("not-found", f"no profile of {name} has been measured; `graft analyze {name}` does it")
-    return found
+        profile = newest_profile(session, lab.storage, card.digest)
+    if profile is None:
+        raise ApiError(
+            "not-found", f"no profile of {name} has been measured; `graft analyze {name}` measures it"
+        )
+    return profile

@@ -1,4 +1,4 @@
-"""The bank over REST: what is there, is it sound, what may go, and filling it ahead."""
+"""Routes of the bank: list, show, verify, collect garbage, and fill ahead of use."""
 
 from typing import Annotated
 
@@ -31,7 +31,7 @@ def list_scions(
     kind: Name = None,
     backbone: Name = None,
 ) -> ScionPage:
-    """Distilled operators in the order of their keys, a page at a time."""
+    """List distilled operators in the order of their keys, one page at a time."""
     with lab.database.reading() as session:
         page = scion_page(
             session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
@@ -42,7 +42,7 @@ def list_scions(
 
 @router.get("/scions/{key}")
 def show_scion(key: str, lab: LabDep) -> ScionCard:
-    """The card: held-out errors by timestep, scores, curve, cost."""
+    """Return a scion's card: held-out errors by timestep, scores, curve, cost."""
     card = Bank(lab.storage).card(key) if key.isalnum() else None
     if card is None:
         raise ApiError("not-found", f"there is no scion {key!r}")
@@ -53,7 +53,7 @@ def show_scion(key: str, lab: LabDep) -> ScionCard:
 
 @router.post("/scions:verify")
 def verify_scions(lab: LabDep) -> Verified:
-    """Read every scion. What is damaged is set aside, and made anew when a run needs it."""
+    """Read and verify every scion. Damaged ones are moved aside, and made again when a run needs them."""
     bank = Bank(lab.storage)
     keys = [key for key in bank.names() if bank.has(key)]
     damaged = [ScionDamage(key=key, problem=wrong) for key in keys if (wrong := bank.verify(key))]
@@ -64,7 +64,7 @@ def verify_scions(lab: LabDep) -> Verified:
 
 @router.post("/scions:gc")
 def clear_scions(body: ClearRequest, lab: LabDep) -> Cleared:
-    """Free by age and size, never what a run that has not ended needs. Takes an admin's key."""
+    """Delete scions by age and size, but none that an unfinished run needs. Needs an admin's key."""
     return clear(lab.database, Bank(lab.storage), **body.model_dump())
 
 
@@ -75,7 +75,7 @@ def fill_bank(
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> SubmitAnswer:
-    """Queue one pass that distils sites times operators ahead of the designs that will use them."""
+    """Queue one run that distils every operator at every site, ahead of the designs that will use them."""
     spec = parse_fill(body.document)
     check_startable(lab, spec)
     run = submit_once(lab, spec, body.request_digest, idempotency_key)

@@ -1,4 +1,4 @@
-"""What there is to choose from, and how the finished runs compare."""
+"""Operators and backbones to choose from, the leaderboard, and measurements of the lab."""
 
 from typing import Annotated
 
@@ -25,11 +25,12 @@ def show_leaderboard(
     protocol: Annotated[str | None, Query(max_length=64)] = None,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Leaderboard:
-    """The best finished runs, grouped by how quality was measured. `protocol` names one group by its digest,
-    `cursor` asks for the rows after the ones that came with it.
+    """List the best finished runs, grouped by evaluation protocol.
+
+    `protocol` selects one group by its digest; `cursor` returns the rows after the page that it came with.
     """
     if cursor is not None and protocol is None:
-        raise ApiError("bad-cursor", "a cursor goes with the protocol of its group")
+        raise ApiError("bad-cursor", "give the protocol of the cursor's group with it")
     try:
         with lab.database.reading() as session:
             owner = lab.principal.only_owner
@@ -40,7 +41,7 @@ def show_leaderboard(
 
 @router.get("/measured", tags=["leaderboard"])
 def show_measured(lab: LabDep) -> Measurements:
-    """Rank correlation between the rungs of the fidelity ladder; latency, apart for each kind of hardware."""
+    """Return rank correlations between the rungs of the fidelity ladder, and latencies by hardware."""
     with lab.database.reading() as session:
         return measured(session, lab.principal.only_owner)
 
@@ -51,9 +52,9 @@ def list_latencies(
     kind: Annotated[str | None, Query(max_length=200)] = None,
     tokens: Annotated[int | None, Query(ge=1, le=10**9)] = None,
 ) -> LatencyTable:
-    """Seconds of operators in their place, as the lab's workers measured them for studies; each device apart.
+    """List the seconds that operators take in their place, as workers measured them for studies, by device.
 
-    `kind` is an operator's, `pairs`, or `rest` for all that is no operator.
+    `kind` is the kind of an operator, `pairs`, or `rest` for everything that is not an operator.
     """
     table = latency_table(lab.storage, kind, tokens)
     with lab.database.reading() as session:
@@ -66,12 +67,12 @@ def list_latencies(
 
 @router.get("/operators", tags=["catalogue"])
 def list_operators() -> list[OperatorView]:
-    """Every kind with its fields and its cost at the dims of DiT-XL/2."""
+    """List every kind of operator with its fields and its cost at the dims of DiT-XL/2."""
     return [operator_view(kind, cls) for kind, cls in KINDS.items()]
 
 
 def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
-    """Cost with all fields at their defaults."""
+    """Describe a kind of operator at the defaults of its fields."""
     spec = cls(kind=kind)
     cost = spec.flops(DIT_XL_2_256.dims)
     properties = cls.model_json_schema()["properties"]
@@ -89,7 +90,7 @@ def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
 
 @router.get("/backbones", tags=["catalogue"])
 def list_backbones() -> list[BackboneView]:
-    """Every backbone the lab can name; those without weights can be planned for only."""
+    """List all known backbones; those without weights can only be planned for."""
     return [_backbone_view(card) for card in backbone_cards().values()]
 
 

@@ -1,4 +1,4 @@
-"""Submitting a design, and asking what it would cost."""
+"""Routes of experiments: submit a design, and plan its cost."""
 
 from typing import Annotated
 
@@ -36,10 +36,10 @@ def create_experiment(
     priority: Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0,
     study: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")] = None,
 ) -> SubmitAnswer:
-    """Keep the experiment and queue a run of it. The same Idempotency-Key gives the same run.
+    """Store the experiment and queue a run of it. The same Idempotency-Key returns the same run.
 
-    Higher priorities go first; a study is a label whose account is charged beside the user's. The account of
-    a study that somebody else has begun is not.
+    Higher priorities run first. `study` is a label whose account is charged in addition to the user's; a
+    study that another user created cannot be charged.
     """
     spec = _resolved(body, lab)
     check_startable(lab, spec)
@@ -53,7 +53,7 @@ def create_experiment(
 
 @router.post("/plan")
 def plan_experiment(body: Unresolved[Submission], lab: LabDep) -> PlanAnswer:
-    """What would be done and what it would cost. Nothing is stored."""
+    """Plan a submission: the work to do and its cost. Nothing is stored."""
     planned, only = plan(_resolved(body, lab)), lab.principal.only_owner
     with lab.database.reading() as session:
         held = [
@@ -64,7 +64,9 @@ def plan_experiment(body: Unresolved[Submission], lab: LabDep) -> PlanAnswer:
 
 
 def _resolved(body: Unresolved[Submission], lab: AppContext) -> ExperimentSpec:
-    """The work of a submission, selectors resolved by what the lab has measured. Raises SpecError."""
+    """Return the spec of a submission; selectors are resolved with the lab's measurements. Raises
+    SpecError.
+    """
     return parse_submission(body.document, lambda card: completed_card(lab.database, lab.storage, card))
 
 

@@ -1,4 +1,4 @@
-"""Is the process alive, and is everything there that it needs?"""
+"""Liveness and readiness of the service."""
 
 import asyncio
 import time
@@ -24,44 +24,46 @@ FRESH_SECONDS = 2.0
 
 @router.get("/healthz", openapi_extra=OPEN)
 def healthz(lab: LabDep) -> dict[str, str]:
-    """The process answers, and says which start of which lab it belongs to; nothing else is asked."""
+    """Answer, with the id of the lab's current start; no other part is checked."""
     known = lab.settings.lab_id
     return {"status": "ok", **({"lab": known} if known else {})}
 
 
 @router.get("/readyz", openapi_extra=OPEN, responses={503: {"description": "Something is missing"}})
 async def readyz(lab: LabDep, request: Request) -> JSONResponse:
-    """200 when all parts work, else 503; what is wrong with which is told to those who show a key.
+    """Answer 200 if all parts work, else 503; the cause is shown only to callers with a key.
 
-    Parts are looked at once in two seconds, however many ask.
+    Parts are checked at most once in two seconds, however many requests arrive.
     """
     probe: Probe = request.app.state.probe
     parts = await probe.parts()
     ready = all(state == "ok" for state in parts.values())
     if lab.principal is NOBODY:
         parts = {
-            name: "ok" if state == "ok" else "not ok; a key is told why" for name, state in parts.items()
+            name: "ok" if state == "ok" else "not ok; send a key to see why" for name, state in parts.items()
         }
     status, headers = (200, {}) if ready else (503, {"Retry-After": "2"})
     return JSONResponse({"ready": ready, "parts": parts}, status_code=status, headers=headers)
 
 
 class Probe:
-    """The state of every part, at most `FRESH_SECONDS` old. One look at a time; others wait for its end."""
+    """State of every part, at most `FRESH_SECONDS` old. One check runs at a time; other requests wait
+    for it.
+    """
 
     def __init__(self, lab: AppContext, clock: Callable[[], float] = time.monotonic) -> None:
         self._lab, self._clock = lab, clock
-        self._found: dict[str, str] = {}
+        self._states: dict[str, str] = {}
         self._until = 0.0
         self._lock = asyncio.Lock()
 
     async def parts(self) -> dict[str, str]:
-        """Part -> `ok`, or what is wrong with it."""
+        """Return the state by part: `ok`, or what is wrong with it."""
         async with self._lock:
             if self._until <= self._clock():
-                self._found = await run_in_threadpool(self._look)
+                self._states = await run_in_threadpool(self._look)
                 self._until = self._clock() + FRESH_SECONDS
-            return self._found
+            return self._states
 
     def _look(self) -> dict[str, str]:
         return {
@@ -96,7 +98,7 @@ def _leads(lab: AppContext, name: LeaseName) -> str:
             clock = lab.database.clock(session)
             wrong = missing_leader(session, name, clock, lab.settings.lead_seconds)
     except SQLAlchemyError:
-        return "unknown, for the database does not answer"
+        return "unknown: the database does not answer"
     return f"{wrong}; start one with `python -m service.processes.{name}`" if wrong else "ok"
 
 

@@ -1,4 +1,4 @@
-"""Keys: making, listing, revoking, and one-time links that open the pages in a browser."""
+"""Routes of keys: make, list, change, revoke, and one-time links that open the pages in a browser."""
 
 from datetime import datetime
 from typing import Annotated
@@ -21,7 +21,7 @@ router = APIRouter(tags=["keys"], route_class=DocumentRoute)
 
 
 class KeyRequest(Frozen):
-    """Whose key, and what it may do."""
+    """Owner and rights of a new key."""
 
     owner: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
     role: Role = "runner"
@@ -30,12 +30,12 @@ class KeyRequest(Frozen):
 
 
 class KeyChange(Frozen):
-    """What to change of a key; what is left out stays."""
+    """Changes to a key; fields left out stay as they are."""
 
     role: Role | None = None
     sees: Sees | None = None
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
-    """From now until it expires."""
+    """Days from now until the key expires."""
 
 
 KeyId = Annotated[int, Path(ge=1, lt=2**31)]
@@ -43,7 +43,7 @@ KeyId = Annotated[int, Path(ge=1, lt=2**31)]
 
 @router.post("/keys", status_code=201)
 def create_key(body: KeyRequest, lab: LabDep) -> KeyMade:
-    """A new key. Its secret is in this answer and nowhere else."""
+    """Create a key. Its secret is in this answer and nowhere else."""
     _check_together(body.role, body.sees)
     with lab.database.writing() as session:
         row, secret = make_key(
@@ -54,7 +54,7 @@ def create_key(body: KeyRequest, lab: LabDep) -> KeyMade:
 
 @router.get("/keys")
 def show_keys(lab: LabDep) -> list[KeyView]:
-    """All keys, newest first, without their secrets."""
+    """List all keys, newest first, without their secrets."""
     with lab.database.reading() as session:
         return [_view(row) for row in list_keys(session)]
 
@@ -65,7 +65,7 @@ def change_key(
     body: KeyChange,
     lab: LabDep,
 ) -> KeyView:
-    """Other rights, or a new end; what is left out stays."""
+    """Change the rights or the expiry of a key; fields left out stay as they are."""
     with lab.database.writing() as session:
         row = _find(session, key_id)
         change_rights(row, body.role, body.sees, body.days)
@@ -74,7 +74,7 @@ def change_key(
 
 
 def _check_together(role: str, sees: str) -> None:
-    """Raises SpecError: who may change every key and run cannot be kept from seeing them."""
+    """Raises SpecError: an admin can change every key and run, so it must see them all."""
     if role == "admin" and sees == "own":
         message = "an admin's key sees the whole lab; give it another role, or sees: lab"
         raise SpecError([Problem(pointer="/sees", code="conflict", message=message, given=sees)])
@@ -89,7 +89,7 @@ def _find(session: Session, key_id: int) -> KeyRow:
 
 @router.delete("/keys/{key_id}")
 def revoke_key(key_id: KeyId, lab: LabDep) -> KeyView:
-    """End a key and its browser sessions, within seconds. Again: no change."""
+    """End a key and its browser sessions within seconds. Repeating it changes nothing."""
     with lab.database.writing() as session:
         row = revoke(session, key_id)
         if row is None:
@@ -99,7 +99,9 @@ def revoke_key(key_id: KeyId, lab: LabDep) -> KeyView:
 
 @router.post("/login-links", status_code=201)
 def create_login_link(lab: LabDep) -> LoginLink:
-    """An address that opens the pages in a browser, once, within ten minutes, with the rights of this key."""
+    """Create an address that opens the pages in a browser, once, within ten minutes, with this key's
+    rights.
+    """
     with lab.database.writing() as session:
         row, code = make_key(session, lab.principal, kind="login")
     assert row.expires_at is not None
@@ -108,7 +110,7 @@ def create_login_link(lab: LabDep) -> LoginLink:
 
 @router.get("/whoami")
 def whoami(lab: LabDep) -> Whoami:
-    """Whom the key stands for."""
+    """Return the owner, role and expiry of the key that was sent."""
     who = lab.principal
     return Whoami(owner=who.owner, role=who.role, sees=who.sees, expires_at=who.expires_at)
 

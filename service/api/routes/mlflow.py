@@ -1,4 +1,4 @@
-"""MLflow behind the lab's login: its pages and its interface under `/mlflow/`, passed on by pieces."""
+"""Proxy to MLflow under `/mlflow/`, behind the lab's login; answers are streamed."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ PASSED_BACK = (
     *("content-type", "content-length", "content-encoding", "cache-control"),
     *("etag", "last-modified", "content-disposition"),
 )
-"""Neither cookies nor keys go either way."""
+"""Headers that are passed on and back; neither cookies nor keys are among them."""
 MOST_AT_ONCE = 64
 WAIT = httpx.Timeout(30, connect=3)
 PAGES_POLICY = (
@@ -43,14 +43,14 @@ FILES = ("/get-artifact", "/mlflow-artifacts/artifacts")
 
 @router.get(PREFIX)
 def to_mlflow() -> RedirectResponse:
-    """MLflow's pages want the slash."""
+    """Redirect to the address with a slash, which MLflow's pages need."""
     return RedirectResponse(f"{PREFIX}/", status_code=307)
 
 
 class Proxy:
     """ASGI application behind authentication.
 
-    Requests that the reader may make are sent to MLflow with the lab's secret.
+    Sends the requests that the principal may make to MLflow with the lab's secret.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -73,18 +73,18 @@ class Proxy:
             self._now -= 1
 
     def _check(self, principal: Principal, method: str, path: str, body: bytes) -> None:
-        """Raises ApiError where this principal may not ask for that."""
+        """Raises ApiError if this principal may not make the request."""
         try:
             right = right_for(method, path)
             if right == "viewer":
                 return
             if right == "lab":
-                raise Refused("artifacts are written by the lab alone")
+                raise Refused("only the lab writes artifacts")
             document = check_body(path, body)
         except Refused as error:
             raise ApiError("forbidden", str(error)) from error
         if names_ours(document):
-            raise ApiError("forbidden", "tags that begin with `graftlab.` are the lab's own")
+            raise ApiError("forbidden", "tags that begin with `graftlab.` belong to the lab")
         runs = [document.get(name) for name in ("run_id", "runId", "run_uuid", "runUuid")]
         for run_id in {run_id for run_id in runs if isinstance(run_id, str)}:
             self._check_owner(principal, run_id)
@@ -100,7 +100,7 @@ class Proxy:
                 *session.scalars(select(StudyRow.owner).where(StudyRow.mlflow_run_id == mlflow_run_id)),
             ]
         if not all(principal.may_change(owner) for owner in owners):
-            raise ApiError("forbidden", f"this run of MLflow's is {owners[0]}'s; an admin can change it")
+            raise ApiError("forbidden", f"this MLflow run is {owners[0]}'s; an admin can change it")
 
     async def _pass_on(self, request: Request, path: str, body: bytes, send: Send) -> None:
         try:
@@ -109,29 +109,29 @@ class Proxy:
             raise ApiError("unavailable", str(error)) from error
         client = httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=WAIT)
         async with client:
-            asked = client.build_request(
+            outgoing = client.build_request(
                 request.method,
                 f"{url}?{request.url.query}" if request.url.query else url,
                 content=body or None,
                 headers=self._headers(request.headers),
             )
             try:
-                answer = await client.send(asked, stream=True)
+                answer = await client.send(outgoing, stream=True)
             except httpx.HTTPError as error:
                 raise ApiError(
                     "unavailable",
-                    f"MLflow does not answer ({type(error).__name__}); runs go on without it, and "
+                    f"MLflow does not answer ({type(error).__name__}); runs continue without it, and "
                     "`graft doctor` says more",
                 ) from error
             try:
                 if answer.status_code == 401:
-                    raise ApiError("unavailable", "MLflow's server does not take the lab's secret")
+                    raise ApiError("unavailable", "MLflow's server does not accept the lab's secret")
                 await _pass_back(answer, path)(request.scope, request.receive, send)
             finally:
                 await answer.aclose()
 
-    def _headers(self, given: Headers) -> dict[str, str]:
-        headers = {name: given[name] for name in PASSED_ON if name in given}
+    def _headers(self, incoming: Headers) -> dict[str, str]:
+        headers = {name: incoming[name] for name in PASSED_ON if name in incoming}
         token = self._settings.mlflow_token()
         return {**headers, "authorization": f"Bearer {token}"} if token else headers
 

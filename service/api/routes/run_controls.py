@@ -1,4 +1,4 @@
-"""What people ask of runs, singly and in bulk; the queue, explained; and accounts with their budgets."""
+"""Routes that control runs, singly and in bulk; the explained queue; accounts and their budgets."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -37,7 +37,7 @@ class Extension(Frozen):
 
 
 class Priority(Frozen):
-    """Higher goes first; 0 is what everybody starts with."""
+    """Priority in the queue; higher ones run first, 0 is the default."""
 
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 
@@ -55,7 +55,7 @@ Change = Callable[[Session, RunRow], bool]
 
 
 def _change(lab: AppContext, run_id: str, change: Change) -> bool:
-    """Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
+    """Apply a change to a run. Raises ApiError: not-found, forbidden, illegal-transition or key-reused."""
     try:
         with lab.database.writing() as session:
             return change(session, lab.run_to_change(session, run_id))
@@ -72,28 +72,28 @@ def extend_run(
     lab: LabDep,
     key: IdempotencyKey = None,
 ) -> RunDetail:
-    """Grant more device-seconds, once for an Idempotency-Key; a run that a spent budget stopped goes on."""
+    """Grant more device-seconds, once per Idempotency-Key; a run that stopped on its budget continues."""
     _change(lab, run_id, lambda session, run: extend(session, run, body.device_seconds, key))
     return lab.run_detail(run_id)
 
 
 @router.put("/runs/{run_id}/priority")
 def set_priority(run_id: str, body: Priority, lab: LabDep) -> RunDetail:
-    """Move a run in the queue, in place."""
+    """Set the priority of a run in the queue."""
     _change(lab, run_id, lambda session, run: prioritise(session, run, body.priority))
     return lab.run_detail(run_id)
 
 
 @router.post("/runs/{run_id}/{action}")
 def act_on_run(run_id: str, action: Action, lab: LabDep) -> RunDetail:
-    """Pause and cancel after the next checkpoint, kill now, resume, retry. Again: no change."""
+    """Pause or cancel after the next checkpoint, kill now, resume, or retry. Repeating it changes nothing."""
     _change(lab, run_id, lambda session, run: apply_action(session, run, action))
     return lab.run_detail(run_id)
 
 
 @router.post("/actions")
 def act_on_runs(body: BulkAction, lab: LabDep, key: IdempotencyKey = None) -> list[ActionResult]:
-    """The same action on each of many runs; one that is refused does not keep the others from it."""
+    """Apply one action to each of many runs; a run that refuses it does not affect the others."""
     return [_result(lab, run_id, _bulk_change(body, key)) for run_id in dict.fromkeys(body.runs)]
 
 
@@ -102,12 +102,12 @@ def _bulk_change(body: BulkAction, key: str | None) -> Change:
         case "extend":
             seconds = body.device_seconds
             if seconds is None:
-                raise ApiError("invalid", "extend needs device_seconds")
+                raise ApiError("invalid", "the action extend needs the field device_seconds")
             return lambda session, run: extend(session, run, seconds, key)
         case "priority":
             priority = body.priority
             if priority is None:
-                raise ApiError("invalid", "priority needs priority")
+                raise ApiError("invalid", "the action priority needs the field priority")
             return lambda session, run: prioritise(session, run, priority)
         case action:
             return lambda session, run: apply_action(session, run, action)
@@ -127,7 +127,7 @@ def show_queue(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     run: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
 ) -> QueueView:
-    """Who is next, what each queued run waits for, and when it should start; all, or one run."""
+    """Return the queue in order, with what each run waits for and its expected start; all, or one run."""
     with lab.database.reading() as session:
         view = queue_view(
             session,
@@ -143,20 +143,22 @@ def show_queue(
 
 @router.get("/accounts")
 def list_accounts(lab: LabDep) -> list[AccountView]:
-    """The lab's, users' and studies' limits and use; who sees only their own sees their own account."""
+    """List limits and use of the lab, users and studies; a key that sees only its own gets its own
+    account.
+    """
     with lab.database.reading() as session:
         return budget_limits.all_accounts(session, lab.principal.only_owner)
 
 
 @router.put("/accounts/{scope}/{name}")
 def set_limits(scope: Scope, name: Name, body: AccountLimits, lab: LabDep) -> AccountView:
-    """Replace an account's limits; what is left out is unlimited. Admins alone."""
+    """Replace an account's limits; those left out become unlimited. Admins only."""
     return _limit(lab, (scope, name), body, budget_limits.set_limits)
 
 
 @router.patch("/accounts/{scope}/{name}")
 def change_limits(scope: Scope, name: Name, body: AccountLimits, lab: LabDep) -> AccountView:
-    """Change those of an account's limits that are given; null takes one away. Admins alone."""
+    """Change the given limits of an account; null removes one. Admins only."""
     return _limit(lab, (scope, name), body, budget_limits.change_limits)
 
 
@@ -167,7 +169,7 @@ def _limit(
     change: Callable[[Session, AccountId, AccountLimits], AccountView],
 ) -> AccountView:
     if not lab.principal.may("admin"):
-        raise ApiError("forbidden", "limits are set with a key of role admin")
+        raise ApiError("forbidden", "setting limits needs a key of role admin")
     if key[0] == "lab" and key != LAB:
         raise ApiError("not-found", f"there is no account lab/{key[1]}; the lab's own is lab/lab")
     with lab.database.writing() as session:

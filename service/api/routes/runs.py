@@ -1,4 +1,4 @@
-"""Runs: listing, looking, following."""
+"""Routes of runs: list, show, follow, and read their logs and files."""
 
 import re
 from typing import Annotated
@@ -30,9 +30,9 @@ def list_runs(
     name: Annotated[str | None, Query(max_length=200)] = None,
     prefix: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
 ) -> RunPage:
-    """Newest first, a page at a time."""
+    """List runs, newest first, one page at a time."""
     if cursor is not None and not CURSOR.fullmatch(cursor):
-        raise ApiError("bad-cursor", f"{shown(cursor)} is not a cursor that this service gave")
+        raise ApiError("bad-cursor", f"{shown(cursor)} is not a cursor of this service")
     with lab.database.reading() as session:
         return find_runs(
             session,
@@ -47,7 +47,7 @@ def list_runs(
 
 @router.get("/{run_id}")
 def show_run(run_id: str, lab: LabDep) -> RunDetail:
-    """One run with its spec, progress, spend and reports."""
+    """Return one run with its spec, progress, usage and reports."""
     return lab.run_detail(run_id)
 
 
@@ -58,7 +58,7 @@ def follow_run(
     after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
 ) -> StreamingResponse:
-    """Server-sent events from the beginning, or after Last-Event-ID; ends when the run has ended."""
+    """Stream server-sent events from the beginning, or after Last-Event-ID, until the run has ended."""
     _check_seen(lab, run_id)
     start = last_event_id if last_event_id is not None else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -73,7 +73,7 @@ def read_history(
     after: Annotated[int, Query(ge=0, lt=2**31)] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 200,
 ) -> EventPage:
-    """Events numbered above `after`, a page at a time."""
+    """List the events numbered above `after`, one page at a time."""
     _check_seen(lab, run_id)
     with lab.database.reading() as session:
         events = events_after(session, run_id, after, limit, lab.principal.only_owner)
@@ -81,7 +81,7 @@ def read_history(
 
 
 def find_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
-    """Raises ApiError where there is no such run, or none that the asker sees."""
+    """Return a run. Raises ApiError if it does not exist or the principal does not see it."""
     run = session.get(RunRow, run_id)
     if run is None or not visible_to(run, lab.principal.only_owner):
         raise ApiError("not-found", f"there is no run {run_id!r}")
@@ -97,7 +97,7 @@ def _check_seen(lab: AppContext, run_id: str) -> None:
 def read_log(
     run_id: str, lab: LabDep, attempt: Annotated[int | None, Query(ge=1, lt=2**31)] = None
 ) -> PlainTextResponse:
-    """The end of what the newest (or the given) attempt printed."""
+    """Return the end of the output of the newest attempt, or of the given one."""
     with lab.database.reading() as session:
         newest = find_run(session, lab, run_id).attempt
     number = newest if attempt is None else attempt
@@ -114,12 +114,12 @@ def read_log(
 
 @router.get("/{run_id}/artifacts/{stage}/{name}")
 def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
-    """A file that a stage report names. Paths come from the report, never from the request."""
+    """Return a file that a stage report names. Paths come from the report, never from the request."""
     reports = [report for report in show_run(run_id, lab).stages if report.stage == stage]
     path = reports[0].artifacts.get(name) if reports else None
     if path is None or not lab.storage.exists(path):
         raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
     media_type = media_type_of(path)
-    # By pieces: kept samples are gigabytes.
+    # Streamed: kept samples are gigabytes.
     headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
     return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)

@@ -1,4 +1,4 @@
-"""Studies: creating, looking, pausing, stopping, extending, and their reports."""
+"""Routes of studies: create, show, pause, resume, stop, extend, and their reports."""
 
 from typing import Annotated, Any, Literal
 
@@ -41,7 +41,7 @@ def create(
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> StudyAnswer:
-    """Keep a study and begin it. The same Idempotency-Key gives the same study."""
+    """Store a study and start it. The same Idempotency-Key returns the same study."""
     spec = parse_feasible_study(body.document)
     check_startable(lab, spec.experiment(spec.name, spec.space.design(())))
     sampler, owner = sampler_record(spec.sampler), lab.principal.owner
@@ -67,14 +67,14 @@ def list_studies(
     cursor: StudyIdPart = None,
     prefix: StudyIdPart = None,
 ) -> StudyPage:
-    """Newest first, a page at a time; `prefix` is how ids begin."""
+    """List studies, newest first, one page at a time; `prefix` is the beginning of an id."""
     with lab.database.reading() as session:
         return study_page(session, limit, lab.principal.only_owner, before=cursor, prefix=prefix)
 
 
 @router.get("/{study_id}")
 def show_study(study_id: str, lab: LabDep) -> StudyDetail:
-    """One study with its designs, runs and how its best stands against the baselines."""
+    """Return one study with its designs, runs, and the comparison of its best with the baselines."""
     with lab.database.reading() as session:
         return study_detail(session, _seen(session, lab, study_id))
 
@@ -88,7 +88,9 @@ def _seen(session: Session, lab: AppContext, study_id: str) -> StudyRow:
 
 
 def _to_change(session: Session, lab: AppContext, study_id: str) -> StudyRow:
-    """A study, locked. Raises ApiError: not-found where unseen, forbidden where not theirs."""
+    """Return a study locked for writing. Raises ApiError: not-found if the principal does not see it,
+    forbidden if it may not change it.
+    """
     study = _seen(session, lab, study_id)
     if not lab.principal.may_change(study.owner):
         raise ApiError("forbidden", f"study {study_id} is {study.owner}'s; an admin can change it")
@@ -96,14 +98,14 @@ def _to_change(session: Session, lab: AppContext, study_id: str) -> StudyRow:
 
 
 @router.post("/{study_id}/extend")
-def extend(study_id: str, asked: StudyExtension, lab: LabDep) -> StudyDetail:
-    """More designs, promotions, rounds or device-seconds; an ended study goes on."""
+def extend(study_id: str, body: StudyExtension, lab: LabDep) -> StudyDetail:
+    """Add designs, promotions, rounds or device-seconds; an ended study continues."""
     with lab.database.writing() as session:
         study = _to_change(session, lab, study_id)
-        if asked.version != study.version:
-            message = f"study {study_id} is at version {study.version}, not {asked.version}; look again"
+        if body.version != study.version:
+            message = f"study {study_id} is at version {study.version}, not {body.version}; read it again"
             raise ApiError("illegal-transition", message)
-        extend_study(session, study, asked)
+        extend_study(session, study, body)
         if study.state in ENDED:
             move(session, study, "RUNNING")
     return show_study(study_id, lab)
@@ -111,7 +113,7 @@ def extend(study_id: str, asked: StudyExtension, lab: LabDep) -> StudyDetail:
 
 @router.post("/{study_id}/{action}")
 def change_study(study_id: str, action: Action, lab: LabDep) -> StudyDetail:
-    """Pause lets its runs rest, resume takes them up again, stop ends them and keeps everything found."""
+    """Pause, resume or stop a study and its runs; stopping keeps everything found."""
     with lab.database.writing() as session:
         study = _to_change(session, lab, study_id)
         try:
@@ -127,7 +129,7 @@ def _change(session: Session, study: StudyRow, action: Action) -> None:
         ask_runs(session, study.id, "pause")
     elif action == "resume":
         if study.state == "DONE":
-            raise IllegalStudyMove("a study that is DONE has nothing left; extend it")
+            raise IllegalStudyMove("a study that is DONE has no work left; extend it")
         move(session, study, "RUNNING")
         ask_runs(session, study.id, "resume")
     else:
@@ -137,11 +139,11 @@ def _change(session: Session, study: StudyRow, action: Action) -> None:
 
 @router.get("/{study_id}/best")
 def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
-    """The best finished design as a document that can be submitted."""
+    """Return the best finished design as a document that can be submitted."""
     detail = show_study(study_id, lab)
     if detail.best_trial is None:
         raise ApiError("not-found", f"study {study_id} has no finished design yet")
-    trial = next(each for each in detail.trial_rows if each.number == detail.best_trial)
+    trial = next(row for row in detail.trial_rows if row.number == detail.best_trial)
     with lab.database.reading() as session:
         spec = spec_of_study(_seen(session, lab, study_id))
     design = spec.space.design(spec.space.chosen(trial.assignment))
@@ -164,7 +166,7 @@ def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
 
 @router.get("/{study_id}/report/{name}")
 def read_report(study_id: str, name: str, lab: LabDep) -> Response:
-    """A file of the report: `report.md`, `report.html` or a picture."""
+    """Return a file of the report: `report.md`, `report.html` or a picture."""
     with lab.database.reading() as session:
         _seen(session, lab, study_id)
     path = f"{report_folder(study_id)}/{name}"

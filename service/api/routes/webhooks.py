@@ -1,4 +1,4 @@
-"""Webhooks over REST: registering, listing, removing, testing, and what became of their deliveries."""
+"""Routes of webhooks: register, list, remove, test, and show deliveries."""
 
 from typing import Annotated
 
@@ -36,7 +36,9 @@ WebhookId = Annotated[int, Path(ge=1, lt=2**31)]
 
 @router.post("", status_code=201)
 def create_webhook(body: WebhookRequest, lab: LabDep) -> WebhookMade:
-    """Have an address told of what ends. The secret that signs is in this answer and in no other."""
+    """Register an address for messages about ended work. The signing secret is in this answer and no
+    other.
+    """
     _refuse_where_off(lab)
     try:
         check(body.url, lab.settings.webhook_hosts)
@@ -53,20 +55,21 @@ def create_webhook(body: WebhookRequest, lab: LabDep) -> WebhookMade:
 def _refuse_where_off(lab: LabDep) -> None:
     if not lab.settings.webhook_hosts:
         raise ApiError(
-            "webhooks-off", "this lab calls nobody; its operator can name hosts in GRAFTLAB_WEBHOOK_HOSTS"
+            "webhooks-off",
+            "this lab calls no webhooks; its operator can name hosts in GRAFTLAB_WEBHOOK_HOSTS",
         )
 
 
 @router.get("")
 def list_webhooks(lab: LabDep) -> list[WebhookView]:
-    """All that have not been removed, newest first, without their secrets."""
+    """List the webhooks that were not removed, newest first, without their secrets."""
     with lab.database.reading() as session:
         return webhook_views(session)
 
 
 @router.delete("/{webhook_id}")
 def remove_webhook(webhook_id: WebhookId, lab: LabDep) -> WebhookView:
-    """Tell it nothing more; what was not delivered counts as failed. Again: no change."""
+    """Send the webhook nothing more; undelivered messages count as failed. Repeating it changes nothing."""
     with lab.database.writing() as session:
         row = _find(session, webhook_id)
         remove(session, row)
@@ -76,15 +79,15 @@ def remove_webhook(webhook_id: WebhookId, lab: LabDep) -> WebhookView:
 
 @router.post("/{webhook_id}/test", status_code=202)
 def test_webhook(webhook_id: WebhookId, lab: LabDep) -> DeliveryView:
-    """Put a message of type `webhook.test` into the outbox; its delivery shows what comes of it."""
+    """Put a message of type `webhook.test` into the outbox; its delivery shows the outcome."""
     _refuse_where_off(lab)
     with lab.database.writing() as session:
         row = _find(session, webhook_id)
         if row.removed_at is not None:
             raise ApiError("conflict", f"webhook {webhook_id} was removed")
-        made = announce_test(session, row)
+        delivery = announce_test(session, row)
         session.flush()
-        return delivery_view(made)
+        return delivery_view(delivery)
 
 
 @router.get("/{webhook_id}/deliveries")
@@ -95,7 +98,7 @@ def list_deliveries(
     cursor: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
     state: DeliveryState | None = None,
 ) -> DeliveryPage:
-    """What a webhook was told, or should have been, newest first; those of a removed one too."""
+    """List the deliveries to a webhook, newest first, also those of a removed one."""
     with lab.database.reading() as session:
         _find(session, webhook_id)
         return delivery_page(session, webhook_id, limit=limit, before=cursor, state=state)

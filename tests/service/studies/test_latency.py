@@ -67,7 +67,7 @@ def test_the_integer_program_keeps_a_limit_on_latency_at_the_least_score() -> No
 
 
 def test_a_limit_that_no_design_meets_is_refused_with_the_least_there_is_once_the_table_is_known() -> None:
-    with pytest.raises(SpecError, match=r"least latency this space reaches is 0\.6800: '<= 0\.6800x'"):
+    with pytest.raises(SpecError, match=r"least latency in this space is 0\.6800: '<= 0\.6800x'"):
         with_table(space=SPACE, limits={"latency": 0.5})
 
 
@@ -181,7 +181,7 @@ def test_a_limit_beyond_the_table_fails_the_study_with_what_the_space_reaches(
 ) -> None:
     study = new_sqlite_study("lab", limits={"latency": 0.1}).run()
     assert study.state == "FAILED"
-    assert "no design meets this; the least latency this space reaches is 0.9000" in str(study.message)
+    assert "no design meets this; the least latency in this space is 0.9000" in str(study.message)
 
 
 def test_a_real_table_and_a_real_clock_stand_side_by_side(
