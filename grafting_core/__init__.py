@@ -1,4 +1,4 @@
-"""Graft diffusion transformers: the public functions of the library.
+"""Library for grafting diffusion transformers: its public functions.
 
 Each name is loaded when it is first used, so importing the package loads no torch.
 """
@@ -21,7 +21,7 @@ EXPORTS = {
     "replacement_student": "grafting_core.distillation.student",
     "sample_images": "grafting_core.diffusion.sampling",
 }
-"""Public name -> its module."""
+"""Public name -> module that defines it."""
 __all__ = list(EXPORTS)
 
 

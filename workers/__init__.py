@@ -1,1 +1,1 @@
-"""What runs on the cluster: one attempt of one run."""
+"""Code that runs on the cluster: one attempt of one run."""

@@ -1,7 +1,7 @@
-"""Checkpoints in shared storage, whole and verified on reading.
+"""Checkpoints in shared storage, written atomically and verified on reading.
 
-A stage's lie in its run's folder, where the last few and the best are kept; an unfinished scion's lies in the
-bank, where whoever needs that scion next goes on from it.
+Those of a stage are in the folder of its run, where the newest and the best are kept; the checkpoint of an
+unfinished scion is in the bank, so that the next run that needs the scion resumes it.
 """
 
 import json
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class StoredCheckpoints:
     """Files with checksums, `<step>-a<attempt>.safetensors`, and `best.json` if the best is kept.
 
-    The attempt in the name keeps a stale worker from overwriting its successor's; the content of equal
-    steps is equal, so the newest intact one of any attempt serves.
+    The attempt is in the name so that a stale worker cannot overwrite files of its successor. Checkpoints of
+    the same step are equal, so the newest intact one of any attempt is used.
     """
 
     def __init__(self, storage: Storage, ticket: RunTicket, stage_key: str, part: str = "") -> None:
@@ -38,13 +38,13 @@ class StoredCheckpoints:
         return [name for name in self._storage.names(self._folder) if name.endswith(".safetensors")]
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The newest intact one; damaged ones are set aside as `<name>.damaged` and logged."""
+        """Step and tensors of the newest intact checkpoint; damaged ones are renamed and logged."""
         for name in reversed(self._names()):
             path = f"{self._folder}/{name}"
             try:
-                return int(name.split("-")[0]), unsealed(self._storage.read_bytes(path))
+                return int(name.split("-")[0]), load_verified(self._storage.read_bytes(path))
             except FileNotFoundError:
-                continue  # dropped since we looked, because a newer one is there
+                continue  # deleted since the listing, because a newer one exists
             except (ValueError, SafetensorError, json.JSONDecodeError) as error:
                 log.warning("checkpoint %s is damaged (%s); the one before it is used", path, error)
                 self._storage.move(path, f"{path}.damaged")
@@ -64,7 +64,7 @@ class StoredCheckpoints:
                 self._storage.delete(f"{self._folder}/{old}")
 
     def _best(self, name: str, loss: float | None) -> str | None:
-        """Name of the best one so far, this one included; None while none has a loss."""
+        """Record the new checkpoint if it is the best; name of the best, None if none has a loss."""
         known = best_in(self._storage, self._folder)
         if loss is None or not math.isfinite(loss) or (known is not None and known.loss <= loss):
             return known.name if known else None
@@ -72,14 +72,14 @@ class StoredCheckpoints:
         return name
 
 
-def unsealed(data: bytes) -> dict[str, Tensor]:
-    """Tensors of a file with checksum. Raises ValueError where the content does not match its digest."""
+def load_verified(data: bytes) -> dict[str, Tensor]:
+    """Tensors of a file with checksum. Raises ValueError if the content does not match its digest."""
     tensors: dict[str, Tensor] = load(verify_checksum(data))
     return tensors
 
 
 class SharedCheckpoints:
-    """Every rank reads; only rank 0 writes, since all hold the same state."""
+    """Checkpoints of a worker group: every rank reads, only rank 0 writes, since all hold the same state."""
 
     def __init__(self, stored: StoredCheckpoints, rank: int) -> None:
         self._stored, self._rank = stored, rank
@@ -96,10 +96,10 @@ class SharedCheckpoints:
 
 
 class ScionProgress:
-    """One file a scion, replaced as a whole; another run, or other workers, may have written the last.
+    """Progress of unfinished scions: one file for each, replaced as a whole, possibly by another run.
 
-    Scions of a pass may stand at different steps when the pass is taken up again: a process can be killed
-    between two files. What a step yields does not depend on who took it.
+    Scions of a pass may be at different steps when it is resumed: a process can be killed between two files.
+    The result of a step does not depend on the process that computed it.
     """
 
     def __init__(self, storage: Storage, bank: Bank, keys: Sequence[str], seconds: float) -> None:
@@ -108,7 +108,7 @@ class ScionProgress:
         self._saved = time.monotonic()
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """All tensors that are there and intact; a damaged file means that its scion starts over."""
+        """Tensors of all intact files; a scion with a damaged file starts over."""
         tensors: dict[str, Tensor] = {}
         for path in self._paths.values():
             if self._storage.exists(path):
@@ -117,7 +117,7 @@ class ScionProgress:
 
     def _read(self, path: str) -> dict[str, Tensor]:
         try:
-            return unsealed(self._storage.read_bytes(path))
+            return load_verified(self._storage.read_bytes(path))
         except (ValueError, SafetensorError, json.JSONDecodeError) as error:
             log.warning("progress %s is damaged (%s); this scion starts over", path, error)
             self._storage.move(path, f"{path}.damaged")
@@ -127,7 +127,7 @@ class ScionProgress:
         return time.monotonic() - self._saved >= self._seconds
 
     def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
-        """Names begin with the scion's key."""
+        """Write one file for each scion; tensor names begin with its key."""
         for key, path in self._paths.items():
             own = {name: value for name, value in tensors.items() if name.startswith(f"{key}/")}
             self._storage.write_bytes(path, with_checksum(save(_portable(own))))

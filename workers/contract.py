@@ -1,4 +1,4 @@
-"""All that passes between the control plane and an attempt: a ticket in, events out, files between.
+"""Contract between the control plane and an attempt: the ticket in, events out, files in shared storage.
 
 Layout under the storage root (an fsspec URI):
 
@@ -6,15 +6,15 @@ Layout under the storage root (an fsspec URI):
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
     evaluations/<key>/                 report.json, samples.png, chunks/<first index>.chunk; see kept_samples
-    costs/<key>/<hardware>.json        what the network of this evaluation costs by the clock
-    latencies/<key>.json               a row of the latency table: one operator on one kind of device
-    references/<key>/                  reference.npz: what samples are compared with
+    costs/<key>/<hardware>.json        measured cost of the evaluated network on one kind of hardware
+    latencies/<key>.json               row of the latency table: one operator on one kind of device
+    references/<key>/                  reference.npz: statistics that samples are compared with
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
-    runs/<run>/ticket-<attempt>.json   what the scheduler asks for
+    runs/<run>/ticket-<attempt>.json   the ticket, written by the scheduler
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
     runs/<run>/checkpoints/<stage key>/<step, 8 digits>-a<attempt>.safetensors, best.json
 
-Every file is written whole or not at all. Event files are numbered from 1 without gaps.
+Every file is written atomically. Event files are numbered from 1 without gaps.
 """
 
 import re
@@ -31,7 +31,7 @@ from grafting_core.storage.storage import Storage
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
-"""In the order in which they are shown."""
+"""In the order in which they are displayed."""
 
 Reason = Literal[
     "user_request",
@@ -50,32 +50,32 @@ StopCause = Literal["completed", "reused", "budget_exhausted"]
 
 
 class RunTicket(Frozen):
-    """All a worker is told. It holds no database address and no secret."""
+    """Everything that a worker receives. It holds no database address and no secret."""
 
     run_id: str
     attempt: Annotated[int, Field(ge=1)]
     work: Job
     storage: str
     spent: Usage = Usage()
-    """What earlier attempts used, for the budget."""
+    """Usage of earlier attempts, which counts toward the budget."""
     budget: Budget | None = None
-    """What the run may use in all, extensions included; the work's own where it is not given."""
+    """Budget of the whole run, extensions included; the job's own budget where this is None."""
     micro_batches: Annotated[int, Field(ge=1)] = 1
-    """Parts a training batch is computed in, so that it fits into memory."""
+    """Number of parts that a training batch is split into so that it fits into memory."""
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     silence_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """An attempt that shows no life for this long is replaced; a worker ends itself after two thirds."""
+    """An attempt without heartbeat for this long is replaced; a worker ends itself after two thirds."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """How many of a stage's newest checkpoints stay while it runs."""
+    """Number of a stage's newest checkpoints to keep while it runs."""
     keep_best: bool = False
-    """Whether the one with the lowest loss stays as well."""
+    """Whether to keep the checkpoint with the lowest loss as well."""
     warm_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """How long the worker group waits for another ticket once this one is done; 0: it ends."""
+    """Seconds that the worker group waits for another ticket after this one; 0: it ends."""
 
 
 class StageReport(Frozen):
-    """What one stage yielded."""
+    """Result of one stage."""
 
     stage: StageName
     key: str
@@ -83,23 +83,23 @@ class StageReport(Frozen):
     """URI relative to the storage root, by name (`samples.png`, `model`, or a site's scion)."""
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
-    """95 %, of the metrics that have one."""
+    """95 % intervals of the metrics that have one."""
     cost: MeasuredCost | None = None
-    """By clock, on the hardware of this attempt."""
+    """Measured on the hardware of this attempt."""
     spend: Usage = Usage()
     stop_cause: StopCause = "completed"
     made: dict[str, Usage] = {}
-    """Key -> use, of what this run has added to what others can use."""
+    """Key -> usage, of the artifacts that this run published."""
     made_by: dict[str, str] = {}
-    """Artifact -> run that made it, of what was found and reused."""
+    """Artifact -> run that made it, of reused artifacts."""
     found: dict[str, Usage] = {}
-    """Key -> its full price, of scions that were found and reused."""
+    """Key -> usage of making it, of reused scions."""
     notes: tuple[str, ...] = ()
-    """What people should know, such as damage that was found and repaired."""
+    """Messages for people, such as damaged files that were found and repaired."""
 
 
 class AttemptStarted(Frozen):
-    """The driver is up."""
+    """The driver has started."""
 
     type: Literal["attempt_started"] = "attempt_started"
     host: str
@@ -119,7 +119,7 @@ class StageStarted(Frozen):
 
 
 class PartProgress(Frozen):
-    """Where one of the operators of a pass is, or how and why it ended."""
+    """State of one student in a distillation pass, or how and why it ended."""
 
     name: str
     step: int
@@ -131,7 +131,7 @@ class PartProgress(Frozen):
 
 
 class Progress(Frozen):
-    """Where a stage is; `values` are curves (`loss`, `loss/block 1 attention`, `fid...`)."""
+    """State of a stage; `values` are curves (`loss`, `loss/block 1 attention`, `fid...`)."""
 
     type: Literal["progress"] = "progress"
     stage: StageName
@@ -140,9 +140,9 @@ class Progress(Frozen):
     seconds_left: float | None = None
     values: dict[str, float] = {}
     parts: tuple[PartProgress, ...] = ()
-    """One an operator where the stage trains several."""
+    """One entry per operator where the stage trains several."""
     spend: Usage = Usage()
-    """Of this attempt so far, all stages together."""
+    """Usage of this attempt so far, over all stages."""
 
 
 class StageDone(Frozen):
@@ -168,7 +168,7 @@ class AttemptStopped(Frozen):
 
 
 class AttemptFailed(Frozen):
-    """The attempt gave up; `reason` decides whether another follows."""
+    """The attempt failed; `reason` decides whether another attempt follows."""
 
     type: Literal["attempt_failed"] = "attempt_failed"
     reason: Reason
@@ -183,7 +183,7 @@ EventBody = Annotated[
 
 
 class Event(Frozen):
-    """One numbered fact from an attempt. `at` is the worker's clock and for display only."""
+    """One numbered event of an attempt. `at` is the worker's clock and for display only."""
 
     run_id: str
     attempt: int
@@ -193,7 +193,7 @@ class Event(Frozen):
 
 
 class Heartbeat(Frozen):
-    """Rewritten every few seconds by a thread of its own; readers look for change, not for time."""
+    """Heartbeat file, rewritten every few seconds by a separate thread; readers compare it, not times."""
 
     beat: int
     pid: int
@@ -206,11 +206,11 @@ class Stop(Frozen):
 
 
 DRIVER_ONLY_KINDS = frozenset({"screening"})
-"""Kinds of work that the driver of the attempt carries out itself: no worker group waits after them."""
+"""Kinds of work that run in the driver itself: no worker group waits for a next ticket after them."""
 
 
 class WarmWorker(Frozen):
-    """A worker group that has done `turn` tickets and would take another of the same shape."""
+    """A worker group that has run `turn` tickets and accepts another one of the same shape."""
 
     job: str
     turn: Annotated[int, Field(ge=1, lt=2**31)]
@@ -220,14 +220,14 @@ class WarmWorker(Frozen):
 
 
 class Assignment(Frozen):
-    """Which ticket a worker group carries out next; none means that it ends."""
+    """The next ticket of a worker group; None: the group ends."""
 
     run_id: str | None = None
     attempt: int = 0
 
 
 def host_shape(work: Job) -> str:
-    """Names what a worker group holds: tickets of equal shape can follow each other in it."""
+    """Digest of what a worker group holds: tickets of equal shape can run in the same group."""
     return digest({"backbone": work.backbone, "resources": work.resources})
 
 
@@ -235,37 +235,37 @@ IDLE_FOLDER = "hosts/idle"
 
 
 def idle_path(job: str) -> str:
-    """Written by a waiting worker group, gone while it works."""
+    """Path of the note that a waiting worker group writes, and deletes before it works."""
     return f"{IDLE_FOLDER}/{job}.json"
 
 
 def handover_path(job: str, turn: int) -> str:
-    """Where the scheduler puts the ticket that an idle worker group shall take."""
+    """Path where the scheduler writes the assignment for an idle worker group."""
     return f"hosts/{job}/next-{turn}.json"
 
 
 def retire_path(job: str) -> str:
-    """Its presence asks an idle worker group to end."""
+    """Path of the file whose presence ends an idle worker group."""
     return f"hosts/{job}/retire"
 
 
 def turn_path(job: str, turn: int) -> str:
-    """From the driver to its workers: begin this turn."""
+    """Path where the driver tells its workers to begin this turn."""
     return f"hosts/{job}/turn-{turn}.json"
 
 
 def done_path(job: str, turn: int) -> str:
-    """From rank 0 to its driver: this turn is over."""
+    """Path where rank 0 tells its driver that this turn has ended."""
     return f"hosts/{job}/done-{turn}"
 
 
 def attempt_folder(run_id: str, attempt: int) -> str:
-    """Relative to the storage root."""
+    """Folder of an attempt relative to the storage root."""
     return f"runs/{run_id}/attempts/{attempt}"
 
 
 def checkpoints_folder(run_id: str) -> str:
-    """Holds a folder for each stage's key."""
+    """Folder of a run's checkpoints, with a subfolder for each stage key."""
     return f"runs/{run_id}/checkpoints"
 
 
@@ -273,14 +273,14 @@ BEST = "best.json"
 
 
 class BestCheckpoint(Frozen):
-    """Which checkpoint beside it has the lowest loss so far: its mean since the checkpoint before."""
+    """File name of the checkpoint with the lowest mean loss since the checkpoint before it."""
 
     name: Annotated[str, Field(pattern=r"^[^/\\]+\.safetensors$")]
     loss: float
 
 
 def best_in(storage: Storage, folder: str) -> BestCheckpoint | None:
-    """What the note in a folder of checkpoints says, where what it names is there."""
+    """Note about the best checkpoint of a folder; None if note or checkpoint is missing or unreadable."""
     try:
         note = storage.read_model(f"{folder}/{BEST}", BestCheckpoint)
     except (FileNotFoundError, ValidationError):
@@ -297,12 +297,12 @@ def event_path(run_id: str, attempt: int, seq: int) -> str:
 
 
 def budget_path(run_id: str, attempt: int) -> str:
-    """Where a budget that was changed after the ticket was written is found."""
+    """Path of a budget that was changed after the ticket was written."""
     return f"{attempt_folder(run_id, attempt)}/budget"
 
 
 def submission_id(run_id: str, attempt: int) -> str:
-    """Ray job id: create-if-absent, so submitting twice is harmless."""
+    """Ray job id; Ray refuses an id that exists, so submitting twice is harmless."""
     return f"run-{run_id}-{attempt}"
 
 
@@ -310,6 +310,6 @@ _SUBMISSION = re.compile(r"run-([0-9a-z]{1,32})-([1-9][0-9]{0,8})")
 
 
 def attempt_of(job: str) -> tuple[str, int] | None:
-    """Run and attempt that `submission_id` names; None for the job of somebody else, whatever its id is."""
+    """Run and attempt that `submission_id` encodes; None for the id of a job that is not ours."""
     found = _SUBMISSION.fullmatch(job)
     return (found[1], int(found[2])) if found else None

@@ -1,7 +1,7 @@
 """The driver of one attempt: `python -m workers.driver --storage URI --run RUN --attempt N`.
 
-Exit code 0 when the attempt ended as it says in its last event, whatever that is; others mean that even
-that could not be written.
+Exit code 0: the attempt ended as its last event says, even if it failed. Other codes: that event could not
+be written.
 """
 
 import argparse
@@ -39,16 +39,16 @@ REPORTED = ("torch", "diffusers", "ray")
 
 
 def main() -> int:
-    """Parse the command line and carry the attempt out, and those that are handed over after it."""
+    """Parse the command line, run the attempt, then the attempts that are handed over to the same group."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storage", required=True)
     parser.add_argument("--run", required=True)
     parser.add_argument("--attempt", required=True, type=int)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     setup_logging()
-    storage = Storage(given.storage)
-    ticket = storage.read_model(ticket_path(given.run, given.attempt), RunTicket)
-    host = WarmGroup(storage, ticket, lambda each: _begin(storage, each))
+    storage = Storage(arguments.storage)
+    ticket = storage.read_model(ticket_path(arguments.run, arguments.attempt), RunTicket)
+    host = WarmGroup(storage, ticket, lambda next_ticket: _begin(storage, next_ticket))
     try:
         run_attempt(storage, ticket, host)
     finally:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _begin(storage: Storage, ticket: RunTicket) -> Callable[[], None]:
-    """Log, heartbeat and first event of an attempt; returns what ends the heartbeat."""
+    """Open the log, start the heartbeat and write the first event; returns the function that ends them."""
     if storage.is_local:
         _print_to(storage, ticket)
     heartbeat = HeartbeatThread(storage, ticket)
@@ -67,7 +67,7 @@ def _begin(storage: Storage, ticket: RunTicket) -> Callable[[], None]:
 
 
 def _print_to(storage: Storage, ticket: RunTicket) -> None:
-    """Let this process and its children print into the attempt's folder, where the service finds it."""
+    """Redirect output of this process and its children to the attempt's log file, which the service reads."""
     path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/log.txt"
     storage.write_bytes(path, b"")
     descriptor = os.open(storage.local_path(path), os.O_WRONLY | os.O_APPEND)
@@ -81,7 +81,7 @@ def _started() -> AttemptStarted:
 
 
 def run_attempt(storage: Storage, first: RunTicket, host: WarmGroup) -> None:
-    """Run the worker group to its end. What breaks it ends the attempt that it was at, if any."""
+    """Run the worker group until it ends; an exception fails the attempt that was running, if any."""
     began = time.monotonic()
     if first.work.kind not in DRIVER_ONLY_KINDS:
         host.start()
@@ -93,12 +93,12 @@ def run_attempt(storage: Storage, first: RunTicket, host: WarmGroup) -> None:
     except Exception as error:
         if host.ticket is None:
             raise
-        # A new log: rank 0 has continued the numbers meanwhile.
+        # A new log: rank 0 has written events in the meantime.
         EventLog(storage, host.ticket).write(_ending(storage, host.ticket, host.began, error))
 
 
 def _ending(storage: Storage, ticket: RunTicket, began: float, error: Exception) -> EventBody:
-    """Spend is time alone; FLOPs and images are in the last progress event."""
+    """Last event after an exception. Its spend is time; FLOPs and images are in the last progress event."""
     reason, message = classify(error)
     spend = Usage(device_seconds=(time.monotonic() - began) * ticket.work.resources.devices)
     if reason in ("user_request", "budget_exhausted", "preempted"):
@@ -115,14 +115,14 @@ def _fit(ticket: RunTicket, started: float) -> None:
 
 
 def _screen(ticket: RunTicket, started: float) -> None:
-    """Imported here: other kinds of work need no Tune and start seconds sooner."""
+    """Run a screening. Imported here: other kinds of work need no Ray Tune and start seconds sooner."""
     from workers.stages.screen import screen  # noqa: PLC0415
 
     screen(ticket, started)
 
 
 DRIVERS: Mapping[str, Callable[[RunTicket, float], None]] = {"screening": _screen}
-"""What carries the self-driven kinds out; all others are walked by a worker group."""
+"""Kinds of work that the driver runs itself -> function; all others run in a worker group."""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from workers.contract import Event, EventBody, RunTicket, attempt_folder, event_
 
 
 class EventLog:
-    """Appends events; continues the sequence that is there, so driver and rank 0 can write in turn."""
+    """Appends events; continues the existing numbering, so the driver and rank 0 can alternate."""
 
     def __init__(self, storage: Storage, ticket: RunTicket) -> None:
         self._storage, self._ticket = storage, ticket
@@ -15,7 +15,7 @@ class EventLog:
         self._last = int(names[-1].split(".")[0]) if names else 0
 
     def write(self, body: EventBody) -> None:
-        """Durable when this returns."""
+        """Write one event; it is durable when this returns."""
         event = Event(
             run_id=self._ticket.run_id,
             attempt=self._ticket.attempt,

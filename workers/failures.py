@@ -1,4 +1,4 @@
-"""From an exception, however deeply wrapped, to one of the contract's reasons."""
+"""Map an exception, however deeply wrapped, to a reason of the contract."""
 
 import errno
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ STOPS: dict[str, Reason] = {
 
 
 def classify(error: BaseException) -> tuple[Reason, str]:
-    """Reason and a message of at most 500 characters. Types are told by name: causes come pickled."""
+    """Reason and a message of at most 500 characters. Types are matched by name: causes arrive pickled."""
     for cause in _causes(error):
         name = type(cause).__name__
         if name == "AttemptStoppedEarly":
@@ -42,7 +42,7 @@ def classify(error: BaseException) -> tuple[Reason, str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what it was raised from, and the failures Ray Train collected by worker."""
+    """The exception, its causes, and the failures that Ray Train collected by worker."""
     pending, seen = [error], set()
     while pending:
         cause = pending.pop(0)

@@ -1,4 +1,4 @@
-"""What every process of the worker group runs: the stages of one attempt, in order."""
+"""Main loop of every process in a worker group: the stages of one attempt, in order."""
 
 import gc
 import logging
@@ -33,9 +33,9 @@ STAGES: Mapping[StageName, Stage] = {
 
 
 def train_loop(first: RunTicket, started: float, group: Group | None = None) -> None:
-    """What one process does from the first ticket, whose attempt began at `started`, to the last."""
+    """Run tickets from the first, whose attempt began at `started`, until no other follows."""
     setup_logging()
-    group = group or alone(first.work)
+    group = group or single_process(first.work)
     storage = Storage(first.storage)
     began: float | None = started
     watch = DrainWatch(storage, first, own_node_drains)
@@ -46,13 +46,13 @@ def train_loop(first: RunTicket, started: float, group: Group | None = None) -> 
         began = None
 
 
-def alone(work: Job) -> Group:
-    """A process without others, on the device that its work asks for."""
+def single_process(work: Job) -> Group:
+    """Group of a single process, on the device that its work requests."""
     return Group(Shard(), device=torch.device("cuda" if work.resources.gpus_per_worker else "cpu"))
 
 
 def _serve(ticket: RunTicket, started: float, group: Group) -> None:
-    """Carry one ticket out; what it held in memory is gone before the next."""
+    """Run one ticket and free its memory."""
     torch.set_num_threads(ticket.work.resources.cpus_per_worker)
     context = _context(ticket, started, group)
     log.info("attempt %s of %s on %s", ticket.attempt, ticket.work.name, group.device)
@@ -67,7 +67,7 @@ def _serve(ticket: RunTicket, started: float, group: Group) -> None:
 
 @lru_cache(maxsize=1)
 def _backbone(name: str, device: torch.device) -> Backbone:
-    """Kept from ticket to ticket: no stage changes it."""
+    """Loaded once for all tickets: no stage changes it."""
     return load_backbone(name, device)
 
 
@@ -76,20 +76,20 @@ def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     meter = UsageMeter(ticket.work, started)
     backbone = _backbone(ticket.work.backbone.name, group.device)
     if backbone.card.digest != ticket.work.backbone.digest:
-        raise ValueError("this worker has other weights of the backbone than the work was planned for")
+        raise ValueError("this worker's backbone weights differ from those that the work was planned for")
     events = EventLog(storage, ticket) if group.leads else None
     return Context(ticket, storage, backbone, group, meter, StopCondition(storage, ticket, meter), events)
 
 
 def run_stages(context: Context) -> None:
-    """Walk the stages; the teacher alone is only evaluated."""
+    """Run the stages of a graft; the teacher has nothing to train and is only evaluated."""
     stages: tuple[StageName, ...] = ("distill", "finetune", "evaluate")
     for stage in stages[-1:] if context.spec.design.is_teacher else stages:
         run_stage(context, STAGES[stage])
 
 
 def run_stage(context: Context, stage: Stage) -> None:
-    """One stage and its report. Raises AttemptStoppedEarly with the reason."""
+    """Run one stage and write its report as an event. Raises AttemptStoppedEarly with the reason."""
     before = context.meter.total()
     log.info("%s begins", stage.__module__.rsplit(".", 1)[-1])
     try:
@@ -110,4 +110,4 @@ PIPELINES: Mapping[str, Callable[[Context], None]] = {
     "analysis": partial(run_stage, stage=analyze.run),
     "latency": partial(run_stage, stage=measure.run),
 }
-"""Kind of work -> what carries it out."""
+"""Kind of work -> function that runs it."""

@@ -1,7 +1,7 @@
-"""Worker groups: one process is a Ray task; several go through Ray Train, which joins them for DDP.
+"""Start worker groups: one process as a Ray task, several processes by Ray Train, which sets up DDP.
 
-Train runs five processes beside its workers (controller, placement-group cleaner, synchronisation, datasets,
-pre-emption watcher) and imports itself in each of them. One process has nobody to be kept in step with, and
+Train starts five more processes than its workers (controller, placement-group cleaner, synchronisation, data
+sets, pre-emption watcher) and imports itself in each of them. A single process needs no synchronisation and
 starts its first stage in about half the time without them.
 """
 
@@ -14,26 +14,26 @@ from workers.contract import RunTicket
 from workers.logs import importing
 
 OWN_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
-"""Train's process that looks for nodes being drained: `workers.liveness` does so within the workers."""
+"""Train's process that watches for nodes being drained; `workers.liveness` does so within the workers."""
 
 
 def launch(ticket: RunTicket, started: float) -> None:
-    """Let a group walk the ticket and those handed over after it, and wait for its end."""
+    """Run the ticket, and those handed over after it, in a worker group; return when the group has ended."""
     if ticket.work.resources.workers == 1:
         return _launch_single(ticket, started)
     return _launch_ddp(ticket, started)
 
 
 def _launch_single(ticket: RunTicket, started: float) -> None:
-    asked = ticket.work.resources
-    options = {"num_cpus": asked.cpus_per_worker, "num_gpus": asked.gpus_per_worker, "max_retries": 0}
+    resources = ticket.work.resources
+    options = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_retries": 0}
     ray.get(ray.remote(**options)(graft_worker).remote(ticket.model_dump_json(), started))
 
 
 def graft_worker(ticket: str, started: float) -> None:
-    """Carry tickets out as a group of one.
+    """Run tickets as a group of one process.
 
-    What it imports the driver does not need, which starts seconds sooner without it.
+    The imports are here because the driver does not need them and starts seconds sooner without them.
     """
     with importing():
         from workers.group import train_loop  # noqa: PLC0415
@@ -42,7 +42,7 @@ def graft_worker(ticket: str, started: float) -> None:
 
 
 def _launch_ddp(ticket: RunTicket, started: float) -> None:
-    # A group of one needs no Train and starts seconds sooner without it.
+    # Imported here: a group of one process needs no Train and starts seconds sooner without it.
     from ray.train import RunConfig, ScalingConfig  # noqa: PLC0415
     from ray.train.torch import TorchConfig, TorchTrainer  # noqa: PLC0415
 
@@ -65,10 +65,10 @@ def _launch_ddp(ticket: RunTicket, started: float) -> None:
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """Carry tickets out as one rank of a Ray Train group.
+    """Run tickets as one rank of a Ray Train group.
 
-    `config` holds the first ticket as JSON and when its attempt began. What it imports the driver does not
-    need, which starts seconds sooner without it.
+    `config` holds the first ticket as JSON and the start time of its attempt. The imports are here because
+    the driver does not need them and starts seconds sooner without them.
     """
     with importing():
         import ray.train.torch  # noqa: PLC0415

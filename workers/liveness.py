@@ -1,7 +1,7 @@
-"""The heartbeat, so that a busy training loop does not look dead, and a watch for nodes that are taken away.
+"""Heartbeat thread of an attempt, and a watch for nodes that the cluster is about to lose.
 
 Clouds announce the end of a spot instance some seconds ahead, and Ray then drains its node. Every process of
-a group looks whether its own node is meant; a stop file tells the whole group.
+a group checks its own node; it writes a stop file, which stops the whole group.
 """
 
 import logging
@@ -20,21 +20,21 @@ from workers.contract import Heartbeat, RunTicket, Stop, attempt_folder
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
-"""Announcements are made half a minute ahead at the least."""
+"""Interval of the checks; announcements come at least half a minute ahead."""
 SELF_STOP_SHARE = 2 / 3
-"""Of the silence after which the attempt is replaced: by then this worker must be gone."""
+"""Share of `silence_seconds`: the worker must have ended before its attempt is replaced."""
 
 
 def kill_self() -> None:
-    """At once, whatever the other threads are doing; the driver's death ends its worker group."""
+    """Kill this process at once with SIGKILL; the driver's death ends its worker group."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class HeartbeatThread(threading.Thread):
     """Rewrites the attempt's heartbeat file until stopped.
 
-    A second thread ends the process when no beat was shown for too long by the monotonic clock: writing may
-    fail, hang for ever, or the whole process may have been frozen and thawed.
+    A second thread ends the process if no heartbeat was written for too long by the monotonic clock: a write
+    may fail or hang, or the whole process may have been frozen and resumed.
     """
 
     def __init__(self, storage: Storage, ticket: RunTicket, give_up: Callable[[], None] = kill_self) -> None:
@@ -75,14 +75,14 @@ class HeartbeatThread(threading.Thread):
         return True
 
     def stop(self) -> None:
-        """End both threads and wait for them."""
+        """Stop both threads and wait for them."""
         self._stopped.set()
         self.join()
         self._watchdog.join()
 
 
 class DrainWatch(threading.Thread):
-    """Looks until the process ends; `ticket` is what the process is at."""
+    """Thread that checks until the process ends; `ticket` is the ticket that the process is running."""
 
     def __init__(self, storage: Storage, ticket: RunTicket, drains: Callable[[], bool]) -> None:
         super().__init__(name="drain watch", daemon=True)
@@ -91,13 +91,13 @@ class DrainWatch(threading.Thread):
 
     def run(self) -> None:
         while True:
-            with suppress(ray.exceptions.RayError, OSError):  # looked at again in a moment
+            with suppress(ray.exceptions.RayError, OSError):  # checked again in two seconds
                 if self._drains():
                     self._request_stop(self.ticket)
             time.sleep(LOOK_SECONDS)
 
     def _request_stop(self, ticket: RunTicket) -> None:
-        """Unless somebody wants it stopped already, for a reason of his own."""
+        """Write a stop file for pre-emption, unless there is a stop file with another reason."""
         path = f"{attempt_folder(ticket.run_id, ticket.attempt)}/stop"
         if not self._storage.exists(path):
             self._storage.write_model(path, Stop(reason="preempted"))

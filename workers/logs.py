@@ -1,4 +1,4 @@
-"""What a process does once, as it starts: how it prints, and how fast it imports."""
+"""Process start-up: logging, and faster imports."""
 
 import gc
 import logging
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 def setup_logging() -> None:
-    """Time, module and message of everything worth telling, to stderr. It goes into the attempt's log."""
+    """Log time, module and message to stderr, which is the attempt's log file."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import libraries without garbage collection, which takes a fifth of the time and finds nothing.
+    """Pause garbage collection while libraries are imported: it takes a fifth of the time and frees nothing.
 
-    What was imported is left out of later collections too.
+    The imported objects are excluded from later collections too.
     """
     gc.disable()
     try:

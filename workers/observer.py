@@ -1,4 +1,4 @@
-"""What a stage's steps turn into: a progress event every other second, and the answer to "should I stop?"."""
+"""Observer of a stage: writes progress events and answers whether the stage should stop."""
 
 import math
 import time
@@ -24,22 +24,22 @@ from workers.usage import UsageMeter
 
 PROGRESS_SECONDS = 2.0
 PARTS_SECONDS = 10.0
-"""Of a pass with hundreds of operators every such event takes tens of kilobytes."""
+"""Interval of events with `parts`; for hundreds of operators each takes tens of kilobytes."""
 STOP_CHECK_SECONDS = 1.0
 
 
 class StopSource(Protocol):
-    """Says why to stop, or None."""
+    """Gives the reason to stop, or None."""
 
     def reason(self) -> Reason | None: ...
 
 
 class AttemptStoppedEarly(Exception):
-    """The attempt obeyed a stop file or a spent budget; the text is the reason."""
+    """The attempt obeyed a stop file or an exhausted budget; the text is the reason."""
 
 
 class StopCondition:
-    """A stop file or a spent budget, looked up at most once a second."""
+    """Checks for a stop file and an exhausted budget, at most once a second."""
 
     def __init__(self, storage: Storage, ticket: RunTicket, meter: UsageMeter) -> None:
         self._storage, self._ticket, self._meter = storage, ticket, meter
@@ -62,7 +62,7 @@ class StopCondition:
         return "budget_exhausted" if limits.exceeded_by(spent) and self._newest().exceeded_by(spent) else None
 
     def _newest(self) -> Budget:
-        """The budget as it is now: it may have been extended since the ticket was written."""
+        """Current budget: it may have been extended since the ticket was written."""
         path = budget_path(self._ticket.run_id, self._ticket.attempt)
         if self._storage.exists(path):
             return self._storage.read_model(path, Budget)
@@ -111,7 +111,7 @@ class StageObserver:
         )
 
     def _news(self, now: float) -> Sequence[StudentProgress]:
-        """The parts, where one has ended since they were shown last, or that is some time ago."""
+        """Parts to report now: all if one has ended or ten seconds have passed, else none."""
         endings = sum(part.ending is not None for part in self._parts)
         if endings == self._endings and now - self._parts_shown < PARTS_SECONDS:
             return ()
@@ -126,7 +126,7 @@ class StageObserver:
 
 
 def _progress_of(part: StudentProgress, pace: float) -> PartProgress:
-    """`pace` is seconds a step of the pass."""
+    """Progress of one part; `pace` is seconds per step of the pass."""
     return PartProgress(
         name=part.name,
         step=part.step,

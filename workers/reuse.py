@@ -1,8 +1,8 @@
-"""A worker group that outlives its ticket: what the driver and its workers say to each other in between.
+"""Reuse a running worker group for the next ticket of the same shape.
 
-Starting a process that has torch, the cluster and a backbone in it takes longer than many a short run. So a
-group that has done its ticket waits a while, says so in storage, and takes the next ticket of the same shape
-when the scheduler hands one over. Each ticket has its own attempt number, heartbeat, events and log.
+Starting a process with torch, a cluster connection and a backbone takes longer than many short runs. So a
+group that has finished its ticket writes a note to storage, waits a while, and takes the next ticket of the
+same shape if the scheduler hands one over. Each ticket has its own attempt number, heartbeat, events and log.
 """
 
 import logging
@@ -28,13 +28,13 @@ from workers.contract import (
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 DRIVER_SECONDS = 60.0
-"""A worker whose driver is silent for this long beyond its patience ends by itself."""
+"""A worker ends itself if its driver is silent for this long after the waiting time is over."""
 Begin = Callable[[RunTicket], Callable[[], None]]
-"""Makes an attempt visible (log, heartbeat, first event); what it returns ends that."""
+"""Starts the log, heartbeat and first event of an attempt; returns the function that ends them."""
 
 
 class WarmGroup:
-    """The driver's side: one ticket after the other, on a thread beside the one that keeps the group."""
+    """Driver side of reuse: watches for finished tickets and hands over the next ones, in its own thread."""
 
     def __init__(self, storage: Storage, first: RunTicket, begin: Begin) -> None:
         self._storage, self._begin = storage, begin
@@ -42,7 +42,7 @@ class WarmGroup:
         self._turn = 1
         self._over = threading.Event()
         self.ticket: RunTicket | None = first
-        """What the group is at; None between two tickets."""
+        """Ticket that the group is running; None between two tickets."""
         self.began = time.monotonic()
         self._end_turn = begin(first)
 
@@ -50,7 +50,7 @@ class WarmGroup:
         threading.Thread(target=self._switch, name="host", daemon=True).start()
 
     def close(self) -> None:
-        """The group has ended, for whatever reason."""
+        """Stop the attempt's heartbeat and delete the group's files; call this when the group has ended."""
         self._over.set()
         if self.ticket is not None:
             self._end_turn()
@@ -84,18 +84,20 @@ class WarmGroup:
             cpus=resources.workers * resources.cpus_per_worker,
             gpus=resources.workers * resources.gpus_per_worker,
         )
-        asked = handover_path(self._job, self._turn + 1)
+        handover = handover_path(self._job, self._turn + 1)
         self._storage.write_model(idle_path(self._job), idle)
         retire, end = retire_path(self._job), time.monotonic() + done.warm_seconds
         self._wait_for(
-            lambda: self._storage.exists(asked) or self._storage.exists(retire) or time.monotonic() > end
+            lambda: self._storage.exists(handover) or self._storage.exists(retire) or time.monotonic() > end
         )
         self._storage.delete(idle_path(self._job))
-        # Looked at once more after the note is gone: a ticket handed over at the last moment is taken.
-        return self._storage.read_model(asked, Assignment) if self._storage.exists(asked) else Assignment()
+        # Checked again after the note is deleted: a ticket handed over at the last moment is still taken.
+        if not self._storage.exists(handover):
+            return Assignment()
+        return self._storage.read_model(handover, Assignment)
 
     def _wait_for(self, so: Callable[[], bool]) -> bool:
-        """False where the group has ended meanwhile."""
+        """Poll until `so()` is true; False if the group has ended in the meantime."""
         while not self._over.is_set():
             if so():
                 return True
@@ -104,7 +106,7 @@ class WarmGroup:
 
 
 def receive_tickets(storage: Storage, first: RunTicket, leads: bool) -> Iterator[RunTicket]:
-    """A worker's side: the first ticket, then those that follow it while the driver keeps the group."""
+    """Worker side of reuse: yields the first ticket, then each next one until the driver ends the group."""
     job, turn, ticket = submission_id(first.run_id, first.attempt), 1, first
     while True:
         yield ticket

@@ -1,4 +1,4 @@
-"""What an attempt has used so far, by clock and by formula."""
+"""Usage of an attempt so far: device-seconds by clock, FLOPs and images by formula."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -53,13 +53,13 @@ def _fill_costs(spec: FillSpec) -> StepCosts:
 
 
 def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
-    """A step is a sample: every sampling step of it, both halves of the guidance."""
+    """One step is one sample: all its sampling steps, each with both forwards of guidance."""
     forward = backbone_cards()[asked.backbone.name].forward_flops()
     return {"analyze": StepCost(2 * asked.sampling_steps * forward)}
 
 
 def _screening_costs(spec: ScreeningSpec) -> StepCosts:
-    """A step is one hybrid on one rung; the mean over all of them."""
+    """One step is one hybrid on one rung; its cost is the mean over all rungs."""
     card = backbone_cards()[spec.backbone.name]
     counts, total, remaining = 0, 0.0, len(spec.designs)
     for rung in spec.rungs:
@@ -71,7 +71,7 @@ def _screening_costs(spec: ScreeningSpec) -> StepCosts:
 
 
 def _latency_costs(spec: LatencySpec) -> StepCosts:
-    """A step is a row: at most so many rounds of three forwards, each about the backbone's."""
+    """One step is one row: at most `MOST_ROUNDS` rounds of three forwards, each about the backbone's."""
     forward = backbone_cards()[spec.backbone.name].forward_flops()
     return {"measure": StepCost(3.0 * MOST_ROUNDS * spec.batch * forward)}
 
@@ -83,29 +83,29 @@ COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "screening": _screening_costs,
     "latency": _latency_costs,
 }
-"""Kind of work -> what a step of each of its stages costs."""
+"""Kind of work -> cost of one step of each of its stages."""
 
 
 class UsageMeter:
-    """Device-seconds are wall-clock since `started` times devices; FLOPs and images follow from steps."""
+    """Meter of one attempt: device-seconds by clock since `started`, FLOPs and images by steps."""
 
     def __init__(self, work: Job, started: float) -> None:
-        # The wall clock says once how long ago that was; from here on it may jump as it likes.
+        # The wall clock is read only once, here: later jumps of it do not matter.
         self._began = time.monotonic() - max(0.0, time.time() - started)
         self._devices = work.resources.devices
         self._costs = dict(COSTS[work.kind](work))
         self._steps: dict[StageName, int] = {}
 
     def price(self, stage: StageName, cost: StepCost) -> None:
-        """What a step of this stage really costs, where less is to be done than the formula expects."""
+        """Replace the cost of one step of a stage, for stages that do less than the formula assumes."""
         self._costs[stage] = cost
 
     def did(self, stage: StageName, steps: int) -> None:
-        """`steps` steps of this stage were taken by this attempt, in all."""
+        """Set the number of steps of a stage that this attempt has done so far."""
         self._steps[stage] = steps
 
     def total(self) -> Usage:
-        """Of this attempt, all stages together."""
+        """Usage of this attempt, all stages together."""
         return Usage(
             device_seconds=(time.monotonic() - self._began) * self._devices,
             flops=float(sum(self._costs[stage].flops * steps for stage, steps in self._steps.items())),
@@ -114,7 +114,7 @@ class UsageMeter:
 
 
 def difference(later: Usage, earlier: Usage) -> Usage:
-    """What was used between two readings."""
+    """Usage between two readings of the meter."""
     return Usage(
         device_seconds=max(0.0, later.device_seconds - earlier.device_seconds),
         flops=later.flops - earlier.flops,

@@ -1,1 +1,1 @@
-"""Frozen descriptions and their arithmetic, free of torch."""
+"""Frozen descriptions and arithmetic on them, without torch."""

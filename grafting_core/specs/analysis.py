@@ -1,4 +1,4 @@
-"""Asking for a measurement of a backbone itself: attention locality and activation statistics."""
+"""Analyses: requests to measure a backbone's attention locality and activation statistics."""
 
 from typing import Annotated, Literal
 
@@ -13,19 +13,19 @@ from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import Seed
 
 ANALYSIS_RECIPE = 1
-"""Bumped when the measurement's arithmetic changes."""
+"""Version of the measurement, raised when its arithmetic changes."""
 Bands = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=64)]
 Samples = Annotated[int, Field(ge=1, le=65_536)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 
 
 class AnalysisRequest(Frozen):
-    """What a user writes; the defaults are the paper's setting (section 3.4)."""
+    """An analysis as a user writes it; defaults are the paper's (section 3.4)."""
 
     backbone: Word
     name: Name | None = None
     bands: Bands | None = None
-    """Half-widths of the bands in tokens; an eighth of the tokens where left out."""
+    """Half-widths of the bands in tokens; an eighth of the tokens by default."""
     samples: Samples = 250
     sampling_steps: SamplingSteps = 50
     seed: Seed = 0
@@ -34,7 +34,7 @@ class AnalysisRequest(Frozen):
 
 
 class AnalysisSpec(Frozen):
-    """Look at a backbone itself: attention locality and activation statistics (paper sections 3.3, 3.4)."""
+    """A resolved analysis: attention locality and activation statistics (paper sections 3.3, 3.4)."""
 
     kind: Literal["analysis"] = "analysis"
     name: str
@@ -48,6 +48,6 @@ class AnalysisSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names the profile that is to be measured."""
-        asked = self.model_dump(include={"bands", "samples", "sampling_steps", "seed"})
-        return digest({"analysis": asked, "recipe": ANALYSIS_RECIPE, "backbone": self.backbone.digest})
+        """Digest of the profile to measure."""
+        settings = self.model_dump(include={"bands", "samples", "sampling_steps", "seed"})
+        return digest({"analysis": settings, "recipe": ANALYSIS_RECIPE, "backbone": self.backbone.digest})

@@ -1,4 +1,4 @@
-"""What the lab knows of a backbone without loading it: sizes, digest, pretraining compute."""
+"""Backbone cards: sizes, digest and pretraining compute, readable without loading weights."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Pretraining(Frozen):
-    """What the backbone cost to make; the unit in which grafts are priced."""
+    """Compute of the backbone's pretraining; grafting costs are given as a share of it."""
 
     flops: Annotated[float, Field(gt=0)]
     images: Count
@@ -35,7 +35,7 @@ class BackboneRef(Frozen):
 
 
 class HeldOutImages(Frozen):
-    """How many images are kept apart from all training, and the SHA-256 of the file that holds them."""
+    """Number of images held out of all training, and the SHA-256 of the file that holds them."""
 
     images: Annotated[int, Field(ge=1)]
     digest: str
@@ -44,17 +44,17 @@ class HeldOutImages(Frozen):
 class BackboneCard(Frozen):
     """A transformer of `depth` equal blocks over `grid` tokens, conditioned on timestep and label.
 
-    `num_params` counts the transformer as it is stored. `digest` is SHA-256 over its weight files,
-    or of its name where no weights are at hand (`weights` is None: plan only, no runs).
+    `num_params` counts the transformer as it is stored. `digest` is the SHA-256 of its weight files, or of
+    its name if there are no weights (`weights` is None: designs can be planned but not run).
     """
 
     name: str
     family: str = "dit"
-    """Row of the table of families: where the sites are and how the transformer is called."""
+    """Row in the table of families: its sites and its forward signature."""
     objective: str = "epsilon_learned_variance"
-    """Row of the table of objectives: what the transformer predicts, and the noise schedule."""
+    """Row in the table of objectives: prediction target and noise schedule."""
     dataset: str | None = None
-    """What it is trained on and compared with, by name; None where no data is at hand."""
+    """Name of the data set that it is trained on and compared with; None if there is no data."""
     digest: str
     depth: Annotated[int, Field(ge=1)]
     dims: BlockDims
@@ -67,11 +67,11 @@ class BackboneCard(Frozen):
     """FLOPs of decoding one latent to an image."""
     pretraining: Pretraining
     feature_network: str
-    """What its samples are judged with where a design does not say."""
+    """Feature network that evaluates its samples, unless a design names another."""
     num_images: Count
-    """Training images at hand for stages 1 and 2; 0 where none are."""
+    """Number of training images for stages 1 and 2; 0 if there are none."""
     held_out: HeldOutImages | None = None
-    """Images at hand that no training has seen, for errors and losses; None where there are none."""
+    """Held-out images for errors and losses; None if there are none."""
     weights: str | None
     """Folder of the weights: relative to the card where they ship with a package, else as a path of this
     machine; None where there are none.
@@ -85,7 +85,7 @@ class BackboneCard(Frozen):
     figures: dict[str, float] = {}
     locality_band: Count | None = None
     locality: tuple[float, ...] | None = None
-    """Attention mass within `locality_band` tokens, block by block (paper Eq. 3); None where not measured."""
+    """Attention mass within `locality_band` tokens, by block (paper Eq. 3); None if not measured."""
 
     @property
     def ref(self) -> BackboneRef:
@@ -96,12 +96,12 @@ class BackboneCard(Frozen):
         return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in SLOTS]
 
     def original(self, slot: Slot) -> OperatorBase:
-        """The operator that stands in this slot of the unedited backbone."""
+        """Operator of the unedited backbone in this slot."""
         return MultiHeadAttention() if slot == "attention" else Mlp(ratio=self.dims.mlp_ratio)
 
     @property
     def overhead_flops(self) -> int:
-        """FLOPs of one forward outside the blocks: patch embedding, final layer."""
+        """FLOPs of one forward of one sample outside the blocks: patch embedding, final layer."""
         width, tokens = self.dims.width, self.dims.num_tokens
         patch = self.patch_size**2 * self.latent_channels
         return 4 * width**2 + 2 * tokens * width * patch + 4 * tokens * width * patch
@@ -117,12 +117,12 @@ class BackboneCard(Frozen):
 
 
 class BackboneEntry(Entry):
-    """`load` names a function (card, device) -> `backbones.base.Backbone`; None: plan only, no runs."""
+    """Table row; `load` names a function (card, device) -> `backbones.base.Backbone`; None: no runs."""
 
     card: BackboneCard
 
     def check_name(self, name: str) -> None:
-        """Designs name the card, so the entry has its name."""
+        """Check that the entry has the card's name, which designs use."""
         if self.card.name != name:
             raise ValueError(f"its card has the name {self.card.name!r}")
 
@@ -138,7 +138,7 @@ DIT_XL_2_256 = BackboneCard(
     # The original implementation's count with its frozen position embedding; diffusers' has 749.8 M.
     num_params=675_129_632,
     decoder_flops=0,
-    # 7 M steps of 256 images (paper-facts section 1.4), three forwards' worth of FLOPs an image.
+    # 7 M steps of 256 images (paper-facts section 1.4), at the FLOPs of three forwards per image.
     pretraining=Pretraining(
         flops=3 * 237.2e9 * 7e6 * 256, images=7_000_000 * 256, steps=7_000_000, batch_size=256
     ),
@@ -160,7 +160,7 @@ BACKBONES = PluginTable(
 
 
 def backbone_cards() -> dict[str, BackboneCard]:
-    """Cards of all backbones that the lab knows, by name: of each the newest revision. Loads no weights."""
+    """Newest revision of the card of every backbone that the lab has, by name. Loads no weights."""
     return {name: entry.card for name, entry in BACKBONES.entries.items()}
 
 

@@ -1,4 +1,4 @@
-"""Limits and use of compute."""
+"""Budgets and usage of compute."""
 
 from typing import Annotated, Self
 
@@ -8,16 +8,16 @@ from grafting_core.specs.base import Frozen
 
 
 class Budget(Frozen):
-    """What a run, a user, a study or the lab may use at most; a field left out is unlimited."""
+    """Limits of a run, a user, a study or the lab; a field left out is unlimited."""
 
     device_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     flops: Annotated[float, Field(gt=0, le=1e24)] | None = None
     training_images: Annotated[int, Field(gt=0, le=10**12)] | None = None
     share_of_pretraining: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """FLOPs over those of the backbone's pretraining: 0.02 is two percent."""
+    """Limit of FLOPs as a share of the backbone's pretraining: 0.02 is two percent."""
 
     def exceeded_by(self, spend: "Usage") -> str | None:
-        """Name of the first limit that `spend` has reached, or None; `folded` brings the share among them."""
+        """Name of the first limit that `spend` has reached, or None. Ignores the share; see `resolved`."""
         for name in ("device_seconds", "flops", "training_images"):
             limit = getattr(self, name)
             if limit is not None and getattr(spend, name) >= limit:
@@ -25,7 +25,7 @@ class Budget(Frozen):
         return None
 
     def resolved(self, pretraining_flops: float) -> "Budget":
-        """The same budget with its share of pretraining told in FLOPs, whichever is less."""
+        """The same budget with its share of pretraining converted to FLOPs; the lower limit counts."""
         if self.share_of_pretraining is None:
             return self
         flops = min(self.flops or 1e24, self.share_of_pretraining * pretraining_flops)
@@ -33,7 +33,7 @@ class Budget(Frozen):
 
 
 class Usage(Frozen):
-    """What was used: seconds times devices, FLOPs (2 a multiply-add), images trained on."""
+    """Compute used: device-seconds (seconds times devices), FLOPs (2 per multiply-add), training images."""
 
     device_seconds: Annotated[float, Field(ge=0)] = 0.0
     flops: Annotated[float, Field(ge=0)] = 0.0

@@ -1,4 +1,4 @@
-"""Canonical JSON and the digests that name every artifact."""
+"""Canonical JSON, and the digests that name artifacts."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def _plain(value: Any) -> Any:
-    """Reduce to JSON types; integral floats become integers so that 1 and 1.0 name the same thing."""
+    """Reduce to JSON types; integral floats become integers so that 1 and 1.0 have the same digest."""
     if isinstance(value, BaseModel):
         return fields_of(value)
     if isinstance(value, dict):
@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def fields_of(model: BaseModel, exclude: Collection[str] = ()) -> dict[str, Any]:
-    """What of a model enters a digest, as JSON types.
+    """Fields of a model that enter a digest, as JSON types.
 
     All fields but those excluded, and those that were added later (`Frozen.added`) and have their default.
     """
@@ -44,7 +44,7 @@ def fields_of(model: BaseModel, exclude: Collection[str] = ()) -> dict[str, Any]
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, shortest round-trip floats. Raises ValueError for NaN and infinities."""
+    """JSON with sorted keys, no spaces, shortest round-trip floats. Raises ValueError for non-finite ones."""
     return json.dumps(
         _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -56,11 +56,11 @@ def digest(value: Any) -> str:
 
 
 def memoized(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
-    """Keep the last answers about frozen specs: a submission asks for the same ones again and again.
+    """Cache a function of a frozen spec: one submission evaluates the same spec many times.
 
-    A spec with a field that cannot be hashed (of another package's operator, say) is computed each time.
+    Specs with a field that cannot be hashed (such as another package's operator) are computed each time.
     """
-    kept = lru_cache(maxsize=4096)(function)
+    cached = lru_cache(maxsize=4096)(function)
 
     @wraps(function)
     def look_up(spec: Spec) -> Result:
@@ -68,6 +68,6 @@ def memoized(function: Callable[[Spec], Result]) -> Callable[[Spec], Result]:
             hash(spec)
         except TypeError:
             return function(spec)
-        return kept(spec)
+        return cached(spec)
 
     return look_up

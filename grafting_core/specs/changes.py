@@ -1,4 +1,4 @@
-"""What a design changes in each slot, in the paper's units: percent of all the backbone's operators there."""
+"""Change of cost in each slot, as in the paper's Table 4: relative to all the backbone's operators there."""
 
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.base import Frozen
@@ -10,8 +10,8 @@ from grafting_core.specs.operators import OperatorBase
 class SlotChange(Frozen):
     """Relative changes summed over a slot of all blocks (paper Table 4): 0.01 is one percent more.
 
-    Attention FLOPs are split into the operator and its features. An MLP is not split: all that the paper
-    lists of it stands under `operator_flops`, and `feature_flops` is None.
+    Attention FLOPs are split into operator and features. MLPs are not split: all that the paper lists is
+    `operator_flops`, and `feature_flops` is None.
     """
 
     slot: Slot
@@ -21,7 +21,7 @@ class SlotChange(Frozen):
 
 
 def slot_changes(design: GraftDesign, card: BackboneCard) -> tuple[SlotChange, ...]:
-    """One entry a slot that the design edits."""
+    """One entry for each slot that the design edits."""
     edited = [slot for slot in SLOTS if any(edit.site.slot == slot for edit in design.edits)]
     return tuple(_change(slot, design, card) for slot in edited)
 

@@ -1,4 +1,4 @@
-"""What a submission will do and cost, by arithmetic alone."""
+"""Plan and cost of a submission, by formula."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from grafting_core.specs.sampling_steps import forwards_per_image
 
 
 class StagePlan(Frozen):
-    """One stage: what it will publish under which keys, and what it will use (device-seconds unknown: 0)."""
+    """One stage: artifact keys, and usage (device-seconds are unknown and 0)."""
 
     stage: str
     keys: dict[str, str]
@@ -29,24 +29,24 @@ class StagePlan(Frozen):
 
 
 class DesignCost(Frozen):
-    """Whole-model totals of a design beside its teacher's."""
+    """Whole-model totals of a design and of its teacher."""
 
     num_params: int
     teacher_params: int
     flops_per_forward: int
     teacher_flops_per_forward: int
     depth: int
-    """Blocks that run one after another; a pair counts once."""
+    """Number of blocks that run one after another; a pair counts once."""
     teacher_depth: int
     flops_per_image: int
-    """One sampled image: all steps, both halves of the guidance, the decoder."""
+    """FLOPs of one sampled image: all steps, both forwards of guidance, the decoder."""
     teacher_flops_per_image: int
     changes: tuple[SlotChange, ...] = ()
-    """By slot, as the paper's Table 4 has them."""
+    """Changes by slot, as in the paper's Table 4."""
 
 
 class ExperimentPlan(Frozen):
-    """The answer to `graft plan`: resolved spec, digests, stages and cost. Nothing is stored."""
+    """Result of `graft plan`: resolved spec, digests, stages and cost. Nothing is stored."""
 
     digest: str
     protocol_digest: str
@@ -56,9 +56,9 @@ class ExperimentPlan(Frozen):
     total: Usage
     share_of_pretraining: float
     runnable: bool
-    """False where the lab has the backbone's sizes but not its weights."""
+    """False if the lab has only the backbone's card and not its weights."""
     notes: tuple[str, ...] = ()
-    """What is allowed, but seldom meant."""
+    """Warnings about settings that are allowed but rarely intended."""
 
 
 @memoized
@@ -81,7 +81,7 @@ def plan(spec: ExperimentSpec) -> ExperimentPlan:
 
 
 def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
-    """Parameters and FLOPs: the backbone's, less what is cut out, plus every operator and merge put in."""
+    """Parameters and FLOPs: the backbone's, minus replaced operators, plus new operators and merges."""
     params, forward = card.num_params, card.forward_flops()
     for edit in spec.design.edits:
         old = card.original(edit.site.slot)
@@ -104,7 +104,7 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
 
 
 def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
-    """Parameters of the operators and merges that the design puts in."""
+    """Parameters of the design's operators and merges."""
     operators = sum(edit.operator.num_params(card.dims) for edit in design.edits)
     return operators + sum(pair.num_params(card.dims) for pair in design.pairs)
 
@@ -115,19 +115,19 @@ def image_flops(protocol: EvaluationProtocol, card: BackboneCard, forward: int) 
 
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
-    """One teacher forward serves every site; a trained operator costs three of its forwards."""
+    """FLOPs of stage 1 per image: one teacher forward for all sites, three forwards per trained operator."""
     return pass_flops_per_image(card, spec.design.parts)
 
 
 def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
-    """FLOPs of one image in a pass that distils these parts; nothing where there are none."""
+    """FLOPs per image of a pass that distills these parts; 0 without parts."""
     return card.forward_flops() + sum(part_flops(card, part) for part in parts) if parts else 0
 
 
 def part_flops(card: BackboneCard, part: Part) -> int:
-    """FLOPs of training one operator on one image: three of its forwards.
+    """FLOPs of training one part on one image: three of its forwards.
 
-    A merge takes one more forward of its pair's second block, on the pair's own input.
+    A merge needs one more forward of its pair's second block, on the pair's own input.
     """
     if isinstance(part, ParallelPair):
         return 3 * part.flops(card.dims) + card.block_flops()
@@ -135,7 +135,7 @@ def part_flops(card: BackboneCard, part: Part) -> int:
 
 
 def finetune_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
-    """Forward and backward of the whole graft: three forwards."""
+    """FLOPs of stage 2 per image: forward and backward of the whole graft, as three forwards."""
     return 3 * design_cost(spec, card).flops_per_forward if not spec.design.is_teacher else 0
 
 

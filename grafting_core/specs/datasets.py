@@ -1,4 +1,4 @@
-"""Data sets by name: what backbones are trained on and their samples are compared with."""
+"""Table of data sets: training images of backbones, and references for their samples."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -53,8 +53,8 @@ class DatasetCard(Frozen):
 
 
 class DatasetEntry(Entry):
-    """`load` names a function that returns a `data.datasets.Dataset`: of the card where the entry has one,
-    without arguments where it ships with a package.
+    """Table row; `load` names a function that returns a `data.datasets.Dataset`. It is called with the card, or
+    without arguments if the entry has none because the data set ships with a package.
     """
 
     card: DatasetCard | None = None

@@ -1,4 +1,4 @@
-"""A design with nothing left to resolve: which operator stands where, which blocks run side by side."""
+"""Resolved designs: an operator for each edited site, and pairs of blocks that run in parallel."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,7 +14,7 @@ Init = Literal["random", "inherit"]
 
 
 class ReplaceOperator(Frozen):
-    """Put `operator` at `site`; weights start random, as in the paper, or from the old operator's."""
+    """Put `operator` at `site`, with random initial weights, as in the paper, or the old operator's."""
 
     site: GraftSite
     operator: OperatorSpec
@@ -22,9 +22,9 @@ class ReplaceOperator(Frozen):
 
 
 class ParallelPair(Frozen):
-    """Blocks `first` and `first + 1` side by side on the same input (paper section 6).
+    """Run blocks `first` and `first + 1` in parallel on the same input (paper section 6).
 
-    A merge with bias, Linear 2D -> D, takes the place of the step from one to the other.
+    A merge (Linear 2D -> D with bias) combines their outputs.
     """
 
     first: Annotated[int, Field(ge=0)]
@@ -37,22 +37,22 @@ class ParallelPair(Frozen):
         return self.first, self.first + 1
 
     def num_params(self, dims: BlockDims) -> int:
-        """Parameters that the merge adds."""
+        """Number of parameters of the merge."""
         return 2 * dims.width**2 + dims.width
 
     def flops(self, dims: BlockDims) -> int:
-        """FLOPs that the merge adds, on one sample."""
+        """FLOPs of the merge on one sample."""
         return 4 * dims.num_tokens * dims.width**2
 
 
 Part = ReplaceOperator | ParallelPair
-"""What of a design is distilled: an operator, or the merge of a pair."""
+"""Unit of distillation in a design: an operator, or the merge of a pair."""
 
 
 class GraftDesign(Frozen):
-    """Backbone, edits, one a site, front to back, and pairs, disjoint, front to back.
+    """A backbone with edits, at most one per site, and disjoint pairs, each sorted front to back.
 
-    Sites are those of the backbone, whatever is paired. Nothing edited or paired: the teacher itself.
+    Sites are numbered as in the backbone, even inside pairs. Without edits and pairs it is the teacher.
     """
 
     backbone: BackboneRef
@@ -61,12 +61,12 @@ class GraftDesign(Frozen):
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """All that is distilled for it."""
+        """All parts that are distilled for this design."""
         return (*self.edits, *self.pairs)
 
     @property
     def is_teacher(self) -> bool:
-        """Whether the backbone stays as it is."""
+        """Whether the design leaves the backbone unchanged."""
         return not self.parts
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The sizes an operator needs to know about its place in a backbone."""
+"""Sizes of a backbone's blocks, and FLOPs of an operator."""
 
 from typing import Annotated, Literal
 
@@ -20,11 +20,11 @@ class BlockDims(Frozen):
 
     @property
     def num_tokens(self) -> int:
-        """N, the tokens of one sample in raster order."""
+        """N, the number of tokens of one sample."""
         return self.grid[0] * self.grid[1]
 
     def farthest(self, steps: int) -> int:
-        """Tokens in raster order between two that are at most so many rows and columns apart."""
+        """Largest distance in raster order between two tokens at most `steps` rows and columns apart."""
         rows, columns = (min(steps, size - 1) for size in self.grid)
         return rows * self.grid[1] + columns
 
@@ -34,7 +34,7 @@ class OperatorFlops(Frozen):
 
     `operator` is the mixing itself (softmax attention, gates, scans), `features` the projections
     and featurisers around it. For MLP kinds everything counts as features unless stated. `unlisted`
-    is work that the paper's columns leave out.
+    counts work that the paper's columns leave out.
     """
 
     operator: Annotated[int, Field(ge=0)]

@@ -1,4 +1,4 @@
-"""The whole submission, resolved: what is hashed, stored and handed to a worker."""
+"""Resolved experiments: what is hashed, stored and sent to a worker."""
 
 from typing import Annotated, Literal
 
@@ -15,14 +15,14 @@ from grafting_core.specs.results import ProtocolFingerprint
 from grafting_core.specs.scions import ScionSpec
 
 RECIPE_VERSIONS = {"finetune": 2, "evaluate": 4}
-"""Bumped when a stage's arithmetic changes, so that old artifacts are not mistaken for new ones."""
+"""Versions of the stages' arithmetic, raised when it changes so that older artifacts are not reused."""
 
 
 MOST_WORKERS = 1024
 
 
 class Resources(Frozen):
-    """What an attempt asks of the cluster. Not part of any digest: it changes speed, not results."""
+    """Resources of an attempt on the cluster. They enter no digest, as they change speed but not results."""
 
     workers: Annotated[int, Field(ge=1, le=MOST_WORKERS)] = 1
     cpus_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -30,17 +30,17 @@ class Resources(Frozen):
 
     @property
     def devices_per_worker(self) -> int:
-        """What device-seconds count: the worker's GPUs, or the worker itself where it has none."""
+        """Devices that device-seconds count: the worker's GPUs, or 1 for a worker without GPUs."""
         return max(1, self.gpus_per_worker)
 
     @property
     def devices(self) -> int:
-        """Of all workers: 8 GPUs for 100 s are 800 device-seconds, on one worker or on eight."""
+        """Devices of all workers: 8 GPUs for 100 s are 800 device-seconds, on one worker or on eight."""
         return self.workers * self.devices_per_worker
 
 
 class ExperimentSpec(Frozen):
-    """Design, the three stages' settings and limits. What follows the stages does not enter the digest."""
+    """A design with settings of the three stages and limits. Fields below the stages enter no digest."""
 
     kind: Literal["graft"] = "graft"
     name: str
@@ -49,13 +49,13 @@ class ExperimentSpec(Frozen):
     finetune: FinetunePlan
     evaluate: EvaluationProtocol
     keep_samples: bool = False
-    """Whether the images are published beside their figures; like budget and resources in no digest."""
+    """Whether to publish the sampled images along with the metrics."""
     budget: Budget = Budget()
     resources: Resources = Resources()
     fresh: bool = False
-    """Finetune and evaluate anew even where that has been done; scions come from the bank nevertheless."""
+    """Whether to finetune and evaluate again even if results exist; scions are reused from the bank."""
     restore_one: bool = False
-    """Score every scion by what the grafted design gains from putting the original back there."""
+    """Whether to score each scion by the design's gain when the original operator is put back."""
 
     @property
     def backbone(self) -> BackboneRef:
@@ -63,25 +63,25 @@ class ExperimentSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names what is to be computed: equal digests, equal results."""
+        """Digest of the result: equal digests, equal results."""
         return evaluation_key(self)
 
 
 def scions_of(spec: ExperimentSpec) -> tuple[ScionSpec, ...]:
-    """The scions that the design is put together from, edits before pairs."""
+    """Scions of the design, edits before pairs."""
     return tuple(
         ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in spec.design.parts
     )
 
 
 def scion_keys(spec: ExperimentSpec) -> dict[str, str]:
-    """Key of every scion of the design, by its site."""
+    """Site -> key, of every scion of the design."""
     return {scion.name: scion.key for scion in scions_of(spec)}
 
 
 @memoized
 def finetune_key(spec: ExperimentSpec) -> str:
-    """Key of the grafted model after stage 2; the teacher's own is finetuned by nobody."""
+    """Key of the grafted model after stage 2; the teacher is not finetuned and has a key of its own."""
     if spec.design.is_teacher:
         return digest({"stage": "teacher", "backbone": spec.design.backbone.digest})
     return digest(
@@ -97,17 +97,17 @@ def finetune_key(spec: ExperimentSpec) -> str:
 
 @memoized
 def protocol_digest(spec: ExperimentSpec) -> str:
-    """Names how quality is measured; the leaderboard ranks within one of these."""
+    """Digest of how quality is measured; the leaderboard ranks within one."""
     return fingerprint_of(spec).digest
 
 
 def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
-    """Everything that the quality figures depend on, besides the network that is judged."""
+    """Fingerprint of everything that the quality metrics depend on, except the evaluated network."""
     return own_fingerprint(spec.backbone.digest, spec.evaluate)
 
 
 def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
-    """Of a comparison with the images of the backbone with this digest."""
+    """Fingerprint of a comparison with the images of the backbone whose digest is `subject`."""
     network = protocol.feature_digest or feature_digest(protocol.feature_network)
     known = [card for card in backbone_cards().values() if card.digest == subject]
     return ProtocolFingerprint(
@@ -122,5 +122,5 @@ def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFinge
 
 @memoized
 def evaluation_key(spec: ExperimentSpec) -> str:
-    """Key of the evaluation of this very model under this very protocol."""
+    """Key of the evaluation of this model under this protocol."""
     return digest({"stage": "evaluate", "model": finetune_key(spec), "protocol": protocol_digest(spec)})

@@ -1,7 +1,7 @@
-"""Feature networks: what samples are judged with. Kinds, and where this lab's operator keeps their weights.
+"""Table of feature networks, and the weight files that the lab's administrator names for them.
 
-Nothing is ever downloaded. Weights other than the shipped ones are files or folders that the operator names,
-with their SHA-256, in a JSON or YAML file to which `GRAFTLAB_FEATURE_NETWORKS` points:
+Nothing is ever downloaded. Weights other than the shipped ones are files or folders that the administrator
+names, with their SHA-256, in a JSON or YAML file at the path in `GRAFTLAB_FEATURE_NETWORKS`:
 
     inception: {path: /models/inception-2015-12-05.pth, sha256: 6726825d...}
     dinov2: {path: /models/dinov2-large, sha256: ...}
@@ -51,22 +51,22 @@ class FeatureCard(Frozen):
 
 
 class FeatureKind(Entry):
-    """One network of the table; `load` names a function (source, device) -> `FeatureNetwork`."""
+    """Table row; `load` names a function (source, device) -> `FeatureNetwork`."""
 
     weights: Literal["shipped", "file", "folder"]
     spatial: bool
-    """Whether it gives the spatial features that sFID needs."""
+    """Whether it has the spatial features that sFID needs."""
     summary: str
     names_classes: bool = False
-    """Whether its logits are the classes of the data it belongs to, in that order; Inception's 1008 are not
-    ImageNet's thousand.
+    """Whether its logits are the classes of its data set, in that order. Inception's are not: it has 1008
+    outputs for ImageNet's thousand classes.
     """
     side: int | None = None
-    """Of the only images that it looks at; None where it resizes."""
+    """Side in pixels of the only images that it accepts; None if it resizes."""
     sha256: Sha256 | None = None
-    """Of weights that are shipped; None for those that the operator names."""
+    """Digest of shipped weights; None for those that the administrator names."""
     card: FeatureCard | None = None
-    """Of a network that this lab has registered."""
+    """Card of a network that this lab has registered."""
 
 
 FEATURE_NETWORKS = PluginTable(
@@ -136,14 +136,14 @@ LOADERS: Mapping[str, str] = {
 
 
 class FeatureSource(Frozen):
-    """A weight file, or a folder as transformers saves it, and the digest it must have."""
+    """A weight file, or a folder as transformers saves it, and the digest that it must have."""
 
     path: str
     sha256: Sha256
 
 
 def feature_sources() -> dict[str, FeatureSource]:
-    """What the operator has named and what the lab has registered, by network.
+    """Network name -> source, of the weights that the administrator named and of registered networks.
 
     Raises ValueError for a file that cannot be read or names an unknown network.
     """
@@ -165,7 +165,7 @@ def _read_sources(file: Path) -> dict[str, FeatureSource]:
 
 
 def feature_digest(name: str) -> str | None:
-    """SHA-256 of a network's weights; None where this lab does not have it."""
+    """SHA-256 of a network's weights; None if this lab does not have them."""
     kind = FEATURE_NETWORKS.entries.get(name)
     if kind is not None and kind.weights == "shipped":
         return kind.sha256
@@ -174,7 +174,7 @@ def feature_digest(name: str) -> str | None:
 
 
 def digest_of_path(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of the files that a model is made of."""
+    """SHA-256 of a file; for a folder, over the names and digests of the model's files in it."""
     hashed = hashlib.sha256()
     if path.is_dir():
         for file in _model_files(path):

@@ -1,4 +1,4 @@
-"""Filling the bank ahead: a set of sites times kinds, distilled in one pass before a design asks for them."""
+"""Bank fills: scions distilled in one pass ahead of any design that needs them."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ FILL_RECIPE = 1
 
 
 class FillSpec(Frozen):
-    """Scions to have in the bank, all of one backbone and one plan; several may be of one site."""
+    """Scions to distill into the bank, of one backbone and one plan; several may have the same site."""
 
     kind: Literal["fill"] = "fill"
     name: str
@@ -34,5 +34,5 @@ class FillSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names the set, in whatever order it was asked for."""
+        """Digest of the set, independent of its order."""
         return digest({"fill": sorted(scion.key for scion in self.scions), "recipe": FILL_RECIPE})

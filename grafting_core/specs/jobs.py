@@ -1,7 +1,7 @@
-"""Everything the cluster can be asked to carry out: grafts, and whatever serves them.
+"""Kinds of work that the cluster runs: grafts and their auxiliary jobs.
 
-A kind is one frozen class, one line in each table here, one walk in `workers.group.WALKS` and one cost
-in `workers.usage.COSTS`. Every kind has name, backbone, budget, resources and digest.
+A kind is one frozen class, one line in each table here, one function in `workers.group.PIPELINES` and one
+cost in `workers.usage.COSTS`. Every kind has name, backbone, budget, resources and digest.
 """
 
 from collections.abc import Mapping
@@ -25,16 +25,16 @@ LAST_STAGES: Mapping[str, str] = {
     "screening": "screen",
     "latency": "measure",
 }
-"""Kind -> the stage whose report means that the work is done."""
+"""Kind -> stage whose report completes the work."""
 
 
 def as_graft(work: Job) -> ExperimentSpec:
-    """The work, where it is a graft. Raises ValueError otherwise."""
+    """The work as a graft. Raises ValueError for other kinds."""
     if not isinstance(work, ExperimentSpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a graft")
     return work
 
 
 def protocol_of(work: Job) -> str:
-    """Digest of how quality is measured; empty for work that measures none."""
+    """Digest of how quality is measured; empty for work that measures no quality."""
     return protocol_digest(work) if isinstance(work, ExperimentSpec) else ""

@@ -1,8 +1,8 @@
-"""The latency table: seconds of an operator in its place in a backbone, on one kind of device.
+"""Latency table: seconds of an operator in its place in a backbone, on one kind of device.
 
-A row is measured on whole forwards: the backbone with the operator in every block of a slot, the backbone
-itself and the backbone with nothing in that slot, in turn. So it holds what the operator takes among its
-neighbours, caches and all, and a design's forward is the backbone's plus what each of its items adds.
+A row is measured on whole forwards, interleaved: the backbone with the operator in every block of a slot,
+the backbone itself, and the backbone with nothing in that slot. So it includes effects of the neighbouring
+operators, such as caches, and a design's forward is the backbone's plus what each of its items adds.
 """
 
 from typing import Annotated, Literal
@@ -20,14 +20,14 @@ from grafting_core.specs.plans import MicroBatch, Precision
 from grafting_core.specs.results import Hardware
 
 LATENCY_RECIPE = 1
-"""Bumped when the way of measuring changes."""
+"""Version of the measurement, raised when it changes."""
 MOST_ROUNDS = 60
-"""Of interleaved forwards a row; fewer do where they agree, or are slow."""
+"""Largest number of interleaved rounds per row; fewer if they agree, or are slow."""
 Place = Literal["attention", "mlp", "pairs", "rest"]
 
 
 class TimedPart(Frozen):
-    """What a row times: an operator in its slot, the merge of a pair, or all that is no operator (`rest`)."""
+    """Content of a row: an operator in its slot, the merge of a pair, or all but operators (`rest`)."""
 
     place: Place
     operator: OperatorSpec | None = None
@@ -45,12 +45,12 @@ class TimedPart(Frozen):
         return self.place if self.operator is None else f"{self.place} {self.label}"
 
     def sites(self, card: BackboneCard) -> int:
-        """How many times it stands in the network that is measured."""
+        """Number of occurrences in the network that is measured."""
         return {"pairs": card.depth // 2, "rest": 1}.get(self.place, card.depth)
 
 
 class LatencySpec(Frozen):
-    """Parts to have in the table for one backbone, batch, precision and kind of device."""
+    """Parts to time for the latency table of one backbone, batch size, precision and kind of device."""
 
     kind: Literal["latency"] = "latency"
     name: str
@@ -63,13 +63,13 @@ class LatencySpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names what is measured and on what: threads, and whether there is a GPU, enter."""
-        asked = fields_of(self, exclude={"name", "budget", "resources"})
+        """Digest of what is measured and on what; it includes threads and whether there is a GPU."""
+        fields = fields_of(self, exclude={"name", "budget", "resources"})
         threads, gpu = self.resources.cpus_per_worker, self.resources.gpus_per_worker > 0
-        return digest({"latency": asked, "recipe": LATENCY_RECIPE, "threads": threads, "gpu": gpu})
+        return digest({"latency": fields, "recipe": LATENCY_RECIPE, "threads": threads, "gpu": gpu})
 
     def row_key(self, part: TimedPart, hardware: Hardware) -> str:
-        """Names one row, whichever study or backbone of these sizes asks for it; weights do not enter."""
+        """Key of one row, shared by all studies and backbones of these sizes; weights do not enter."""
         card = backbone_cards()[self.backbone.name]
         sizes = ("dims", "depth", "patch_size", "latent_channels", "num_classes")
         return digest(
@@ -94,9 +94,9 @@ class Seconds(Frozen):
 
 
 class PartLatency(Frozen):
-    """One part in its place. `seconds` is one occurrence's, in a forward of `batch` samples.
+    """Latency of one part. `seconds` is for one occurrence in a forward of `batch` samples.
 
-    Of a pair it is what the merge adds to the two blocks, which may be negative.
+    For a pair it is the difference between the merged and the two separate blocks, which may be negative.
     """
 
     key: str
@@ -109,24 +109,24 @@ class PartLatency(Frozen):
     rounds: int
     seconds: Seconds
     original: Seconds
-    """Of what stands there in the backbone, in the same rounds."""
+    """The backbone's own operator in this place, in the same rounds."""
     whole: Seconds
-    """Of the backbone's forward, in the same rounds."""
+    """The backbone's whole forward, in the same rounds."""
     extra: float
-    """What one occurrence in place of the original adds to a forward, as a share of the backbone's."""
+    """Change of the forward by one occurrence in place of the original, as a share of the backbone's."""
     extra_low: float
     extra_high: float
-    """95 % by bootstrap over the rounds."""
+    """95 % bootstrap interval of `extra` over the rounds."""
     made_by: str = ""
-    """The run."""
+    """Run that measured the row."""
     made_at: float = 0.0
 
     @property
     def name(self) -> str:
-        """`mlp mlp(ratio=3)`: unique among the rows of one table."""
+        """Name of the part, `mlp mlp(ratio=3)`; unique within one table."""
         return self.part.name
 
 
 def row_path(key: str) -> str:
-    """Where a row is kept, relative to the storage root."""
+    """Path of a row relative to the storage root."""
     return f"latencies/{key}.json"

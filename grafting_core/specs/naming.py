@@ -1,4 +1,4 @@
-"""Names that people give: short, one line, and of characters that can be seen."""
+"""Names that users choose: short, on one line, of visible characters."""
 
 import unicodedata
 from typing import Annotated
@@ -14,20 +14,20 @@ BARRED = {
     "Zl": "a line separator",
     "Zp": "a paragraph separator",
 }
-"""Categories of Unicode, and what their characters are."""
+"""Unicode category -> description of its characters."""
 FILLERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-"""Characters and signs that show nothing."""
+"""Letters and signs that render as nothing."""
 
 
 def unseen(character: str) -> str | None:
-    """What is wrong with a character of a name, or None."""
+    """Reason why a character is not allowed in a name, or None."""
     if character in FILLERS:
         return "invisible"
     return BARRED.get(unicodedata.category(character))
 
 
 def legible(name: str) -> str:
-    """The name as it is. Raises PydanticCustomError where it is blank or holds what cannot be seen."""
+    """The name, unchanged. Raises PydanticCustomError if it is blank or has invisible characters."""
     for place, character in enumerate(name):
         wrong = unseen(character)
         if wrong is not None:
@@ -48,4 +48,4 @@ Name = Annotated[
     AfterValidator(legible),
 ]
 Word = Annotated[str, Field(max_length=MAX_NAME)]
-"""A name of something that the lab has; what it has not is refused by the look-up."""
+"""Name of something in the lab; the look-up refuses unknown ones."""

@@ -1,4 +1,4 @@
-"""Settings of the three stages: the paper's as defaults, the testbed's beside them in `presets`."""
+"""Settings of the three stages. Defaults are the paper's; `presets` has those of the testbed."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -14,7 +14,7 @@ PositiveSteps = Annotated[int, Field(ge=1, le=10_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""CPU generators use the low 32 bits only, so larger seeds would silently collide."""
+"""Seed of 32 bits: CPU generators use only the low 32 bits, so larger seeds could collide."""
 
 Loss = Literal["l1", "l2", "huber", "nmse"]
 Schedule = Literal["constant", "cosine"]
@@ -36,14 +36,14 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class DistillPlan(Frozen):
-    """Stage 1: every new operator learns to imitate the old one on the unedited model's activations.
+    """Stage 1: each new operator is trained to match the old one on the unedited model's activations.
 
-    Loss by slot as found best in the paper (section 3.3, Table 1): L1 for attention, L2 for MLP.
-    `steps` 25,000 of 64 are the paper's 200 epochs over 8,000 images. `features` "fresh" noises every batch
-    anew; "stored" is the paper's recipe, each image noised once and its features kept. An operator stops
-    early where the mean loss of `patience` steps is not below the lowest such mean before. `precision` is
-    that of teacher and operators; weights and optimiser stay in float32. `init_seed` seeds the operators'
-    first weights, `seed` what is drawn for all of them alike (and, without `init_seed`, the first weights).
+    Loss by slot is the best of the paper (section 3.3, Table 1): L1 for attention, L2 for MLP. `steps` 25,000
+    at batch size 64 are the paper's 200 epochs over 8,000 images. `features` "fresh" draws new noise for
+    every batch; "stored" is the paper's recipe: noise is drawn once per image and the features are cached. An
+    operator stops early if the mean loss of `patience` steps is not below the lowest such mean before.
+    `precision` is that of teacher and operators; weights and optimiser stay in float32. `init_seed` seeds the
+    operators' initial weights (by default `seed` does); `seed` seeds images and noise.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"dataset"})
@@ -68,7 +68,7 @@ class DistillPlan(Frozen):
 
     @property
     def stream(self) -> tuple[str | int, ...]:
-        """What operators distilled in one pass share: the batches of training and of the held-out error."""
+        """Settings that determine the batches and held-out draws; equal for all operators of one pass."""
         data = self.dataset.digest if self.dataset else ""
         return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed, data
 
@@ -81,9 +81,9 @@ class DistillPlan(Frozen):
 
 
 class FinetunePlan(Frozen):
-    """Stage 2: the whole grafted network under the denoising objective (paper section 3.1, Eq. 1).
+    """Stage 2: the whole grafted network is trained on the denoising objective (paper section 3.1, Eq. 1).
 
-    `steps` 0 skips the stage. EMA weights are what is evaluated; the decay warms up as
+    `steps` 0 skips the stage. EMA weights are evaluated; the decay warms up as
     min(ema_decay, (1 + step) / (10 + step)). `precision` is that of forward and backward; weights, optimiser
     and EMA stay in float32.
     """
@@ -106,7 +106,7 @@ class FinetunePlan(Frozen):
 
 
 def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
-    """A sentence for every plan, by its name, that ends before its warm-up does."""
+    """A warning for every plan, named by keyword, whose warm-up is longer than its training."""
     return tuple(
         f"{name}.warmup_steps is {plan.warmup_steps:,} of {plan.steps:,} steps: "
         f"the learning rate never reaches {plan.learning_rate:g}"
@@ -116,11 +116,11 @@ def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
 
 
 class EvaluationProtocol(Frozen):
-    """Stage 3: everything that a quality figure depends on. Its digest groups the leaderboard.
+    """Stage 3: everything that quality metrics depend on. Its digest groups the leaderboard.
 
     `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2), "ddim" and
-    "dpm_solver" (DPM-Solver++, second order) are deterministic. `spacing` says which of the 1000 timesteps
-    are visited; "linspace" is ADM's. Noise and label of sample i depend on (seed, i) alone.
+    "dpm_solver" (DPM-Solver++, second order) are deterministic. `spacing` selects which of the 1000 timesteps
+    are used; "linspace" is ADM's. Noise and label of sample i depend only on (seed, i).
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest", "dataset"})
@@ -136,15 +136,15 @@ class EvaluationProtocol(Frozen):
     labels: Literal["uniform", "balanced"] = "uniform"
     feature_network: Annotated[str, Field(max_length=200)] = "inception"
     mode: Literal["exact", "adm"] = "exact"
-    """`adm` reproduces the guided-diffusion evaluator, float16 distances and all; `exact` is float64."""
+    """`adm` reproduces the guided-diffusion evaluator with float16 distances; `exact` uses float64."""
     micro_batch: MicroBatch = 50
-    """Fixed forward shape: batch size changes the low bits, so it belongs to the protocol."""
+    """Batch size of every forward. It changes the low bits of results, so it belongs to the protocol."""
     precision: Precision = "float32"
-    """Of the network's forwards; samplers, decoder and feature network stay in float32."""
+    """Precision of the network's forwards; samplers, decoder and feature network stay in float32."""
     feature_digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)] | None = None
-    """SHA-256 of the feature network's weights where they do not come with the package.
+    """SHA-256 of the feature network's weights; None for weights shipped with the package.
 
-    Filled in when a design is submitted: weights that are exchanged later make another protocol.
+    Set at submission, so that other weights under the same name give another protocol.
     """
     seed: Seed = 0
     dataset: DatasetRef | None = None
@@ -152,11 +152,11 @@ class EvaluationProtocol(Frozen):
 
     @property
     def fid_name(self) -> str:
-        """`fid1k/fashion-cnn`, the figure that ranks."""
+        """Name of the metric that ranks designs, such as `fid1k/fashion-cnn`."""
         return counted("fid", self.samples, self.feature_network, self.mode)
 
 
 def counted(metric: str, samples: int, feature_network: str, mode: str = "exact") -> str:
-    """`fid1k/fashion-cnn`, `fid50k/inception/adm`: small-N figures are biased: the count is named."""
+    """Metric name with its sample count, `fid50k/inception/adm`: FIDs of few samples are biased."""
     count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
     return f"{metric}{count}/{feature_network}" + ("" if mode == "exact" else f"/{mode}")

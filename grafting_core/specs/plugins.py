@@ -1,8 +1,7 @@
-"""Tables that this package and others fill by entry points, and a lab by registering: backbones, data sets,
-feature networks.
+"""Tables of backbones, data sets and feature networks, extended by entry points of packages and by labs.
 
-Our own entries are loaded as those of other packages are. An entry point names an `Entry`, which is data:
-reading a table imports no model. What an entry describes is loaded by the function that `load` names.
+Our own entries are loaded in the same way as those of other packages. An entry point names an `Entry`, which
+is data: reading a table imports no model. The function named by `load` loads what an entry describes.
 """
 
 import logging
@@ -17,28 +16,28 @@ from pydantic import Field
 from grafting_core.specs.base import Frozen
 
 API_VERSION = 1
-"""Of what entries and the objects that they load offer; raised when it changes in a way that breaks them."""
+"""Version of the interface of entries and the objects that they load; raised on breaking changes."""
 
 log = logging.getLogger(__name__)
 
 
 class Entry(Frozen):
-    """One row of a table. `api` is the `API_VERSION` that it was written for."""
+    """Table row. `api` is the `API_VERSION` that it was written for."""
 
     api: int
     load: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] | None = None
-    """`package.module:function` that loads it; None where there is nothing to load."""
+    """Loader as `package.module:function`; None if there is nothing to load."""
 
     @property
     def loader(self) -> Callable[..., Any]:
-        """The function. Raises ValueError where there is none, ImportError where it lacks a library."""
+        """Loader function. Raises ValueError if there is none, ImportError if a library is missing."""
         if self.load is None:
             raise ValueError("this entry names nothing to load")
         function: Callable[..., Any] = resolve_name(self.load)
         return function
 
     def check_name(self, name: str) -> None:
-        """Raises ValueError where the entry does not belong under this name."""
+        """Raises ValueError if the entry must not have this name."""
 
 
 Row = TypeVar("Row", bound=Entry)
@@ -47,8 +46,8 @@ Row = TypeVar("Row", bound=Entry)
 class PluginTable(Generic[Row]):
     """Entries of one kind by name: our own first, then those of other packages in order of their names.
 
-    An entry that cannot be loaded, or that takes a name which is taken, is logged and left out; `find` says
-    why. The table is read at its first use and kept; `reload` forgets it.
+    An entry that cannot be loaded, or whose name is taken, is logged and left out; `find` gives the reason.
+    The table is read at its first use and cached; `reload` clears the cache.
     """
 
     def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row | str]) -> None:
@@ -74,11 +73,11 @@ class PluginTable(Generic[Row]):
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Name of an entry point that is left out -> why."""
+        """Entry point that was left out -> reason."""
         return self._read[1]
 
     def find(self, name: str) -> Row:
-        """Raises ValueError naming what there is, or why this one cannot be used."""
+        """Entry of this name. Raises ValueError with the known names, or the reason it cannot be used."""
         if name in self.entries:
             return self.entries[name]
         if name in self.failures:
@@ -86,7 +85,7 @@ class PluginTable(Generic[Row]):
         raise ValueError(f"unknown {self.what} {name!r}; use one of {', '.join(self.entries)}")
 
     def reload(self) -> None:
-        """Forget what was read, so that the next use looks at the entry points again."""
+        """Clear the cache, so that the next use reads the entry points again."""
         self.__dict__.pop("_read", None)
 
     @cached_property

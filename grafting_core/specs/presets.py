@@ -1,4 +1,4 @@
-"""Named settings of all three stages."""
+"""Presets: named settings of all three stages."""
 
 from typing import Literal, get_args
 
@@ -10,7 +10,7 @@ PRESET_NAMES: tuple[str, ...] = get_args(PresetName)
 
 
 class Preset(Frozen):
-    """One consistent choice of the three stages' settings."""
+    """Settings of the three stages that belong together."""
 
     distill: DistillPlan
     finetune: FinetunePlan
@@ -25,7 +25,7 @@ PRESETS: dict[str, Preset] = {
         finetune=FinetunePlan(precision="bfloat16"),
         evaluate=EvaluationProtocol(),
     ),
-    # Minutes of one CPU core on the testbed, large enough that rankings mean something.
+    # Minutes of one CPU core on the testbed, large enough for stable rankings.
     "demo": Preset(
         distill=DistillPlan(
             steps=170, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, images=6_000

@@ -1,4 +1,4 @@
-"""What an analysis found out about a backbone."""
+"""Profile of a backbone: result of an analysis."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 class BandLocality(Frozen):
     """Attention mass within `band` tokens in raster order, block by block (paper Eq. 3).
 
-    `uniform` is what attention that prefers no token would have.
+    `uniform` is the mass of attention that weighs all tokens equally.
     """
 
     band: Annotated[int, Field(ge=0)]
@@ -23,10 +23,10 @@ class BandLocality(Frozen):
 
 
 class SiteStatistics(Frozen):
-    """All output values of the operator at one site (paper section 3.3).
+    """Statistics of all output values of the operator at one site (paper section 3.3).
 
-    `kurtosis` is 3 for a normal distribution, `maximum` the largest magnitude, an outlier is six standard
-    deviations from the mean.
+    `kurtosis` is 3 for a normal distribution, `maximum` the largest magnitude; an outlier is more than six
+    standard deviations from the mean.
     """
 
     site: GraftSite
@@ -49,7 +49,7 @@ class BackboneProfile(Frozen):
 
 
 def default_band(num_tokens: int) -> int:
-    """An eighth of the tokens: the paper's 32 of 256."""
+    """Default half-width: an eighth of the tokens, like the paper's 32 of 256."""
     return max(1, num_tokens // 8)
 
 

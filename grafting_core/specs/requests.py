@@ -1,4 +1,4 @@
-"""Requests to judge something without a lab: a model or samples of any project, against any reference."""
+"""Requests for evaluation without a lab: a model or samples of any project, against any reference."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class EvaluateRequest(Frozen):
     subject: str
     protocol: EvaluationProtocol
     reference: str | None = None
-    """A file, a folder of pictures or a backbone's name; None: the subject's own backbone."""
+    """File, folder of images or backbone name; None: the subject's own backbone."""
     source: FeatureSource | None = None
 
 
@@ -31,7 +31,7 @@ class ReferenceRequest(Frozen):
 
 
 class ShowRequest(Frozen):
-    """Say what a reference file holds."""
+    """Describe the content of a reference file."""
 
     kind: Literal["show"] = "show"
     file: str
@@ -42,9 +42,9 @@ REQUEST: TypeAdapter[Request] = TypeAdapter(Request)
 
 
 class ReferenceView(Frozen):
-    """What a reference is of.
+    """Description of a reference.
 
-    `digest` is the one that fingerprints hold; None where the file has no card, and so names no network.
+    `digest` is the one in fingerprints; None if the file has no card and so does not name its network.
     """
 
     name: str
@@ -55,4 +55,4 @@ class ReferenceView(Frozen):
     spatial_dims: int | None
     features_kept: int | None
     notes: tuple[str, ...] = ()
-    """What to be wary of in the images that it was made of."""
+    """Warnings about the images that it was made of."""

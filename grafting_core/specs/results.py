@@ -1,4 +1,4 @@
-"""What an evaluation yields: figures with intervals, by class too, and everything that they depend on."""
+"""Results of an evaluation: metrics with intervals, overall and by class, and their fingerprint."""
 
 from typing import ClassVar, Literal
 
@@ -8,19 +8,19 @@ from grafting_core.specs.plans import EvaluationProtocol
 
 
 class ProtocolFingerprint(Frozen):
-    """How quality was measured. Figures under different fingerprints are never ranked together."""
+    """How quality was measured. Metrics under different fingerprints are never ranked together."""
 
     recipe: int
-    """Version of the evaluating code's arithmetic."""
+    """Version of the evaluation's arithmetic."""
     subject: str
-    """Digest of the backbone whose designs are compared; of nothing (empty) for samples of unknown origin."""
+    """Digest of the backbone whose designs are compared; empty for samples of unknown origin."""
     protocol: EvaluationProtocol
     feature_network: str | None
-    """SHA-256 of its weights; None where they are not at hand."""
+    """SHA-256 of the feature network's weights; None if they are not available."""
     reference: str
-    """Digest of what the samples are compared with."""
+    """Digest of the reference that samples are compared with."""
     held_out: str | None = None
-    """Digest of the held-out images on which losses are measured; None where none are."""
+    """Digest of the held-out images for losses; None if there are none."""
 
     added: ClassVar[frozenset[str]] = frozenset({"held_out"})
 
@@ -30,14 +30,14 @@ class ProtocolFingerprint(Frozen):
 
 
 class ClassFigures(Frozen):
-    """Samples asked to be of one class."""
+    """Metrics of the samples with one target class."""
 
     label: int
     samples: int
     accuracy: float | None = None
-    """Share that the feature network recognises as the class."""
+    """Share that the feature network classifies as this class."""
     kid: float | None = None
-    """Kernel distance to the reference images of the class: unbiased, so fit for few samples."""
+    """Kernel distance to the reference images of the class: unbiased, so usable for few samples."""
 
 
 class EvaluationReport(Frozen):
@@ -51,11 +51,11 @@ class EvaluationReport(Frozen):
     samples_digest: str
     """SHA-256 over the SHA-256 of every image in order: equal digests, equal images."""
     made_with: dict[str, str] = {}
-    """Versions of the software; shown, but no part of the fingerprint."""
+    """Software versions; displayed, but not part of the fingerprint."""
 
 
 class Hardware(Frozen):
-    """What a latency was measured on; `digest` is the hardware fingerprint."""
+    """Hardware of a latency measurement; `digest` is the hardware fingerprint."""
 
     device: str
     processor: str
@@ -79,36 +79,36 @@ class Latency(Frozen):
     median: float
     low: float
     high: float
-    """20 and 80 % of the measurements."""
+    """20 % and 80 % quantiles."""
     teacher_median: float
     ratio: float
     ratio_low: float
     ratio_high: float
-    """95 % by bootstrap over the pairs."""
+    """95 % bootstrap interval of the ratio over the pairs."""
 
     @property
     def verdict(self) -> Literal["faster", "slower", "no difference"]:
-        """A speed-up whose interval includes 1 is none."""
+        """Compare by the interval of the ratio: if it includes 1, there is no difference."""
         if self.ratio_high < 1:
             return "faster"
         return "slower" if self.ratio_low > 1 else "no difference"
 
 
 class Parameters(Frozen):
-    """Counts of a network's parameters, shared ones once."""
+    """Parameter counts of a network; shared parameters count once."""
 
     total: int
     trainable: int
-    """What stage 2 trains."""
+    """Parameters that stage 2 trains."""
     grafted: int
-    """In operators that were put in."""
+    """Parameters of the design's operators and merges."""
     embedding: int
-    """In timestep and label embedders, which diffusers' DiT repeats in every block."""
+    """Parameters of timestep and label embedders, which diffusers' DiT repeats in every block."""
     buffers: int
 
 
 class MeasuredCost(Frozen):
-    """What a network costs, by formula and by clock. Only costs of equal hardware are ever compared."""
+    """Cost of a network by formula and by clock. Only costs on equal hardware are compared."""
 
     hardware: Hardware
     parameters: Parameters
@@ -116,12 +116,12 @@ class MeasuredCost(Frozen):
     flops_per_image: int
     latencies: tuple[Latency, ...]
     cold_start_seconds: float
-    """The very first forward."""
+    """Seconds of the first forward."""
     images_per_second: float
     teacher_images_per_second: float
-    """Sampled and decoded, under the evaluation's own protocol."""
+    """Images sampled and decoded per second under the evaluation's protocol."""
     peak_bytes: int
-    """Allocated at most during one forward of the larger batch, beyond weights and inputs."""
+    """Peak memory allocated during one forward of the larger batch, beyond weights and inputs."""
 
     @property
     def macs_per_forward(self) -> int:

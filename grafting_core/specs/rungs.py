@@ -1,7 +1,7 @@
-"""The fidelity ladder: how a network can be judged, from seconds to hours, each rung under its own name.
+"""Fidelity ladder: ways to evaluate a network, from seconds to hours, each rung under its own name.
 
-A rung's number is comparable with the same rung's of another network and with nothing else: small-N FID is
-biased (Chong & Forsyth 2020), so `fid1k` says little about `fid50k` until their rank correlation is measured.
+A value is comparable only with values of other networks on the same rung: small-N FID is biased (Chong &
+Forsyth 2020), so `fid1k` says little about `fid50k` until their rank correlation is measured.
 """
 
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ SAMPLE_RUNGS = (1_000, 10_000, 50_000)
 
 
 class LossGapRung(Frozen):
-    """Denoising loss above the teacher's on fixed noise: no sampling at all."""
+    """Denoising loss minus the teacher's, on fixed noise, without sampling."""
 
     kind: Literal["loss_gap"] = "loss_gap"
     draws: Annotated[int, Field(ge=64, le=1_000_000)] = LOSS_DRAWS
@@ -44,18 +44,18 @@ Rung = Annotated[LossGapRung | FidRung, Discriminator("kind")]
 
 
 class FidelityLadder(Frozen):
-    """Rungs from cheap to dear."""
+    """Rungs from cheap to expensive."""
 
     rungs: tuple[Rung, ...]
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The name of each rung's number."""
+        """Metric name of each rung."""
         return tuple(rung.metric for rung in self.rungs)
 
 
 def ladder_of(protocol: EvaluationProtocol) -> FidelityLadder:
-    """Every rung that one evaluation under this protocol yields: its first 1k, 10k ... samples, and all."""
+    """Rungs that one evaluation under this protocol yields: its first 1k, 10k ... samples, and all."""
     counts = [count for count in SAMPLE_RUNGS if count < protocol.samples]
     fids = [
         FidRung(samples=count, feature_network=protocol.feature_network, mode=protocol.mode)
@@ -65,12 +65,12 @@ def ladder_of(protocol: EvaluationProtocol) -> FidelityLadder:
 
 
 def rung_cost(rung: Rung, flops_per_forward: int, flops_per_image: int) -> int:
-    """FLOPs of judging one network on this rung, the teacher's share not counted: it is paid once."""
+    """FLOPs of evaluating one network on this rung, without the teacher's share, which is paid once."""
     if isinstance(rung, LossGapRung):
         return rung.draws * flops_per_forward
     return rung.samples * flops_per_image
 
 
 def comparable_digest(backbone_digest: str, protocol: EvaluationProtocol) -> str:
-    """Names what rungs of different heights have in common: everything but the number of samples."""
+    """Digest of what all rungs share: everything but the number of samples."""
     return digest({"backbone": backbone_digest, "protocol": protocol.model_copy(update={"samples": 2})})

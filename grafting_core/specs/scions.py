@@ -1,4 +1,4 @@
-"""A scion: what determines a distilled operator, the key that follows, and the card it is filed under."""
+"""Scions: the spec that determines a distilled operator, its key, and its card in the bank."""
 
 from typing import Any, Literal
 
@@ -10,17 +10,17 @@ from grafting_core.specs.design import ParallelPair, Part
 from grafting_core.specs.plans import DistillPlan, Loss
 
 DISTILL_RECIPE = 4
-"""Bumped when stage 1's arithmetic changes, so that old scions are not mistaken for new ones."""
+"""Version of stage 1's arithmetic, raised when it changes so that older scions are not reused."""
 
 PAIR_LOSS: Loss = "l1"
-"""Of merges, as the paper has it (section 6)."""
+"""Loss of merges, as in the paper (section 6)."""
 
 
 class ScionSpec(Frozen):
-    """Everything that determines one distilled operator, and nothing else: other edits of a design do not.
+    """Everything that determines one distilled operator; other edits of its design do not.
 
-    The backbone's digest covers its weights, its autoencoder and the training images at hand; which of them
-    are seen, in which order and under which noise, is in the plan, as are seeds and precision.
+    The backbone's digest covers its weights, its autoencoder and the training images; the plan determines
+    which images are used, their order and noise, seeds and precision.
     """
 
     backbone: BackboneRef
@@ -34,18 +34,18 @@ class ScionSpec(Frozen):
 
     @property
     def kind(self) -> str:
-        """`hyena_x`; of a pair, `merge`."""
+        """Operator kind, `hyena_x`; `merge` for a pair."""
         return "merge" if isinstance(self.part, ParallelPair) else self.part.operator.kind
 
     @property
     def operator(self) -> str:
-        """`mlp ratio=3.0, inherited`: the kind with the fields that are not its defaults."""
+        """`mlp ratio=3.0, inherited`: the kind with fields that differ from their defaults."""
         if isinstance(self.part, ParallelPair):
             return self.kind
-        fields = self.part.operator.model_dump(exclude_defaults=True, exclude={"kind"})
-        told = [f"{name}={value}" for name, value in fields.items()]
-        told += ["inherited"] if self.part.init == "inherit" else []
-        return f"{self.kind} {', '.join(told)}".strip()
+        changed = self.part.operator.model_dump(exclude_defaults=True, exclude={"kind"})
+        fields = [f"{name}={value}" for name, value in changed.items()]
+        fields += ["inherited"] if self.part.init == "inherit" else []
+        return f"{self.kind} {', '.join(fields)}".strip()
 
     @property
     def label(self) -> str:
@@ -60,11 +60,11 @@ class ScionSpec(Frozen):
 
     @property
     def key(self) -> str:
-        """Same key, same bytes on the same class of hardware. Losses of other slots do not enter."""
+        """Content key: equal keys give equal bytes on equal hardware. Losses of other slots do not enter."""
         return _key(self)
 
     def determining(self) -> dict[str, Any]:
-        """What of the plan enters the key."""
+        """Fields of the plan that enter the key."""
         plan = fields_of(self.plan, exclude={"attention_loss", "mlp_loss", "init_seed"})
         return {**plan, "loss": self.loss, "first_weights_seed": self.plan.first_weights_seed}
 
@@ -83,31 +83,31 @@ def _key(scion: ScionSpec) -> str:
 
 
 def part_name(part: Part) -> str:
-    """The site, or `pair 0+1`; what a part is called within its design."""
+    """The site, or `pair 0+1`: the part's name within its design."""
     return str(part) if isinstance(part, ParallelPair) else str(part.site)
 
 
 class ScionCard(Frozen):
-    """What the bank says of a scion without opening it. Times are the maker's clock, for display only."""
+    """Bank entry that describes a scion. Times are the maker's clock, for display only."""
 
     key: str
     scion: ScionSpec
     errors: dict[str, float]
-    """Normalised squared error on held-out images: `nmse` and by quarter of the timesteps."""
+    """Normalised squared error on held-out images: `nmse` overall and by quarter of the timesteps."""
     held_out: str | None = None
-    """Digest of those images; None: the training images under other noise, as earlier versions measured."""
+    """Digest of those images; None for older cards, which used training images under other noise."""
     scores: dict[str, float] = {}
-    """`replace_one/...`: what it does to the teacher's prediction, alone in its place."""
+    """`replace_one/...`: effect on the teacher's prediction when only this scion is put in."""
     restored: dict[str, dict[str, float]] = {}
-    """Digest of a design -> `restore_one/...`: what is gained in that design by putting the original back."""
+    """Digest of a design -> `restore_one/...`: gain in that design when the original is put back."""
     curve: tuple[tuple[int, float], ...] = ()
     steps: int
     ending: Literal["completed", "plateau"] = "completed"
     reason: str = ""
     spend: Usage
-    """Its share of the pass that made it."""
+    """Its share of the usage of the pass that made it."""
     made_by: str
-    """The run."""
+    """Run that distilled it."""
     made_at: float
     hardware: str
     file: str

@@ -1,4 +1,4 @@
-"""Screening: hybrids out of the bank judged without finetuning, rung by rung, fewer on each."""
+"""Screening: hybrids from the bank are evaluated without finetuning, rung by rung, fewer on each rung."""
 
 from math import ceil
 from typing import Annotated, Literal
@@ -15,14 +15,13 @@ from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetuneP
 from grafting_core.specs.rungs import LossGapRung, Rung
 
 SCREENING_RECIPE = 1
-"""Bumped when the arithmetic of a rung changes."""
+"""Version of the rungs' arithmetic, raised when it changes."""
 
 
 class ScreeningSpec(Frozen):
-    """Designs whose scions are in the bank, in order of proposal; `costs` beside each are further objectives.
+    """Designs whose scions are in the bank, in order of proposal; `costs` of each are further objectives.
 
-    Of those on one rung the best `1 / reduction` are promoted to the next, front by front
-    (`specs.studies.selection`).
+    The best `1 / reduction` of one rung are promoted to the next (`specs.studies.selection`).
     """
 
     kind: Literal["screening"] = "screening"
@@ -30,7 +29,7 @@ class ScreeningSpec(Frozen):
     backbone: BackboneRef
     designs: Annotated[tuple[GraftDesign, ...], Field(min_length=1)]
     costs: tuple[tuple[float, ...], ...]
-    """One row a design; rows are empty where quality is the only objective."""
+    """One row per design; rows are empty where quality is the only objective."""
     rungs: Annotated[tuple[Rung, ...], Field(min_length=1)]
     reduction: Annotated[float, Field(gt=1)] = 3
     distill: DistillPlan
@@ -40,15 +39,15 @@ class ScreeningSpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names what is judged and how."""
+        """Digest of what is evaluated and how."""
         return digest({"screening": fields_of(self, exclude={"name", "budget", "resources"})})
 
     def survivors_of(self, count: int) -> int:
-        """How many of `count` are promoted to the next rung."""
+        """Number of `count` hybrids that are promoted to the next rung."""
         return ceil(count / self.reduction)
 
     def result_key(self, design: GraftDesign, rung: Rung) -> str:
-        """Names one hybrid's number on one rung, whichever study asks for it."""
+        """Key of one hybrid's value on one rung, shared by all studies."""
         protocol = None if isinstance(rung, LossGapRung) else self.evaluate.model_copy(update={"samples": 2})
         return digest(
             {
@@ -64,14 +63,14 @@ class ScreeningSpec(Frozen):
         )
 
     def _images_of(self, rung: Rung) -> dict[str, str]:
-        """Digest of the held-out images on which a loss is measured; samples are not measured on any."""
+        """Digest of the held-out images of a loss rung; empty for FID rungs, which use none."""
         card = backbone_cards().get(self.backbone.name)
         if not isinstance(rung, LossGapRung) or card is None or card.held_out is None:
             return {}
         return {"held out": card.held_out.digest}
 
     def graft(self, design: GraftDesign) -> ExperimentSpec:
-        """The design as an experiment, of which only the scions matter here."""
+        """The design as an experiment; only its scions matter here."""
         return ExperimentSpec(
             name=self.name,
             design=design,
@@ -82,12 +81,12 @@ class ScreeningSpec(Frozen):
 
 
 class Screened(Frozen):
-    """One hybrid's number on one rung."""
+    """Value of one hybrid on one rung."""
 
     value: float
     seconds: Annotated[float, Field(ge=0)]
 
 
 def result_path(key: str) -> str:
-    """Where it is kept, relative to the storage root."""
+    """Path of a value relative to the storage root."""
     return f"screened/{key}.json"

@@ -1,4 +1,4 @@
-"""Where an operator sits."""
+"""Position of an operator in a backbone."""
 
 from typing import Annotated
 

@@ -97,7 +97,7 @@ CASES: list[Case] = [
         "repeated-choice",
     ),
     (51, "leading zero", POST, yaml("name: a\ndistill: {seed: 0100}"), 400, "malformed"),
-    (51, "to base 60", POST, yaml("budget: {device_seconds: 1:30:00}"), 400, "malformed"),
+    (51, "base-60 number", POST, yaml("budget: {device_seconds: 1:30:00}"), 400, "malformed"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""One module a stage: skip what exists, do what is missing, publish it whole."""
+"""One module per stage: reuse published artifacts, make missing ones, publish atomically."""

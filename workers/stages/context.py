@@ -1,4 +1,4 @@
-"""What every stage of an attempt has at hand."""
+"""Resources shared by all stages of an attempt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process speaks for the group."""
+        """Whether this process is rank 0, which writes for the group."""
         return self.share.rank == 0
 
 
@@ -51,7 +51,7 @@ class Context:
     _latents: dict[int, Latents] = field(default_factory=dict)
     _held_out: Latents | None = None
     scions: dict[str, bytes] = field(default_factory=dict)
-    """Key -> weights that stage 1 has read and verified; stage 2 takes them and leaves nothing behind."""
+    """Key -> verified weights, read by stage 1 for stage 2, which removes them."""
 
     @property
     def work(self) -> Job:
@@ -59,17 +59,17 @@ class Context:
 
     @property
     def spec(self) -> ExperimentSpec:
-        """The work, where it is a graft."""
+        """The work as a graft. Raises ValueError for other kinds."""
         return as_graft(self.work)
 
     def keep_published(self, folder: str) -> bool:
-        """Whether what is published there serves this run: intact, and its own where it wants all fresh."""
+        """Whether an intact artifact is published that this run may use; `fresh` runs use only theirs."""
         if not keep_published(self.storage, folder):
             return False
         return not self.spec.fresh or self.maker(folder) == self.ticket.run_id
 
     def maker(self, folder: str) -> str:
-        """The run that published what is there."""
+        """Run that published the artifact."""
         return str(read_card(self.storage, folder).get("made_by", ""))
 
     def latents(self, images: int) -> Latents:
@@ -79,7 +79,7 @@ class Context:
         return self._latents[images]
 
     def held_out(self) -> Latents:
-        """Latents of images that no training has seen, encoded once per attempt."""
+        """Latents of held-out images, which no training uses, encoded once per attempt."""
         if self._held_out is None:
             self._held_out = encode_held_out(self.backbone)
         return self._held_out
@@ -89,7 +89,7 @@ class Context:
 
     def pass_observer(self, stage: StageName, key: str) -> PassObserver:
         if self.events is None:
-            return NullObserver()  # when rank 0 stops, the whole group is ended
+            return NullObserver()  # when rank 0 stops, the whole group ends
         return StageObserver(stage, key, self.events, self.meter, self.stop_condition)
 
     def checkpoints(self, key: str, part: str = "") -> StoredCheckpoints:

@@ -1,4 +1,4 @@
-"""DISTILL: every scion the design needs and the bank does not have, in one pass of the teacher."""
+"""DISTILL: distill all scions of the design that the bank lacks, in one pass of the teacher."""
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from workers.stages.distill_missing import DistillOutcome, ensure_distilled, mod
 
 
 def run(context: Context) -> StageReport:
-    """Raises Diverged, once the others are in the bank, where one of the design's scions came to nothing."""
+    """Raises Diverged if a scion of the design diverged, after the others were published in the bank."""
     scions = scions_of(context.spec)
     key = digest({scion.name: scion.key for scion in scions})
     done = ensure_distilled(context, scions, key, context.scions)
@@ -30,13 +30,13 @@ def run(context: Context) -> StageReport:
 
 
 def stage_report(context: Context, key: str, cards: list[ScionCard], done: DistillOutcome) -> StageReport:
-    """Errors and scores of all these scions, and which of them were made just now."""
+    """Stage report with the errors and scores of all these scions, and which of them this run made."""
     bank = Bank(context.storage)
     metrics = {
         f"{name}/{_name(card, cards)}": value
         for card in cards
         for name, value in {**card.errors, **card.scores}.items()
-        if "/t" not in name  # by timestep they are on the cards
+        if "/t" not in name  # values by timestep are on the cards only
     }
     return StageReport(
         stage="distill",
@@ -52,13 +52,13 @@ def stage_report(context: Context, key: str, cards: list[ScionCard], done: Disti
 
 
 def _name(card: ScionCard, cards: list[ScionCard]) -> str:
-    """The site, and the kind as well where several scions are at one site."""
-    alone = sum(each.scion.name == card.scion.name for each in cards) == 1
+    """The site; with the operator's kind where several scions have the same site."""
+    alone = sum(other.scion.name == card.scion.name for other in cards) == 1
     return card.scion.name if alone else card.scion.label
 
 
 def load_scions(context: Context) -> dict[GraftSite, nn.Module]:
-    """The design's distilled operators, built and filled with their weights."""
+    """The design's distilled operators with their weights."""
     bank = Bank(context.storage)
     return {
         scion.part.site: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
@@ -68,7 +68,7 @@ def load_scions(context: Context) -> dict[GraftSite, nn.Module]:
 
 
 def load_merges(context: Context) -> dict[ParallelPair, nn.Module]:
-    """The design's distilled merges."""
+    """The design's distilled merges with their weights."""
     bank = Bank(context.storage)
     return {
         scion.part: module_of(context.backbone, bank, scion, context.scions.get(scion.key))

@@ -1,4 +1,4 @@
-"""Brings the scions that a work needs into the bank: what is missing is distilled in one pass and scored."""
+"""Ensure that the bank has the scions of a job: distill missing ones in one pass and score all."""
 
 import platform
 import time
@@ -30,14 +30,14 @@ from workers.usage import StepCost
 
 @dataclass(frozen=True)
 class DistillOutcome:
-    """What came of it: which were missing, which this run has made, notes, and why others came to nothing."""
+    """Outcome for a set of scions: number missing, those made by this run, notes, and divergences."""
 
     missing: int
     made: dict[str, Usage]
-    """By any of the run's attempts."""
+    """Key -> usage, of scions made by any attempt of this run."""
     notes: tuple[str, ...]
     diverged: dict[str, str]
-    """Label of the scion -> reason."""
+    """Label of a diverged scion -> reason."""
 
 
 def ensure_distilled(
@@ -46,27 +46,28 @@ def ensure_distilled(
     stage_key: str,
     read: dict[str, bytes] | None = None,
 ) -> DistillOutcome:
-    """Bring all of them into the bank, each rank its share of what is missing; all of one stream.
+    """Distill the missing scions of one stream into the bank, each rank its share.
 
-    The verified weights of those that are there already are put into `read`, for whoever builds with them.
+    Verified weights of scions that the bank already has are put into `read`, for building the graft from
+    them.
     """
     bank = Bank(context.storage)
-    wanted = {scion.key: scion for scion in scions}
-    there = [key for key in wanted if bank.has(key)]
-    damaged = {key: wrong for key in there if (wrong := bank.take_in(key, read)) is not None}
-    notes = [f"{wanted[key].label}: {wrong}; made anew" for key, wrong in damaged.items()]
-    lacking = [key for key in wanted if key in damaged or key not in there]
-    missing = [wanted[key] for key in lacking if not bank.divergence(key)]
-    # Everybody looks before anybody publishes: else shares would be cut from different lists.
+    by_key = {scion.key: scion for scion in scions}
+    banked = [key for key in by_key if bank.has(key)]
+    damaged = {key: wrong for key in banked if (wrong := bank.take_in(key, read)) is not None}
+    notes = [f"{by_key[key].label}: {wrong}; made anew" for key, wrong in damaged.items()]
+    lacking = [key for key in by_key if key in damaged or key not in banked]
+    missing = [by_key[key] for key in lacking if not bank.divergence(key)]
+    # All ranks list before any publishes: otherwise they would split different lists.
     context.group.barrier()
     if missing:
         _distil(context, bank, missing, stage_key)
     context.group.barrier()
-    _score(context, bank, list(wanted.values()))
+    _score(context, bank, list(by_key.values()))
     context.group.barrier()
-    cards = [card for key in wanted if (card := bank.card(key)) is not None]
+    cards = [card for key in by_key if (card := bank.card(key)) is not None]
     made = {card.key: card.spend for card in cards if card.made_by == context.ticket.run_id}
-    failed = {scion.label: bank.divergence(key) for key, scion in wanted.items() if not bank.has(key)}
+    failed = {scion.label: bank.divergence(key) for key, scion in by_key.items() if not bank.has(key)}
     diverged = {label: reason or "it vanished" for label, reason in failed.items()}
     return DistillOutcome(len(missing), made, tuple(notes), diverged)
 
@@ -96,7 +97,7 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
 def _publisher(
     context: Context, bank: Bank, own: Mapping[str, ScionSpec]
 ) -> Callable[[StudentSpec, DistillResult], None]:
-    """Publishes each scion the moment it is done, so that whatever ends the attempt cannot take it away."""
+    """Publishes each scion when it is done, so that it is not lost if the attempt ends early."""
 
     def done(candidate: StudentSpec, result: DistillResult) -> None:
         scion, card = own[candidate.key], context.backbone.card
@@ -130,7 +131,7 @@ def _publisher(
 
 
 def _attributed_usage(context: Context, scion: ScionSpec, result: DistillResult, sharers: int) -> Usage:
-    """An equal share of the teacher, and its own training."""
+    """Usage attributed to one scion: an equal share of the teacher, and its own training."""
     card, images = context.backbone.card, result.steps * scion.plan.batch_size
     flops = card.forward_flops() / sharers + part_flops(card, scion.part)
     seconds = result.seconds * context.ticket.work.resources.devices_per_worker
@@ -138,7 +139,7 @@ def _attributed_usage(context: Context, scion: ScionSpec, result: DistillResult,
 
 
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
-    """Add replace-one scores to the cards that have none yet, each rank its share."""
+    """Add replace-one scores to the cards that lack them, each rank its share."""
     cards = [bank.card(scion.key) for scion in scions]
     unscored = {card.key: card for card in cards if card is not None and not card.scores}
     own = list(unscored)[context.group.share.rank :: context.group.share.world]
@@ -150,7 +151,7 @@ def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
 
 
 def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
-    """Add restore-one scores under this design's digest to the cards that have none for it yet."""
+    """Add restore-one scores under this design's digest to the cards that lack them."""
     bank, backbone, name = Bank(context.storage), context.backbone, digest(context.spec.design)
     cards = {scion.key: bank.card(scion.key) for scion in scions}
     if all(card is None or name in card.restored for card in cards.values()):
@@ -175,7 +176,7 @@ def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) 
 
 
 def intervention(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Intervention:
-    """Puts this one scion into the backbone's transformer when called."""
+    """Function that puts this one scion into the backbone's transformer."""
     module = module_of(backbone, bank, scion)
 
     def place() -> Undoable:
@@ -185,7 +186,7 @@ def intervention(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Interventi
 
 
 def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Latents) -> list[StudentSpec]:
-    """What the pass is to train for these scions of one stream; merges start from a fit made here."""
+    """Students to train for these scions of one stream; merges start from a least-squares fit made here."""
     pairs = [scion.part for scion in scions if isinstance(scion.part, ParallelPair)]
     starts = fit_merges(backbone, pairs, latents, scions[0].plan.seed)
     return [
@@ -197,9 +198,9 @@ def candidates_of(backbone: Backbone, scions: Sequence[ScionSpec], latents: Late
 
 
 def module_of(backbone: Backbone, bank: Bank, scion: ScionSpec, payload: bytes | None = None) -> nn.Module:
-    """The distilled module with its weights, verified. Raises FileNotFoundError or DamagedArtifact.
+    """The distilled module with its verified weights. Raises FileNotFoundError or CorruptArtifact.
 
-    `payload` are the weights, where somebody has read and verified them already.
+    `payload`: the weights, if they were read and verified before.
     """
     part = scion.part
     if isinstance(part, ParallelPair):

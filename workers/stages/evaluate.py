@@ -1,4 +1,4 @@
-"""EVALUATE: samples in chunks of fixed indices, features kept by chunk, figures from all of them."""
+"""EVALUATE: sample in chunks of fixed indices, store features by chunk, compute metrics from all chunks."""
 
 import copy
 
@@ -33,7 +33,7 @@ MICRO_BATCHES_A_CHUNK = 2
 
 
 def run(context: Context) -> StageReport:
-    """Evaluate unless this very evaluation is published already."""
+    """Evaluate unless this evaluation is already published."""
     key = evaluation_key(context.spec)
     folder = f"evaluations/{key}"
     kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
@@ -81,7 +81,7 @@ def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
 
 
 def graft_of(context: Context) -> nn.Module:
-    """The finetuned graft beside the untouched teacher, or the teacher itself."""
+    """The finetuned graft on a copy of the teacher, or the teacher itself if the design changes nothing."""
     design = context.spec.design
     if design.is_teacher:
         return context.backbone.transformer
@@ -98,7 +98,7 @@ def _sheet(context: Context, network: nn.Module) -> bytes:
 
 
 def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> None:
-    """Each rank its chunks; those already there from an earlier attempt are kept."""
+    """Sample this rank's chunks; those of an earlier attempt are reused."""
     protocol, share = context.spec.evaluate, context.group.share
     observer, chunks = context.observer("evaluate", key), Chunks(context.storage, key)
     network = feature_network_for(context.backbone, protocol)
@@ -122,7 +122,7 @@ def _report(context: Context, key: str) -> EvaluationReport:
 
 
 def reference_of(context: Context, network: FeatureNetwork) -> Reference:
-    """The backbone's own, made once for all designs that are compared with it."""
+    """Reference of the backbone's training images, made once for all designs that are compared with it."""
     folder = f"references/{fingerprint_of(context.spec).reference}"
     if not keep_published(context.storage, folder):
         made = training_reference(context.backbone.card, network)
@@ -150,7 +150,7 @@ def _costs(context: Context) -> dict[str, float]:
 
 
 def _measure_cost(context: Context, key: str, graft: nn.Module) -> None:
-    """By the clock, once for each kind of hardware; apart from the figures, which are the same everywhere."""
+    """Measure cost by clock, once per kind of hardware; metrics, equal on all hardware, are kept apart."""
     if _known_cost(context, key) is not None:
         return
     spec, backbone = context.spec, context.backbone

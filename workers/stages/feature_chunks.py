@@ -1,6 +1,6 @@
-"""What is kept of every chunk of samples: features and hashes, from which all figures follow.
+"""Chunks of an evaluation: features and hashes of samples, from which all metrics are computed.
 
-Chunks have checksums: one that was damaged is set aside when an attempt begins, and made anew.
+Chunks have checksums: a damaged one is set aside when an attempt begins, and made again.
 """
 
 import io
@@ -19,13 +19,13 @@ PARTS = ("pool", "spatial", "logits")
 
 @dataclass(frozen=True)
 class Chunks:
-    """Of one evaluation, by the index of their first sample. Written whole; again is harmless."""
+    """Chunks of one evaluation by the index of their first sample; writing one twice is harmless."""
 
     storage: Storage
     key: str
 
     def has(self, first: int) -> bool:
-        """Whether it is there and whole."""
+        """Whether the chunk exists and is intact."""
         return keep_intact(self.storage, self._path(first))
 
     def add(self, chunk: EvaluatedChunk) -> None:
@@ -36,7 +36,7 @@ class Chunks:
         self.storage.write_bytes(self._path(chunk.first), with_checksum(buffer.getvalue()))
 
     def all(self) -> list[EvaluatedChunk]:
-        """In index order. Raises ValueError where one is damaged: the next attempt finds that."""
+        """All chunks in index order. Raises ValueError if one is damaged; the next attempt makes it again."""
         names = self.storage.names(f"evaluations/{self.key}/chunks")
         return [self._read(name) for name in names if name.endswith(SUFFIX)]
 

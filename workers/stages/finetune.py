@@ -1,4 +1,4 @@
-"""FINETUNE: the grafted network as a whole; its averaged weights are published."""
+"""FINETUNE: train the whole grafted network; its EMA weights are published."""
 
 import copy
 
@@ -15,7 +15,7 @@ from workers.stages.distill import load_merges, load_scions
 
 
 def run(context: Context) -> StageReport:
-    """Finetune unless this very model is published already."""
+    """Finetune unless this model is already published."""
     key = finetune_key(context.spec)
     reused = context.keep_published(f"models/{key}")
     if not reused:
@@ -34,7 +34,7 @@ def run(context: Context) -> StageReport:
 
 def _finetune(context: Context, key: str) -> None:
     spec, backbone, share = context.spec, context.backbone, context.group.share
-    # Training changes every block in place; the teacher must stay what it is for the stages to come.
+    # Training changes every block in place; later stages need the teacher unchanged.
     graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
     operate(
         graft,

@@ -1,4 +1,4 @@
-"""MEASURE: rows of the latency table that are not there for this device, each published as it is known."""
+"""MEASURE: time the rows of the latency table that are missing for this device, publishing each one."""
 
 import time
 
@@ -11,7 +11,7 @@ from workers.stages.context import Context
 
 
 def run(context: Context) -> StageReport:
-    """One process measures; the others of its group wait. Raises ValueError for work of another kind."""
+    """Rank 0 measures; the others of its group wait. Raises ValueError for work of another kind."""
     work = context.work
     if not isinstance(work, LatencySpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a latency table")
@@ -27,7 +27,7 @@ def run(context: Context) -> StageReport:
 
 
 def _fill_in(context: Context, work: LatencySpec, bench: LatencyBench) -> int:
-    """How many rows were measured. A stopped attempt keeps those that it has."""
+    """Number of rows measured. Rows that a stopped attempt measured stay published."""
     observer, made = context.observer("measure", work.digest), 0
     observer.progress(0, len(work.parts), {})
     for done, part in enumerate(work.parts, 1):
@@ -39,7 +39,7 @@ def _fill_in(context: Context, work: LatencySpec, bench: LatencyBench) -> int:
 
 
 def _add_row(context: Context, bench: LatencyBench, part: TimedPart) -> bool:
-    """Whether the row had to be measured."""
+    """Measure the row unless it is published; whether it was measured."""
     path = row_path(bench.key(part))
     if read_with_digest(context.storage, path, PartLatency) is not None:
         return False

@@ -1,7 +1,7 @@
-"""Samples that an experiment asked to keep: images by chunk while they are made, one file in the end.
+"""Export of samples: images by chunk while sampling, one file at the end.
 
-evaluations/<key>/images/<first index>.image until the file is there; with checksum
-evaluations/<key>/samples.npz, samples.csv   images and who is who
+evaluations/<key>/images/<first index>.image one chunk, with checksum; deleted once the file is complete
+evaluations/<key>/samples.npz, samples.csv   images, and seed and label of each
 evaluations/<key>/samples.json               written last: holds their digests
 """
 
@@ -33,33 +33,33 @@ SUFFIX = ".image"
 
 
 class KeptCard(Frozen):
-    """What a whole file looks like."""
+    """Card of the complete file."""
 
     samples: int
     bytes: int
     sha256: dict[str, str] = {}
-    """By name of the file; cards of an older version have none."""
+    """File name -> digest; empty in cards of older versions."""
 
 
 @dataclass(frozen=True)
 class KeptSamples:
-    """One evaluation's images in storage; where they are not wanted, nothing happens."""
+    """Exported images of one evaluation in storage; does nothing where the experiment does not export."""
 
     storage: Storage
     key: str
     protocol: EvaluationProtocol
-    wanted: bool
+    enabled: bool
 
     @property
     def artifacts(self) -> dict[str, str]:
-        """Names in the stage's report."""
-        names = ("samples.npz", "samples.csv") if self.wanted else ()
+        """File name -> path, for the stage's report."""
+        names = ("samples.npz", "samples.csv") if self.enabled else ()
         return {name: self._path(name) for name in names}
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        if not self.wanted:
+        """Whether the file is published with the size on its card, or nothing is exported."""
+        if not self.enabled:
             return True
         if not all(self.storage.exists(self._path(name)) for name in ("samples.json", "samples.npz")):
             return False
@@ -67,8 +67,8 @@ class KeptSamples:
         return card is not None and self.storage.size(self._path("samples.npz")) == card.bytes
 
     def set_aside_damaged(self) -> None:
-        """Read the files once, and have them made anew where they are not what their card says."""
-        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard) if self.wanted else None
+        """Set the card aside if the files' digests differ from it, so that they are made again."""
+        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard) if self.enabled else None
         for name, expected in (card.sha256 if card else {}).items():
             path = self._path(name)
             if not self.storage.exists(path) or digest_of(self.storage, path) != expected:
@@ -76,18 +76,18 @@ class KeptSamples:
                 return
 
     def has(self, first: int) -> bool:
-        """Whether the chunk from this index on is there and whole, by itself or in the file."""
+        """Whether the chunk that starts at this index is intact, by itself or in the complete file."""
         return keep_intact(self.storage, self._part(first)) or self.complete
 
     def add(self, first: int, images: npt.NDArray[np.uint8]) -> None:
-        """uint8 images [n, H, W] or [n, H, W, C] of samples first .. first + n; again is harmless."""
-        if self.wanted:
+        """uint8 images [n, H, W] or [n, H, W, C] of samples first .. first + n; writing twice is harmless."""
+        if self.enabled:
             buffer = io.BytesIO()
             np.save(buffer, as_rgb(images), allow_pickle=False)
             self.storage.write_bytes(self._part(first), with_checksum(buffer.getvalue()))
 
     def finish(self, num_classes: int) -> None:
-        """Put all chunks into one file with its manifest, then drop them."""
+        """Put all chunks into one file with its manifest, then delete them."""
         if not self.complete:
             self._publish(num_classes)
         for name in self.storage.names(self._folder):

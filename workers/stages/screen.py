@@ -1,7 +1,7 @@
-"""SCREEN: hybrids up the rungs on warm workers, driven by Ray Tune from the attempt's own process.
+"""SCREEN: evaluate hybrids rung by rung on warm workers, driven by Ray Tune from the attempt's driver.
 
-Each Tune trial is one hybrid on one rung. Actors are reused, so the backbone is loaded once a worker. A
-number is published under its content key as soon as it is known: what an earlier attempt found is kept.
+Each Tune trial is one hybrid on one rung. Actors are reused, so each worker loads the backbone once. A value
+is published under its content key as soon as it is known, so a later attempt reuses it.
 """
 
 import os
@@ -25,7 +25,7 @@ from workers.usage import UsageMeter
 
 FINISHED: str = Searcher.FINISHED
 TRIES = 3
-"""Of one number: a worker that was killed says nothing about the hybrid that it judged."""
+"""Attempts for one value: a killed worker says nothing about the hybrid that it was evaluating."""
 LOGGERS_OFF = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
 
 
@@ -38,7 +38,7 @@ class RungState:
         self.failed: set[int] = set()
 
     def on_rung(self, rung: int) -> list[int]:
-        """Who belongs on a rung, best first; empty while the rung below is not complete."""
+        """Hybrids that belong on a rung, best first; empty while the rung below is incomplete."""
         if rung == 0:
             return list(range(len(self.spec.designs)))
         below = self.on_rung(rung - 1)
@@ -49,7 +49,7 @@ class RungState:
         return [remaining[at] for at in select(points, self.spec.survivors_of(len(below)))]
 
     def open(self) -> Iterator[tuple[int, int]]:
-        """(hybrid, rung) that can be judged now; numbers that storage has are taken in on the way."""
+        """(hybrid, rung) pairs that can be evaluated now; reads values that storage already has."""
         for rung in range(len(self.spec.rungs)):
             for index in self.on_rung(rung):
                 if (
@@ -67,7 +67,7 @@ class RungState:
         return known is not None
 
     def metrics(self) -> dict[str, float]:
-        """`12/loss_gap`: every number by hybrid and rung."""
+        """`12/loss_gap`: every value by hybrid and rung."""
         return {
             f"{index}/{rung.metric}": value
             for rung, values in zip(self.spec.rungs, self.values, strict=True)
@@ -76,7 +76,7 @@ class RungState:
 
 
 class RungSearcher(Searcher):  # type: ignore[misc]  # ray is untyped here
-    """Suggests the next (hybrid, rung) to Tune, and waits where a rung is not complete yet."""
+    """Suggests the next (hybrid, rung) to Tune; suggests nothing while a rung is incomplete."""
 
     def __init__(self, rungs: RungState, observer: Observer) -> None:
         super().__init__(metric="value", mode="min")
@@ -114,14 +114,14 @@ class RungSearcher(Searcher):  # type: ignore[misc]  # ray is untyped here
         self._observer.progress(done, evaluations(self._rungs.spec), {})
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: storage has every number."""
+        """Do nothing: storage has every value."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Do nothing: storage has every value."""
 
 
 def evaluations(spec: ScreeningSpec) -> int:
-    """Numbers that a whole screening yields."""
+    """Number of values that a whole screening yields."""
     total, remaining = 0, len(spec.designs)
     for _ in spec.rungs:
         total += remaining
@@ -130,7 +130,7 @@ def evaluations(spec: ScreeningSpec) -> int:
 
 
 def screen(ticket: RunTicket, started: float) -> None:
-    """Carry a screening attempt out. Raises AttemptStoppedEarly with the reason."""
+    """Run a screening attempt. Raises AttemptStoppedEarly with the reason."""
     assert isinstance(ticket.work, ScreeningSpec)
     spec, storage = ticket.work, Storage(ticket.storage)
     meter, events = UsageMeter(spec, started), EventLog(storage, ticket)
@@ -166,10 +166,10 @@ def _tune(ticket: RunTicket, searcher: RungSearcher) -> None:
 
 
 def hybrid_trainable(ticket: str) -> type[tune.Trainable]:
-    """Imports torch where it runs: the driver needs none."""
+    """Trainable class for one ticket; it imports torch where it runs, since the driver needs none."""
 
     class Hybrid(tune.Trainable):  # type: ignore[misc]  # ray is untyped here
-        """Judges one hybrid on one rung, then is given the next."""
+        """Evaluates one hybrid on one rung, then is reset to the next."""
 
         def setup(self, config: dict[str, Any]) -> None:
             from workers.stages.screening_actor import ScreeningModels  # noqa: PLC0415
@@ -184,9 +184,9 @@ def hybrid_trainable(ticket: str) -> type[tune.Trainable]:
             return {"value": self.judge(self.config["hybrid"], self.config["rung"]), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """Nothing: storage has every number."""
+            """Do nothing: storage has every value."""
 
         def load_checkpoint(self, checkpoint: Any) -> None:
-            """Nothing to load."""
+            """Do nothing."""
 
     return Hybrid

@@ -1,4 +1,4 @@
-"""What a warm screening worker holds: the backbone, and scions out of the bank as they are needed."""
+"""State of a warm screening worker: the backbone, and scions loaded from the bank on demand."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from workers.stages.distill_missing import module_of
 
 @dataclass
 class ScreeningModels:
-    """Judges hybrids of one screening and publishes each number."""
+    """Evaluates hybrids of one screening and publishes each value."""
 
     spec: ScreeningSpec
     storage: Storage
@@ -27,7 +27,7 @@ class ScreeningModels:
 
     @classmethod
     def of(cls, ticket_json: str) -> "ScreeningModels":
-        """Loads the backbone. Raises ValueError where its weights are not the planned ones."""
+        """Load the backbone. Raises ValueError if its weights are not those of the plan."""
         ticket = RunTicket.model_validate_json(ticket_json)
         assert isinstance(ticket.work, ScreeningSpec)
         spec, storage = ticket.work, Storage(ticket.storage)
@@ -35,7 +35,7 @@ class ScreeningModels:
         device = "cuda" if torch.cuda.is_available() and spec.resources.gpus_per_worker else "cpu"
         backbone = load_backbone(spec.backbone.name, torch.device(device))
         if backbone.card.digest != spec.backbone.digest:
-            raise ValueError("this worker has other weights of the backbone than the study was planned for")
+            raise ValueError("this worker's backbone weights differ from those of the study")
 
         bank = Bank(storage)
 

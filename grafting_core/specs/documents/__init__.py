@@ -1,1 +1,1 @@
-"""Documents that people write: parsing, checking, explaining."""
+"""Documents that users write: reading, validating, explaining errors."""

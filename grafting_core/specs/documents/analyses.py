@@ -1,4 +1,4 @@
-"""Parse a request for an analysis of a backbone."""
+"""Parse a document that requests an analysis of a backbone."""
 
 import json
 from typing import Any, NoReturn
@@ -15,34 +15,36 @@ from grafting_core.specs.profile import default_band
 
 
 def parse_analysis(document: Any) -> AnalysisSpec:
-    """Validate a plain document and resolve it. Raises SpecError naming every problem."""
+    """Validate a plain document and resolve it. Raises SpecError with all errors."""
     check_plain(document)
     try:
-        asked = AnalysisRequest.model_validate_json(json.dumps(document))
+        request = AnalysisRequest.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise refused(error, document, AnalysisRequest) from error
-    card = find_card(asked.backbone)
-    bands = _bands(asked, card)
-    given = asked.model_dump(include={"samples", "sampling_steps", "seed"})
+    card = find_card(request.backbone)
+    bands = _bands(request, card)
+    settings = request.model_dump(include={"samples", "sampling_steps", "seed"})
     return AnalysisSpec(
-        name=asked.name or f"analysis of {card.name}",
+        name=request.name or f"analysis of {card.name}",
         backbone=card.ref,
         bands=bands,
-        budget=asked.budget,
-        resources=asked.resources,
-        **given,
+        budget=request.budget,
+        resources=request.resources,
+        **settings,
     )
 
 
-def _bands(asked: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:
+def _bands(request: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:
     tokens = card.dims.num_tokens
-    bands = asked.bands or (default_band(tokens),)
+    bands = request.bands or (default_band(tokens),)
     repeated = [band for band in bands if bands.count(band) > 1]
     beyond = [band for band in bands if band >= tokens]
     if repeated:
         _refuse_band(repeated[0], f"band {repeated[0]} is listed more than once")
     if beyond:
-        reason = f"no two of the {tokens} tokens of {card.name} are {beyond[0]} apart; at most {tokens - 1}"
+        reason = (
+            f"no two of the {tokens} tokens of {card.name} are {beyond[0]} apart; the most is {tokens - 1}"
+        )
         _refuse_band(beyond[0], reason)
     return tuple(sorted(bands))
 

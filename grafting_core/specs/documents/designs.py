@@ -1,4 +1,4 @@
-"""The document a user writes, and how it becomes an `ExperimentSpec` or a list of problems."""
+"""Parse a design file into an `ExperimentSpec`, or report its errors."""
 
 import json
 from collections.abc import Callable
@@ -26,13 +26,13 @@ Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
 
 
 class Submission(Frozen):
-    """A design file: what to graft where, a preset of settings, overrides and limits."""
+    """A design file: edits, a preset of settings, overrides and limits."""
 
     name: Name
     backbone: Word
     edits: Annotated[tuple[Edit, ...], Field(max_length=1000)] = ()
     preset: PresetName = "demo"
-    # Only the fields that were given count; the rest come from the preset.
+    # Only fields that were set override the preset.
     distill: DistillPlan = DistillPlan()
     finetune: FinetunePlan = FinetunePlan()
     evaluate: EvaluationProtocol = EvaluationProtocol()
@@ -48,8 +48,8 @@ def parse_submission(
 ) -> ExperimentSpec:
     """Validate a plain document (see `read_document`) and resolve it against its backbone.
 
-    `completed` may add to the card what was measured since, a locality profile for one.
-    Raises SpecError naming every problem with a JSON pointer into the document.
+    `completed` may add measured data to the card, such as a locality profile.
+    Raises SpecError with all errors, each with a JSON pointer into the document.
     """
     check_plain(document)
     try:
@@ -103,43 +103,44 @@ def _overridden(preset: P, given: P) -> P:
 
 
 def _capped(plan: Plan, limit: int | None) -> Plan:
-    """Asking for more images than the backbone ships means all of them; the spec says what is used."""
+    """Limit the plan's images to those that the backbone has; the spec then says how many are used."""
     return plan if limit is None or plan.images <= limit else plan.model_copy(update={"images": limit})
 
 
 def check_shares(plan: FinetunePlan, resources: Resources) -> None:
-    """Finetuning deals every batch out evenly. Raises SpecError with the numbers that would fit.
+    """Raise SpecError, with numbers that would fit, unless every worker gets an equal share of a batch.
 
-    The other stages deal out sites and chunks of samples, of which some workers may have one less.
+    Only finetuning needs that: other stages split sites and chunks, where some workers may have one fewer.
     """
     size, workers = plan.batch_size, resources.workers
     if plan.steps == 0 or size % workers == 0:
         return
     fitting = [str(count) for count in range(1, min(size, MOST_WORKERS) + 1) if size % count == 0]
-    batches = [str(each) for each in (size // workers * workers, -(-size // workers) * workers) if each]
+    nearest = (size // workers * workers, -(-size // workers) * workers)
+    batches = [str(batch) for batch in nearest if batch]
     message = (
-        f"a finetuning batch of {size} cannot be dealt out evenly to {workers} workers; "
+        f"a finetuning batch of {size} cannot be split evenly over {workers} workers; "
         f"use {' or '.join(batches)} for finetune.batch_size, or one of {', '.join(fitting)} workers"
     )
     raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
 
 
 def _check_held_out(plan: DistillPlan, card: BackboneCard) -> None:
-    """Refuse a held-out measurement on more draws than there are images: some would count twice."""
+    """Refuse to measure held-out error on more draws than the backbone has images: some would count twice."""
     if 0 < card.num_images < plan.held_out:
-        message = f"{card.name} has {card.num_images:,} images; hold out at most so many"
+        message = f"{card.name} has {card.num_images:,} images; hold out at most that many"
         raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
 
 
 def _check_guidance(protocol: EvaluationProtocol) -> None:
     if protocol.guidance_interval is not None and protocol.guidance == 1:
-        message = "guidance 1 guides nowhere; leave the interval out, or set evaluate.guidance above 1"
+        message = "guidance 1 has no effect; leave the interval out, or set evaluate.guidance above 1"
         path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
         raise SpecError([problem(path, "without-effect", message, given)])
 
 
 def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
-    """With the digest of weights from outside the package. Raises SpecError where others are asked for."""
+    """Protocol with the digest of external weights. Raises SpecError if it requests other weights."""
     source = feature_sources().get(protocol.feature_network)
     here = source.sha256 if source else None
     if protocol.feature_digest not in (None, here):
@@ -152,10 +153,10 @@ def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
-    """The backbone's own, or one whose weights the operator has named."""
+    """Allow only the backbone's own feature network and those with weights named by the administrator."""
     allowed = list(dict.fromkeys([card.feature_network, *feature_sources()]))
     if protocol.feature_network not in allowed:
-        message = f"{card.name} is judged with {', '.join(allowed)}, not {shown(protocol.feature_network)}"
+        message = f"{card.name} is evaluated with {', '.join(allowed)}, not {shown(protocol.feature_network)}"
         path = ("evaluate", "feature_network")
         raise SpecError(
             [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]

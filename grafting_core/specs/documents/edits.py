@@ -1,4 +1,4 @@
-"""The edits of a design file, taken in order, and how they become a `GraftDesign`."""
+"""Edits of a design file, and their resolution to a `GraftDesign`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,10 +40,10 @@ Pairing = Annotated[
 
 
 class PairEdit(Frozen):
-    """Let neighbouring blocks run side by side, their outputs merged: `all`, or pairs such as [0, 1].
+    """Run neighbouring blocks in parallel and merge their outputs: `all`, or pairs such as [0, 1].
 
-    A pair takes its blocks as the edits before it have left them, and consumes them: no later edit
-    reaches inside.
+    A pair takes its blocks as the edits before it left them; later edits cannot change a block inside a
+    pair.
     """
 
     parallel_pairs: Pairing
@@ -60,7 +60,7 @@ Edit = Annotated[
 
 
 def problem(path: tuple[object, ...], code: str, message: str, given: Any, allowed: Any = ()) -> Problem:
-    """One thing wrong at a place of the document."""
+    """Error at a place of the document."""
     return Problem(
         pointer=pointer(*path), code=code, message=message, given=shown(given), allowed=tuple(allowed)
     )
@@ -68,17 +68,17 @@ def problem(path: tuple[object, ...], code: str, message: str, given: Any, allow
 
 @dataclass
 class EditResolver:
-    """Takes the edits of one document in order; `problems` says what could not be done."""
+    """Resolves the edits of one document in order and collects errors in `problems`."""
 
     card: BackboneCard
     locality: tuple[float, ...] | None
     problems: list[Problem] = field(default_factory=list)
     _placed: dict[GraftSite, ReplaceOperator] = field(default_factory=dict)
     _paired: dict[int, tuple[ParallelPair, int]] = field(default_factory=dict)
-    """Block -> the pair that consumed it, and by which edit."""
+    """Block -> the pair that contains it, and the index of the edit that made the pair."""
 
     def take(self, index: int, edit: Edit) -> None:
-        """Carry out edit number `index`, or note why not."""
+        """Resolve edit number `index`, or add its errors to `problems`."""
         if isinstance(edit, PairEdit):
             self._pair(index, edit)
             return
@@ -87,7 +87,7 @@ class EditResolver:
             self._place(index, ReplaceOperator(site=site, operator=edit.with_, init=edit.init))
 
     def design(self) -> GraftDesign:
-        """What the edits taken so far amount to."""
+        """Design that results from the edits so far."""
         edits = sorted(self._placed.values(), key=lambda edit: edit.site.order)
         firsts = sorted({pair.first for pair, _ in self._paired.values()})
         return GraftDesign(
@@ -112,7 +112,7 @@ class EditResolver:
             message = f"{site} is inside {pair} since edit {by}; list replacements before the pairing"
             self.problems.append(problem(path, "site-consumed", message, site.block))
         elif site in self._placed:
-            message = f"{site} is edited twice; one edit a site"
+            message = f"{site} is edited twice; at most one edit per site is allowed"
             self.problems.append(problem(path, "site-edited-twice", message, site.block))
         self._placed[site] = edit
 
@@ -122,14 +122,14 @@ class EditResolver:
             self._pair_all(index, path)
             return
         if not edit.parallel_pairs:
-            message = "an empty list pairs nothing; name at least one pair, such as [0, 1]"
+            message = "an empty list selects no pair; name at least one, such as [0, 1]"
             self.problems.append(problem(path, "bad-pairs", message, []))
         for number, blocks in enumerate(edit.parallel_pairs):
             self._consume(index, (*path, number), *blocks)
 
     def _pair_all(self, index: int, path: tuple[object, ...]) -> None:
         if self.card.depth % 2:
-            message = f"{self.card.depth} blocks do not all find a partner; list the pairs"
+            message = f"{self.card.depth} blocks cannot all be paired; list the pairs"
             self.problems.append(problem(path, "bad-pairs", message, "all"))
             return
         for first in range(0, self.card.depth, 2):
@@ -145,12 +145,12 @@ class EditResolver:
     def _pair_problems(self, first: int, second: int) -> Iterator[str]:
         last = self.card.depth - 1
         if second != first + 1:
-            yield f"a pair is a block and the next, such as [{first}, {first + 1}], not [{first}, {second}]"
+            yield f"a pair is two neighbours, such as [{first}, {first + 1}], not [{first}, {second}]"
         if max(first, second) > last:
-            yield f"[{first}, {second}] reaches across the end; blocks are 0 to {last}"
+            yield f"[{first}, {second}] exceeds the last block; blocks are 0 to {last}"
         for block in (first, second):
             if block in self._paired:
-                yield f"block {block} is in {self._paired[block][0]} already; pairs share no block"
+                yield f"block {block} is already in {self._paired[block][0]}; pairs must not share blocks"
 
 
 def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> list[Problem]:
@@ -160,7 +160,7 @@ def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> lis
         message += f"; use one of {', '.join(allowed)}"
         return [problem(("edits", index, "with", "kind"), "wrong-slot", message, operator.kind, allowed)]
     if edit.init == "inherit" and not operator.inherits:
-        message = f"{operator.kind} has no weights in common with what it replaces; it starts random"
+        message = f"{operator.kind} shares no weights with the operator that it replaces; it starts random"
         return [problem(("edits", index, "init"), "cannot-inherit", message, edit.init, ["random"])]
     return [
         problem(("edits", index, "with", name), "out-of-range", f"should be {right}", getattr(operator, name))

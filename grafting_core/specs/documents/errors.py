@@ -1,4 +1,4 @@
-"""How a bad document is refused: every problem with its place, what was given and what would be right."""
+"""Errors in documents: each with its place, the value that was given and what would be correct."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from grafting_core.specs.base import Frozen
 
 
 class Problem(Frozen):
-    """One thing wrong. `pointer` is a JSON pointer (RFC 6901) into the document as it was sent."""
+    """One error. `pointer` is a JSON pointer (RFC 6901) into the document as it was sent."""
 
     pointer: str
     code: str
@@ -19,11 +19,11 @@ class Problem(Frozen):
 
 
 MAX_PROBLEMS = 20
-"""That are told; a document of thousands of mistakes gets an answer that can be read."""
+"""Number of errors that are reported; a document with thousands of them still gets a readable answer."""
 
 
 class SpecError(ValueError):
-    """A document that cannot be accepted; `problems` is never empty, `left_out` counts those beyond 20."""
+    """A document with errors; `problems` is never empty, `left_out` counts those beyond the first 20."""
 
     def __init__(self, problems: list[Problem], left_out: int = 0) -> None:
         self.problems = problems[:MAX_PROBLEMS]
@@ -32,7 +32,7 @@ class SpecError(ValueError):
 
     @property
     def lines(self) -> list[str]:
-        """One readable line a problem."""
+        """One readable line per error."""
         more = [f"and {self.left_out:,} more"] if self.left_out else []
         return [*map(str, self.problems), *more]
 
@@ -43,6 +43,6 @@ def pointer(*parts: object) -> str:
 
 
 def shown(value: Any, limit: int = 200) -> str:
-    """A value as it may be echoed in an error: short, and safe to encode."""
+    """A value for display in an error message: shortened, ASCII only."""
     text = repr(value).encode("ascii", "backslashreplace").decode("ascii")
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""Turn pydantic's complaints into problems that point into the user's own document."""
+"""Convert pydantic's validation errors to problems with pointers into the user's document."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from grafting_core.specs.documents.errors import MAX_PROBLEMS, Problem, SpecErro
 from grafting_core.specs.operators import FAILURES, KINDS
 
 LONGEST_NAME = 100
-"""Beyond that no mistyped name is looked for."""
+"""Longer names get no suggestion."""
 CODES = {
     "extra_forbidden": "unknown-field",
     "missing": "missing-field",
@@ -26,7 +26,7 @@ CODES = {
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something close is allowed, else nothing."""
+    """`; did you mean 'x'?` if an allowed name is similar, else an empty string."""
     if len(name) > LONGEST_NAME:
         return ""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
@@ -34,13 +34,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def refused(error: ValidationError, document: Any, model: type[BaseModel]) -> SpecError:
-    """The error to raise: the first problems, and how many there are besides."""
+    """SpecError with the first errors and the number of the others."""
     problems = explain(error, document, model)
     return SpecError(problems, error.error_count() - len(problems))
 
 
 def explain(error: ValidationError, document: Any, model: type[BaseModel]) -> list[Problem]:
-    """One problem per error, in document order; of very many the first."""
+    """One problem per error in document order, up to `MAX_PROBLEMS`."""
     first = error.errors(include_url=False)[:MAX_PROBLEMS]
     return [_problem(details, document, model) for details in first]
 
@@ -85,7 +85,7 @@ def _allowed(details: ErrorDetails) -> tuple[str, ...]:
 
 
 def _path(details: ErrorDetails, document: Any) -> tuple[object, ...]:
-    """The error's location without the union tags that pydantic adds and the document does not have."""
+    """Location of the error without the union tags that pydantic adds and the document does not have."""
     path: list[object] = []
     here = document
     last = len(details["loc"]) - 1
@@ -131,7 +131,7 @@ def _unknown_kind(path: tuple[object, ...], document: Any) -> Problem:
 
 
 def _fields(path: tuple[object, ...], document: Any, model: type[BaseModel]) -> tuple[str, ...]:
-    """Names that the object at `path` may have, found by walking the model's own annotations."""
+    """Field names that the object at `path` may have, from the annotations of the models."""
     candidates = [model]
     for part in path:
         if isinstance(part, int):

@@ -22,11 +22,11 @@ from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.presets import PresetName
 
 MAX_OPERATORS = 200
-"""Of all offers together, before their blocks are counted."""
+"""Limit over all offers together, before multiplying by their blocks."""
 
 
 class OperatorChoices(Frozen):
-    """Operators to have at one slot of the selected blocks."""
+    """Operators to distill for one slot of the selected blocks."""
 
     replace: Slot
     layers: LayerSelector
@@ -35,13 +35,13 @@ class OperatorChoices(Frozen):
 
 
 class FillDocument(Frozen):
-    """What a user writes: a backbone, sites times operators, and how they are distilled."""
+    """A fill as a user writes it: a backbone, operators by site, and how to distill them."""
 
     name: Name = "fill"
     backbone: Word
     offers: Annotated[tuple[OperatorChoices, ...], Field(max_length=200)]
     preset: PresetName = "demo"
-    # Only the fields that were given count; the rest come from the preset.
+    # Only fields that were set override the preset.
     distill: DistillPlan = DistillPlan()
     budget: Budget = Budget()
     resources: Resources = Resources()
@@ -51,29 +51,29 @@ def parse_fill(document: Any) -> FillSpec:
     """Validate a plain document and resolve it. Raises SpecError as `parse_submission` does."""
     check_plain(document)
     try:
-        asked = FillDocument.model_validate_json(json.dumps(document))
+        request = FillDocument.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise refused(error, document, FillDocument) from error
-    scions = {scion.key: scion for spec in _designs(asked, document) for scion in scions_of(spec)}
+    scions = {scion.key: scion for spec in _designs(request, document) for scion in scions_of(spec)}
     return FillSpec(
-        name=asked.name, scions=tuple(scions.values()), budget=asked.budget, resources=asked.resources
+        name=request.name, scions=tuple(scions.values()), budget=request.budget, resources=request.resources
     )
 
 
-def _designs(asked: FillDocument, document: Any) -> list[ExperimentSpec]:
-    """Every operator of every offer as a design of its own: so the rules of designs hold here as well."""
-    _check_size(asked)
+def _designs(request: FillDocument, document: Any) -> list[ExperimentSpec]:
+    """Each operator of each offer as a design of its own, so that the rules for designs apply."""
+    _check_size(request)
     shared = {name: document[name] for name in ("backbone", "preset", "distill") if name in document}
     found: list[ExperimentSpec] = []
     problems: dict[str, Problem] = {}
-    empty = [f"/offers/{row}/with" for row, offer in enumerate(asked.offers) if not offer.with_]
-    for place in empty or ([] if asked.offers else ["/offers"]):
+    empty = [f"/offers/{row}/with" for row, offer in enumerate(request.offers) if not offer.with_]
+    for place in empty or ([] if request.offers else ["/offers"]):
         problems[place] = Problem(pointer=place, code="out-of-range", message="name at least one")
     for row, offer in enumerate(document["offers"]):
         for column, operator in enumerate(offer["with"]):
             edit = {**offer, "with": operator}
             try:
-                found.append(parse_submission({**shared, "name": asked.name, "edits": [edit]}))
+                found.append(parse_submission({**shared, "name": request.name, "edits": [edit]}))
             except SpecError as error:
                 moved = (_moved(problem, row, column) for problem in error.problems)
                 problems |= {problem.pointer: problem for problem in moved}
@@ -82,14 +82,14 @@ def _designs(asked: FillDocument, document: Any) -> list[ExperimentSpec]:
     return found
 
 
-def _check_size(asked: FillDocument) -> None:
-    count = sum(len(offer.with_) for offer in asked.offers)
+def _check_size(request: FillDocument) -> None:
+    count = sum(len(offer.with_) for offer in request.offers)
     if count > MAX_OPERATORS:
         message = f"{count} operators in all; one pass takes at most {MAX_OPERATORS}, fill several times"
         raise SpecError([Problem(pointer="/offers", code="too-many", message=message)])
 
 
 def _moved(problem: Problem, row: int, column: int) -> Problem:
-    """From its place in the design to its place in the document."""
+    """Move an error from its place in the design to its place in the fill document."""
     place = problem.pointer.replace("/edits/0/with", f"/offers/{row}/with/{column}")
     return problem.model_copy(update={"pointer": place.replace("/edits/0", f"/offers/{row}")})

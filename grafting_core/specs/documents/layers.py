@@ -1,4 +1,4 @@
-"""Which blocks an edit touches, and how a selector becomes explicit block numbers."""
+"""Layer selectors: which blocks an edit applies to, resolved to explicit block numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from grafting_core.specs.base import Frozen
 INTERLEAVED_RATIOS = (0.5, 0.75)
 BlockIndex = Annotated[int, Field(ge=0)]
 MAX_LAYERS = 1000
-"""Beyond the depth of any backbone."""
+"""Larger than the depth of any backbone."""
 FORMS = "'all', a list of block numbers, or one of {interleaved: 0.5 | 0.75}, {deep: share}, {first: share}, {top_local: share}, {low_local: share}"  # noqa: E501 - one message
 
 
 class Strategy(Frozen):
-    """One of the paper's heuristics (section 4.2) and the share of the blocks that it takes.
+    """One of the paper's heuristics (section 4.2) with the share of the blocks that it selects.
 
     `interleaved`: every second block (0.5: 1, 3, 5, ...) or three of four (0.75: all but 0, 4, 8, ...).
-    `deep`, `first`: the last or first blocks. `top_local`, `low_local`: those whose attention is most or
-    least local, by the backbone's locality profile.
+    `deep`, `first`: the last or first blocks. `top_local`, `low_local`: the blocks with the most or the least
+    local attention, according to the backbone's locality profile.
     """
 
     interleaved: float | None = None
@@ -40,7 +40,7 @@ def _form(value: Any) -> str | None:
     return None
 
 
-# Tagged by shape, so that an error speaks of the form the user chose and not of all the others.
+# Tagged by shape, so that an error message covers only the form that the user chose.
 LayerSelector = Annotated[
     Annotated[Literal["all"], Tag("all")]
     | Annotated[tuple[BlockIndex, ...], Field(max_length=MAX_LAYERS), Tag("explicit")]
@@ -52,9 +52,9 @@ LayerSelector = Annotated[
 def resolve(
     selector: str | tuple[int, ...] | Strategy, depth: int, locality: Sequence[float] | None = None
 ) -> list[int]:
-    """Explicit block numbers, ascending. Raises ValueError with what would be right.
+    """Explicit block numbers, ascending. Raises ValueError with the correct forms.
 
-    `locality` is the mass inside the attention band of each block, front to back.
+    `locality` is the attention mass inside the band, by block, front to back.
     """
     if isinstance(selector, Strategy):
         return _by_strategy(selector, depth, locality)
@@ -74,7 +74,7 @@ def resolve(
 def _by_strategy(selector: Strategy, depth: int, locality: Sequence[float] | None) -> list[int]:
     given = {name: share for name, share in selector if share is not None}
     if len(given) != 1:
-        raise ValueError(f"layers is {FORMS}; {len(given)} of them are given")
+        raise ValueError(f"layers is {FORMS}; give exactly one of them, not {len(given)}")
     ((name, share),) = given.items()
     if name == "interleaved":
         return _interleaved(share, depth)
@@ -89,7 +89,7 @@ def _interleaved(ratio: float, depth: int) -> list[int]:
 
 
 def _count(name: str, share: float, depth: int) -> int:
-    """Blocks that make up a share of the depth."""
+    """Number of blocks in a share of the depth."""
     count = round(share * depth) if 0 < share <= 1 else 0
     if count < 1:
         raise ValueError(f"{name} is a share from {1 / depth:.3g}, one of {depth} blocks, to 1, not {share}")
@@ -97,7 +97,7 @@ def _count(name: str, share: float, depth: int) -> int:
 
 
 def _ranked(name: str, depth: int, locality: Sequence[float] | None) -> list[int]:
-    """All blocks, the strategy's favourites first; of equals the earlier one."""
+    """All blocks in the strategy's order of preference; ties go to the earlier block."""
     if name == "first":
         return list(range(depth))
     if name == "deep":

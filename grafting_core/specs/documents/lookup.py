@@ -1,4 +1,4 @@
-"""From the name that a document gives to the backbone's card."""
+"""Look up a backbone's card by the name in a document."""
 
 from grafting_core.specs.backbone import BACKBONES, BackboneCard, backbone_cards
 from grafting_core.specs.documents.errors import Problem, SpecError, shown
@@ -6,7 +6,7 @@ from grafting_core.specs.documents.explain import nearest
 
 
 def find_card(name: str) -> BackboneCard:
-    """Raises SpecError, pointing to `/backbone`, for a name that the lab does not know or cannot use."""
+    """Card of a backbone. Raises SpecError, at `/backbone`, for a name that is unknown or cannot be used."""
     cards = backbone_cards()
     if name not in cards:
         broken = BACKBONES.failures.get(name)

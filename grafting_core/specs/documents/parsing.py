@@ -1,7 +1,7 @@
-"""From text to a plain document: JSON or YAML, without the tricks either can play, and within bounds.
+"""Read text as a plain document: JSON or YAML, restricted to safe features, within size limits.
 
-Everything that takes a document reads it here, the command line and the service alike. Reading takes time
-linear in the text, whatever the text is.
+Both the command line and the service read documents here. Reading takes time linear in the text's length for
+every input.
 """
 
 import json
@@ -18,23 +18,23 @@ from grafting_core.specs.documents.yaml_reading import NestedTooDeep, TooManyVal
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
-"""Of all objects, lists and scalars together; a study of every site and operator has a few thousand."""
+"""Limit over all objects, lists and scalars; a study of every site and operator has a few thousand."""
 MAX_KEY_CHARACTERS = 200
 EMPTY = "the document is empty; write fields such as `name: my design`"
 
 
 def read_document(text: str) -> Any:
-    """Parse JSON (where the text starts like it) or YAML, and check it holds JSON's types only.
+    """Parse JSON (if the text starts like it) or YAML, and check that it has only JSON's types.
 
-    Scalars are those of YAML 1.2's core schema, which are JSON's (see `scalars`). Raises SpecError: empty or
-    unreadable text, repeated keys, aliases, tags, more than 32 levels or 20,000 values, NaN or infinities.
+    Scalars follow YAML 1.2's core schema, like JSON's (see `scalars`). Raises SpecError: empty or unreadable
+    text, repeated keys, aliases, tags, more than 32 levels or 20,000 values, NaN or infinities.
     """
     text = text.removeprefix("\ufeff")
     if not text.strip():
         _refuse("wrong-type", EMPTY)
     if len(text) > MAX_CHARACTERS:
         _refuse(
-            "malformed", f"the document has {len(text):,} characters, at most {MAX_CHARACTERS:,} are read"
+            "malformed", f"the document has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed"
         )
     try:
         document = _parse(text)
@@ -52,7 +52,7 @@ def read_document(text: str) -> Any:
 
 
 def shown_text(text: str) -> str:
-    """Text of a parser, which may quote the document, as far as it can be printed anywhere."""
+    """Parser message, which may quote the document, escaped to ASCII so that it can be printed anywhere."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
@@ -99,7 +99,7 @@ def _too_many() -> Problem:
 
 
 def _walk(value: Any, path: tuple[object, ...], depth: int) -> Iterator[Problem | None]:
-    """What is wrong with every value of the document, None where nothing is."""
+    """Problem of every value of the document, or None for a correct one."""
     if depth > MAX_DEPTH:
         yield _too_deep(pointer(*path))
     elif isinstance(value, dict):
@@ -122,9 +122,9 @@ def _key_problem(key: object, path: tuple[object, ...]) -> Problem | None:
     if not isinstance(key, str):
         message = f"key {shown(key)} is not text; quote it"
     elif len(key) > MAX_KEY_CHARACTERS:
-        message = f"a key of {len(key):,} characters; they have at most {MAX_KEY_CHARACTERS}"
+        message = f"a key has {len(key):,} characters; at most {MAX_KEY_CHARACTERS} are allowed"
     elif not _encodable(key):
-        message = f"key {shown(key)} holds a lone surrogate, which is no character"
+        message = f"key {shown(key)} holds a lone surrogate, which is not a character"
     else:
         return None
     return Problem(pointer=pointer(*path), code="bad-key", message=message)
@@ -144,7 +144,7 @@ def _scalar_problem(value: Any, path: tuple[object, ...]) -> Problem | None:
     if isinstance(value, str):
         if _encodable(value):
             return None
-        code, message = "bad-text", "holds a lone surrogate, which is no character"
+        code, message = "bad-text", "holds a lone surrogate, which is not a character"
     elif isinstance(value, float) and not math.isfinite(value):
         code, message = "non-finite", f"{value} is not a finite number"
     elif value is None or isinstance(value, int | float):

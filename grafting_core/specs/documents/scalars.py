@@ -1,10 +1,10 @@
-"""What a plain scalar of YAML means: YAML 1.2's core schema, whose numbers are JSON's and a few more.
+"""Values of plain YAML scalars: YAML 1.2's core schema, with JSON's numbers and a few more.
 
-| written | is |
+| written | value |
 |---|---|
 | `3e-4`, `1E5`, `.5`, `5.`, `+5` | numbers |
 | `0x1f`, `0o17` | numbers, hexadecimal and octal |
-| `0100`, `1:30:00`, `1_000`, `0b101` | refused: YAML 1.1 reads other numbers in them than people mean |
+| `0100`, `1:30:00`, `1_000`, `0b101` | refused: YAML 1.1 reads them as numbers that people do not expect |
 | `true`, `false`, and YAML 1.1's `yes`, `no`, `on`, `off` | truth values |
 | `null`, `~`, nothing | null |
 | `2026-01-31` | text |
@@ -13,7 +13,7 @@
 import re
 
 MAX_NUMBER_CHARACTERS = 100
-"""Of a number as it is written; beyond that no field has a use for it."""
+"""Limit for a number as written; no field needs more."""
 
 NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 TRUTHS = {
@@ -35,22 +35,22 @@ INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 REFUSED = (
     (
         re.compile(r"[-+]?0[0-9_]+(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"),
-        "starts with a zero, which some readers take for octal; leave the zero out, or write 0o for octal",
+        "starts with a zero, which some readers take for octal; remove the zero, or write 0o for octal",
     ),
     (
         re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9_]+)+(?:\.[0-9_]*)?"),
-        "is a number to base 60 for some readers; write the seconds",
+        "is a base-60 number for some readers; write it in seconds",
     ),
     (re.compile(r"[-+]?0b[01_]+"), "is binary, which YAML 1.2 does not have; write it as a decimal number"),
     (
         re.compile(r"[-+]?(?:0x[0-9a-fA-F_]+|[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?)"),
-        "is not how YAML 1.2 writes a number; leave sign of hexadecimals and underscores out",
+        "is not how YAML 1.2 writes a number; remove underscores and the sign of hexadecimal numbers",
     ),
 )
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """The value of a scalar that is not quoted. Raises ValueError, saying why, for doubtful numbers."""
+    """Value of an unquoted scalar. Raises ValueError with the reason for ambiguous numbers."""
     if text in NULLS:
         return None
     if text in TRUTHS:
@@ -71,15 +71,15 @@ def scalar(text: str) -> str | int | float | bool | None:
 
 
 def number(text: str) -> int | float:
-    """A number as JSON writes it. Raises ValueError for one that is written too long."""
+    """A number as JSON writes it. Raises ValueError if it is too long."""
     _check_length(text)
     return int(text) if INTEGER.fullmatch(text) else float(text)
 
 
 def _check_length(text: str) -> None:
     if len(text) > MAX_NUMBER_CHARACTERS:
-        wanted = f"numbers have at most {MAX_NUMBER_CHARACTERS}"
-        raise ValueError(f"{_short(text)} has {len(text):,} characters; {wanted}")
+        limit = f"at most {MAX_NUMBER_CHARACTERS} are allowed"
+        raise ValueError(f"{_short(text)} has {len(text):,} characters; {limit}")
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""YAML without what makes it dangerous: a reader over the parser's events that stops at its bounds."""
+"""Restricted YAML reader: builds values from the parser's events and stops at the size limits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,21 +9,21 @@ from grafting_core.specs.documents.errors import shown
 from grafting_core.specs.documents.scalars import scalar
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml where it is there: ten times as fast."""
+"""libyaml's loader if installed: ten times as fast."""
 
 
 class NestedTooDeep(ValueError):
-    """More levels than allowed."""
+    """The document has more levels than allowed."""
 
 
 class TooManyValues(ValueError):
-    """More values than allowed."""
+    """The document has more values than allowed."""
 
 
 def read_yaml(text: str, max_depth: int, max_values: int) -> Any:
-    """The one document in the text. Aliases, tags, merge keys and repeated keys are refused.
+    """Value of the single document in the text. Aliases, tags, merge keys and repeated keys are refused.
 
-    Raises ValueError with the line, NestedTooDeep, TooManyValues, or yaml.YAMLError of the parser.
+    Raises ValueError with the line number, NestedTooDeep, TooManyValues, or the parser's yaml.YAMLError.
     """
     if text.startswith("%TAG") or "\n%TAG" in text:
         raise ValueError("tags are not allowed")
@@ -35,13 +35,13 @@ def _at(event: yaml.Event, message: str) -> ValueError:
 
 
 class _Reader:
-    """Builds values from events, one after the other, so that nothing is held that the bounds forbid."""
+    """Builds values event by event, so that memory never exceeds the limits."""
 
     def __init__(self, events: Iterator[yaml.Event], max_depth: int, max_values: int) -> None:
         self._events, self._max_depth, self._left = events, max_depth, max_values
 
     def document(self) -> Any:
-        """Raises as `read_yaml` does."""
+        """Value of the document. Raises as `read_yaml` does."""
         next(self._events)  # the stream's start
         if isinstance(next(self._events), yaml.StreamEndEvent):
             return None
@@ -49,7 +49,7 @@ class _Reader:
         next(self._events)  # the document's end
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
-            raise _at(after, "a second document begins; send one")
+            raise _at(after, "a second document begins; send only one")
         return value
 
     def _value(self, event: yaml.Event, depth: int) -> Any:
@@ -57,7 +57,7 @@ class _Reader:
             raise _at(event, "aliases are not allowed")
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise _at(event, f"tags are not allowed; leave {shown(tag, 60)} out")
+            raise _at(event, f"tags are not allowed; remove {shown(tag, 60)}")
         self._left -= 1
         if self._left < 0:
             raise TooManyValues
@@ -92,9 +92,9 @@ class _Reader:
 
     def _key(self, event: yaml.Event) -> Any:
         if not isinstance(event, yaml.ScalarEvent):
-            raise _at(event, "a key is text")
+            raise _at(event, "a key must be text")
         if event.value == "<<" and event.implicit[0]:
             raise _at(event, "merge keys are not allowed; write the fields out")
         if event.tag is not None:
-            raise _at(event, f"tags are not allowed; leave {shown(event.tag, 60)} out")
+            raise _at(event, f"tags are not allowed; remove {shown(event.tag, 60)}")
         return self._scalar(event)

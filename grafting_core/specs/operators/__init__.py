@@ -1,4 +1,4 @@
-"""The one table of operator specs. Adding a kind: its class in a family file, one line in `BUILT_IN`.
+"""Table of operator specs. To add a kind: a class in a family file and one line in `BUILT_IN`.
 
 Other packages add kinds by entry points of the group `graftlab.operator_specs`; docs/how-to/ shows how.
 """
@@ -53,7 +53,7 @@ SPEC_GROUP = "graftlab.operator_specs"
 
 
 FAILURES: dict[str, str] = {}
-"""Kind of another package that is left out -> why."""
+"""Kind of another package that was left out -> reason."""
 
 log = logging.getLogger(__name__)
 

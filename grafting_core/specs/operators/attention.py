@@ -1,4 +1,4 @@
-"""Attention: full, windowed along the raster or on the grid, linear (paper-facts 2.1 and 2.2)."""
+"""Attention operators: full, windowed in raster order or on the grid, linear (paper-facts 2.1 and 2.2)."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -11,12 +11,12 @@ from grafting_core.specs.operators.windows import band_block, band_products, gri
 
 
 class _Attention(OperatorBase):
-    """Shared cost of q, k, v and output projections with bias."""
+    """Base of attention specs: cost of the q, k, v and output projections with bias."""
 
     slots: ClassVar[tuple[Slot, ...]] = ("attention",)
     inherits: ClassVar[bool] = True
     num_heads: Annotated[int, Field(ge=1)] | None = None
-    """Heads; the backbone's own number where left out."""
+    """Number of heads; the backbone's own by default."""
 
     def heads(self, dims: BlockDims) -> int:
         return self.num_heads or dims.num_heads
@@ -36,7 +36,7 @@ class _Attention(OperatorBase):
         return OperatorFlops(operator=scores, features=8 * num_tokens * dims.width**2)
 
     def _products(self, dims: BlockDims, num_tokens: int, pairs: int) -> int:
-        """FLOPs of the projections and of this many query-key pairs, each a score and a weighted value."""
+        """FLOPs of the projections and of `pairs` query-key pairs, each a score and a weighted value."""
         return 8 * num_tokens * dims.width**2 + 4 * pairs * dims.width
 
 
@@ -55,7 +55,7 @@ class MultiHeadAttention(_Attention):
 
 
 class WindowAttention(_Attention):
-    """Softmax attention where token n sees n-w..n+w in raster order (paper Table 3: w = 4)."""
+    """Softmax attention in which token n attends to n-w..n+w in raster order (paper Table 3: w = 4)."""
 
     kind: Literal["window_attention"] = "window_attention"
     summary: ClassVar[str] = "softmax attention within +-half_width tokens in raster order"
@@ -69,7 +69,7 @@ class WindowAttention(_Attention):
         tokens = num_tokens or dims.num_tokens
         full = self._full_flops(dims, tokens)
         keys = min(2 * self.half_width + 1, tokens)
-        # Borders ignored, as the paper counts.
+        # Borders are ignored, as in the paper's count.
         return OperatorFlops(operator=full.operator * keys // tokens, features=full.features)
 
     def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
@@ -80,7 +80,7 @@ class WindowAttention(_Attention):
 
 
 class WindowAttention2d(_Attention):
-    """Softmax attention where a token sees at most `half_width` rows and columns away on the token grid."""
+    """Softmax attention to tokens at most `half_width` rows and columns away on the token grid."""
 
     kind: Literal["window_attention_2d"] = "window_attention_2d"
     summary: ClassVar[str] = "softmax attention within +-half_width rows and columns"

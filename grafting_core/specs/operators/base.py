@@ -1,4 +1,4 @@
-"""What every operator spec offers: a kind, a slot, and its cost as arithmetic."""
+"""Base class of operator specs: a kind, its slots, and its cost by formula."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -9,48 +9,48 @@ from grafting_core.specs.dims import BlockDims, OperatorFlops, Slot
 
 
 class OperatorBase(Frozen):
-    """One frozen class per operator; subclasses add `kind: Literal[...]` and their own fields."""
+    """Spec of an operator; each subclass adds `kind: Literal[...]` and its own fields."""
 
     slots: ClassVar[tuple[Slot, ...]]
-    """Where it fits."""
+    """Slots that it fits."""
     inherits: ClassVar[bool] = False
-    """Whether it can start from weights of the operator it replaces (`init: inherit`)."""
+    """Whether it can start from the weights of the operator that it replaces (`init: inherit`)."""
     fades: ClassVar[bool] = False
-    """Whether far tokens may be forgotten: `reach` is then the most that a token sees."""
+    """Whether it may forget distant tokens, so that `reach` is only an upper bound."""
     summary: ClassVar[str]
     """One line for `graft operators`."""
     kind: str
 
     @abstractmethod
     def num_params(self, dims: BlockDims) -> int:
-        """Parameters of the built module at these dims."""
+        """Number of parameters of the built module at these dims."""
 
     @abstractmethod
     def flops(self, dims: BlockDims, num_tokens: int | None = None) -> OperatorFlops:
         """FLOPs as the paper counts them, on one sample of `num_tokens` tokens (default: the dims' own)."""
 
     def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
-        """FLOPs that the built module really computes, on one sample: what totals and limits go by.
+        """FLOPs that the built module computes on one sample; totals and budgets use this count.
 
-        Matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them; element-wise
-        work is left out. An operator that does not say is taken at the paper's count.
+        Counts matrix products, convolutions and attention, as `torch.utils.flop_counter` does, and leaves out
+        element-wise work. The default is the paper's count.
         """
         return self.flops(dims, num_tokens).total
 
     def reach(self, dims: BlockDims) -> tuple[int, int] | None:
-        """How many tokens back and ahead, in raster order, a token can see; None where nothing is promised.
+        """Tokens (before, after) in raster order that a token can depend on; None if there is no such bound.
 
-        `graft check-operator` holds the built module to it.
+        `graft check-operator` tests the built module against it.
         """
         return None
 
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
-        """(field, what would be right) for every field that does not fit these dims; none by default."""
+        """(field, allowed values) for every field that does not fit these dims; none by default."""
         yield from ()
 
 
 def operator_label(operator: OperatorBase) -> str:
-    """`mlp(ratio=3)`: the kind and the fields that are not as by default."""
+    """`mlp(ratio=3)`: the kind and the fields that differ from their defaults."""
     default = type(operator)(kind=operator.kind)
     fields = {
         name: getattr(operator, name)

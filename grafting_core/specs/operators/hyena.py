@@ -1,4 +1,4 @@
-"""Gated convolutions (paper-facts: definitions section 2, cost sections 2.1 and 2.2)."""
+"""Hyena operators: gated convolutions (paper-facts: definitions section 2, cost sections 2.1 and 2.2)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,10 +9,10 @@ from grafting_core.specs.operators.base import OperatorBase
 
 
 class _Hyena(OperatorBase):
-    """What the three variants share: [q, k, v] = split(F(W_in u)); y = W_out(q * G(k * v)).
+    """Base of the three variants: [q, k, v] = split(F(W_in u)); y = W_out(q * G(k * v)).
 
     F, the featuriser, and G, the inner convolution, are depthwise over the tokens in raster order and
-    causal; in the bidirectional kinds they look K - 1 tokens ahead as well, with 2K - 1 taps.
+    causal; in the bidirectional kinds they cover K - 1 tokens ahead as well, with 2K - 1 taps.
     """
 
     slots: ClassVar[tuple[Slot, ...]] = ("attention",)
@@ -24,7 +24,7 @@ class _Hyena(OperatorBase):
 
     @property
     def taps(self) -> int:
-        """Of each filter."""
+        """Number of taps of each filter."""
         return 2 * self.kernel_size - 1 if self.bidirectional else self.kernel_size
 
     def reach(self, dims: BlockDims) -> tuple[int, int] | None:
@@ -45,7 +45,7 @@ class _Hyena(OperatorBase):
 
     def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
         tokens = num_tokens or dims.num_tokens
-        # Padded to both sides alike, a causal filter computes rows behind the last token, which are cut off.
+        # A causal filter padded on both sides computes rows behind the last token, which are cut off.
         rows = tokens if self.bidirectional else tokens + self.kernel_size - 1
         filtered = (3 * self.featuriser + self.inner) * dims.width
         return 8 * tokens * dims.width**2 + 2 * self.taps * rows * filtered
@@ -76,24 +76,24 @@ class HyenaY(_Hyena):
 
 
 class BidirectionalHyenaX(HyenaX):
-    """Hyena-X whose filters see K - 1 tokens to either side."""
+    """Hyena-X with filters that cover K - 1 tokens to either side."""
 
     kind: Literal["hyena_x_bidirectional"] = "hyena_x_bidirectional"  # type: ignore[assignment]  # the discriminator
-    summary: ClassVar[str] = "Hyena-X that looks to both sides"
+    summary: ClassVar[str] = "Hyena-X with filters to both sides"
     bidirectional = True
 
 
 class BidirectionalHyenaSE(HyenaSE):
-    """Hyena-SE whose filters see K - 1 tokens to either side."""
+    """Hyena-SE with filters that cover K - 1 tokens to either side."""
 
     kind: Literal["hyena_se_bidirectional"] = "hyena_se_bidirectional"  # type: ignore[assignment]  # the discriminator
-    summary: ClassVar[str] = "Hyena-SE that looks to both sides"
+    summary: ClassVar[str] = "Hyena-SE with filters to both sides"
     bidirectional = True
 
 
 class BidirectionalHyenaY(HyenaY):
-    """Hyena-Y whose filters see K - 1 tokens to either side."""
+    """Hyena-Y with filters that cover K - 1 tokens to either side."""
 
     kind: Literal["hyena_y_bidirectional"] = "hyena_y_bidirectional"  # type: ignore[assignment]  # the discriminator
-    summary: ClassVar[str] = "Hyena-Y that looks to both sides"
+    summary: ClassVar[str] = "Hyena-Y with filters to both sides"
     bidirectional = True

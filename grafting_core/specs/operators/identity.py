@@ -1,4 +1,4 @@
-"""Nothing at all, to find out what an operator was worth."""
+"""Identity operator, for ablations."""
 
 from typing import ClassVar, Literal
 
@@ -7,11 +7,11 @@ from grafting_core.specs.operators.base import OperatorBase
 
 
 class Identity(OperatorBase):
-    """Hands its input on; fits either slot and has nothing to train."""
+    """Returns its input; fits either slot and has no parameters."""
 
     kind: Literal["identity"] = "identity"
     slots: ClassVar[tuple[Slot, ...]] = ("attention", "mlp")
-    summary: ClassVar[str] = "hands its input on"
+    summary: ClassVar[str] = "returns its input"
 
     def reach(self, dims: BlockDims) -> tuple[int, int] | None:
         return 0, 0

@@ -1,4 +1,4 @@
-"""State-space mixing (paper Table 3: state 64, expand 2; paper-facts sections 2, 2.1 and 2.2)."""
+"""State-space operators (paper Table 3: state 64, expand 2; paper-facts sections 2, 2.1 and 2.2)."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -9,14 +9,14 @@ from grafting_core.specs.dims import BlockDims, OperatorFlops, Slot
 from grafting_core.specs.operators.base import OperatorBase
 
 CHUNK = 32
-"""Tokens that the scan takes at a time."""
+"""Tokens per chunk of the scan."""
 
 
 class Mamba2(OperatorBase):
-    """The Mamba-2 block: projections, short convolution, selective scan with one decay a head, gated norm.
+    """The Mamba-2 block: projections, short convolution, selective scan with one decay per head, gated norm.
 
-    FLOPs follow the paper's count of the scan. Its printed change of the features, +155.77 %, is the
-    ratio of new to old and not the increase (+55.77 %), which these formulas give.
+    FLOPs follow the paper's count of the scan. The +155.77 % that the paper prints for the features is the
+    ratio of new to old FLOPs; the increase, which these formulas give, is +55.77 %.
     """
 
     kind: Literal["mamba2"] = "mamba2"
@@ -30,7 +30,7 @@ class Mamba2(OperatorBase):
     kernel_size: Annotated[int, Field(ge=1, le=64)] = 4
 
     def inner(self, dims: BlockDims) -> int:
-        """Channels that are scanned."""
+        """Number of channels that are scanned."""
         return self.expand * dims.width
 
     def problems(self, dims: BlockDims) -> Iterator[tuple[str, str]]:
@@ -53,10 +53,10 @@ class Mamba2(OperatorBase):
         return OperatorFlops(operator=self.directions * scan * cells, features=features * cells)
 
     def computed_flops(self, dims: BlockDims, num_tokens: int | None = None) -> int:
-        """Of the scan by chunks as it is written here; a fused kernel may choose other chunks."""
+        """FLOPs of the chunked scan as implemented here; a fused kernel may use other chunks."""
         tokens, inner, states = num_tokens or dims.num_tokens, self.inner(dims), self.state_size
         projections = 2 * tokens * dims.width * (3 * inner + 2 * states + inner // self.head_dim)
-        # Filters padded to both sides compute K - 1 rows behind the last token, which are cut off.
+        # Filters padded on both sides compute K - 1 rows behind the last token, which are cut off.
         filters = 2 * self.kernel_size * (tokens + self.kernel_size - 1) * (inner + 2 * states)
         squares = tokens // CHUNK * CHUNK**2 + (tokens % CHUNK) ** 2
         scan = 4 * tokens * states * inner + 2 * squares * (states + inner)
@@ -64,7 +64,7 @@ class Mamba2(OperatorBase):
 
 
 class BidirectionalMamba2(Mamba2):
-    """The same weights scan the tokens from both ends; the two results are averaged before the norm."""
+    """Mamba-2 that scans from both ends with the same weights; the results are averaged before the norm."""
 
     kind: Literal["mamba2_bidirectional"] = "mamba2_bidirectional"  # type: ignore[assignment]  # the discriminator
     summary: ClassVar[str] = "selective state space scanned from both ends"

@@ -1,4 +1,4 @@
-"""The feed-forward slot (paper Table 3: ratios 3 and 6 beside the original 4)."""
+"""MLP operators (paper Table 3: ratios 3 and 6 besides the original 4)."""
 
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
@@ -10,7 +10,7 @@ from grafting_core.specs.operators.base import OperatorBase
 
 
 class _FeedForward(OperatorBase):
-    """An inner width of ratio times D; the ratio may be fractional, channels round to nearest."""
+    """Base of MLP specs. Inner width is ratio times D, rounded to nearest; the ratio may be fractional."""
 
     slots: ClassVar[tuple[Slot, ...]] = ("mlp",)
     ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
@@ -71,8 +71,8 @@ class ConvMlp(Mlp):
 class MlpHyenaX(_FeedForward):
     """y = W_out(q * k * v), [q, k, v] = split(C(W_in u)); C runs along the channels (paper Table 3: r = 2).
 
-    Each token position has a K-tap filter of its own, which ties the operator to the token count. The
-    paper's columns leave this convolution out; so do ours, but the totals have it.
+    Each token position has its own K-tap filter, so the operator works for one token count only. The paper's
+    columns leave this convolution out; so do `operator` and `features`, but totals include it.
     """
 
     kind: Literal["mlp_hyena_x"] = "mlp_hyena_x"

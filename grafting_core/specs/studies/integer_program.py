@@ -1,6 +1,6 @@
-"""The integer program that proposes designs: additive scores, cost limits, every site covered exactly once.
+"""Integer program that proposes designs: additive scores, cost limits, every site covered exactly once.
 
-A grouped knapsack as in Puzzle (arXiv 2411.19146), with items that may span layers as in ModelOpt's.
+A grouped knapsack as in Puzzle (arXiv 2411.19146), with items that may span layers as in ModelOpt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from grafting_core.specs.studies.study import Limit
 Floats = npt.NDArray[np.float64]
 Chosen = tuple[Item, ...]
 SLACK = 1e-6
-"""HiGHS keeps constraints to this, relative to the limit; a design that takes advantage is solved again."""
+"""Tolerance of HiGHS relative to a limit; a design that exceeds the limit within it is solved again."""
 
 
 class NoDesign(Exception):
@@ -38,26 +38,26 @@ class Proposer:
         object.__setattr__(self, "_sites", {site: row for row, site in enumerate(sorted(sites, key=str))})
 
     def best(self, apart: Sequence[Chosen] = (), distance: int = 1) -> Chosen:
-        """The best design that differs from each of `apart` in `distance` items at least.
+        """Best design that differs from each of `apart` in at least `distance` items.
 
-        Raises NoDesign where there is none.
+        Raises NoDesign if there is none.
         """
         return self._solve(self._costs_of(self.scores), apart, distance)
 
-    def nearest(self, wanted: Chosen) -> Chosen:
-        """The feasible design that shares most sites with `wanted`; of equals the one of least score."""
+    def nearest(self, target: Chosen) -> Chosen:
+        """Feasible design that shares most sites with `target`; ties go to the one of least score."""
         scores = self._costs_of(self.scores)
-        keys = {item.key for item in wanted}
+        keys = {item.key for item in target}
         kept = np.array([len(item.sites) if item.key in keys else 0.0 for item in self.space.items])
         tie = scores / (1e3 * (np.abs(scores).sum() or 1.0))
         return self._solve(tie - kept, (), 1)
 
     def least(self, cost: Cost) -> Chosen:
-        """The feasible design of least `cost`."""
+        """Feasible design of least `cost`."""
         return self._solve(self._amounts(cost), (), 1)
 
     def sweep(self, cost: Cost, points: int) -> list[Chosen]:
-        """The Pareto front of total score against `cost` at up to `points` levels, cheapest first."""
+        """Pareto front of total score against `cost` at up to `points` levels, cheapest first."""
         low, high = (self.space.total(cost, each) for each in (self.least(cost), self.best()))
         front: dict[tuple[str, ...], Chosen] = {}
         for level in np.linspace(low, max(low, high), points):
@@ -67,7 +67,7 @@ class Proposer:
         return list(front.values())
 
     def meets(self, chosen: Chosen) -> bool:
-        """Whether a design keeps every limit, exactly."""
+        """Whether a design meets every limit exactly, without tolerance."""
         return all(self.space.total(limit.cost, chosen) <= limit.at_most for limit in self.limits)
 
     def score(self, chosen: Chosen) -> float:
@@ -84,7 +84,7 @@ class Proposer:
             chosen = self._solved(objective, apart, distance, margin)
             if self.meets(chosen):
                 return chosen
-        raise NoDesign("no design keeps the limits by more than rounding")
+        raise NoDesign("no design meets the limits beyond rounding errors")
 
     def _solved(self, objective: Floats, apart: Sequence[Chosen], distance: int, margin: float) -> Chosen:
         scale = np.abs(objective).max() or 1.0
@@ -100,7 +100,7 @@ class Proposer:
         return tuple(item for item, taken in zip(self.space.items, found.x, strict=True) if taken > 0.5)
 
     def _coverage(self) -> LinearConstraint:
-        """Every site of the space by exactly one item."""
+        """Constraint: every site of the space is covered by exactly one item."""
         rows, columns = zip(
             *((self._sites[site], at) for at, item in enumerate(self.space.items) for site in item.sites),
             strict=True,

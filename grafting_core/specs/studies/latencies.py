@@ -1,4 +1,4 @@
-"""The latency table of a space: the rows that it needs, and what they add to its items."""
+"""Latency table of a search space: the rows that it needs, and adding their values to its items."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def timed_parts(space: Space, card: BackboneCard) -> tuple[TimedPart, ...]:
 
 
 def part_of(item: Item) -> TimedPart | None:
-    """What of the table an item is; None where the backbone's own operator stays."""
+    """Row of the latency table for an item; None if it keeps the backbone's own operator."""
     if item.pair is not None:
         return TimedPart(place="pairs")
     if not item.edits:
@@ -26,7 +26,7 @@ def part_of(item: Item) -> TimedPart | None:
 
 
 def with_latencies(space: Space, rows: Sequence[PartLatency]) -> Space:
-    """The space with what every item adds to a forward. Raises ValueError for an item without a row."""
+    """Space with the latency of every item. Raises ValueError for an item without a row."""
     extras = {row.part: row.extra for row in rows}
 
     def timed(item: Item) -> Item:
@@ -38,9 +38,10 @@ def with_latencies(space: Space, rows: Sequence[PartLatency]) -> Space:
         return item.model_copy(update={"latency": max(1, len(item.edits)) * extras[part]})
 
     variables = tuple(
-        each.model_copy(update={"items": tuple(map(timed, each.items))}) for each in space.variables
+        variable.model_copy(update={"items": tuple(map(timed, variable.items))})
+        for variable in space.variables
     )
-    # A copy would keep what the space has computed of its old items.
+    # Not `model_copy`: that would also copy cached properties computed from the old items.
     return Space(
         backbone=space.backbone,
         base_params=space.base_params,

@@ -1,4 +1,4 @@
-"""From a study file to a `StudySpec`, or to everything that is wrong with it."""
+"""Parse a study file into a `StudySpec`, or report its errors."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,30 +41,30 @@ from grafting_core.specs.studies.study import (
 )
 
 SHARED = ("name", "backbone", "preset", "distill", "finetune", "evaluate", "budget", "resources")
-"""Fields that mean in a study what they mean in a design file."""
+"""Fields with the same meaning in a study and in a design file."""
 QUALITIES = "loss_gap or a FID such as fid1k"
 
 
 def parse_study(document: Any) -> StudySpec:
     """Validate a plain document and resolve it against its backbone.
 
-    Raises SpecError naming every problem with a JSON pointer into the document. Whether any design meets
-    the limits is for the proposer to say.
+    Raises SpecError with all errors, each with a JSON pointer into the document. Does not check whether any
+    design meets the limits.
     """
     check_plain(document)
-    given = plain_choices(document)
+    plain = plain_choices(document)
     try:
-        asked = StudyDocument.model_validate_json(json.dumps(given))
+        study = StudyDocument.model_validate_json(json.dumps(plain))
     except ValidationError as error:
-        told = refused(error, given, StudyDocument)
-        raise SpecError(_of_the_user(told.problems, document), told.left_out) from error
-    settings = parse_submission(_shared(given, asked))
+        explained = refused(error, plain, StudyDocument)
+        raise SpecError(_in_user_document(explained.problems, document), explained.left_out) from error
+    settings = parse_submission(_shared(plain, study))
     check_shares(settings.finetune, settings.resources)
-    card = backbone_cards()[asked.backbone]
-    problems = [*_space_problems(asked, card), *_goal_problems(asked, settings.evaluate, card)]
+    card = backbone_cards()[study.backbone]
+    problems = [*_space_problems(study, card), *_objective_problems(study, settings.evaluate, card)]
     if problems:
         raise SpecError(problems)
-    spec = _resolved(asked, card, settings.evaluate).model_copy(
+    spec = _resolved(study, card, settings.evaluate).model_copy(
         update={
             "distill": settings.distill,
             "finetune": settings.finetune,
@@ -75,13 +75,13 @@ def parse_study(document: Any) -> StudySpec:
     return spec
 
 
-def _of_the_user(problems: Sequence[Problem], document: Any) -> list[Problem]:
-    """A bare name has no field `kind`: the pointer ends at the name."""
+def _in_user_document(problems: Sequence[Problem], document: Any) -> list[Problem]:
+    """Errors with pointers into the user's document: a choice given as a bare name has no field `kind`."""
     return [
-        each.model_copy(update={"pointer": each.pointer.removesuffix("/kind")})
-        if each.pointer.startswith("/space/") and _is_bare(each.pointer, document)
-        else each
-        for each in problems
+        problem.model_copy(update={"pointer": problem.pointer.removesuffix("/kind")})
+        if problem.pointer.startswith("/space/") and _is_bare(problem.pointer, document)
+        else problem
+        for problem in problems
     ]
 
 
@@ -97,13 +97,13 @@ def _is_bare(place: str, document: Any) -> bool:
     return isinstance(here, str)
 
 
-def _shared(document: Mapping[str, Any], asked: StudyDocument) -> dict[str, Any]:
-    """The part that a design file has too. The finest FID asked for says how many samples are drawn."""
+def _shared(document: Mapping[str, Any], study: StudyDocument) -> dict[str, Any]:
+    """Part that design files have too; the largest FID among the objectives sets the number of samples."""
     shared = {name: document[name] for name in SHARED if name in document}
-    names = [each.minimize for each in asked.objectives]
-    wanted = [samples for samples in map(samples_of, names) if samples and samples >= 2]
-    if wanted and "samples" not in asked.evaluate.model_fields_set:
-        shared["evaluate"] = {**shared.get("evaluate", {}), "samples": max(wanted)}
+    names = [objective.minimize for objective in study.objectives]
+    counts = [samples for samples in map(samples_of, names) if samples and samples >= 2]
+    if counts and "samples" not in study.evaluate.model_fields_set:
+        shared["evaluate"] = {**shared.get("evaluate", {}), "samples": max(counts)}
     return shared
 
 
@@ -113,33 +113,33 @@ def _problem(path: tuple[object, ...], code: str, message: str, given: Any, allo
     )
 
 
-def _space_problems(asked: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
+def _space_problems(study: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
     for slot in SLOTS:
-        yield from _slot_problems(asked, slot, card)
-    if _is_empty(asked):
-        message = "nothing to decide: give attention or mlp two choices at least, such as [keep, hyena_x]"
-        yield _problem(("space",), "empty-space", message, asked.space.model_dump(mode="json"))
-    if asked.space.parallel_pairs and any(_cut_pairs(asked, card)):
-        message = "a tied group reaches over a pair's edge; tie blocks 2i and 2i+1, or leave pairs out"
+        yield from _slot_problems(study, slot, card)
+    if _is_empty(study):
+        message = "nothing to choose: give attention or mlp at least two choices, such as [keep, hyena_x]"
+        yield _problem(("space",), "empty-space", message, study.space.model_dump(mode="json"))
+    if study.space.parallel_pairs and any(_cut_pairs(study, card)):
+        message = "a group contains one block of a pair and blocks outside it; tie 2i and 2i+1, or drop pairs"
         yield _problem(("space", "parallel_pairs"), "contradiction", message, "optional")
 
 
-def _is_empty(asked: StudyDocument) -> bool:
-    return not asked.space.parallel_pairs and all(len(getattr(asked.space, slot)) < 2 for slot in SLOTS)
+def _is_empty(study: StudyDocument) -> bool:
+    return not study.space.parallel_pairs and all(len(getattr(study.space, slot)) < 2 for slot in SLOTS)
 
 
-def _slot_problems(asked: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator[Problem]:
-    choices: tuple[Choice, ...] = getattr(asked.space, slot)
+def _slot_problems(study: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator[Problem]:
+    choices: tuple[Choice, ...] = getattr(study.space, slot)
     seen: dict[str, int] = {}
     for index, choice in enumerate(choices):
         path = ("space", slot, index)
         label = label_of(choice)
         if label in seen:
-            message = f"{label} is choice {seen[label]} already"
+            message = f"{label} is already choice {seen[label]}"
             yield _problem(path, "repeated-choice", message, label)
         seen.setdefault(label, index)
         yield from _choice_problems(path, choice, slot, card)
-    groups = getattr(asked.space.groups, slot)
+    groups = getattr(study.space.groups, slot)
     if groups is not None:
         yield from _group_problems(slot, groups, choices, card)
 
@@ -171,7 +171,7 @@ def _group_problems(
         yield _problem(path, "too-many-sites", f"{message}; at most {card.depth}", len(groups))
     for index, group in enumerate(groups):
         if not group:
-            yield _problem((*path, index), "empty-group", "a group ties at least one block", [])
+            yield _problem((*path, index), "empty-group", "a group needs at least one block", [])
         for block in group:
             if block >= card.depth:
                 message = f"block {block} does not exist; blocks are 0 to {card.depth - 1}"
@@ -181,20 +181,20 @@ def _group_problems(
             seen.add(block)
 
 
-def _cut_pairs(asked: StudyDocument, card: BackboneCard) -> Iterator[int]:
-    """First blocks of pairs that a group covers in part and reaches beyond."""
+def _cut_pairs(study: StudyDocument, card: BackboneCard) -> Iterator[int]:
+    """First blocks of pairs that a group covers only in part while it has other blocks too."""
     for slot in SLOTS:
-        for group in getattr(asked.space.groups, slot) or ():
+        for group in getattr(study.space.groups, slot) or ():
             blocks = set(group)
             for first in range(0, card.depth - 1, 2):
                 if blocks & {first, first + 1} and not blocks <= {first, first + 1}:
                     yield first
 
 
-def _goal_problems(
-    asked: StudyDocument, protocol: EvaluationProtocol, card: BackboneCard
+def _objective_problems(
+    study: StudyDocument, protocol: EvaluationProtocol, card: BackboneCard
 ) -> Iterator[Problem]:
-    names = [each.minimize for each in asked.objectives]
+    names = [objective.minimize for objective in study.objectives]
     qualities = [name for name in names if _is_quality(name)]
     for index, name in enumerate(names):
         if name not in COSTS and not _is_quality(name):
@@ -205,20 +205,20 @@ def _goal_problems(
         elif name in names[:index]:
             yield _problem(("objectives", index), "contradiction", f"{name} is minimised twice", name)
     if len(qualities) != 1:
-        message = f"one objective is the quality, {QUALITIES}; {len(qualities)} are"
+        message = f"exactly one objective must be the quality, {QUALITIES}; {len(qualities)} are"
         yield _problem(("objectives",), "contradiction", message, names)
     else:
-        yield from _rung_problems(asked, protocol, qualities[0])
-    yield from _limit_problems(asked, card)
-    for index, baseline in enumerate(asked.baselines):
-        if baseline in asked.baselines[:index]:
+        yield from _rung_problems(study, protocol, qualities[0])
+    yield from _limit_problems(study, card)
+    for index, baseline in enumerate(study.baselines):
+        if baseline in study.baselines[:index]:
             yield _problem(("baselines", index), "repeated-choice", f"{baseline} is listed twice", baseline)
 
 
-def _limit_problems(asked: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
+def _limit_problems(study: StudyDocument, card: BackboneCard) -> Iterator[Problem]:
     totals = _totals(card)
     for cost in COSTS:
-        given = getattr(asked.limits, cost)
+        given = getattr(study.limits, cost)
         if given is None:
             continue
         if bound_of(given, totals[cost]) is None:
@@ -231,14 +231,14 @@ def _is_quality(name: str) -> bool:
     return name == "loss_gap" or (samples_of(name) or 0) >= 2
 
 
-def _rung_problems(asked: StudyDocument, protocol: EvaluationProtocol, quality: str) -> Iterator[Problem]:
+def _rung_problems(study: StudyDocument, protocol: EvaluationProtocol, quality: str) -> Iterator[Problem]:
     final = samples_of(quality)
     if final is not None and final > protocol.samples:
-        message = f"{quality} needs {final:,} samples, evaluate.samples is {protocol.samples:,}"
+        message = f"{quality} needs {final:,} samples, but evaluate.samples is {protocol.samples:,}"
         yield _problem(("evaluate", "samples"), "contradiction", f"{message}; leave it out", protocol.samples)
     counts = []
-    for index, name in enumerate(asked.screening.rungs):
-        path, rung = ("screening", "rungs", index), rung_of(name, asked.screening, protocol)
+    for index, name in enumerate(study.screening.rungs):
+        path, rung = ("screening", "rungs", index), rung_of(name, study.screening, protocol)
         if rung is None:
             yield _problem(
                 path, "unknown-rung", f"unknown rung {shown(name)}; {QUALITIES}", name, ("loss_gap", "fid1k")
@@ -246,38 +246,38 @@ def _rung_problems(asked: StudyDocument, protocol: EvaluationProtocol, quality: 
             continue
         counts.append(rung.samples if isinstance(rung, FidRung) else 0)
         if counts[-1] > protocol.samples:
-            message = f"a rung looks at no more than the final {protocol.samples:,} samples"
+            message = f"a rung uses no more than the final {protocol.samples:,} samples"
             yield _problem(path, "out-of-range", message, name)
         if len(counts) > 1 and counts[-1] <= counts[-2]:
-            message = "rungs go from cheap to dear, loss_gap first, each once"
-            yield _problem(path, "contradiction", message, list(asked.screening.rungs))
+            message = "order rungs from cheap to expensive, loss_gap first, each once"
+            yield _problem(path, "contradiction", message, list(study.screening.rungs))
 
 
-def _resolved(asked: StudyDocument, card: BackboneCard, protocol: EvaluationProtocol) -> StudySpec:
-    rungs = [rung_of(name, asked.screening, protocol) for name in asked.screening.rungs]
-    names = [each.minimize for each in asked.objectives]
-    quality = next(rung_of(name, asked.screening, protocol) for name in names if _is_quality(name))
+def _resolved(study: StudyDocument, card: BackboneCard, protocol: EvaluationProtocol) -> StudySpec:
+    rungs = [rung_of(name, study.screening, protocol) for name in study.screening.rungs]
+    names = [objective.minimize for objective in study.objectives]
+    quality = next(rung_of(name, study.screening, protocol) for name in names if _is_quality(name))
     assert quality is not None
     return StudySpec(
-        name=asked.name,
+        name=study.name,
         backbone=card.ref,
-        space=space_of(asked, card),
+        space=space_of(study, card),
         quality=quality.metric,
         costs=tuple(name for name in names if name in COSTS),
-        limits=tuple(_limits(asked, card)),
-        sampler=asked.sampler,
+        limits=tuple(_limits(study, card)),
+        sampler=study.sampler,
         rungs=_known(rungs),
-        reduction=asked.screening.reduction,
-        trials=asked.screening.trials,
-        promote=asked.promote,
-        calibrate=asked.calibrate,
-        rounds=min(asked.rounds, asked.screening.trials, asked.promote),
-        baselines=asked.baselines,
-        step_curve=asked.step_curve,
-        distill=asked.distill,
-        finetune=asked.finetune,
+        reduction=study.screening.reduction,
+        trials=study.screening.trials,
+        promote=study.promote,
+        calibrate=study.calibrate,
+        rounds=min(study.rounds, study.screening.trials, study.promote),
+        baselines=study.baselines,
+        step_curve=study.step_curve,
+        distill=study.distill,
+        finetune=study.finetune,
         evaluate=protocol,
-        resources=asked.resources,
+        resources=study.resources,
     )
 
 
@@ -289,30 +289,30 @@ def _totals(card: BackboneCard) -> dict[Cost, float]:
     return {"params": card.num_params, "flops": card.forward_flops(), "latency": 1.0}
 
 
-def _limits(asked: StudyDocument, card: BackboneCard) -> Iterator[Limit]:
+def _limits(study: StudyDocument, card: BackboneCard) -> Iterator[Limit]:
     for cost, total in _totals(card).items():
-        given = getattr(asked.limits, cost)
+        given = getattr(study.limits, cost)
         bound = None if given is None else bound_of(given, total)
         if bound is not None:
             yield Limit(cost=cost, at_most=bound, of_backbone=bound / total)
 
 
-def space_of(asked: StudyDocument, card: BackboneCard) -> Space:
-    """Variables of both slots, front to back, and the pairs."""
-    variables = [variable for slot in SLOTS for variable in _variables(asked, slot, card)]
-    firsts = range(0, card.depth - 1, 2) if asked.space.parallel_pairs else ()
+def space_of(study: StudyDocument, card: BackboneCard) -> Space:
+    """Search space: variables of both slots, front to back, and the pairs."""
+    variables = [variable for slot in SLOTS for variable in _variables(study, slot, card)]
+    firsts = range(0, card.depth - 1, 2) if study.space.parallel_pairs else ()
     return Space(
         backbone=card.ref,
         base_params=card.num_params,
         base_flops=card.forward_flops(),
-        variables=tuple(sorted(variables, key=lambda each: each.items[0].sites[0].order)),
+        variables=tuple(sorted(variables, key=lambda variable: variable.items[0].sites[0].order)),
         pairs=tuple(pair_of(card, first) for first in firsts),
     )
 
 
-def _variables(asked: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator[Variable]:
-    choices = getattr(asked.space, slot) or (Keep(),)
-    groups = getattr(asked.space.groups, slot)
+def _variables(study: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator[Variable]:
+    choices = getattr(study.space, slot) or (Keep(),)
+    groups = getattr(study.space.groups, slot)
     tied = [sorted(group) for group in groups] if groups is not None else [[b] for b in range(card.depth)]
     rest = [[block] for block in range(card.depth) if not any(block in group for group in tied)]
     for group in tied:
@@ -322,13 +322,13 @@ def _variables(asked: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator
 
 
 def cheapest_plan(spec: StudySpec) -> Usage:
-    """The bank filled once and one design finetuned and evaluated: less than that is no study."""
+    """Usage of the cheapest possible study: fill the bank once, finetune and evaluate one design."""
     card = backbone_cards()[spec.backbone.name]
     operators = [edit.operator for item in spec.space.items for edit in item.edits]
     trained = sum(operator.computed_flops(card.dims) for operator in operators)
     images = spec.distill.steps * spec.distill.batch_size
     fill = Usage(flops=float(images * (card.forward_flops() + 3 * trained)), training_images=images)
-    smallest = min(spec.space.flops(spec.space.chosen(one)) for one in _extremes(spec.space))
+    smallest = spec.space.flops(spec.space.chosen(_smallest(spec.space)))
     tuned = spec.finetune.steps * spec.finetune.batch_size
     teacher = plan(spec.experiment("teacher", spec.space.design(()))).total
     promotion = Usage(
@@ -340,9 +340,9 @@ def cheapest_plan(spec: StudySpec) -> Usage:
     return whole.model_copy(update={"device_seconds": whole.flops / rate if rate else 0.0})
 
 
-def _extremes(space: Space) -> list[dict[str, str]]:
-    """The smallest design by FLOPs without pairs."""
-    return [{each.name: min(each.items, key=lambda item: item.flops).label for each in space.variables}]
+def _smallest(space: Space) -> dict[str, str]:
+    """Assignment of the smallest design by FLOPs, without pairs."""
+    return {v.name: min(v.items, key=lambda item: item.flops).label for v in space.variables}
 
 
 def _check_budget(spec: StudySpec, card: BackboneCard) -> None:

@@ -1,4 +1,4 @@
-"""Rank correlation of the fidelity ladder's rungs: does a cheap rung order models as a dear one does?"""
+"""Rank correlation of the fidelity ladder's rungs: do cheap rungs rank models as expensive ones do?"""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.rungs import FidelityLadder
 
 MODELS_NEEDED = 3
-"""Two models always agree or disagree completely; a rank correlation says something from three on."""
+"""Minimum number of models: the ranks of two models always agree or disagree completely."""
 
 
 class RungAgreement(Frozen):
-    """How well two rungs rank the same models: Spearman's coefficient over `models` of them."""
+    """Agreement of two rungs in ranking the same models: Spearman's coefficient over `models` of them."""
 
     lower: str
     higher: str
     models: int
     correlation: float | None
-    """None where fewer than three models have both, or one rung puts all of them level."""
+    """None if fewer than three models have both values, or one rung gives all of them the same."""
 
 
 def agreements(ladder: FidelityLadder, models: Sequence[Mapping[str, float]]) -> tuple[RungAgreement, ...]:
-    """Every pair of rungs, compared over the models (metric name -> value) that have both numbers."""
+    """Every pair of rungs, compared over the models (metric name -> value) that have both values."""
     return tuple(_agreement(low, high, models) for low, high in combinations(ladder.metrics, 2))
 
 
@@ -34,7 +34,7 @@ def _agreement(low: str, high: str, models: Sequence[Mapping[str, float]]) -> Ru
 
 
 def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float | None:
-    """Spearman's coefficient, ties at their mean rank; None where one side is constant."""
+    """Spearman's coefficient; ties get their mean rank. None if one side is constant."""
     first, second = _ranks(ones), _ranks(others)
     middle = (len(first) + 1) / 2
     product = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
@@ -43,7 +43,7 @@ def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float | 
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    """From 1, the mean of their places for values that are equal."""
+    """Ranks from 1; equal values get the mean of their ranks."""
     ordered = sorted(values)
     spans = {value: (bisect_left(ordered, value), bisect_right(ordered, value)) for value in ordered}
     return [spans[value][0] + (spans[value][1] - spans[value][0] + 1) / 2 for value in values]

@@ -4,35 +4,35 @@ from collections.abc import Sequence
 from math import inf
 
 Point = Sequence[float]
-"""All objectives of one candidate, each the smaller the better."""
+"""All objectives of one candidate; smaller is better."""
 
 
 def fronts(points: Sequence[Point]) -> list[list[int]]:
-    """Indices by front: the first is dominated by nobody, the second by the first alone, and so on."""
-    left, found = list(range(len(points))), []
-    while left:
-        front = [one for one in left if not any(_dominates(points[other], points[one]) for other in left)]
-        found.append(front)
-        left = [one for one in left if one not in front]
-    return found
+    """Indices by front: the first is not dominated at all, the second only by the first, and so on."""
+    remaining, ordered = list(range(len(points))), []
+    while remaining:
+        front = [i for i in remaining if not any(_dominates(points[j], points[i]) for j in remaining)]
+        ordered.append(front)
+        remaining = [i for i in remaining if i not in front]
+    return ordered
 
 
 def select(points: Sequence[Point], count: int) -> list[int]:
-    """The best `count` indices: front by front, within one those that stand most apart; of equals the first.
+    """Best `count` indices: front by front, within a front by crowding distance; ties go to the first.
 
     With one objective this is the order of its values.
     """
-    ranked = [index for front in fronts(points) for index in _apart(front, points)]
+    ranked = [index for front in fronts(points) for index in _by_crowding(front, points)]
     return ranked[: max(0, count)]
 
 
-def _dominates(one: Point, other: Point) -> bool:
-    no_worse = all(a <= b for a, b in zip(one, other, strict=True))
-    return no_worse and any(a < b for a, b in zip(one, other, strict=True))
+def _dominates(first: Point, second: Point) -> bool:
+    no_worse = all(a <= b for a, b in zip(first, second, strict=True))
+    return no_worse and any(a < b for a, b in zip(first, second, strict=True))
 
 
-def _apart(front: list[int], points: Sequence[Point]) -> list[int]:
-    """By crowding distance (NSGA-II), the ends of each objective first."""
+def _by_crowding(front: list[int], points: Sequence[Point]) -> list[int]:
+    """Sort a front by crowding distance (NSGA-II); the ends of each objective come first."""
     distance = dict.fromkeys(front, 0.0)
     for objective in range(len(points[front[0]])):
         order = sorted(front, key=lambda index: (points[index][objective], index))

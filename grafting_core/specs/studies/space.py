@@ -1,4 +1,4 @@
-"""What a study may choose from: items that cover sites; a design takes one for every site."""
+"""Search space of a study: items that cover sites; a design has one item for every site."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,14 +15,14 @@ from grafting_core.specs.operators.base import operator_label
 from grafting_core.specs.site import GraftSite
 
 Cost = Literal["flops", "params", "latency"]
-"""What a design costs: FLOPs and seconds of one forward, parameters."""
+"""Costs of a design: FLOPs and seconds of one forward, parameters."""
 KEEP, SPLIT, MERGED = "keep", "split", "merged"
 Assignment = Mapping[str, str]
-"""Variable -> the label of what it takes. Variables inside a merged pair may be left out."""
+"""Variable -> label of its item. Variables inside a merged pair may be left out."""
 
 
 class Keep(Frozen):
-    """The backbone's own operator stays."""
+    """Keep the backbone's own operator."""
 
     kind: Literal["keep"] = "keep"
 
@@ -34,7 +34,7 @@ else:
 
 
 class Item(Frozen):
-    """One thing that may stand at `sites`, and what it adds to the backbone's totals."""
+    """A choice for `sites`, and its change to the backbone's totals."""
 
     variable: str
     label: str
@@ -44,7 +44,7 @@ class Item(Frozen):
     params: int = 0
     flops: int = 0
     latency: float = 0.0
-    """As a share of the backbone's forward; measured on the study's device before anything is proposed."""
+    """Change as a share of the backbone's forward; measured on the study's device before proposals."""
 
     added: ClassVar[frozenset[str]] = frozenset({"latency"})
 
@@ -58,7 +58,7 @@ class Item(Frozen):
 
 
 class Variable(Frozen):
-    """Sites that are decided together and the items to decide between."""
+    """Sites that share one choice, and the items to choose from."""
 
     name: str
     items: tuple[Item, ...]
@@ -68,7 +68,7 @@ class Variable(Frozen):
         return tuple(item.label for item in self.items)
 
     def item(self, label: str) -> Item:
-        """Raises ValueError with the labels there are."""
+        """Item of this label. Raises ValueError with the labels that exist."""
         found = [item for item in self.items if item.label == label]
         if not found:
             raise ValueError(f"{self.name} has no choice {label!r}; it has {', '.join(self.labels)}")
@@ -76,7 +76,7 @@ class Variable(Frozen):
 
 
 class Space(Frozen):
-    """Variables front to back, and pairs of blocks that may be merged instead of deciding inside them."""
+    """Variables front to back, and pairs of blocks that can be merged instead of choosing inside them."""
 
     backbone: BackboneRef
     base_params: int
@@ -86,7 +86,7 @@ class Space(Frozen):
 
     @property
     def base_latency(self) -> float:
-        """Of the backbone's forward, which is the unit."""
+        """Latency of the backbone's forward, which is the unit."""
         return 1.0
 
     @cached_property
@@ -95,7 +95,7 @@ class Space(Frozen):
 
     @property
     def size(self) -> int:
-        """Designs in the space, those with merged pairs not counted."""
+        """Number of designs in the space, without those that merge pairs."""
         count = 1
         for variable in self.variables:
             count *= len(variable.items)
@@ -103,14 +103,14 @@ class Space(Frozen):
 
     @cached_property
     def parameters(self) -> dict[str, tuple[str, ...]]:
-        """Name -> labels of every categorical choice, pairs first, because they settle others."""
+        """Name -> labels of every categorical choice, pairs first, because they override others."""
         pairs = {item.variable: (SPLIT, MERGED) for item in self.pairs}
         return pairs | {variable.name: variable.labels for variable in self.variables}
 
     def chosen(self, assignment: Assignment) -> tuple[Item, ...]:
-        """The items of an assignment: every site once. Raises ValueError where it leaves a site open.
+        """Items of an assignment, covering every site once. Raises ValueError for a missing variable.
 
-        Of merged pairs that overlap the first in order counts.
+        Of overlapping merged pairs the first in order is used.
         """
         taken: list[Item] = []
         covered: set[GraftSite] = set()
@@ -121,18 +121,18 @@ class Space(Frozen):
         for variable in self.variables:
             if covered.isdisjoint(variable.items[0].sites):
                 if variable.name not in assignment:
-                    raise ValueError(f"{variable.name} is left open")
+                    raise ValueError(f"{variable.name} has no value; use one of {', '.join(variable.labels)}")
                 taken.append(variable.item(assignment[variable.name]))
         return tuple(taken)
 
     def assignment(self, chosen: Sequence[Item]) -> dict[str, str]:
-        """The canonical assignment of items: only what was decided."""
+        """Canonical assignment of items, without variables inside merged pairs."""
         merged = {item.variable for item in chosen if item.pair}
         pairs = {pair.variable: MERGED if pair.variable in merged else SPLIT for pair in self.pairs}
         return pairs | {item.variable: item.label for item in chosen if item.pair is None}
 
     def design(self, chosen: Sequence[Item]) -> GraftDesign:
-        """The chosen items as a design."""
+        """Design of the chosen items."""
         edits = sorted((edit for item in chosen for edit in item.edits), key=lambda edit: edit.site.order)
         pairs = sorted((item.pair for item in chosen if item.pair), key=lambda pair: pair.first)
         return GraftDesign(backbone=self.backbone, edits=tuple(edits), pairs=tuple(pairs))
@@ -141,36 +141,36 @@ class Space(Frozen):
         return self.base_params + sum(item.params for item in chosen)
 
     def flops(self, chosen: Sequence[Item]) -> int:
-        """Of one forward."""
+        """FLOPs of one forward."""
         return self.base_flops + sum(item.flops for item in chosen)
 
     def latency(self, chosen: Sequence[Item]) -> float:
-        """Of one forward, as a share of the backbone's."""
+        """Latency of one forward, as a share of the backbone's."""
         return self.base_latency + sum(item.latency for item in chosen)
 
     def total(self, cost: Cost, chosen: Sequence[Item]) -> float:
-        """Any of the costs, of one forward."""
+        """The chosen items' total of any of the costs."""
         return {"flops": self.flops, "params": self.params, "latency": self.latency}[cost](chosen)
 
     def base(self, cost: Cost) -> float:
-        """The untouched backbone's."""
+        """Total of the unchanged backbone."""
         return {"flops": self.base_flops, "params": self.base_params, "latency": self.base_latency}[cost]
 
 
 def design_key(design: GraftDesign) -> str:
-    """Names a hybrid whatever it is trained with: equal keys, equal designs."""
+    """Digest of a design alone, independent of training settings: equal keys, equal designs."""
     return digest({"design": design})
 
 
 def label_of(choice: Choice) -> str:
-    """`mlp(ratio=3)`: the kind and the fields that are not as by default."""
+    """`mlp(ratio=3)`: the kind and the fields that differ from their defaults."""
     if isinstance(choice, Keep):
         return KEEP
     return operator_label(choice)
 
 
 def variable_of(card: BackboneCard, sites: Sequence[GraftSite], choices: Sequence[Choice]) -> Variable:
-    """The sites of one slot that are decided together; blocks tied together share every choice."""
+    """Variable for sites of one slot, which share every choice."""
     blocks = "+".join(str(site.block) for site in sites)
     name = f"{sites[0].slot} {blocks}"
     return Variable(name=name, items=tuple(_item(card, name, tuple(sites), choice) for choice in choices))
@@ -193,7 +193,7 @@ def _item(card: BackboneCard, variable: str, sites: tuple[GraftSite, ...], choic
 
 
 def pair_of(card: BackboneCard, first: int) -> Item:
-    """Blocks `first` and `first + 1` side by side, with their own operators."""
+    """Item that runs blocks `first` and `first + 1` in parallel, with their own operators."""
     pair = ParallelPair(first=first)
     sites = tuple(site for site in card.sites if site.block in pair.blocks)
     return Item(

@@ -1,4 +1,4 @@
-"""A study: a space, what to minimise in it, under which limits, how to look and what it may cost."""
+"""Studies: a search space, objectives, limits, a search method and a budget."""
 
 import re
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ BaselineName = Literal[
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 COSTS: tuple[Cost, ...] = get_args(Cost)
-"""What can be minimised or limited besides quality, of one forward."""
+"""Costs of one forward that can be minimised or limited besides quality."""
 QUALITY = re.compile(r"fid([1-9][0-9]{0,5})(k?)")
 BOUND = re.compile(r"(?:<=\s*)?([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*(x?)")
 MAX_STUDY_NAME = 170
-"""Its runs are named after it, with their part in it behind."""
+"""Shorter than other names: a study's runs are named after it, with a suffix."""
 MAX_BOUND = 1e24
-"""Of a limit, in parameters or FLOPs."""
+"""Largest limit, in parameters or FLOPs."""
 Bound = Annotated[str, Field(max_length=64)] | float | int
 Group = Annotated[tuple[BlockIndex, ...], Field(max_length=MAX_LAYERS)]
 
@@ -44,7 +44,7 @@ STEP_SHARES = (0.2, 0.4, 0.7)
 
 
 class Groups(Frozen):
-    """Blocks whose choice is tied together; blocks that no group names keep their operator."""
+    """Blocks that share one choice; blocks in no group keep their operator."""
 
     attention: Annotated[tuple[Group, ...], Field(max_length=1000)] | None = None
     mlp: Annotated[tuple[Group, ...], Field(max_length=1000)] | None = None
@@ -60,15 +60,15 @@ class SpaceDocument(Frozen):
 
 
 class Objective(Frozen):
-    """`fid1k`, `loss_gap`, `flops`, `params` or `latency`; the smaller the better."""
+    """`fid1k`, `loss_gap`, `flops`, `params` or `latency`, to be minimised."""
 
     minimize: ShortName
 
 
 class Limits(Frozen):
-    """At most so much: `"<= 0.85x"` of the backbone, or a plain number.
+    """Upper limits: `"<= 0.85x"` of the backbone, or a plain number.
 
-    Latency is counted in forwards of the backbone on the study's own device, so 0.85 and 0.85x are the same.
+    Latency is in units of the backbone's forward on the study's own device, so 0.85 and 0.85x are equal.
     """
 
     params: Bound | None = None
@@ -77,14 +77,14 @@ class Limits(Frozen):
 
 
 class Sampler(Frozen):
-    """Who proposes: Optuna's TPE, NSGA-II or Gaussian process, chance, or the integer program alone."""
+    """Source of proposals: Optuna's TPE, NSGA-II or Gaussian process, random, or the integer program."""
 
     kind: SamplerKind = "tpe"
     seed: Seed = 0
 
 
 class Screening(Frozen):
-    """Hybrids from the bank, not finetuned, evaluated rung by rung.
+    """Evaluation of hybrids from the bank, without finetuning, rung by rung.
 
     One of every `reduction` is promoted to the next rung.
     """
@@ -111,8 +111,8 @@ class StudyDocument(Frozen):
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
     baselines: Annotated[tuple[BaselineName, ...], Field(max_length=len(BASELINES))] = BASELINES
     step_curve: StepShares = STEP_SHARES
-    """Shares of the protocol's sampling steps at which the backbone and the best promoted design are
-    evaluated too; none measures no curve."""
+    """Shares of the protocol's sampling steps at which the backbone and the best promoted design are also
+    evaluated; empty: no such curve."""
     preset: PresetName = "demo"
     distill: DistillPlan = DistillPlan()
     finetune: FinetunePlan = FinetunePlan()
@@ -121,7 +121,7 @@ class StudyDocument(Frozen):
 
 
 class Limit(Frozen):
-    """`cost` of a design is at most `at_most`; `of_backbone` is the same as a share."""
+    """Upper limit `at_most` of a design's `cost`; `of_backbone` is the same as a share of the backbone's."""
 
     cost: Cost
     at_most: float
@@ -129,11 +129,11 @@ class Limit(Frozen):
 
 
 class StudySpec(Frozen):
-    """A study with nothing left to resolve.
+    """A resolved study.
 
-    `quality` is the metric that is minimised in the end; `costs` are further objectives. `rungs` are what
-    hybrids are screened on. Of `rounds` each screens and promotes its share of `trials` and `promote`.
-    `calibrate` hybrids spread over the screening's range are finetuned too, for the predictor to learn from.
+    `quality` is the metric that is minimised in the end; `costs` are further objectives. Hybrids are screened
+    on `rungs`. Each of `rounds` screens and promotes its share of `trials` and `promote`. In addition
+    `calibrate` hybrids, spread over the range of screening values, are finetuned to train the predictor.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"step_curve", "latencies"})
@@ -158,7 +158,7 @@ class StudySpec(Frozen):
     evaluate: EvaluationProtocol
     resources: Resources = Resources()
     latencies: tuple[PartLatency, ...] = ()
-    """The table that the space's latencies come from, once it is measured; empty where none is needed."""
+    """Latency table of the space, once it is measured; empty if none is needed."""
 
     @property
     def needs_latency(self) -> bool:
@@ -167,7 +167,7 @@ class StudySpec(Frozen):
 
     @property
     def digest(self) -> str:
-        """Names what is searched and how; budget, name and resources do not enter."""
+        """Digest of what is searched and how; budget, name and resources do not enter."""
         return digest({"study": fields_of(self, exclude={"name", "budget", "resources"})})
 
     @property
@@ -175,7 +175,7 @@ class StudySpec(Frozen):
         return (self.quality, *self.costs)
 
     def experiment(self, name: str, design: GraftDesign, budget: Budget | None = None) -> ExperimentSpec:
-        """An ordinary experiment of one design under the study's settings."""
+        """Experiment of one design under the study's settings."""
         return ExperimentSpec(
             name=name,
             design=design,
@@ -187,18 +187,18 @@ class StudySpec(Frozen):
         )
 
     def share(self, left: int, number: int) -> int:
-        """Of the things that are left in round `number`, counted from 1, those that it takes."""
+        """Number of the `left` things that round `number`, counted from 1, uses."""
         return ceil(max(0, left) / max(1, self.rounds - number + 1))
 
 
 def samples_of(name: str) -> int | None:
-    """`fid10k` -> 10,000; None for a name that is no FID."""
+    """`fid10k` -> 10,000; None for a name that is not a FID."""
     found = QUALITY.fullmatch(name)
     return int(found[1]) * (1000 if found[2] else 1) if found else None
 
 
 def rung_of(name: str, screening: Screening, protocol: EvaluationProtocol) -> Rung | None:
-    """The rung of a short name, or None where there is none."""
+    """Rung of a short name, or None if there is none."""
     if name == "loss_gap":
         return LossGapRung(draws=screening.loss_draws)
     samples = samples_of(name)
@@ -208,19 +208,19 @@ def rung_of(name: str, screening: Screening, protocol: EvaluationProtocol) -> Ru
 
 
 def bound_of(given: str | float | int, backbone: float) -> float | None:
-    """The absolute bound of a limit as given, or None where it cannot be read."""
+    """Absolute value of a limit as given, or None if it cannot be read."""
     found = BOUND.fullmatch(str(given).strip())
     bound = float(found[1]) * (backbone if found[2] else 1) if found else 0.0
     return bound if 0 < bound <= MAX_BOUND else None
 
 
 def plain_choices(document: Any) -> Any:
-    """The document with choices that are a bare name, `hyena_x`, spelled out as `{kind: hyena_x}`."""
+    """Document in which choices given as a bare name, `hyena_x`, are replaced by `{kind: hyena_x}`."""
     space = document.get("space") if isinstance(document, Mapping) else None
     if not isinstance(space, Mapping):
         return document
     spelled = {
-        slot: [{"kind": each} if isinstance(each, str) else each for each in choices]
+        slot: [{"kind": choice} if isinstance(choice, str) else choice for choice in choices]
         for slot, choices in space.items()
         if slot in ("attention", "mlp") and isinstance(choices, list)
     }

@@ -79,7 +79,7 @@ def test_an_odd_number_of_blocks_does_not_pair_up() -> None:
     card = DIT_XL_2_256.model_copy(update={"depth": 27})
     editing = EditResolver(card, None)
     editing.take(0, PairEdit(parallel_pairs="all"))
-    assert "27 blocks do not all find a partner" in editing.problems[0].message
+    assert "27 blocks cannot all be paired" in editing.problems[0].message
 
 
 def test_yaml_and_json_mean_the_same() -> None:
@@ -212,5 +212,5 @@ def test_the_testbeds_profile_ranks_its_blocks() -> None:
 
 def test_weights_are_inherited_where_there_are_any() -> None:
     assert all(e.init == "inherit" for e in parse_submission(edit(init="inherit")).design.edits)
-    with pytest.raises(SpecError, match="mamba2 has no weights in common"):
+    with pytest.raises(SpecError, match="mamba2 shares no weights"):
         parse_submission(edit(init="inherit", **{"with": {"kind": "mamba2"}}))
