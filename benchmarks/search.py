@@ -113,7 +113,7 @@ def screened(task: tuple[GraftDesign, int]) -> tuple[float, float]:
     """(number, CPU-seconds) of one hybrid on one rung."""
     began = time.process_time()
     hand, screener = HAND
-    return screener.judge(task[0], hand.spec.rungs[task[1]]).value, time.process_time() - began
+    return screener.evaluate(task[0], hand.spec.rungs[task[1]]).value, time.process_time() - began
 
 
 def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:

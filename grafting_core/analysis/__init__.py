@@ -1,1 +1,1 @@
-"""What a backbone's own operators do, measured before anything is cut out."""
+"""Measurements of a backbone's own operators, and of the effect of replacing them."""

@@ -1,4 +1,4 @@
-"""The profile as a picture: locality by block (the paper's Fig. 2) above the spread of activations."""
+"""Figure of a profile: locality by block (the paper's Fig. 2) and statistics of activations."""
 
 import io
 
@@ -12,7 +12,7 @@ COLOURS = {"attention": "#2a6f97", "mlp": "#c9622b"}
 
 
 def draw_profile(profile: BackboneProfile) -> bytes:
-    """PNG with one panel of locality, a line a band, and one of activation statistics, a line a slot."""
+    """PNG with a panel of locality, one line per band, and a panel of statistics, one line per slot."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     upper, lower = figure.subplots(2, 1)
     _draw_locality(upper, profile)

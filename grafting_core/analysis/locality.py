@@ -1,7 +1,7 @@
-"""How local is attention? Band-k locality of every block (paper section 3.4, Eq. 3).
+"""Attention locality: band-k locality of every block (paper section 3.4, Eq. 3).
 
-L_k is the mean attention mass within k tokens in raster order: 1 where k reaches every token. Averages run
-over heads, samples, both halves of the guidance and all sampling steps; the paper leaves the first open.
+L_k is the mean attention mass within k tokens in raster order: 1 if k reaches every token. It is averaged
+over heads, samples, both forwards of guidance and all sampling steps; the paper does not mention heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def profile_protocol(samples: int = 250, sampling_steps: int = 50, seed: int = 0
 
 
 def band_mass(attention_BHTT: Tensor, bands: Sequence[int]) -> Tensor:
-    """L_k of rows that sum to one, for every k of `bands`: [len(bands)], float64."""
+    """L_k for every k of `bands`, of attention rows that sum to one: [len(bands)], float64."""
     tokens = attention_BHTT.shape[-1]
     places = torch.arange(tokens, device=attention_BHTT.device)
     distance_TT = (places[:, None] - places).abs()
@@ -50,9 +50,9 @@ def locality_profile(
     observer: Observer | None = None,
     checkpoints: Checkpointer | None = None,
 ) -> dict[int, list[float]]:
-    """L_k of every block for every k, measured while sampling by `protocol`.
+    """L_k of every block for every k, measured while sampling with `protocol`.
 
-    Raises StopRequested (after a checkpoint) when asked to stop.
+    Raises StopRequested, after a checkpoint, if the observer requests a stop.
     """
     wanted, reporter, checkpointer = (
         samples or protocol.samples,
@@ -74,12 +74,12 @@ def locality_profile(
 
 
 class _Gauge:
-    """Averages one block's locality over the forwards it sees."""
+    """Averages one block's locality over forwards."""
 
     def __init__(self, parts: Mapping[str, nn.Linear], num_heads: int, bands: Sequence[int]) -> None:
         self._parts, self._heads, self._bands = parts, num_heads, bands
         self.sums = torch.zeros(len(bands) + 1, dtype=torch.float64)
-        """Mass by band, and the number of forwards."""
+        """Sum of mass by band, and the number of forwards."""
 
     @property
     def mean(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Measure all that a profile holds."""
+"""Measure a backbone's profile."""
 
 from dataclasses import asdict
 
@@ -21,7 +21,7 @@ def measure_profile(
     observer: Observer,
     checkpoints: Checkpointer,
 ) -> BackboneProfile:
-    """Locality while sampling, then statistics on noised latents. Raises StopRequested when asked to stop."""
+    """Locality while sampling, then statistics on noised latents. Raises StopRequested at a stop request."""
     masses = locality_profile(
         backbone,
         asked.bands,

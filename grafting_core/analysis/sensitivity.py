@@ -1,8 +1,8 @@
-"""What grafts do to the teacher's prediction: the measure by which scions of any site and kind compare.
+"""Sensitivity of the teacher's prediction to grafts, which makes scions of any site and kind comparable.
 
-Mean squared difference of every part of the output (predicted noise, variance), by quarter of the
-timesteps, on the same images, noise and timesteps for all (for equal variances, squared noise error is KL up
-to a factor).
+The score is the mean squared difference of each part of the output (predicted noise, variance), by quarter
+of the timesteps, on the same images, noise and timesteps for all. For equal variances the squared error of
+the noise is the KL divergence up to a factor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,13 @@ SCORE_BATCH = 64
 
 
 class Undoable(Protocol):
-    """Surgery that can be taken back."""
+    """Result of surgery, which can be undone."""
 
     def undo(self) -> None: ...
 
 
 Intervention = Callable[[], Undoable]
-"""Operates on the backbone's transformer."""
+"""Puts operators into the backbone's transformer."""
 
 
 def replace_one(
@@ -41,7 +41,7 @@ def replace_one(
 ) -> dict[str, dict[str, float]]:
     """Key -> `replace_one/noise`, `replace_one/noise/t0-249`, ..., `replace_one/variance/t750-999`.
 
-    One place at a time is operated on. The backbone is left as it was.
+    Interventions are made one at a time. The backbone is restored afterwards.
     """
     return {
         key: _named("replace_one", sums, latents.objective)
@@ -56,9 +56,9 @@ def restore_one(
     draws: int = SCORE_DRAWS,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Key -> `restore_one/...`: by how much the error of all parts together falls without this one.
+    """Key -> `restore_one/...`: decrease of the error of all parts together when this one is left out.
 
-    `parts[key]` operates with every part but those it is given.
+    `parts[key]` puts in every part except those whose keys it receives.
     """
     places: dict[str, Intervention] = {"": partial(next(iter(parts.values())), ())}
     places |= {key: partial(place, (key,)) for key, place in parts.items()}
@@ -74,7 +74,7 @@ def restore_one(
 
 @dataclass
 class _Sums:
-    """Sums of squared differences [outputs, bins] and values counted [bins]."""
+    """Sums of squared differences [outputs, bins], and numbers of values [bins]."""
 
     squares: Tensor
     counts: Tensor

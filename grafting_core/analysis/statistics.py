@@ -1,4 +1,4 @@
-"""How wild are an operator's outputs? Moments that decide which loss suits stage 1 (paper section 3.3)."""
+"""Moments of operators' outputs, which show the best loss for stage 1 (paper section 3.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Of all output values of one site: kurtosis is 3 for a normal distribution."""
+    """Statistics of all output values of one site; kurtosis is 3 for a normal distribution."""
 
     mean: float
     variance: float
@@ -31,9 +31,9 @@ class ActivationStatistics:
 def activation_statistics(
     backbone: Backbone, latents: Latents, num_samples: int = 256, seed: int = 0
 ) -> dict[GraftSite, ActivationStatistics]:
-    """Statistics of every site on noised latents at uniform timesteps; two passes, exact moments.
+    """Statistics of every site on noised latents at uniform timesteps; exact moments, in two passes.
 
-    The second pass counts outliers by the mean and deviation that the first has found.
+    The second pass counts outliers by the mean and deviation of the first.
     """
     sites = backbone.card.sites
     sums = {site: _Sums() for site in sites}
@@ -59,7 +59,7 @@ def _pass(
 
 @dataclass
 class _Sums:
-    """Power sums of the values, in double precision."""
+    """Power sums of values, in double precision."""
 
     powers: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
     maximum: float = 0.0

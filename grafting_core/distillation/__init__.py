@@ -1,1 +1,1 @@
-"""Stage 1: new operators are trained to imitate the ones they replace."""
+"""Stage 1: new operators are trained to match the ones that they replace."""

@@ -1,8 +1,8 @@
-"""Stage 1: new operators learn to imitate the old ones on the unedited backbone's activations (Eq. 2).
+"""Stage 1: new operators are trained to match the old ones on the unedited backbone's activations (Eq. 2).
 
-One teacher forward serves all students. Each has its own optimiser, clipping, rate, loss, first weights and
-reason to stop, and its backward runs inside the teacher's hook, so activation memory does not grow with their
-number and the weights are those of distilling it alone.
+One teacher forward serves all students. Each student has its own optimiser, clipping, learning rate, loss,
+initial weights and stop reason, and its backward runs inside the teacher's hook. So activation memory does
+not grow with the number of students, and each gets the weights that it would get alone.
 """
 
 import math
@@ -30,14 +30,14 @@ from grafting_core.training.observer import (
 __all__ = ["DistillResult", "StudentSpec", "distill", "replacement_student"]
 
 READ_EVERY = 8
-"""Steps between two readings of the losses: each makes the device wait for the program."""
+"""Steps between two transfers of losses from the device, each of which waits for the device."""
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """A student's result: weights (none where it diverged) and normalised squared error on held-out images.
+    """Result of a student: weights (empty if it diverged) and normalised squared error on held-out images.
 
-    `errors` as `held_out_errors` has them. `curve` is (step, loss) pairs. `seconds` is its share of the pass.
+    `errors` as in `held_out_errors`. `curve` has (step, loss) pairs. `seconds` is its share of the pass.
     """
 
     state: dict[str, Tensor]
@@ -69,12 +69,13 @@ def distill(
 ) -> dict[str, DistillResult]:
     """Distil every student in one pass of the teacher; `done` is called for each as soon as it has ended.
 
-    Operators learn from `latents`; their errors are measured on `held_out`, images that training never sees.
+    Operators are trained on `latents`; their errors are measured on `held_out`, images that training never
+    uses.
 
-    Students may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
-    or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
-    where the checkpoint has them. Raises ValueError for students of several streams or of equal keys,
-    StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.
+    Students must have the same stream (`DistillPlan.stream`) and may differ in everything else. A student
+    whose loss or error is not finite ends as diverged; the others continue. After an interruption every
+    student resumes from the checkpoint. Raises ValueError for students of several streams or with equal keys,
+    StopRequested, after a checkpoint, if the observer requests a stop. `micro_batches` as in `finetune`.
     """
     _check(specs)
     students = [Student(spec, backbone) for spec in specs]
@@ -101,15 +102,15 @@ def distill(
 def _check(specs: Sequence[StudentSpec]) -> None:
     streams = {spec.plan.stream for spec in specs}
     if len(streams) > 1:
-        raise ValueError(f"students of one pass learn from one stream, not from {len(streams)}: {streams}")
+        raise ValueError(f"students of one pass must have one stream, not {len(streams)}: {streams}")
     if len({spec.key for spec in specs}) < len(specs):
-        raise ValueError("students of one pass have keys of their own; one key is given twice")
+        raise ValueError("students of one pass must have different keys; one key is given twice")
 
 
 def _lowest_step(students: Students, total: int) -> int:
     """Lowest step of all students that still train.
 
-    One that is missing from the checkpoint restarts at 0 and trains alone until it has caught up.
+    A student that is missing from the checkpoint restarts at 0 and trains alone until it has caught up.
     """
     return min((each.record.step for each in students if each.learning), default=total)
 
@@ -122,13 +123,13 @@ def _take_step(step_students: Callable[[int, Students], None], step: int, studen
 
 
 def _read_losses(learning: Students, step: int) -> None:
-    """All in one transfer, at steps that depend on the plans alone."""
+    """Read all losses in one transfer, at steps that depend only on the plans."""
     if step % READ_EVERY == 0 or any(each.at_milestone for each in learning):
         settle(learning)
 
 
 def settle(students: Students) -> None:
-    """Read every unread loss."""
+    """Read every pending loss and let the students record theirs."""
     unread = [loss for each in students for loss in each.unread]
     losses = iter(torch.stack(unread).tolist() if unread else [])
     for each in students:
@@ -180,7 +181,7 @@ def _finish_stopped(
     results: dict[str, DistillResult],
     done: Done,
 ) -> None:
-    """Measure the held-out errors of the students that ended since the last call, in one pass."""
+    """Measure held-out errors of the students that ended since the last call, in one pass."""
     ended = [each for each in students if not each.learning and each.spec.key not in results]
     sound = {
         each.spec.key: (each.spec.capture_point, each.module)

@@ -1,4 +1,4 @@
-"""How well distilled modules imitate the teacher on images that training never saw."""
+"""Held-out error: how closely distilled modules match the teacher on images that training never uses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def timestep_bins(timesteps_B: Tensor, total: int) -> Tensor:
 
 
 def bin_names(name: str, total: int) -> list[str]:
-    """`name/t0-249` and so on."""
+    """Names of the quarters of the timesteps: `name/t0-249` and so on."""
     width = total // TIMESTEP_BINS
     return [f"{name}/t{index * width}-{(index + 1) * width - 1}" for index in range(TIMESTEP_BINS)]
 
@@ -33,9 +33,9 @@ def held_out_errors(
     plan: DistillPlan,
     held_out: Latents,
 ) -> dict[str, dict[str, float]]:
-    """Normalised squared error of every module, by its key, on `plan.held_out` draws of held-out images.
+    """Normalised squared error of every module, by key, on `plan.held_out` draws of held-out images.
 
-    `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 is as good as predicting zero.
+    `nmse` over all timesteps and `nmse/t0-249` ... by quarter; 0 is perfect, 1 equals predicting zero.
     """
     total = held_out.objective.num_timesteps
     sums = {key: torch.zeros(2, TIMESTEP_BINS, dtype=torch.float64) for key in modules}

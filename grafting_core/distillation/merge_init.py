@@ -1,8 +1,8 @@
-"""Where a pair's merge starts, and what it learns in stage 1 (paper section 6).
+"""Initial weights of a pair's merge, and its distillation in stage 1 (paper section 6).
 
-The paper does not say how the merge is initialised. Here it is the linear map from both sides to the output
-of the pair in sequence that fits best on a few noised batches, in closed form: on the testbed it leaves 3 to
-60 times less error than the mean of the sides does (`benchmarks.merging`).
+The paper does not say how the merge is initialised. Here it is the linear map from both blocks' outputs to
+the output of the pair in sequence, fitted by least squares on a few noised batches: on the testbed its error
+is 3 to 60 times lower than that of the mean of the outputs (`benchmarks.merging`).
 """
 
 import copy
@@ -23,16 +23,16 @@ from grafting_core.specs.scions import PAIR_LOSS
 from grafting_core.surgery.parallel_blocks import PairCapture
 
 FIT_BATCHES, FIT_BATCH = 8, 64
-"""More batches gain under 2 % of what is left."""
+"""More batches reduce the remaining error by less than 2 %."""
 RIDGE = 1e-4
-"""Pull towards the mean of the sides, as a share of the inputs' mean square; it matters with few tokens."""
+"""Regularisation towards the mean of the outputs, relative to the inputs' mean square."""
 
 
 @torch.no_grad()
 def fit_merges(
     backbone: Backbone, pairs: Sequence[ParallelPair], latents: Latents, seed: int
 ) -> dict[ParallelPair, nn.Linear]:
-    """Best merges in the least-squares sense, all in one pass of the teacher; each as if fitted alone."""
+    """Least-squares merges of all pairs in one pass of the teacher, each as if fitted alone."""
     fits = {pair: _NormalEquations(backbone.card.dims.width) for pair in pairs}
     for index in range(FIT_BATCHES if pairs else 0):
         batch = latents.batch("merge", seed, index, FIT_BATCH).to(backbone.device)
@@ -67,7 +67,7 @@ class _NormalEquations:
 
 
 def merge_student(pair: ParallelPair, plan: DistillPlan, key: str, start: nn.Linear) -> StudentSpec:
-    """The merge of one pair, to be distilled beside all other students; `start` stays as it is."""
+    """Student for the merge of one pair, trained together with all other students; `start` is not changed."""
     build: Callable[[Backbone], nn.Module] = partial(_copy, start=start)
     return StudentSpec(key, str(pair), PairCapture(pair), build, plan, PAIR_LOSS)
 

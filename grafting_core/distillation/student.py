@@ -1,4 +1,4 @@
-"""One operator in training: its optimiser, clipping, rate, loss, curve and reason to stop are its own."""
+"""Training of one operator, with its own optimiser, clipping, learning rate, loss, curve and stop reason."""
 
 import json
 import math
@@ -32,9 +32,9 @@ CURVE_POINTS = 100
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What is to be distilled: a module, built by `build`, that imitates `capture_point` under its own plan.
+    """Description of a student: `build` makes its module, which is trained to match `capture_point`.
 
-    `key` tells students of a pass apart (the scion's); `name` is for people.
+    `key`, the scion's, is unique within a pass; `name` is for display.
     """
 
     key: str
@@ -46,7 +46,7 @@ class StudentSpec:
 
 
 def replacement_student(edit: ReplaceOperator, plan: DistillPlan, key: str) -> StudentSpec:
-    """The student of one replaced operator."""
+    """Student for one replaced operator."""
     build = partial(_new_operator, edit=edit, seed=plan.first_weights_seed)
     loss = plan.loss_for(edit.site.slot)
     return StudentSpec(
@@ -66,17 +66,17 @@ class TrainState:
     ending: StopReason | None = None
     reason: str = ""
     seconds: float = 0.0
-    """Its share of the passes' wall-clock."""
+    """Its share of the wall-clock time of the passes."""
     loss: float = math.nan
     curve: list[tuple[int, float]] = field(default_factory=list)
     window: float = 0.0
-    """Sum of the losses since the last multiple of the plan's patience."""
+    """Sum of losses since the last multiple of the plan's patience."""
     best: float = math.inf
-    """Mean loss of the best such window."""
+    """Lowest mean loss of such a window."""
 
 
 class Student:
-    """A student's module between two steps. Losses stay on the device until `settle` reads them."""
+    """A student's module between two steps. Losses stay on the device until `settle` records them."""
 
     def __init__(self, spec: StudentSpec, backbone: Backbone) -> None:
         self.spec, self.plan = spec, spec.plan
@@ -85,7 +85,7 @@ class Student:
         self.record = TrainState(ending=None if self.plan.steps else "completed")
         self.unread: list[Tensor] = []
         self.micro_batches = 1
-        """Parts a step is computed in, one after the other, where the whole does not fit into memory."""
+        """Parts of a batch that are computed one after another, if the whole does not fit into memory."""
 
     @property
     def learning(self) -> bool:
@@ -93,12 +93,12 @@ class Student:
 
     @property
     def at_milestone(self) -> bool:
-        """Whether its losses decide now whether it goes on; a function of its steps alone."""
+        """Whether its losses decide now whether it continues; depends only on its step."""
         step, patience = self.record.step, self.plan.patience
         return step == self.plan.steps or bool(patience and step % patience == 0)
 
     def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
-        """One optimiser step, taken while the teacher's forward passes the capture point."""
+        """One optimiser step, called while the teacher's forward is at the capture point."""
         plan, step = self.plan, self.record.step
         loss = self._accumulate(hidden_BTD.detach(), target_BTD.detach().float())
         self.unread.append(loss.detach())
@@ -113,7 +113,7 @@ class Student:
         self.optimiser.zero_grad(set_to_none=True)
 
     def _accumulate(self, hidden_BTD: Tensor, target_BTD: Tensor) -> Tensor:
-        """Gradients of the mean loss, part by part; returns that mean."""
+        """Accumulate gradients of the mean loss, part by part; returns that mean."""
         total = torch.zeros((), device=hidden_BTD.device)
         square = target_BTD.square().mean()
         parts = zip(*(tensor.chunk(self.micro_batches) for tensor in (hidden_BTD, target_BTD)), strict=True)
@@ -128,7 +128,7 @@ class Student:
         return total
 
     def settle(self, losses: Sequence[float]) -> None:
-        """Take note of the losses read since the last time, and stop where they say so."""
+        """Record the losses read since the last call, and stop if they require it."""
         first = self.record.step - len(losses) + 1
         self.unread.clear()
         for step, loss in enumerate(losses, first):
@@ -151,17 +151,17 @@ class Student:
             record.best = min(record.best, mean)
 
     def stop(self, ending: StopReason, reason: str, step: int) -> None:
-        """It learns no more; optimiser state is given up."""
+        """End training and free the optimiser state."""
         self.record.ending, self.record.reason, self.record.step = ending, reason, step
         self.optimiser.state.clear()
         self.module.eval()
 
     def state(self) -> dict[str, Tensor]:
-        """Weights alone, on the CPU."""
+        """Weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that resuming needs, under flat names; nothing but the record of one that diverged."""
+        """Everything needed for resuming, under flat names; only the record if the student diverged."""
         prefix = f"{self.spec.key}/"
         yield f"{prefix}record", _encoded(self.record)
         if self.record.ending != "diverged":
@@ -170,7 +170,7 @@ class Student:
             yield from optimiser_tensors(self.optimiser, f"{prefix}optimiser/")
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Undo `tensors`; nothing happens where this student is not among them."""
+        """Restore the result of `tensors`; does nothing if this student is not among them."""
         prefix = f"{self.spec.key}/"
         if f"{prefix}record" not in tensors:
             return
@@ -197,7 +197,7 @@ def _decoded(encoded: Tensor) -> TrainState:
 def regression_loss(
     kind: Loss, output_BTD: Tensor, target_BTD: Tensor, square: Tensor | None = None
 ) -> Tensor:
-    """L1, L2, Huber (delta 1) or squared error over the target's mean square, of the whole batch if given."""
+    """L1, L2, Huber (delta 1) or squared error over the target's mean square, `square` if given."""
     if kind == "l1":
         return l1_loss(output_BTD, target_BTD)
     if kind == "huber":

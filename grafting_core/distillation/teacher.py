@@ -1,4 +1,4 @@
-"""The teacher's activations at each capture point: from a new forward every step, or from stored features."""
+"""The teacher's activations at each capture point: from a new forward every step, or from a cache."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ Students = Sequence[Student]
 
 
 class TeacherFeatures(Protocol):
-    """Gives the students the teacher's inputs and outputs."""
+    """Source of the teacher's inputs and outputs for the students."""
 
     def step_students(self, step: int, students: Students) -> None:
-        """Take step i with every student, on the same batch."""
+        """Train step i of every student, all on the same batch."""
 
 
 def teacher_features(
     backbone: Backbone, plan: DistillPlan, latents: Latents, students: Students
 ) -> TeacherFeatures:
-    """As the plan's `features` say."""
+    """Features as the plan's `features` requires."""
     if plan.features == "fresh":
         return OnlineFeatures(backbone, plan, latents)
     return CachedFeatures(backbone, plan, latents, [each.spec.capture_point for each in students])
@@ -35,7 +35,7 @@ def teacher_features(
 
 @dataclass(frozen=True)
 class _StudentsAtPoint:
-    """Trains the students of one capture point in turn, so that only one student's activations are alive."""
+    """Trains the students of one capture point in turn, so that only one student's activations exist."""
 
     students: list[Student]
 
@@ -59,7 +59,7 @@ def _run_teacher(backbone: Backbone, plan: DistillPlan, batch: Batch) -> None:
 
 @dataclass(frozen=True)
 class OnlineFeatures:
-    """One forward of the teacher a step, on new noise and timesteps, serves every student (paper Eq. 2)."""
+    """One teacher forward per step, on new noise and timesteps, for all students (paper Eq. 2)."""
 
     backbone: Backbone
     plan: DistillPlan
@@ -72,9 +72,9 @@ class OnlineFeatures:
 
 
 class CachedFeatures:
-    """The paper's recipe: each image noised once, its features kept in half precision, epochs over them.
+    """The paper's recipe: noise is drawn once per image, features are cached in half precision.
 
-    Takes 4 * images * tokens * width bytes of main memory for every capture point whose input and output have
+    Needs 4 * images * tokens * width bytes of main memory for every capture point whose input and output have
     the same width.
     """
 

@@ -1,6 +1,6 @@
-"""Judge a model or samples of any project: `python -m grafting_core.evaluation.cli REQUEST`, one JSON answer.
+"""Evaluate a model or samples of any project: `python -m grafting_core.evaluation.cli REQUEST`.
 
-The request is a document of `spec.judging`. Exit code 2, and `{"refused": ...}`, for what cannot be judged.
+REQUEST is JSON of `specs.requests`; prints one JSON document. Exit code 2 and `{"refused": ...}`: bad input.
 """
 
 import copy
@@ -23,18 +23,18 @@ from grafting_core.data.image_sets import ImageSet, open_images, reported
 from grafting_core.data.npz import NpzFile
 from grafting_core.evaluation.evaluate import (
     EvaluatedChunk,
+    compute_report,
     digest_of_hashes,
     evaluate_chunk,
     feature_network_for,
-    finish,
     hashes_of,
     recognises,
     training_reference,
     versions,
 )
-from grafting_core.evaluation.features.base import FeatureNetwork, extract, joined
+from grafting_core.evaluation.features.base import FeatureNetwork, concat, extract
 from grafting_core.evaluation.features.table import load_network
-from grafting_core.evaluation.metrics.report import measure
+from grafting_core.evaluation.metrics.report import compute_metrics
 from grafting_core.evaluation.reference import Reference, load_reference, make_reference, read_own
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign
@@ -54,16 +54,16 @@ from grafting_core.surgery.operate import operate
 Model = tuple[Backbone, nn.Module]
 
 
-def judge(request: EvaluateRequest) -> EvaluationReport:
-    """Raises ValueError (BadFile among them) for what cannot be judged, before anything is sampled."""
+def evaluate(request: EvaluateRequest) -> EvaluationReport:
+    """Evaluate a model or images. Raises ValueError (BadFile included) for bad input, before sampling."""
     model = load_model(request.subject)
     if model is None:
-        return _judge_images(request, open_images(Path(request.subject)))
-    return _judge_model(request, *model)
+        return _evaluate_images(request, open_images(Path(request.subject)))
+    return _evaluate_model(request, *model)
 
 
 def load_model(subject: str) -> Model | None:
-    """Backbone and network of a name, a published graft or a diffusers folder; None for anything else."""
+    """Backbone and network of a name, a published graft or a diffusers folder; None for other subjects."""
     if subject in backbone_cards():
         backbone = load_backbone(subject, _device())
         return backbone, backbone.transformer
@@ -79,7 +79,7 @@ def _device() -> torch.device:
 
 
 def _published(folder: Path) -> Model:
-    """A run's model, verified against its card."""
+    """Model that a run published, verified against its card."""
     try:
         weights = load(read_published(Storage(str(folder.parent)), folder.name))
         design = GraftDesign.model_validate_json(
@@ -89,15 +89,15 @@ def _published(folder: Path) -> Model:
         raise ValueError(f"{folder} holds no published model: {str(error)[:300]}") from error
     backbone = load_backbone(design.backbone.name, _device())
     if backbone.card.digest != design.backbone.digest:
-        raise ValueError(f"{folder} was grafted onto other weights of {design.backbone.name}")
-    # A copy, as in the run itself: where weights lie in memory changes the low bits of a product.
+        raise ValueError(f"{folder} was grafted onto {design.backbone.name} with different weights")
+    # A copy, as in the run itself: the memory layout of weights changes the low bits of a product.
     network = copy.deepcopy(backbone.transformer)
     operate(backbone.with_transformer(network), design.edits, pairs=design.pairs)
     network.load_state_dict(weights)
     return backbone, network.eval().requires_grad_(False)
 
 
-def _judge_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
+def _evaluate_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
     feature_network = _feature_network(request, backbone)
     dims = _check_size(feature_network, backbone.image_size)
@@ -108,20 +108,20 @@ def _judge_model(request: EvaluateRequest, backbone: Backbone, network: nn.Modul
             update={"feature_network": feature_network.digest, "reference": reference.digest}
         )
     chunks = [*_chunks(request, backbone, network, feature_network)]
-    return finish(chunks, reference, fingerprint, recognises(backbone, feature_network))
+    return compute_report(chunks, reference, fingerprint, recognises(backbone, feature_network))
 
 
 def _check_size(feature_network: FeatureNetwork, size: tuple[int, int]) -> int:
-    """How many features the network gives of such images. Raises ValueError where it takes others alone."""
+    """Number of features for images of this size. Raises ValueError if the network cannot take them."""
     features = extract(feature_network, np.zeros((1, *size, 3), np.uint8), 1)
     return int(features.pool.shape[1])
 
 
 def _fitting(reference: Reference, dims: int) -> Reference:
-    """Raises ValueError, before anything is sampled, for a reference of another network."""
+    """The reference, unchanged. Raises ValueError, before sampling, if it is of another network."""
     if reference.pool.dims != dims:
         name = reference.card.feature_network
-        raise ValueError(f"{reference.card.name} is of {reference.pool.dims} features; {name} gives {dims}")
+        raise ValueError(f"{reference.card.name} has {reference.pool.dims} features, but {name} has {dims}")
     return reference
 
 
@@ -145,7 +145,7 @@ def _chunks(
 def _reference(
     request: EvaluateRequest, feature_network: FeatureNetwork, backbone: Backbone | None
 ) -> Reference:
-    """What the request names, or the backbone's own images."""
+    """The reference that the request names, or the backbone's training images."""
     named = request.reference
     if named in backbone_cards():
         return training_reference(backbone_cards()[str(named)], feature_network)
@@ -157,12 +157,12 @@ def _reference(
             else load_reference(path, feature_network)
         )
     if backbone is None or backbone.card.dataset is None:
-        raise ValueError(f"{request.subject} brings no reference of its own; name one with --reference")
+        raise ValueError(f"{request.subject} has no reference of its own; name one with --reference")
     return training_reference(backbone.card, feature_network)
 
 
-def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationReport:
-    """Every image of the set, under the name of its count; how they were sampled, nobody can tell."""
+def _evaluate_images(request: EvaluateRequest, images: ImageSet) -> EvaluationReport:
+    """Evaluate every image of the set; the sample count is theirs, and how they were sampled is unknown."""
     protocol = request.protocol.model_copy(update={"samples": images.count})
     feature_network = load_network(protocol.feature_network, _device(), request.source)
     dims = _check_size(feature_network, images.size)
@@ -171,7 +171,7 @@ def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationRepor
     for batch in reported(images, protocol.micro_batch):
         parts.append(extract(feature_network, batch, protocol.micro_batch))
         hashes.append(hashes_of(batch))
-    figures = measure(reference, joined(parts), protocol)
+    metrics = compute_metrics(reference, concat(parts), protocol)
     return EvaluationReport(
         fingerprint=ProtocolFingerprint(
             recipe=RECIPE_VERSIONS["evaluate"],
@@ -180,31 +180,31 @@ def _judge_images(request: EvaluateRequest, images: ImageSet) -> EvaluationRepor
             feature_network=feature_network.digest,
             reference=reference.digest,
         ),
-        values=figures.values,
-        intervals=figures.intervals,
-        warnings=(*figures.warnings, *images.notes),
+        values=metrics.values,
+        intervals=metrics.intervals,
+        warnings=(*metrics.warnings, *images.notes),
         samples_digest=digest_of_hashes(np.concatenate(hashes)),
         made_with=versions(),
     )
 
 
-def make(request: ReferenceRequest) -> ReferenceView:
-    """Write the reference; the file is whole or not there."""
+def write_reference(request: ReferenceRequest) -> ReferenceView:
+    """Write the reference atomically and describe it."""
     feature_network = load_network(request.feature_network, _device(), request.source)
     made = make_reference(open_images(Path(request.images)), feature_network)
     output = Path(request.output)
     Storage(str(output.resolve().parent)).write_bytes(output.name, made.packed())
-    return show(ShowRequest(file=request.output)).model_copy(update={"notes": made.notes})
+    return describe_reference(ShowRequest(file=request.output)).model_copy(update={"notes": made.notes})
 
 
-def show(request: ShowRequest) -> ReferenceView:
-    """Sizes and origin; of a file of ours the digest that fingerprints hold, which takes its arrays."""
+def describe_reference(request: ShowRequest) -> ReferenceView:
+    """Describe a reference: sizes and origin; for files with a card also the digest used in fingerprints."""
     path = Path(request.file)
     with NpzFile(path) as arrays:
         sizes = {name: arrays.member(name).shape for name in arrays.names}
         own = read_own(arrays) if "card" in sizes else None
     if "mu" not in sizes:
-        raise ValueError(f"{path} holds no statistics ('mu'); `graft reference make` makes some of images")
+        raise ValueError(f"{path} has no statistics ('mu'); `graft reference make` computes them from images")
     kept = sizes.get("features") or sizes.get("arr_0")
     return ReferenceView(
         name=own.card.name if own else path.name,
@@ -217,19 +217,23 @@ def show(request: ShowRequest) -> ReferenceView:
     )
 
 
-ANSWERS: Mapping[str, Callable[[Any], BaseModel]] = {"evaluate": judge, "make": make, "show": show}
+COMMANDS: Mapping[str, Callable[[Any], BaseModel]] = {
+    "evaluate": evaluate,
+    "make": write_reference,
+    "show": describe_reference,
+}
 
 
 def main() -> int:
-    """The answer, or why there is none, as one JSON document."""
+    """Print the result, or the reason for refusal, as one JSON document; returns the exit code."""
     request = REQUEST.validate_json(sys.argv[1])
     try:
-        answer = ANSWERS[request.kind](request)
+        result = COMMANDS[request.kind](request)
     except (ValueError, OSError) as error:
         lines = (" ".join(line.split()) for line in str(error).splitlines())
         print(json.dumps({"refused": "\n".join(lines)}))
         return 2
-    print(answer.model_dump_json())
+    print(result.model_dump_json())
     return 0
 
 

@@ -1,7 +1,7 @@
-"""What a network costs: parameters, forwards by the clock beside its teacher's, images a second, memory.
+"""Cost of a network: parameters, latency of forwards relative to its teacher, images per second, memory.
 
-Every measurement is interleaved with the teacher's, so that a slow moment of the machine hits both, and comes
-with the hardware it was made on.
+Every measurement is interleaved with the teacher's, so that a slow moment of the machine affects both, and
+is stored with the hardware that it was made on.
 """
 
 import os
@@ -26,11 +26,11 @@ from grafting_core.specs.results import Hardware, Latency, MeasuredCost, Paramet
 
 PAIRS, FEWEST_PAIRS, WARM_UPS, RESAMPLES = 30, 10, 3, 2_000
 SECONDS = 2.0
-"""Of one comparison: beyond them the fewest pairs must do."""
+"""Duration of one comparison; after it only the minimum number of pairs is completed."""
 EMBEDDERS = ("norm1.emb", "x_embedder", "t_embedder", "y_embedder")
 Job = Callable[[], object]
 Floats = npt.NDArray[np.float64]
-# Or the profiler tells standard error that it starts and stops.
+# Otherwise the profiler prints to standard error when it starts and stops.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
@@ -42,7 +42,7 @@ def measure_cost(
     flops_per_forward: int,
     flops_per_image: int,
 ) -> MeasuredCost:
-    """All of it, for a network in evaluation mode: about 200 forwards, and samples of a micro-batch."""
+    """Measure a network in evaluation mode: about 200 forwards, and sampling of a micro-batch."""
     batches = (1, protocol.micro_batch)
     ours, theirs = (
         [forward_job(backbone, each, size, protocol.precision) for size in batches]
@@ -68,7 +68,7 @@ def measure_cost(
 
 
 def hardware_of(device: torch.device, precision: Precision = "float32") -> Hardware:
-    """The fingerprint of this machine and what it computes with."""
+    """Hardware fingerprint of this machine, for this device and precision."""
     cuda = device.type == "cuda"
     return Hardware(
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -92,7 +92,7 @@ def _processor() -> str:
 
 
 def count_parameters(network: nn.Module, grafted: int) -> Parameters:
-    """Shared tensors count once; stage 2 trains every parameter there is."""
+    """Parameter counts; shared tensors count once. Stage 2 trains all parameters."""
     named = dict(network.named_parameters())
     embedders = {id(t): t for name, t in named.items() if any(part in name for part in EMBEDDERS)}
     total = sum(tensor.numel() for tensor in named.values())
@@ -106,7 +106,7 @@ def count_parameters(network: nn.Module, grafted: int) -> Parameters:
 
 
 def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: Precision = "float32") -> Job:
-    """One forward as sampling does it, on fixed inputs that are in place already."""
+    """One forward as in sampling, on fixed inputs that are already on the device."""
     generator = torch.Generator().manual_seed(0)
     latents: Tensor = torch.randn((batch, *backbone.latent_shape), generator=generator)
     latents = latents.to(backbone.device)
@@ -122,16 +122,16 @@ def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: P
 
 
 def time_call(job: Job, device: torch.device) -> float:
-    """Wall clock of one call, the device's queue empty before and after."""
-    wait(device)
+    """Wall-clock seconds of one call, with the device's queue empty before and after."""
+    synchronize(device)
     began = time.perf_counter()
     job()
-    wait(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 
-def wait(device: torch.device) -> None:
-    """Until everything asked of a GPU is done."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -139,7 +139,7 @@ def wait(device: torch.device) -> None:
 def compare(
     job: Job, teacher: Job, device: torch.device, batch: int, seconds: float = SECONDS, most: int = PAIRS
 ) -> Latency:
-    """In pairs after a warm-up; the ratio is the median over pairs, its interval a bootstrap over them."""
+    """Latency in pairs after a warm-up; the ratio is the median over pairs, with a bootstrap interval."""
     ours, theirs = interleaved([job, teacher], device, seconds, most).T
     pairs, ratios = len(ours), np.log(ours / theirs)
     low, high = np.exp(median_interval(ratios))
@@ -158,7 +158,7 @@ def compare(
 
 
 def median_interval(values: Floats) -> tuple[float, float]:
-    """95 % for the median, by bootstrap over the values."""
+    """95 % interval of the median, by bootstrap over the values."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
     return float(low), float(high)
@@ -173,8 +173,8 @@ def interleaved(
 ) -> Floats:
     """Seconds of every job by round [rounds, jobs], after a warm-up.
 
-    Each round begins one job further on: what runs after another finds that one's caches. From the fewest
-    rounds on, `enough` may end them.
+    Each round starts with the next job, because a job's caches depend on its predecessor. After the minimum
+    number of rounds, `enough` may end the measurement.
     """
     for _ in range(WARM_UPS):
         for job in jobs:
@@ -194,13 +194,13 @@ def interleaved(
 def sampling_rates(
     backbone: Backbone, network: nn.Module, protocol: EvaluationProtocol
 ) -> tuple[float, float]:
-    """Images a second of network and teacher: a micro-batch sampled and decoded, turn about, the medians."""
+    """Images per second of network and teacher: medians of interleaved sampling of a micro-batch."""
     networks, end = (network, backbone.transformer), time.perf_counter() + SECONDS
     times: tuple[list[float], list[float]] = ([], [])
     while not times[0] or (len(times[0]) < PAIRS and time.perf_counter() < end):
-        for kept, each in zip(times, networks, strict=True):
-            kept.append(time_call(_sampling(backbone, each, protocol), backbone.device))
-    ours, theirs = (protocol.micro_batch / statistics.median(kept) for kept in times)
+        for durations, model in zip(times, networks, strict=True):
+            durations.append(time_call(_sampling(backbone, model, protocol), backbone.device))
+    ours, theirs = (protocol.micro_batch / statistics.median(durations) for durations in times)
     return ours, theirs
 
 
@@ -209,7 +209,7 @@ def _sampling(backbone: Backbone, network: nn.Module, protocol: EvaluationProtoc
 
 
 def peak_bytes(job: Job, device: torch.device) -> int:
-    """Most that one call holds allocated at a time, beyond what it began with."""
+    """Peak memory that one call allocates, beyond what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

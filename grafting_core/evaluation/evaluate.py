@@ -1,4 +1,4 @@
-"""Stage 3: samples to features to figures."""
+"""Stage 3: sample, extract features, compute metrics."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -15,12 +15,12 @@ from grafting_core.data.datasets import FeatureStatistics, dataset_of
 from grafting_core.data.images import Images
 from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.diffusion.sampling import sample_images, sample_labels
-from grafting_core.evaluation.features.base import FeatureNetwork, Features, extract, joined
+from grafting_core.evaluation.features.base import FeatureNetwork, Features, concat, extract
 from grafting_core.evaluation.features.table import load_network
 from grafting_core.evaluation.metrics.frechet import Gaussian, frechet_of_rows
 from grafting_core.evaluation.metrics.intervals import label_interval
 from grafting_core.evaluation.metrics.moments import Moments, finite_rows
-from grafting_core.evaluation.metrics.report import by_class, measure
+from grafting_core.evaluation.metrics.report import by_class, compute_metrics
 from grafting_core.evaluation.reference import Labels, Reference, make_reference
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.experiment import own_fingerprint
@@ -32,40 +32,40 @@ from grafting_core.specs.rungs import LOSS_DRAWS
 CHUNK = 500
 _OWN: dict[tuple[str, str], Reference] = {}
 Keep = Callable[[int, Images], None]
-"""Takes the images of samples first .. first + n."""
+"""Receives the index of the first sample and the images of samples first .. first + n."""
 REPORTED = ("graftlab", "torch", "numpy", "diffusers")
 
 
 @dataclass(frozen=True)
 class EvaluatedChunk:
-    """Features, asked labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n."""
+    """Features, target labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n."""
 
     first: int
     features: Features
-    asked: Labels
+    targets: Labels
     hashes: npt.NDArray[np.uint8]
 
 
 def feature_network_for(backbone: Backbone, protocol: EvaluationProtocol) -> FeatureNetwork:
-    """What the protocol judges with, on the backbone's device. Raises ValueError without its weights."""
+    """The protocol's feature network on the backbone's device. Raises ValueError without its weights."""
     network = load_network(protocol.feature_network, backbone.device)
     if protocol.feature_digest not in (None, network.digest):
         raise ValueError(
-            f"{network.name} here has digest {network.digest}; the protocol names {protocol.feature_digest}"
+            f"{network.name} has digest {network.digest}; the protocol requires {protocol.feature_digest}"
         )
     return network
 
 
 def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
-    """Whether the network's logits are the backbone's classes in their order."""
+    """Whether the network's logits are the backbone's classes, in the same order."""
     card = backbone.card
     return network.name == card.feature_network and FEATURE_NETWORKS.entries[network.name].names_classes
 
 
 def training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
-    """The images that the backbone was trained on: those at hand, with the statistics of all where known.
+    """Reference of the backbone's training images, with statistics of the whole training set if published.
 
-    Made once a process. Raises ValueError for a backbone without a data set.
+    Computed once per process. Raises ValueError for a backbone without a data set.
     """
     key = (card.digest, network.digest)
     if key not in _OWN:
@@ -89,9 +89,9 @@ def _gaussian(whole: FeatureStatistics) -> Gaussian:
 
 
 def evaluate(graft: Backbone, protocol: EvaluationProtocol) -> EvaluationReport:
-    """Sample the graft and compute every metric against its training images, on this process alone.
+    """Sample the graft and compute every metric against its training images, in this process.
 
-    The same report that a lab makes of these weights. Raises ValueError without the network's weights, or
+    The report equals that of a lab for the same weights. Raises ValueError without the network's weights, or
     for a backbone without a data set.
     """
     network = feature_network_for(graft, protocol)
@@ -101,7 +101,7 @@ def evaluate(graft: Backbone, protocol: EvaluationProtocol) -> EvaluationReport:
     ]
     fingerprint = own_fingerprint(graft.card.digest, protocol)
     reference = training_reference(graft.card, network)
-    return finish(chunks, reference, fingerprint, recognises(graft, network))
+    return compute_report(chunks, reference, fingerprint, recognises(graft, network))
 
 
 def _spans(samples: int, micro_batch: int) -> list[tuple[int, int]]:
@@ -119,16 +119,16 @@ def evaluate_chunk(
     keep: Keep = lambda first, images: None,
     network: FeatureNetwork | None = None,
 ) -> EvaluatedChunk:
-    """Sample indices first .. first + count, let them be kept, look at them with the feature network.
+    """Sample indices first .. first + count, pass the images to `keep`, and extract their features.
 
-    `first` is a multiple of the micro-batch, so that every image stands at the same place of its forward.
+    `first` is a multiple of the micro-batch, so that every image has the same row in its forward.
     """
     indices = range(first, first + count)
     images = sample_images(backbone, transformer, protocol, indices).numpy()
     keep(first, images)
     features = extract(network or feature_network_for(backbone, protocol), images, protocol.micro_batch)
-    asked = sample_labels(protocol, backbone.card.num_classes, indices)
-    return EvaluatedChunk(first, features, asked.numpy(), hashes_of(images))
+    targets = sample_labels(protocol, backbone.card.num_classes, indices)
+    return EvaluatedChunk(first, features, targets.numpy(), hashes_of(images))
 
 
 def hashes_of(images: Images) -> npt.NDArray[np.uint8]:
@@ -137,39 +137,39 @@ def hashes_of(images: Images) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), 32)
 
 
-def finish(
+def compute_report(
     chunks: Iterable[EvaluatedChunk],
     reference: Reference,
     fingerprint: ProtocolFingerprint,
     recognises: bool = True,
 ) -> EvaluationReport:
-    """All figures of a whole set of samples; the same bits whoever made which chunk.
+    """Compute all metrics of a complete set of samples, independent of how it was split into chunks.
 
-    Where the network `recognises` the backbone's classes, samples are checked against what was asked for.
-    Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and naming samples
-    whose features are not finite.
+    If the network `recognises` the backbone's classes, its predictions are compared with the target labels.
+    Raises ValueError unless the chunks are samples 0 .. protocol.samples, each once, and for samples whose
+    features are not finite, with their indices.
     """
     protocol = fingerprint.protocol
     ordered = sorted(chunks, key=lambda chunk: chunk.first)
     _check_cover(ordered, protocol.samples)
-    features = joined(chunk.features for chunk in ordered)
+    features = concat(chunk.features for chunk in ordered)
     finite_rows(features.pool)
-    asked = np.concatenate([chunk.asked for chunk in ordered])
-    recognised = features.logits.argmax(1) if recognises and features.logits is not None else None
-    figures = measure(reference, features, protocol)
-    if recognised is not None:
-        right = asked == recognised
-        figures.add(f"label_accuracy/{protocol.feature_network}", float(right.mean()), label_interval(right))
+    targets = np.concatenate([chunk.targets for chunk in ordered])
+    predicted = features.logits.argmax(1) if recognises and features.logits is not None else None
+    metrics = compute_metrics(reference, features, protocol)
+    if predicted is not None:
+        right = targets == predicted
+        metrics.add(f"label_accuracy/{protocol.feature_network}", float(right.mean()), label_interval(right))
     elif features.logits is not None:
-        figures.warnings.append(
-            f"no label_accuracy: the classes of {protocol.feature_network} are not those that were asked for"
+        metrics.warnings.append(
+            f"no label_accuracy: the classes of {protocol.feature_network} are not the backbone's"
         )
     return EvaluationReport(
         fingerprint=fingerprint,
-        values=figures.values,
-        intervals=figures.intervals,
-        warnings=tuple(figures.warnings),
-        classes=by_class(reference, features, asked, recognised),
+        values=metrics.values,
+        intervals=metrics.intervals,
+        warnings=tuple(metrics.warnings),
+        classes=by_class(reference, features, targets, predicted),
         samples_digest=digest_of_hashes(np.concatenate([chunk.hashes for chunk in ordered])),
         made_with=versions(),
     )
@@ -181,7 +181,7 @@ def digest_of_hashes(hashes: npt.NDArray[np.uint8]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the software that figures are made with."""
+    """Versions of the software that computes metrics."""
     return {name: version(name) for name in REPORTED}
 
 
@@ -190,11 +190,11 @@ def _check_cover(ordered: list[EvaluatedChunk], samples: int) -> None:
     for chunk in ordered:
         if chunk.first != expected:
             raise ValueError(
-                f"samples {min(expected, chunk.first)} to {max(expected, chunk.first)} do not line up"
+                f"samples {min(expected, chunk.first)}..{max(expected, chunk.first)} are missing or repeated"
             )
         expected += len(chunk.features)
     if expected != samples:
-        raise ValueError(f"{expected} samples were evaluated where the protocol asks for {samples}")
+        raise ValueError(f"{expected} samples were evaluated; the protocol requires {samples}")
 
 
 def fid_at(
@@ -204,10 +204,10 @@ def fid_at(
     samples: int,
     reference: Reference | None = None,
 ) -> float:
-    """FID of the protocol's first `samples` samples, on this process alone: a rung of the fidelity ladder.
+    """FID of the protocol's first `samples` samples, in this process: a rung of the fidelity ladder.
 
-    The same number that a whole evaluation under the protocol reports for this rung. `reference` saves making
-    one where the feature network is not the backbone's own.
+    Equals the value that a whole evaluation under the protocol reports for this rung. `reference` is needed
+    only if it is not the one of the backbone's training images.
     """
     network = feature_network_for(backbone, protocol)
     spans = _spans(samples, protocol.micro_batch)
@@ -215,15 +215,15 @@ def fid_at(
         evaluate_chunk(backbone, transformer, protocol, *span, network=network).features for span in spans
     ]
     if reference is not None:
-        return frechet_of_rows(reference.pool, joined(chunks).pool)
+        return frechet_of_rows(reference.pool, concat(chunks).pool)
     whole = dataset_of(backbone.card).statistics.get(network.name)
     pool = _gaussian(whole) if whole else training_reference(backbone.card, network).pool
-    return frechet_of_rows(pool, joined(chunks).pool)
+    return frechet_of_rows(pool, concat(chunks).pool)
 
 
 @torch.no_grad()
 def denoising_loss_of(backbone: Backbone, latents: Latents, draws: int = LOSS_DRAWS, seed: int = 0) -> float:
-    """Mean training loss on fixed noise that no training stage draws: seconds to compute, no sampling."""
+    """Mean training loss on fixed noise that no training stage uses; takes seconds, without sampling."""
     objective, total, size = latents.objective, 0.0, 64
     for index in range(0, draws, size):
         batch = latents.batch("loss-gap", seed, index, size).to(backbone.device)

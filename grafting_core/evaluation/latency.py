@@ -1,4 +1,4 @@
-"""Measures rows of the latency table on whole forwards, in rounds with the backbone's own."""
+"""Measure rows of the latency table on whole forwards, interleaved with the backbone's own."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -25,37 +25,37 @@ from grafting_core.specs.site import GraftSite
 from grafting_core.surgery.operate import operate
 
 ROW_SECONDS = 20.0
-"""Of one row's rounds: beyond them the fewest rounds must do."""
+"""Duration of one row's rounds; after it only the minimum number of rounds is completed."""
 NARROW = 0.02
-"""Width of the interval of a network's forward over the backbone's that ends the rounds of a row."""
+"""Rounds of a row end once the interval of the ratio to the backbone's forward is narrower than this."""
 
 
 class LatencyBench:
-    """A backbone with what is measured beside it. Rows may be measured in any order."""
+    """Measures operators in a backbone. Rows can be measured in any order."""
 
     def __init__(self, backbone: Backbone, spec: LatencySpec) -> None:
         self._backbone, self._spec = backbone, spec
         self._bare: dict[tuple[Slot, ...], Job] = {}
 
     def key(self, part: TimedPart) -> str:
-        """Names the row of this part on this machine."""
+        """Key of the row of this part on this machine."""
         hardware = hardware_of(self._backbone.device, self._spec.precision)
         return self._spec.row_key(part, hardware)
 
     def measure(self, part: TimedPart, seconds: float = ROW_SECONDS) -> PartLatency:
-        """Raises ValueError for an operator that does not fit the backbone's sizes."""
+        """Measure one row. Raises ValueError for an operator that does not fit the backbone's sizes."""
         jobs = [self._candidate(part), self._whole(), self._without(part)]
         times = interleaved(jobs, self._backbone.device, seconds, MOST_ROUNDS, _is_narrow)
         return self._row(part, times)
 
     def compare(self, design: GraftDesign, seconds: float = ROW_SECONDS) -> Latency:
-        """A whole design, untrained, in rounds with the backbone."""
+        """Latency of a whole design, untrained, interleaved with the backbone."""
         job = self._copy(design.edits, design.pairs)
         spec, device = self._spec, self._backbone.device
         return compare(job, self._whole(), device, spec.batch, seconds, MOST_ROUNDS)
 
     def _row(self, part: TimedPart, times: Floats) -> PartLatency:
-        """`times` [rounds, 3]: the candidate, the backbone, and the backbone without what is replaced."""
+        """Row from `times` [rounds, 3]: candidate, backbone, and backbone without the replaced part."""
         card, count = self._backbone.card, part.sites(self._backbone.card)
         candidate, whole, bare = times.T
         extra = (candidate / whole - 1) / count
@@ -93,13 +93,13 @@ class LatencyBench:
         return self._edited({part.place: part.operator})
 
     def _without(self, part: TimedPart) -> Job:
-        """What a row's seconds are counted from."""
+        """Baseline from which a row's seconds are counted."""
         if part.place == "rest":
             return lambda: None
         return self._whole() if part.place == "pairs" else self._emptied((part.place,))
 
     def _emptied(self, slots: Sequence[Slot]) -> Job:
-        """The backbone with nothing in these slots, built once."""
+        """The backbone with identity operators in these slots, built once."""
         kept = tuple(slots)
         if kept not in self._bare:
             self._bare[kept] = self._edited({slot: KINDS["identity"](kind="identity") for slot in kept})
@@ -117,7 +117,7 @@ class LatencyBench:
         return self._copy(edits, pairs)
 
     def _copy(self, edits: Sequence[ReplaceOperator], pairs: Sequence[ParallelPair]) -> Job:
-        """A copy that shares the backbone's weights; operators that are put in are untrained."""
+        """A copy that shares the backbone's weights; new operators are untrained."""
         original = self._backbone.transformer
         shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
         network = copy.deepcopy(original, shared)
@@ -129,7 +129,7 @@ class LatencyBench:
 
 
 def _is_narrow(times: Floats) -> bool:
-    """Whether the first job is known well enough against the second."""
+    """Whether the ratio of the first job to the second is known precisely enough."""
     low, high = median_interval(times[:, 0] / times[:, 1])
     return high - low < NARROW
 

@@ -1,7 +1,7 @@
-"""What samples are compared with: statistics of a whole set, features of some of it, made once and kept.
+"""References that samples are compared with: statistics of a whole image set and features of a part.
 
-Files are `.npz` with ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`) and, beyond them, `features`, `labels`,
-`count` and `card`. ADM's own files (with `arr_0`) are read too; their features are made from their images.
+Files are `.npz` with ADM's names (`mu`, `sigma`, `mu_s`, `sigma_s`) and in addition `features`, `labels`,
+`count` and `card`. ADM's own files (with `arr_0`) are read too; features are computed from their images.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 
 from grafting_core.data.image_sets import ImageSet, PixelDigest, SampleFile, reported
 from grafting_core.data.npz import BadFile, NpzFile
-from grafting_core.evaluation.features.base import FeatureNetwork, Features, Rows, extract, joined
+from grafting_core.evaluation.features.base import FeatureNetwork, Features, Rows, concat, extract
 from grafting_core.evaluation.metrics.frechet import Gaussian
 from grafting_core.evaluation.metrics.moments import Floats, Moments, finite_rows
 from grafting_core.evaluation.metrics.prdc import Manifold
@@ -26,28 +26,28 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.features import Sha256
 
 KEPT = 10_000
-"""Rows whose features are kept for precision, coverage and KID: as many as ADM's references have images."""
+"""Rows kept for precision, coverage and KID: the number of images in ADM's references."""
 MICRO_BATCH = 50
 FEWEST = 6
 NEAREST = "neighbour_distances"
-"""Files of older versions hold `nearest`, rounded otherwise than verdicts are: it is made anew for them."""
+"""Older files have `nearest`, with other rounding; it is ignored and the distances are recomputed."""
 Labels = npt.NDArray[np.int64]
 
 
 class ReferenceCard(Frozen):
-    """Where a reference comes from; its digest covers the arrays themselves."""
+    """Origin of a reference; its digest covers the arrays."""
 
     name: str
     feature_network: str
     feature_digest: Sha256
     images: int | None = None
-    """How many the statistics are of; None where the file does not say (ADM's)."""
+    """Number of images in the statistics; None if the file does not say (ADM's)."""
     pixels: Sha256 | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics [D] and, where the network gives them, spatial ones [S]; features [M, D] of some images."""
+    """Statistics [D] and, if the network has them, spatial ones [S]; features [M, D] of some images."""
 
     card: ReferenceCard
     pool: Gaussian
@@ -56,13 +56,13 @@ class Reference:
     labels: Labels | None = None
 
     nearest: Floats | None = None
-    """Neighbour distances of the kept rows, where the file has them."""
+    """Neighbour distances of the kept rows, if the file has them."""
     notes: tuple[str, ...] = ()
-    """What to be wary of in the images that it was made of; kept in no file, part of no digest."""
+    """Warnings about the images that it was made of; not stored, not part of the digest."""
 
     @cached_property
     def manifold(self) -> Manifold | None:
-        """The kept rows with their neighbour distances, made once for all that is compared with them."""
+        """The kept rows with their neighbour distances, computed once for all comparisons."""
         if self.rows is None or len(self.rows) < FEWEST:
             return None
         if self.nearest is not None:
@@ -71,7 +71,7 @@ class Reference:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the network's digest and every array: equal digests, equal figures."""
+        """SHA-256 over the network's digest and every array: equal digests give equal metrics."""
         hashed = hashlib.sha256(self.card.feature_digest.encode())
         for name, array in sorted(self._arrays().items()):
             hashed.update(f"{name}{array.dtype.str}{array.shape}".encode())
@@ -91,7 +91,7 @@ class Reference:
         return {name: array for name, array in found.items() if array is not None}
 
     def packed(self) -> bytes:
-        """The bytes of a file that `load_reference` reads back to the same digest."""
+        """Content of a file that `load_reference` reads back with the same digest."""
         card = np.frombuffer(self.card.model_dump_json().encode(), np.uint8)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {"card": card, **self._arrays()}
@@ -104,12 +104,12 @@ class Reference:
 def make_reference(
     images: ImageSet, network: FeatureNetwork, labels: Labels | None = None, kept: int = KEPT
 ) -> Reference:
-    """Look at every image once. Raises BadFile, or ValueError naming images whose features are not finite."""
+    """Compute a reference of images. Raises BadFile, or ValueError naming images without finite features."""
     digest, parts = PixelDigest(), []
     for batch in reported(images, MICRO_BATCH):
         digest.take(batch)
         parts.append(extract(network, batch, MICRO_BATCH))
-    features = joined(parts)
+    features = concat(parts)
     card = ReferenceCard(
         name=images.name,
         feature_network=network.name,
@@ -129,13 +129,13 @@ def make_reference(
 
 
 def unpacked(raw: bytes, network: FeatureNetwork, name: str = "reference") -> Reference:
-    """What `packed` made. Raises BadFile, also where it was made with another network."""
+    """Reference from the result of `packed`. Raises BadFile, also if another network made it."""
     with NpzFile(Path(name), io.BytesIO(raw)) as arrays:
         return _own(arrays, network)
 
 
 def load_reference(path: Path, network: FeatureNetwork) -> Reference:
-    """A file of ours, made with this very network, or one in ADM's format; `mu` and `sigma` are enough.
+    """Reference from a file of ours, made with this network, or in ADM's format (at least `mu` and `sigma`).
 
     Raises BadFile.
     """
@@ -163,7 +163,7 @@ def _own(arrays: NpzFile, network: FeatureNetwork) -> Reference:
 
 
 def read_own(arrays: NpzFile) -> Reference:
-    """What `packed` made, whatever network it was made with. Raises BadFile."""
+    """Reference from the result of `packed`, made with any network. Raises BadFile."""
     card, path = read_card(arrays), arrays.path
     spatial = _gaussian(arrays, "_s", path, card.images) if "mu_s" in arrays.names else None
     pool = _gaussian(arrays, "", path, card.images)
@@ -176,7 +176,7 @@ def read_own(arrays: NpzFile) -> Reference:
 
 
 def read_card(arrays: NpzFile) -> ReferenceCard:
-    """Raises BadFile where the file is none of ours."""
+    """Card of a file of ours. Raises BadFile for other files."""
     try:
         return ReferenceCard.model_validate_json(arrays.read("card").tobytes())
     except (ValueError, json.JSONDecodeError) as error:
@@ -188,7 +188,7 @@ def _gaussian(arrays: NpzFile, suffix: str, path: Path, count: int | None = None
     missing = [name for name in names if name not in arrays.names]
     if missing:
         raise BadFile(
-            f"{path} has no {missing[0]!r}; mu and sigma belong together, and so do mu_s and sigma_s"
+            f"{path} has no {missing[0]!r}; it needs both mu and sigma, and mu_s and sigma_s only together"
         )
     mean, covariance = (_finite(arrays, name, path) for name in names)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -201,15 +201,15 @@ def _gaussian(arrays: NpzFile, suffix: str, path: Path, count: int | None = None
 def _finite(arrays: NpzFile, name: str, path: Path) -> Floats:
     array = arrays.read(name)
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-        raise BadFile(f"{path}: {name!r} is not finite numbers throughout")
+        raise BadFile(f"{path}: {name!r} has values that are not finite numbers")
     return array.astype(np.float64)
 
 
 def _features_of_images(path: Path, network: FeatureNetwork) -> Features:
     images = SampleFile(path)
-    return joined(extract(network, batch, MICRO_BATCH) for batch in images.batches(MICRO_BATCH))
+    return concat(extract(network, batch, MICRO_BATCH) for batch in images.batches(MICRO_BATCH))
 
 
 def _check_dims(path: Path, pool: Gaussian, rows: Rows) -> None:
     if rows.ndim != 2 or rows.shape[1] != pool.dims:
-        raise BadFile(f"{path} has statistics of {pool.dims} features, and features of shape {rows.shape}")
+        raise BadFile(f"{path} has statistics of {pool.dims} features, but features of shape {rows.shape}")

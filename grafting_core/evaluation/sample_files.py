@@ -1,8 +1,8 @@
-"""Samples as files that other tools read: an `.npz` as the ADM evaluator wants it, and who is who in it.
+"""Samples in files for other tools: an `.npz` in the ADM evaluator's format, and its manifest.
 
-`arr_0` is uint8 [N, H, W, 3] in C order, uncompressed. Balanced labels are dealt in turn, and a score over
-consecutive rows (the ADM inception score) would profit from that, so their rows are shuffled, always alike;
-the manifest says which sample each row is.
+`arr_0` is uint8 [N, H, W, 3] in C order, uncompressed. Balanced labels repeat in a fixed cycle, which would
+bias scores over consecutive rows (the ADM inception score), so their rows are shuffled with a fixed seed; the
+manifest gives the sample of each row.
 """
 
 import csv
@@ -36,10 +36,10 @@ class ImagePart:
 
 
 def as_rgb(images: Bytes) -> Bytes:
-    """[n, H, W] or [n, H, W, C] with C of 1 or 3 -> [n, H, W, 3]; gray is repeated."""
+    """[n, H, W] or [n, H, W, C] with C of 1 or 3 -> [n, H, W, 3]; gray is repeated. Raises ValueError."""
     channels = images[..., None] if images.ndim == 3 else images
     if channels.shape[3] not in (1, 3):
-        raise ValueError(f"images have {channels.shape[3]} channels; an evaluator takes 1 or 3")
+        raise ValueError(f"images have {channels.shape[3]} channels; 1 or 3 are supported")
     return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:3], 3)))
 
 
@@ -54,7 +54,7 @@ def row_order(protocol: EvaluationProtocol) -> npt.NDArray[np.int64]:
 
 
 def write_npz(path: Path, protocol: EvaluationProtocol, parts: Iterable[ImagePart]) -> None:
-    """All samples of a protocol in one file; the same bytes for the same images. Memory holds one part.
+    """Write all samples of a protocol to one file, reproducible byte for byte. Memory holds one part.
 
     Raises ValueError unless the parts are samples 0 .. protocol.samples, each once.
     """
@@ -64,7 +64,7 @@ def write_npz(path: Path, protocol: EvaluationProtocol, parts: Iterable[ImagePar
         with (
             zipfile.ZipFile(path, "w") as archive,
             rows.open("rb") as source,
-            # A bare entry has no time of day; 64-bit sizes are decided now or never.
+            # `ZipInfo` without a time keeps bytes reproducible; the size is unknown here, so allow 64 bits.
             archive.open(zipfile.ZipInfo(MEMBER), "w", force_zip64=True) as member,
         ):
             shutil.copyfileobj(source, member, COPY_BYTES)
@@ -83,7 +83,7 @@ def _put_in_order(path: Path, protocol: EvaluationProtocol, parts: Iterable[Imag
         rows[row_of[places]] = part.images
     wrong = np.flatnonzero(times != 1)
     if len(wrong):
-        raise ValueError(f"sample {wrong[0]} is there {times[wrong[0]]} times, and should be once")
+        raise ValueError(f"sample {wrong[0]} occurs {times[wrong[0]]} times; each must occur once")
 
 
 def manifest(protocol: EvaluationProtocol, num_classes: int) -> str:

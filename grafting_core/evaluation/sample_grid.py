@@ -1,4 +1,4 @@
-"""A picture to look at: the same noise and labels through teacher and graft, a class a column."""
+"""Sample grid: images of teacher and graft from the same noise and labels, one class per column."""
 
 import io
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from grafting_core.diffusion.sampling import sample_images
 from grafting_core.specs.plans import EvaluationProtocol
 
 ROWS, MAX_COLUMNS = 3, 10
-"""More classes than columns: the first ones, which share batches, so that fewer forwards are needed."""
+"""Columns show the first classes, which share batches and so need few forwards."""
 SCALE = 2
 GAP = 4
 LABEL_HEIGHT = 22
@@ -22,12 +22,12 @@ INK, PAPER = "#1c1c1c", "#ffffff"
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """uint8 images [rows, columns, H, W] or [rows, columns, H, W, C] of one model, a class a column."""
+    """uint8 images [rows, columns, H, W] or [rows, columns, H, W, C] of one model, one class per column."""
 
     images: Tensor
 
-    def beside(self, graft: "SampleGrid", name: str) -> bytes:
-        """PNG: this sheet as the teacher's rows, above the graft's. The teacher alone is shown once."""
+    def render_comparison(self, graft: "SampleGrid", name: str) -> bytes:
+        """PNG with this grid as the teacher's rows above the graft's; equal grids are drawn once."""
         parts = [("teacher", self.images)]
         if not torch.equal(self.images, graft.images):
             parts.append((name, graft.images))
@@ -37,7 +37,7 @@ class SampleGrid:
         return buffer.getvalue()
 
 
-def sample_sheet(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleGrid:
+def sample_grid(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleGrid:
     """`ROWS` samples of up to `MAX_COLUMNS` classes, balanced, with the protocol's own sampler and seed."""
     balanced = protocol.model_copy(update={"labels": "balanced"})
     classes = backbone.card.num_classes

@@ -1,4 +1,4 @@
-"""Hybrids out of the bank, judged without finetuning on a backbone that is loaded once."""
+"""Evaluate hybrids from the bank without finetuning, on a backbone that is loaded once."""
 
 import time
 from collections.abc import Callable
@@ -20,18 +20,18 @@ from grafting_core.surgery.operate import Undo, operate
 
 @dataclass
 class Screener:
-    """Keeps what hybrids share: backbone, latents, the teacher's loss, scions that were built before."""
+    """Evaluates hybrids; caches what they share: backbone, latents, the teacher's loss, built scions."""
 
     backbone: Backbone
     protocol: EvaluationProtocol
     scion: Callable[[Part], nn.Module]
-    """A distilled module out of the bank."""
+    """Gives the distilled module of a part, from the bank."""
     _built: dict[Part, nn.Module] = field(default_factory=dict)
     _latents: Latents | None = None
     _teacher_losses: dict[int, float] = field(default_factory=dict)
 
-    def judge(self, design: GraftDesign, rung: Rung) -> Screened:
-        """The number of one hybrid on one rung; the backbone is left as it was."""
+    def evaluate(self, design: GraftDesign, rung: Rung) -> Screened:
+        """Value of one hybrid on one rung; the backbone is restored afterwards."""
         began = time.monotonic()
         if isinstance(rung, LossGapRung):
             teacher = self._teacher_loss(rung.draws)
@@ -64,7 +64,7 @@ class Screener:
 
 
 class _Assembled:
-    """The backbone as a hybrid, for the length of a with-block."""
+    """Context manager: turns the backbone into a hybrid, and back on exit."""
 
     def __init__(self, screener: Screener, design: GraftDesign) -> None:
         self._screener, self._design = screener, design

@@ -120,7 +120,7 @@ def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:
 
 
 def pass_flops_per_image(card: BackboneCard, parts: Sequence[Part]) -> int:
-    """FLOPs per image of a pass that distills these parts; 0 without parts."""
+    """FLOPs per image of a pass that distils these parts; 0 without parts."""
     return card.forward_flops() + sum(part_flops(card, part) for part in parts) if parts else 0
 
 

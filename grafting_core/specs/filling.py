@@ -16,7 +16,7 @@ FILL_RECIPE = 1
 
 
 class FillSpec(Frozen):
-    """Scions to distill into the bank, of one backbone and one plan; several may have the same site."""
+    """Scions to distil into the bank, of one backbone and one plan; several may have the same site."""
 
     kind: Literal["fill"] = "fill"
     name: str

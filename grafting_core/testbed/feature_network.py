@@ -23,7 +23,7 @@ class FashionNetwork:
         self.device = next(classifier.parameters()).device
         self.digest = str(feature_digest(self.name))
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Raises ValueError for images of another size."""
         if images_NHWC.shape[1:3] != (SIDE, SIDE):
             height, width = images_NHWC.shape[1:3]

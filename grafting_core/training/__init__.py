@@ -1,1 +1,1 @@
-"""Stage 2: finetuning, optimisers and what training reports."""
+"""Stage 2: finetuning, optimisers, and the observer interface of training."""

@@ -1,4 +1,4 @@
-"""Stage 2: the whole grafted network under the denoising objective (Eq. 1), averaged weights kept."""
+"""Stage 2: train the whole grafted network on the denoising objective (Eq. 1) and return EMA weights."""
 
 import math
 from collections.abc import Callable
@@ -26,17 +26,17 @@ from grafting_core.training.optim import (
 
 @dataclass(frozen=True)
 class Shard:
-    """Which rows of the global batch this process computes."""
+    """Rows of the global batch that this process computes."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, size: int) -> slice:
-        """Even shares. Raises ValueError where the batch cannot be dealt out evenly."""
+        """Slice of an equal share. Raises ValueError if the batch cannot be split evenly."""
         if size % self.world:
-            raise ValueError(f"batch_size {size} cannot be shared by {self.world} workers; use a multiple")
-        each = size // self.world
-        return slice(self.rank * each, (self.rank + 1) * each)
+            raise ValueError(f"batch_size {size} cannot be split over {self.world} workers; use a multiple")
+        rows = size // self.world
+        return slice(self.rank * rows, (self.rank + 1) * rows)
 
 
 def finetune(
@@ -50,12 +50,12 @@ def finetune(
     share: Shard = Shard(),
     micro_batches: int = 1,
 ) -> dict[str, Tensor]:
-    """Train the graft's transformer in place and return its averaged weights (a state dict, float32, CPU).
+    """Train the graft's transformer in place and return its EMA weights (a state dict, float32, CPU).
 
-    `micro_batches` parts of each process's rows are computed one after the other and their gradients added:
-    the same mean over the same global batch, to rounding, in less memory.
+    Each process's rows are computed in `micro_batches` parts, one after another, and gradients are added: the
+    same mean over the same global batch, up to rounding, in less memory.
 
-    Raises Diverged where the loss is not finite, StopRequested (after a checkpoint) when asked to stop.
+    Raises Diverged if the loss is not finite, StopRequested, after a checkpoint, if a stop is requested.
     """
     training = _Training(graft, plan, latents, share, micro_batches)
     step = training.resume(checkpoints)
@@ -78,13 +78,13 @@ def finetune(
 
 
 def _unsynchronised(network: nn.Module) -> AbstractContextManager[object]:
-    """DDP without its exchange of gradients; nothing for a network that is alone."""
+    """Context in which DDP does not exchange gradients; a null context for a single process."""
     without: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
     return without()
 
 
 class _Training:
-    """Network, optimiser and averaged weights between two steps."""
+    """Network, optimiser and EMA weights between two steps."""
 
     def __init__(
         self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Shard, micro_batches: int
@@ -93,7 +93,7 @@ class _Training:
         self.share, self.micro_batches = share, micro_batches
         self.objective = objective_of(graft.card)
         transformer = self.transformer = graft.transformer
-        # Position embeddings are buffers, hence frozen, as the paper's recipe has them.
+        # Position embeddings are buffers, hence frozen, as in the paper's recipe.
         transformer.requires_grad_(True)
         self.device = next(transformer.parameters()).device
         self.optimiser = adamw(transformer, plan.learning_rate, plan.weight_decay)
@@ -111,21 +111,21 @@ class _Training:
         nn.utils.clip_grad_norm_(self.transformer.parameters(), plan.clip_norm)
         self.optimiser.step()
         self._average(step + 1)
-        # Read once all is on its way: a device is waited for once a step, and nothing that diverged is kept.
+        # Read after all work is queued: one wait for the device per step, and no diverged state is saved.
         loss = float(mean.item())
         if not math.isfinite(loss):
             raise Diverged(f"finetuning gave a loss of {loss} at step {step}")
         return loss
 
     def _accumulate(self, network: nn.Module, step: int) -> Tensor:
-        """Gradients of the mean loss over this process's rows, part by part; returns that mean."""
+        """Accumulate gradients of the mean loss over this process's rows, part by part; returns that mean."""
         batch = self._batch(step)
         rows, total = len(batch), torch.zeros((), dtype=torch.float64, device=self.device)
         size = math.ceil(rows / self.micro_batches)
         for first in range(0, rows, size):
             part = batch.rows(slice(first, first + size))
             weight = len(part) / rows
-            # Processes exchange their gradients once, with the last part.
+            # Processes exchange gradients once, with the last part.
             with _unsynchronised(network) if first + size < rows else nullcontext():
                 loss = self._loss(network, part.to(self.device)) * weight
                 loss.backward()
@@ -138,7 +138,7 @@ class _Training:
         return self.objective.loss(output.float(), batch.clean, batch.noise, batch.timesteps).mean()
 
     def _batch(self, step: int) -> Batch:
-        """This process's rows. Conditions are dropped here: inside, every block would drop its own."""
+        """This process's rows. Conditions are dropped here, as each block would drop them independently."""
         plan = self.plan
         batch = self.latents.batch("finetune", plan.seed, step, plan.batch_size)
         draw = torch.rand(plan.batch_size, generator=generator_for("finetune/label-dropout", plan.seed, step))
@@ -162,7 +162,7 @@ class _Training:
         }
 
     def resume(self, checkpoints: Checkpointer) -> int:
-        """Take up the newest checkpoint; returns the steps already done."""
+        """Load the newest checkpoint; returns the number of completed steps."""
         found = checkpoints.latest()
         if found is None:
             return 0

@@ -1,4 +1,7 @@
-"""How a stage talks to whoever runs it. The core returns values; it neither logs, stores nor tracks."""
+"""Interfaces between a stage and its caller: progress, stop requests and checkpoints.
+
+The core returns values and calls these; it does not log, store or track anything itself.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class StopRequested(Exception):
-    """Raised by a stage that was asked to stop, after it has saved a checkpoint."""
+    """Raised by a stage after a stop request, once it has saved a checkpoint."""
 
 
 class Observer(Protocol):
-    """Is called at every step. Calls are cheap: the observer decides what to pass on and when."""
+    """Receives the progress of every step; it must return quickly and may skip steps."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
-        """`step` of `total_steps` are done; `values` are figures. The first call is the start."""
+        """`step` of `total_steps` are done; `values` are metrics. The first call is the start."""
 
     def stop_requested(self) -> bool:
         """Whether the stage should save a checkpoint and raise `StopRequested`."""
@@ -24,42 +27,43 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class StudentProgress:
-    """One of several things that a stage trains together: where it is, or how and why it ended."""
+    """State of one of several students that a stage trains together, or how and why it ended."""
 
     name: str
     step: int
     total_steps: int
     loss: float
-    """Of its last step that was read; NaN before the first."""
+    """Last loss that was read; NaN before the first."""
     ending: str | None = None
     reason: str = ""
 
 
 class PassObserver(Observer, Protocol):
-    """Is told the progress of every student of a pass as well."""
+    """Observer that also receives the progress of every student of a pass."""
 
     def parts(self, parts: Sequence[StudentProgress]) -> None:
-        """Where each part is by now; called every few steps, before `progress`."""
+        """State of each student; called every few steps, before `progress`."""
 
 
 class Checkpointer(Protocol):
-    """Keeps flat dicts of tensors by step; whole or not at all."""
+    """Stores flat dicts of tensors by step, atomically."""
 
     def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
-        """The newest intact checkpoint, or None."""
+        """Step and tensors of the newest intact checkpoint, or None."""
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last one."""
+        """Whether enough time has passed since the last checkpoint."""
 
     def save(self, step: int, tensors: "Mapping[str, Tensor]", loss: float | None = None) -> None:
-        """Keep this state; older ones may be dropped once it is durable.
+        """Store this state; older ones may be deleted once it is durable.
 
-        `loss`: mean over the steps since the state before, where the stage has one; the lowest is the best.
+        `loss`: mean over the steps since the previous checkpoint, if the stage has one; the lowest is the
+        best.
         """
 
 
 class NullObserver:
-    """An observer that ignores every call and never requests a stop."""
+    """Observer that ignores every call and never requests a stop."""
 
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         return None
@@ -72,7 +76,7 @@ class NullObserver:
 
 
 class NoCheckpoints:
-    """For work that is cheaper to redo than to save."""
+    """Checkpointer that stores nothing, for work that is cheaper to redo than to save."""
 
     def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
         return None

@@ -1,4 +1,4 @@
-"""What both training stages share: rates, non-finite losses, and optimisers as flat tensors."""
+"""Parts shared by both training stages: learning rates, divergence, and optimisers as flat tensors."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from grafting_core.specs.plans import Schedule
 
 
 class Diverged(Exception):
-    """Training produced a number that is not finite: a result about the design, not a machine's fault."""
+    """Training produced a number that is not finite: a result about the design, not a machine fault."""
 
 
 def learning_rate(peak: float, schedule: Schedule, warmup: int, step: int, steps: int) -> float:
-    """Rate of step i (from 0): linear warm-up, then constant or cosine to zero."""
+    """Learning rate of step i (from 0): linear warm-up, then constant or cosine to zero."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule == "constant":
@@ -24,17 +24,17 @@ def learning_rate(peak: float, schedule: Schedule, warmup: int, step: int, steps
 
 
 def adamw(module: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Betas (0.9, 0.999) as the reference code has them; one fused kernel a parameter."""
-    # As a group, because a module may have nothing to train.
+    """AdamW with betas (0.9, 0.999), as in the reference code, and one fused kernel per parameter."""
+    # As a group, because a module may have no parameters.
     group = {"params": list(module.parameters())}
     return torch.optim.AdamW([group], lr=rate, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
 
 
 def clip_gradients(module: nn.Module, limit: float) -> None:
-    """Scale all gradients so that their common norm is at most `limit`; no wait for the device."""
+    """Scale all gradients so that their total norm is at most `limit`, without waiting for the device."""
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # On the CPU looking is free, and most steps need no scaling (which by 1 changes no bit).
+    # On the CPU the comparison is free, and most steps need no scaling (scaling by 1 changes no bit).
     if norm.device.type != "cpu" or not norm <= limit:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
@@ -52,7 +52,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> Iterator
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Undo `optimiser_tensors`."""
+    """Restore the result of `optimiser_tensors`."""
     document = optimiser.state_dict()
     for key, value in tensors.items():
         if key.startswith(prefix):

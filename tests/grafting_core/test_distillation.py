@@ -162,7 +162,7 @@ def test_one_that_gets_no_better_stops_early(backbone: Backbone, latents: Latent
 
 def test_one_pass_has_one_stream(backbone: Backbone, latents: Latents) -> None:
     other = replacement_student(EDITS[1], PLAN.model_copy(update={"seed": 1}), "other")
-    with pytest.raises(ValueError, match="one stream, not from 2"):
+    with pytest.raises(ValueError, match="one stream, not 2"):
         distilled(backbone, latents, [CANDIDATES[0], other])
     with pytest.raises(ValueError, match="given twice"):
         distilled(backbone, latents, [CANDIDATES[0], CANDIDATES[0]])

@@ -14,7 +14,7 @@ from torch import Tensor
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.diffusers_folder import load_folder
 from grafting_core.diffusion.sampling import sample_images
-from grafting_core.evaluation.cli import judge
+from grafting_core.evaluation.cli import evaluate
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.requests import EvaluateRequest
@@ -70,7 +70,7 @@ def test_weights_that_are_not_those_of_the_config_are_refused(
 ) -> None:
     change(folder, edit)
     with pytest.raises(ValueError, match=message):
-        judge(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
+        evaluate(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
 
 
 @pytest.mark.parametrize("edit", [first_half, with_nan], ids=["half", "not a number"])
@@ -96,7 +96,7 @@ def test_a_missing_decoder_and_another_network_are_named(folder: Path) -> None:
         load_folder(folder)
     shutil.rmtree(folder / "autoencoder")
     with pytest.raises(ValueError, match="no decoder; vae or autoencoder is needed"):
-        judge(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
+        evaluate(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
 
 
 def test_the_former_class_name_and_half_precision_variants_are_taken(
@@ -148,7 +148,7 @@ def test_a_network_for_other_images_is_refused_before_anything_is_sampled(
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": 16}))
     with pytest.raises(ValueError, match="fashion-cnn looks at images of 28 x 28, not 64 x 64"):
-        judge(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
+        evaluate(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
     assert "sampled" not in capfd.readouterr().err
 
 

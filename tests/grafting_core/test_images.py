@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from grafting_core.data import npz
 from grafting_core.data.image_sets import ArrayImages, ImageFolder, SampleFile, open_images
 from grafting_core.data.npz import BadFile, NpzFile
-from grafting_core.evaluation.features.base import extract, joined
+from grafting_core.evaluation.features.base import concat, extract
 from grafting_core.evaluation.features.table import load_network
 from grafting_core.evaluation.metrics.frechet import frechet_of_rows
-from grafting_core.evaluation.metrics.report import measure
+from grafting_core.evaluation.metrics.report import compute_metrics
 from grafting_core.evaluation.reference import load_reference, make_reference
 from grafting_core.specs.plans import EvaluationProtocol
 
@@ -209,7 +210,7 @@ def test_a_reference_in_adms_format_gives_its_statistics(tmp_path: Path) -> None
     with pytest.raises(BadFile, match="no 'mu_s'"):
         load_reference(saved(file, arr_0=PICTURES, **moments), network)
     moments |= {"mu_s": np.full(343, np.nan)}
-    with pytest.raises(BadFile, match="'mu_s' is not finite"):
+    with pytest.raises(BadFile, match="'mu_s' has values that are not finite"):
         load_reference(saved(file, arr_0=PICTURES, **moments), network)
     moments |= {"mu_s": np.zeros(5)}
     with pytest.raises(BadFile, match="do not fit together"):
@@ -221,13 +222,13 @@ def test_features_that_are_not_finite_name_their_samples() -> None:
         name, digest = "broken", "0" * 64
         device = load_network("fashion-cnn").device
 
-        def look(self, images):
+        def __call__(self, images: Tensor) -> tuple[Tensor, None, None]:
             pool = images.float().mean(dim=(1, 2))
             return pool.masked_fill(pool == pool.max(), float("nan")), None, None
 
     with pytest.raises(ValueError, match=r"features of samples \[11\] are not finite \(1 in all\)"):
         make_reference(ArrayImages("x", PICTURES), Broken(), kept=4)
-    assert len(joined([extract(Broken(), PICTURES, 5)])) == 12
+    assert len(concat([extract(Broken(), PICTURES, 5)])) == 12
 
 
 def folder_of(tmp_path: Path, **pictures: Image.Image) -> Path:
@@ -354,7 +355,7 @@ def test_statistics_alone_give_fid_and_say_what_they_cannot_give(tmp_path: Path)
     pool = found.pool
     file = saved(tmp_path / "x.npz", mu=pool.mean(axis=0), sigma=np.cov(pool, rowvar=False))
     protocol = EvaluationProtocol(samples=12, feature_network="fashion-cnn", micro_batch=6)
-    figures = measure(load_reference(file, network), found, protocol)
+    figures = compute_metrics(load_reference(file, network), found, protocol)
     assert figures.values["fid12/fashion-cnn"] == pytest.approx(0, abs=1e-4)
     assert not {"kid12/fashion-cnn", "sfid12/fashion-cnn"} & figures.values.keys()
     notes = " ".join(figures.warnings)
@@ -369,8 +370,8 @@ def test_a_reference_of_a_few_images_gets_a_note(count: int) -> None:
     network = load_network("fashion-cnn")
     reference = make_reference(ArrayImages("few", PICTURES[:count]), network)
     protocol = EvaluationProtocol(samples=12, feature_network="fashion-cnn", micro_batch=6)
-    warnings = measure(reference, extract(network, PICTURES, 6), protocol).warnings
+    warnings = compute_metrics(reference, extract(network, PICTURES, 6), protocol).warnings
     assert any(
-        f"the reference has {count} images, no more than the 128 features" in note for note in warnings
+        f"the reference has {count} images for 128 features" in note for note in warnings
     )
     assert any("6 are needed for neighbours" in note for note in warnings)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import LabelledImages
 from grafting_core.data.npz import BadFile
-from grafting_core.evaluation.cli import judge, make, show
+from grafting_core.evaluation.cli import describe_reference, evaluate, write_reference
 from grafting_core.evaluation.evaluate import feature_network_for, fid_at, recognises, training_reference
 from grafting_core.evaluation.features.base import extract
 from grafting_core.evaluation.features.inception import Inception
@@ -40,15 +40,15 @@ def test_samples_written_by_hand_with_numpy_are_judged(
     gray = dataset.images[:40].numpy()
     np.savez(tmp_path / "samples.npz", gray[..., None].repeat(3, axis=3))
     request = EvaluateRequest(subject=str(tmp_path / "samples.npz"), protocol=PROTOCOL, reference=OWN)
-    report = judge(request)
+    report = evaluate(request)
     reference = training_reference(backbone.card, feature_network_for(backbone, PROTOCOL))
     rows = extract(feature_network_for(backbone, PROTOCOL), gray, 10).pool
     assert report.values["fid40/fashion-cnn"] == frechet_of_rows(reference.pool, rows)
     assert report.fingerprint.protocol.samples == 40
     assert report.fingerprint.reference == reference.digest
-    assert any("40 samples are no more than the 128 features" in warning for warning in report.warnings)
+    assert any("40 samples for 128 features" in warning for warning in report.warnings)
     with pytest.raises(ValueError, match="name one with --reference"):
-        judge(request.model_copy(update={"reference": None}))
+        evaluate(request.model_copy(update={"reference": None}))
 
 
 def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_statistics(
@@ -57,59 +57,63 @@ def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_stati
     colours = dataset.images[:40].numpy()[..., None].repeat(3, axis=3)
     np.savez(tmp_path / "samples.npz", arr_0=colours, mu=np.zeros(128))
     protocol = PROTOCOL.model_copy(update={"mode": "adm"})
-    report = judge(EvaluateRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN))
+    report = evaluate(
+        EvaluateRequest(subject=str(tmp_path / "samples.npz"), protocol=protocol, reference=OWN)
+    )
     assert {name.rpartition("/")[2] for name in report.values} == {"adm"}
     assert not report.intervals
     assert any("carries 'mu'" in warning for warning in report.warnings)
 
 
 def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) -> None:
-    report = judge(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    report = evaluate(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
     expected = fid_at(backbone, backbone.transformer, PROTOCOL, 20)
     assert report.values["fid20/fashion-cnn"] == expected
-    assert judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
+    assert evaluate(EvaluateRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
 
 
 def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone: Backbone) -> None:
     spec = experiment(layers=[1])
     run_stages(context(tmp_path, backbone, spec))
     folder = tmp_path / "models" / finetune_key(spec)
-    report = judge(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
+    report = evaluate(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
     [card] = (tmp_path / "evaluations").glob("*/card.json")
     assert report.values.items() <= json.loads(card.read_text())["metrics"].items()
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="holds no published model"):
-        judge(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
+        evaluate(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
 
 
 def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledImages) -> None:
     colours = dataset.images[:60].numpy()[..., None].repeat(3, axis=3)
     samples, reference = tmp_path / "samples.npz", tmp_path / "reference.npz"
     np.savez(samples, colours)
-    made = make(ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference)))
-    assert show(ShowRequest(file=str(reference))) == made
+    made = write_reference(
+        ReferenceRequest(images=str(samples), feature_network="fashion-cnn", output=str(reference))
+    )
+    assert describe_reference(ShowRequest(file=str(reference))) == made
     request = EvaluateRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference))
-    assert judge(request).fingerprint.reference == made.digest
+    assert evaluate(request).fingerprint.reference == made.digest
     assert (made.statistics_of, made.dims, made.spatial_dims, made.features_kept) == (60, 128, 343, 60)
-    report = judge(EvaluateRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
+    report = evaluate(EvaluateRequest(subject=str(samples), protocol=PROTOCOL, reference=str(reference)))
     assert report.values["fid60/fashion-cnn"] == pytest.approx(0, abs=1e-6)
     assert report.values["precision60/fashion-cnn"] == report.values["recall60/fashion-cnn"] == 1
-    with pytest.raises(ValueError, match="holds no statistics"):
-        show(ShowRequest(file=str(samples)))
+    with pytest.raises(ValueError, match="has no statistics"):
+        describe_reference(ShowRequest(file=str(samples)))
     with pytest.raises(BadFile, match="does not exist"):
-        show(ShowRequest(file=str(tmp_path / "none.npz")))
+        describe_reference(ShowRequest(file=str(tmp_path / "none.npz")))
 
 
 def test_accuracy_is_given_only_by_a_network_of_the_datas_own_classes(backbone: Backbone) -> None:
-    report = judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL))
+    report = evaluate(EvaluateRequest(subject=OWN, protocol=PROTOCOL))
     low, high = report.intervals["label_accuracy/fashion-cnn"]
     assert low < report.values["label_accuracy/fashion-cnn"] < high
     imagenet = replace(backbone, card=backbone.card.model_copy(update={"feature_network": "inception"}))
     inception = InceptionNetwork(Inception(), "0" * 64)
     assert recognises(backbone, feature_network_for(backbone, PROTOCOL))
     assert not recognises(imagenet, inception)
-    report = judge(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    report = evaluate(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
     assert "label_accuracy/fashion-cnn" not in report.values
     assert any("no label_accuracy" in warning for warning in report.warnings)
 
@@ -118,8 +122,8 @@ def test_statistics_of_another_network_are_refused_before_anything_is_sampled(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "x.npz", mu=np.zeros(5), sigma=np.eye(5))
-    with pytest.raises(ValueError, match="is of 5 features; fashion-cnn gives 128"):
-        judge(EvaluateRequest(subject=OWN, protocol=PROTOCOL, reference=str(tmp_path / "x.npz")))
+    with pytest.raises(ValueError, match="has 5 features, but fashion-cnn has 128"):
+        evaluate(EvaluateRequest(subject=OWN, protocol=PROTOCOL, reference=str(tmp_path / "x.npz")))
     assert "sampled" not in capfd.readouterr().err
 
 

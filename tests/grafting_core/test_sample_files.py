@@ -62,9 +62,9 @@ def test_the_file_is_the_same_whatever_the_parts(tmp_path: Path) -> None:
 
 def test_missing_and_repeated_samples_are_named(tmp_path: Path) -> None:
     some = parts(images(UNIFORM))
-    with pytest.raises(ValueError, match="sample 30 is there 0 times"):
+    with pytest.raises(ValueError, match="sample 30 occurs 0 times"):
         write_npz(tmp_path / "a.npz", UNIFORM, [some[0], *some[2:]])
-    with pytest.raises(ValueError, match="sample 0 is there 2 times"):
+    with pytest.raises(ValueError, match="sample 0 occurs 2 times"):
         write_npz(tmp_path / "a.npz", UNIFORM, [*some, some[0]])
 
 

@@ -10,10 +10,10 @@ from grafting_core.diffusion.sampling import sample_generators, sample_images, s
 from grafting_core.diffusion.schedule import linear_schedule
 from grafting_core.evaluation.evaluate import (
     EvaluatedChunk,
+    compute_report,
     evaluate_chunk,
     feature_network_for,
     fid_at,
-    finish,
     training_reference,
 )
 from grafting_core.specs.experiment import own_fingerprint
@@ -113,13 +113,13 @@ def test_figures_are_the_same_for_any_chunks_and_refuse_gaps(backbone: Backbone)
     ten, twenty = chunks(10), chunks(20)
     reference = training_reference(backbone.card, feature_network_for(backbone, PROTOCOL))
     fingerprint = own_fingerprint(backbone.card.digest, PROTOCOL)
-    report = finish(ten, reference, fingerprint)
-    assert report == finish(reversed(twenty), reference, fingerprint)
+    report = compute_report(ten, reference, fingerprint)
+    assert report == compute_report(reversed(twenty), reference, fingerprint)
     assert report.values["fid30/fashion-cnn"] == fid_at(backbone, backbone.transformer, PROTOCOL, 30)
-    with pytest.raises(ValueError, match="do not line up"):
-        finish([ten[0], ten[2]], reference, fingerprint)
+    with pytest.raises(ValueError, match="are missing or repeated"):
+        compute_report([ten[0], ten[2]], reference, fingerprint)
     with pytest.raises(ValueError, match="20 samples were evaluated"):
-        finish(ten[:2], reference, fingerprint)
+        compute_report(ten[:2], reference, fingerprint)
 
 
 def test_the_metric_is_named_by_count_and_network() -> None:

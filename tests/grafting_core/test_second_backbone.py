@@ -18,13 +18,13 @@ from grafting_core.backbones.registry import load_backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents, load_dataset
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.evaluation.evaluate import (
+    compute_report,
     evaluate_chunk,
     feature_network_for,
-    finish,
     recognises,
     training_reference,
 )
-from grafting_core.evaluation.sample_grid import sample_sheet
+from grafting_core.evaluation.sample_grid import sample_grid
 from grafting_core.specs.backbone import BACKBONES, backbone_cards
 from grafting_core.specs.datasets import DATASETS
 from grafting_core.specs.documents.designs import parse_submission
@@ -99,9 +99,9 @@ def test_images_and_their_grid_keep_their_colours() -> None:
     images = sample_images(backbone, backbone.transformer, spec.evaluate, range(9))
     assert images.shape == (9, 8, 8, 3)
     assert not torch.equal(images[..., 0], images[..., 1])
-    sheet = sample_sheet(backbone, backbone.transformer, spec.evaluate)
+    sheet = sample_grid(backbone, backbone.transformer, spec.evaluate)
     assert sheet.images.shape == (3, 3, 8, 8, 3)
-    drawn = np.asarray(Image.open(io.BytesIO(sheet.beside(sheet, "x"))))
+    drawn = np.asarray(Image.open(io.BytesIO(sheet.render_comparison(sheet, "x"))))
     assert drawn[22:38:2, 4:20:2].tolist() == sheet.images[0, 0].tolist()
 
 
@@ -115,8 +115,10 @@ def test_its_images_are_the_reference_and_its_labels_the_target() -> None:
     assert reference.labels is not None
     assert reference.labels.tolist() == flags(48, 1)[1].tolist()
     chunk = evaluate_chunk(backbone, backbone.transformer, protocol, 0, protocol.samples)
-    report = finish([chunk], reference, own_fingerprint(CARD.digest, protocol), recognises(backbone, network))
-    hits = chunk.features.logits.argmax(1) == chunk.asked
+    report = compute_report(
+        [chunk], reference, own_fingerprint(CARD.digest, protocol), recognises(backbone, network)
+    )
+    hits = chunk.features.logits.argmax(1) == chunk.targets
     assert report.values["label_accuracy/other-means"] == hits.mean()
 
 

@@ -91,7 +91,7 @@ class ColourMeans:
 
     name, digest, device = "other-means", "ef" * 32, torch.device("cpu")
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, None, Tensor]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, None, Tensor]:
         pixels = images_NHWC.float().permute(0, 3, 1, 2)
         return nn.functional.adaptive_avg_pool2d(pixels, 2).flatten(1), None, pixels.mean(dim=(2, 3))
 

@@ -1,4 +1,4 @@
-"""DISTILL: distill all scions of the design that the bank lacks, in one pass of the teacher."""
+"""DISTILL: distil all scions of the design that the bank lacks, in one pass of the teacher."""
 
 from torch import nn
 

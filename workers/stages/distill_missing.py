@@ -1,4 +1,4 @@
-"""Ensure that the bank has the scions of a job: distill missing ones in one pass and score all."""
+"""Ensure that the bank has the scions of a job: distil missing ones in one pass and score all."""
 
 import platform
 import time
@@ -46,7 +46,7 @@ def ensure_distilled(
     stage_key: str,
     read: dict[str, bytes] | None = None,
 ) -> DistillOutcome:
-    """Distill the missing scions of one stream into the bank, each rank its share.
+    """Distil the missing scions of one stream into the bank, each rank its share.
 
     Verified weights of scions that the bank already has are put into `read`, for building the graft from
     them.

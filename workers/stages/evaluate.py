@@ -7,16 +7,16 @@ from torch import nn
 
 from grafting_core.evaluation.cost import hardware_of, measure_cost
 from grafting_core.evaluation.evaluate import (
+    compute_report,
     denoising_loss_of,
     evaluate_chunk,
     feature_network_for,
-    finish,
     recognises,
     training_reference,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork
 from grafting_core.evaluation.reference import Reference, unpacked
-from grafting_core.evaluation.sample_grid import sample_sheet
+from grafting_core.evaluation.sample_grid import sample_grid
 from grafting_core.specs.cost import design_cost, grafted_params
 from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of
 from grafting_core.specs.results import EvaluationReport, MeasuredCost
@@ -93,8 +93,8 @@ def graft_of(context: Context) -> nn.Module:
 
 def _sheet(context: Context, network: nn.Module) -> bytes:
     backbone, protocol = context.backbone, context.spec.evaluate
-    teacher = sample_sheet(backbone, backbone.transformer, protocol)
-    return teacher.beside(sample_sheet(backbone, network, protocol), context.spec.name)
+    teacher = sample_grid(backbone, backbone.transformer, protocol)
+    return teacher.render_comparison(sample_grid(backbone, network, protocol), context.spec.name)
 
 
 def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> None:
@@ -118,7 +118,7 @@ def _report(context: Context, key: str) -> EvaluationReport:
     network = feature_network_for(context.backbone, context.spec.evaluate)
     known = recognises(context.backbone, network)
     chunks = Chunks(context.storage, key).all()
-    return finish(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
+    return compute_report(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
 
 
 def reference_of(context: Context, network: FeatureNetwork) -> Reference:

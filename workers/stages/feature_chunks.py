@@ -32,7 +32,7 @@ class Chunks:
         parts = {name: getattr(chunk.features, name) for name in PARTS}
         kept = {name: rows for name, rows in parts.items() if rows is not None}
         buffer = io.BytesIO()
-        np.savez(buffer, asked=chunk.asked, hashes=chunk.hashes, **kept)
+        np.savez(buffer, asked=chunk.targets, hashes=chunk.hashes, **kept)
         self.storage.write_bytes(self._path(chunk.first), with_checksum(buffer.getvalue()))
 
     def all(self) -> list[EvaluatedChunk]:

@@ -1,4 +1,4 @@
-"""FILL: distill scions ahead of any design that needs them; divergence is reported, not a failure."""
+"""FILL: distil scions ahead of any design that needs them; divergence is reported, not a failure."""
 
 from grafting_core.specs.filling import FillSpec
 from grafting_core.storage.bank import Bank

@@ -174,14 +174,14 @@ def hybrid_trainable(ticket: str) -> type[tune.Trainable]:
         def setup(self, config: dict[str, Any]) -> None:
             from workers.stages.screening_actor import ScreeningModels  # noqa: PLC0415
 
-            self.judge = ScreeningModels.of(ticket)
+            self.models = ScreeningModels.of(ticket)
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.config = new_config
             return True
 
         def step(self) -> dict[str, Any]:
-            return {"value": self.judge(self.config["hybrid"], self.config["rung"]), "done": True}
+            return {"value": self.models(self.config["hybrid"], self.config["rung"]), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Do nothing: storage has every value."""

@@ -45,7 +45,7 @@ class ScreeningModels:
         return cls(spec, storage, Screener(backbone, spec.evaluate, scion))
 
     def __call__(self, hybrid: int, rung: int) -> float:
-        design, judged_on = self.spec.designs[hybrid], self.spec.rungs[rung]
-        screened = self.screener.judge(design, judged_on)
-        write_with_digest(self.storage, result_path(self.spec.result_key(design, judged_on)), screened)
+        design, on_rung = self.spec.designs[hybrid], self.spec.rungs[rung]
+        screened = self.screener.evaluate(design, on_rung)
+        write_with_digest(self.storage, result_path(self.spec.result_key(design, on_rung)), screened)
         return screened.value

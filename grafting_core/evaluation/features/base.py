@@ -1,4 +1,4 @@
-"""What every feature network offers, and how a set of images is shown to it."""
+"""Feature networks: protocol, features, and their extraction from sets of images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Features:
-    """float32 rows, one an image: `pool` [N, D] for FID, precision, KID; `spatial` [N, S] for sFID, flattened
+    """float32 rows, one per image: `pool` [N, D] for FID, PRDC, KID; `spatial` [N, S] for sFID, flattened
     in the order height, width, channel; `logits` [N, K] for the inception score.
     """
 
@@ -28,7 +28,7 @@ class Features:
         return len(self.pool)
 
     def first(self, count: int) -> "Features":
-        """The features of the first images."""
+        """Features of the first `count` images."""
         parts = (None if part is None else part[:count] for part in (self.spatial, self.logits))
         return Features(self.pool[:count], *parts)
 
@@ -40,29 +40,29 @@ class FeatureNetwork(Protocol):
     digest: str
     device: torch.device
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Features, spatial features and logits of uint8 images with three channels."""
 
 
 def extract(network: FeatureNetwork, images: Images, micro_batch: int) -> Features:
-    """Features of uint8 images [N, H, W] or [N, H, W, 3], each forward of one fixed shape.
+    """Features of uint8 images [N, H, W] or [N, H, W, 3], each forward with the same shape.
 
-    The last batch is padded: the batch size of a forward changes its low bits.
+    The last batch is padded: the batch size of a forward changes the low bits of the result.
     """
     parts = [
-        _look(network, images[start : start + micro_batch], micro_batch)
+        _features_of(network, images[start : start + micro_batch], micro_batch)
         for start in range(0, len(images), micro_batch)
     ]
-    return joined(parts)
+    return concat(parts)
 
 
 @torch.no_grad()
-def _look(network: FeatureNetwork, images: Images, micro_batch: int) -> Features:
-    shown = torch.from_numpy(np.ascontiguousarray(images))
-    shown = shown if shown.dim() == 4 else shown.unsqueeze(3).expand(-1, -1, -1, 3)
-    padded = torch.cat([shown, shown[-1:].expand(micro_batch - len(shown), *shown.shape[1:])])
-    found = network.look(padded.to(network.device))
-    return Features(*(None if part is None else _rows(part, len(images)) for part in found))  # type: ignore[arg-type]
+def _features_of(network: FeatureNetwork, images: Images, micro_batch: int) -> Features:
+    pixels = torch.from_numpy(np.ascontiguousarray(images))
+    pixels = pixels if pixels.dim() == 4 else pixels.unsqueeze(3).expand(-1, -1, -1, 3)
+    padded = torch.cat([pixels, pixels[-1:].expand(micro_batch - len(pixels), *pixels.shape[1:])])
+    parts = network(padded.to(network.device))
+    return Features(*(None if part is None else _rows(part, len(images)) for part in parts))  # type: ignore[arg-type]
 
 
 def _rows(part: Tensor, count: int) -> Rows:
@@ -70,8 +70,8 @@ def _rows(part: Tensor, count: int) -> Rows:
     return rows
 
 
-def joined(parts: Iterable[Features]) -> Features:
-    """All of them in order. Raises ValueError for none."""
+def concat(parts: Iterable[Features]) -> Features:
+    """Features of all parts in order. Raises ValueError for no parts."""
     listed = list(parts)
     columns = zip(*((part.pool, part.spatial, part.logits) for part in listed), strict=True)
     pool, spatial, logits = (_stacked(column) for column in columns)
@@ -85,5 +85,5 @@ def _stacked(column: tuple[Rows | None, ...]) -> Rows | None:
 
 
 def spatial_rows(maps_NCHW: Tensor, channels: int = 7) -> Tensor:
-    """The first channels of a map in the order height, width, channel, as published statistics have it."""
+    """First channels of a map in the order height, width, channel, as in published statistics."""
     return maps_NCHW[:, :channels].permute(0, 2, 3, 1).flatten(1)

@@ -1,7 +1,7 @@
-"""The Inception network of 2015-12-05 (Szegedy et al. 2015), on which published FIDs are measured.
+"""The Inception network of 2015-12-05 (Szegedy et al. 2015), which published FIDs use.
 
-Differs from later Inception-v3s in three places: average pools leave the padding out of the mean, the very
-last block pools by maximum, and there are 1008 classes. Parameter names are those of the ported weight files.
+Differs from later Inception-v3 versions in three ways: average pools exclude padding from the mean, the
+last block uses maximum pooling, and there are 1008 classes. Parameter names are those of ported weight files.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ WIDTH = 2048
 
 
 class Unit(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU; padded to keep the size unless it strides."""
+    """Convolution without bias, batch normalisation, ReLU; padded to keep the size unless it has a stride."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: Kernel = 1, stride: int = 1, pad: bool = True
@@ -36,7 +36,7 @@ Row = tuple[str, int, Kernel, int]
 
 
 class Block(nn.Module):
-    """Branches side by side. Each is a chain of units; a fork is a tuple of rows that share their input."""
+    """Parallel branches. Each is a chain of units; a fork is a tuple of rows with the same input."""
 
     def __init__(
         self, inputs: int, chains: Sequence[Sequence[Row | tuple[Row, Row]]], pool: str, pooled: int = 0
@@ -141,7 +141,7 @@ def grid_8(inputs: int, pool: str) -> Block:
 class Inception(nn.Module):
     """[N, 3, 299, 299], scaled to about [-1, 1] -> features [N, 2048] and a map [N, 192, 17, 17].
 
-    The map is the first branch of the fourth 17 x 17 block, which TensorFlow's graph calls `mixed_6/conv`.
+    The map is the first branch of the fourth 17 x 17 block, named `mixed_6/conv` in TensorFlow's graph.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`inception` from the operator's weight file: ported weights, or a TorchScript with the resize inside."""
+"""`inception` from the administrator's weight file: ported weights, or a TorchScript that resizes itself."""
 
 import zipfile
 from pathlib import Path
@@ -16,7 +16,7 @@ SIDE = 299
 
 
 class InceptionNetwork:
-    """2048 features, 17 x 17 x 7 spatial ones, 1008 logits without the bias, as ADM has them."""
+    """2048 features, 17 x 17 x 7 spatial ones, 1008 logits without the bias, as in ADM."""
 
     name = "inception"
 
@@ -24,21 +24,21 @@ class InceptionNetwork:
         self.network, self.digest = network, digest
         self.device = next(network.parameters()).device
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         resized = resize_like_tensorflow1(images_NHWC.permute(0, 3, 1, 2).float(), SIDE)
         pool, maps = self.network((resized - 128) / 128)
         return pool, spatial_rows(maps), pool @ self.network.fc.weight.T
 
 
 class ScriptedInception:
-    """The TorchScript form: `forward(uint8 NCHW, return_features=True)`; it gives no spatial features."""
+    """TorchScript version: `forward(uint8 NCHW, return_features=True)`; it has no spatial features."""
 
     name = "inception"
 
     def __init__(self, script: torch.jit.ScriptModule, digest: str, device: torch.device) -> None:
         self.script, self.digest, self.device = script, digest, device
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, None, Tensor]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, None, Tensor]:
         images = images_NHWC.permute(0, 3, 1, 2).contiguous()
         pool: Tensor = self.script(images, return_features=True)
         probabilities: Tensor = self.script(images, no_output_bias=True)
@@ -46,7 +46,7 @@ class ScriptedInception:
 
 
 def load_inception(source: FeatureSource, device: torch.device | str) -> InceptionNetwork | ScriptedInception:
-    """The digest was checked before. Raises ValueError where the file holds another network."""
+    """Load a file whose digest was checked before. Raises ValueError if it is another network."""
     path = Path(source.path)
     if _is_torchscript(path):
         script = torch.jit.load(path, map_location=device).eval()
@@ -60,7 +60,7 @@ def load_inception(source: FeatureSource, device: torch.device | str) -> Incepti
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """Tensors alone: nothing in the file is executed."""
+    """Tensors of the file; no code in it is executed."""
     if path.suffix == ".safetensors":
         tensors: dict[str, Tensor] = load_file(path)
         return tensors

@@ -1,20 +1,20 @@
-"""Bilinear resizing as TensorFlow 1 does it, which published FIDs are made with."""
+"""Bilinear resizing as in TensorFlow 1, which published FIDs use."""
 
 import torch
 from torch import Tensor
 
 
 def resize_like_tensorflow1(images_NCHW: Tensor, side: int) -> Tensor:
-    """float32 [N, C, H, W] to [N, C, side, side]: sample i lies at i * H / side, with no half-pixel shift.
+    """float32 [N, C, H, W] to [N, C, side, side]: output i is at i * H / side, no half-pixel shift.
 
-    torch's own bilinear differs by up to 4 gray levels at 256 -> 299.
+    torch's own bilinear interpolation differs by up to 4 gray levels at 256 -> 299.
     """
     wide = _along(images_NCHW, side)
     return _along(wide.transpose(2, 3), side).transpose(2, 3)
 
 
 def _along(images: Tensor, side: int) -> Tensor:
-    """Interpolate the last dimension."""
+    """Interpolate along the last dimension."""
     size = images.shape[-1]
     scale = torch.tensor(size / side, dtype=torch.float32)
     places = torch.arange(side, dtype=torch.float32) * scale

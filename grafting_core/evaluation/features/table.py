@@ -1,4 +1,4 @@
-"""From a feature network's name to its weights in memory."""
+"""Load feature networks by name."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from grafting_core.specs.features import (
 def load_network(
     name: str, device: torch.device | str = "cpu", source: FeatureSource | None = None
 ) -> FeatureNetwork:
-    """A frozen network; `source` is looked up in the operator's settings where it is not given.
+    """Load a frozen network; without `source` its weights are found by the administrator's settings.
 
-    Raises ValueError: an unknown name, no weights, or weights that are not what their digest says.
+    Raises ValueError: unknown name, missing weights, or weights that do not match their digest.
     """
     kind = FEATURE_NETWORKS.find(name)
     source = source or feature_sources().get(name)
@@ -33,10 +33,10 @@ def load_network(
 def _check(name: str, kind: FeatureKind, source: FeatureSource | None) -> None:
     what = kind.weights
     if source is None:
-        raise ValueError(f"{name} needs a weight {what} of yours: name its path and sha256 in {SETTING}")
+        raise ValueError(f"{name} needs a weight {what}: name its path and sha256 in {SETTING}")
     path = Path(source.path)
     if not (path.is_dir() if what == "folder" else path.is_file()):
-        raise ValueError(f"{name}: there is no weight {what} {path}")
+        raise ValueError(f"{name}: weight {what} {path} does not exist")
     found = digest_of_path(path)
     if found != source.sha256:
-        raise ValueError(f"{name}: {path} has SHA-256 {found}, not {source.sha256}; it was not opened")
+        raise ValueError(f"{name}: {path} has SHA-256 {found}, not {source.sha256}; it was not loaded")

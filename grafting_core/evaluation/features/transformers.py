@@ -1,4 +1,4 @@
-"""`dinov2` and `clip` through transformers, from a local folder; safetensors only, no remote code."""
+"""`dinov2` and `clip` by transformers, from a local folder; only safetensors, no remote code."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FolderNetwork:
-    """Whole images, resized bicubically with antialiasing to the network's square."""
+    """Network on whole images, resized bicubically with antialiasing to its square input."""
 
     def __init__(self, name: str, model: nn.Module, folder: Path, source: FeatureSource) -> None:
         self.name, self.digest, self.model = name, source.sha256, model
@@ -28,7 +28,7 @@ class FolderNetwork:
         self.side, self.patch_size = int(config.image_size), int(config.patch_size)
         self.mean, self.std = _normalisation(folder)
         if name == "dinov2":
-            # Its position embedding is interpolated; 224 is what the literature looks at.
+            # Its position embedding is interpolated; 224 is the size used in the literature.
             self.side = min(self.side, 224 // self.patch_size * self.patch_size)
 
     def _pixels(self, images_NHWC: Tensor) -> Tensor:
@@ -39,17 +39,17 @@ class FolderNetwork:
 
 
 class Dinov2Network(FolderNetwork):
-    """The normalised class token; the first 7 channels of the patch tokens are the spatial features."""
+    """DINOv2: the normalised class token; spatial features are the first 7 channels of the patch tokens."""
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, None]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, None]:
         tokens = self.model(pixel_values=self._pixels(images_NHWC)).last_hidden_state
         return tokens[:, 0], tokens[:, 1:, :SPATIAL_CHANNELS].flatten(1), None
 
 
 class ClipNetwork(FolderNetwork):
-    """The projected image embedding."""
+    """CLIP: the projected image embedding."""
 
-    def look(self, images_NHWC: Tensor) -> tuple[Tensor, None, None]:
+    def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, None, None]:
         return self.model(pixel_values=self._pixels(images_NHWC)).image_embeds, None, None
 
 
@@ -59,8 +59,8 @@ def _resized(image: Images, side: int) -> Images:
 
 def _normalisation(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     file = folder / "preprocessor_config.json"
-    given = json.loads(file.read_text()) if file.exists() else {}
-    return given.get("image_mean", IMAGENET_MEAN), given.get("image_std", IMAGENET_STD)
+    config = json.loads(file.read_text()) if file.exists() else {}
+    return config.get("image_mean", IMAGENET_MEAN), config.get("image_std", IMAGENET_STD)
 
 
 def _model(cls: Any, source: FeatureSource, device: torch.device | str) -> nn.Module:
@@ -73,11 +73,11 @@ def _model(cls: Any, source: FeatureSource, device: torch.device | str) -> nn.Mo
 
 
 def load_dinov2(source: FeatureSource, device: torch.device | str) -> Dinov2Network:
-    """Raises ValueError where the folder holds something else."""
+    """Load DINOv2. Raises ValueError if the folder is another model."""
     return Dinov2Network("dinov2", _model(Dinov2Model, source, device), Path(source.path), source)
 
 
 def load_clip(source: FeatureSource, device: torch.device | str) -> ClipNetwork:
-    """Raises ValueError where the folder holds something else."""
+    """Load CLIP. Raises ValueError if the folder is another model."""
     model = _model(CLIPVisionModelWithProjection, source, device)
     return ClipNetwork("clip", model, Path(source.path), source)

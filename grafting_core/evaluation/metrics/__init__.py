@@ -1,1 +1,1 @@
-"""FID, KID, PRDC and their intervals, from features."""
+"""FID, KID, PRDC, inception score and their intervals, computed from features."""

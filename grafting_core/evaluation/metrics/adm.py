@@ -1,8 +1,8 @@
-"""What the guided-diffusion evaluator does otherwise, reproduced to compare with published numbers.
+"""Computations in which the guided-diffusion evaluator differs, for comparison with published numbers.
 
 Its mean is a float32 sum, its neighbour distances are float16 unless a block of 10,000 by 10,000 overflows,
-and the point itself counts among the neighbours. (Its inception score stands beside the exact one.) The
-matrix root is the same number by any route, so the fast one serves here too.
+and a point counts as its own neighbour. (Its inception score is in `inception_score`.) The matrix root is the
+same by any method, so the fast one is used here too.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ Singles = npt.NDArray[np.float32]
 
 
 def adm_gaussian(features_ND: npt.NDArray[np.floating]) -> Gaussian:
-    """float32 mean, float64 covariance."""
+    """Gaussian with float32 mean and float64 covariance."""
     rows = finite_rows(features_ND).astype(np.float32)
     covariance = np.atleast_2d(np.cov(rows, rowvar=False))
     return Gaussian(rows.mean(axis=0).astype(np.float64), covariance, len(rows))
@@ -41,7 +41,7 @@ def adm_precision_recall(
 
 
 def _radii(rows: Singles) -> Singles:
-    """Distance [N] at index 3 of the ordered distances, index 0 being the point itself as a rule."""
+    """Distance [N] at index 3 of the ordered distances; index 0 is usually the point itself."""
     radii = np.empty(len(rows), np.float32)
     for one in _spans(len(rows)):
         distances = np.concatenate([half_distances(rows[one], rows[o]) for o in _spans(len(rows))], axis=1)
@@ -54,7 +54,7 @@ def _spans(count: int) -> Iterator[slice]:
 
 
 def half_distances(ones: Singles, others: Singles) -> Singles:
-    """Squared distances with every result rounded to float16; float32 where one of the block overflows."""
+    """Squared distances rounded to float16, or in float32 if one of the block overflows."""
     halves = [rows.astype(np.float16).astype(np.float32) for rows in (ones, others)]
     with np.errstate(over="ignore", invalid="ignore"):
         norms = [np.square(rows.astype(np.float16)).astype(np.float32).sum(axis=1) for rows in halves]

@@ -1,9 +1,9 @@
-"""Frechet distance of two Gaussians, and with it FID and sFID (Heusel et al. 2017; Nash et al. 2021).
+"""Frechet distance of two Gaussians, for FID and sFID (Heusel et al. 2017; Nash et al. 2021).
 
 The costly term is tr (C1 C2)^(1/2). With A A' = C1 it is the sum of the root eigenvalues of A' C2 A, which
 is symmetric: real by construction, one Cholesky factor (cached for a reference) and one `eigvalsh`. With
-B B' = C2 it is also the nuclear norm of A' B: exact to the last digits where a covariance is rank-deficient,
-and cheap where B is the few centred samples themselves.
+B B' = C2 it is also the nuclear norm of A' B: exact to the last digits for a rank-deficient covariance, and
+cheap if B is a small matrix of centred samples.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from grafting_core.evaluation.metrics.moments import Floats, Moments, finite_row
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean [D] and covariance [D, D], float64; of `count` samples where that is known."""
+    """Mean [D] and covariance [D, D] in float64, with the number of samples if known."""
 
     mean: Floats
     covariance: Floats
@@ -25,7 +25,7 @@ class Gaussian:
 
     @classmethod
     def of(cls, moments: Moments) -> "Gaussian":
-        """Raises ValueError below two samples."""
+        """Gaussian of moments. Raises ValueError below two samples."""
         return cls(moments.mean, moments.covariance, moments.count)
 
     @property
@@ -34,7 +34,7 @@ class Gaussian:
 
     @cached_property
     def factor(self) -> Floats:
-        """A [D, r] with A A' = covariance: triangular, or of the r columns that the rank allows."""
+        """A [D, r] with A A' = covariance: triangular, or with r < D columns for lower rank."""
         if self.count is None or self.count > self.dims:
             try:
                 return np.asarray(np.linalg.cholesky(self.covariance), dtype=np.float64)
@@ -48,16 +48,16 @@ class Gaussian:
 
 
 def _thin_factor(covariance: Floats) -> Floats:
-    """Eigenvectors scaled by root eigenvalues; directions that are rounding noise are left out."""
+    """Eigenvectors scaled by root eigenvalues, without directions that are rounding noise."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
     return np.asarray(vectors[:, kept] * np.sqrt(values[kept]), dtype=np.float64)
 
 
 def frechet_distance(reference: Gaussian, samples: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); tiny negative values are rounding, not an error.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); tiny negative values are rounding errors.
 
-    Raises ValueError where the numbers of features differ.
+    Raises ValueError if the numbers of features differ.
     """
     _check_dims(reference, samples.dims)
     if reference.full_rank and (samples.count is None or samples.count > samples.dims):
@@ -69,7 +69,7 @@ def frechet_distance(reference: Gaussian, samples: Gaussian) -> float:
 
 
 def frechet_of_rows(reference: Gaussian, features_ND: npt.NDArray[np.floating]) -> float:
-    """The same distance to the samples' own Gaussian; fewer samples than features need no [D, D] of them."""
+    """Frechet distance to the Gaussian of samples; avoids their [D, D] covariance if there are few."""
     rows = finite_rows(features_ND)
     if len(rows) < 2:
         raise ValueError(f"a covariance needs at least 2 samples, not {len(rows)}")
@@ -84,7 +84,7 @@ def frechet_of_rows(reference: Gaussian, features_ND: npt.NDArray[np.floating]) 
 
 @dataclass(frozen=True)
 class Influence:
-    """By how much each row moves a distance to first order, times N: [N], summing to zero; and the root
+    """First-order change of a distance by each row, times N: [N], summing to zero; and the root
     eigenvalues [r] of the product of the covariances.
     """
 
@@ -93,15 +93,15 @@ class Influence:
 
     @property
     def pair_variance(self) -> float:
-        """What is quadratic in the samples has this variance over N^2; exact for two equal Gaussians."""
+        """Variance of the part that is quadratic in the samples, times N^2; exact for two equal Gaussians."""
         total = self.roots[:, None] + self.roots
         share = np.divide(np.outer(self.roots, self.roots), total, out=np.zeros_like(total), where=total > 0)
         return float(2.25 * np.square(self.roots).sum() + np.square(share).sum())
 
 
 def frechet_influence(reference: Gaussian, features_ND: npt.NDArray[np.floating]) -> Influence:
-    """From the derivatives of the distance by mean and covariance, I - A (A' C2 A)^(-1/2) A' being the
-    latter.
+    """Influence of each row, from the derivatives of the distance by mean and covariance; the latter is
+    I - A (A' C2 A)^(-1/2) A'.
     """
     rows = finite_rows(features_ND)
     _check_dims(reference, rows.shape[1])
@@ -115,14 +115,14 @@ def frechet_influence(reference: Gaussian, features_ND: npt.NDArray[np.floating]
             centred @ reference.factor / np.sqrt(len(rows) - 1), full_matrices=False
         )
         turned = left * np.sqrt((len(rows) - 1) * roots)
-    # The covariance is unbiased: it divides by one row less.
+    # The covariance is unbiased: it divides by N - 1.
     spread = np.square(centred).sum(axis=1) - np.square(turned).sum(axis=1)
     influence = 2 * centred @ (mean - reference.mean) + spread * len(rows) / (len(rows) - 1)
     return Influence(np.asarray(influence - influence.mean(), dtype=np.float64), roots)
 
 
 def _turned(inner: Floats, scaled_ND: Floats) -> tuple[Floats, Floats]:
-    """Root eigenvalues of `inner`, and rows times its power of -1/4; directions of no width are left out."""
+    """Root eigenvalues of `inner`, and rows times its power of -1/4, without directions of zero width."""
     values, vectors = np.linalg.eigh(inner)
     kept = values > max(values[-1], 0) * len(values) * np.finfo(np.float64).eps
     values, vectors = values[kept], vectors[:, kept]
@@ -144,5 +144,5 @@ def _check_dims(reference: Gaussian, dims: int) -> None:
 
 
 def fid(reference: Moments, samples: Moments) -> float:
-    """Frechet distance of feature moments."""
+    """FID: Frechet distance of feature moments."""
     return frechet_distance(Gaussian.of(reference), Gaussian.of(samples))

@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016): exp of the mean KL between p(y|x) and p(y), from logits."""
+"""Inception score (Salimans et al. 2016): exp of the mean KL divergence of p(y|x) and p(y), from logits."""
 
 from itertools import pairwise
 
@@ -15,16 +15,16 @@ ADM_BLOCK = 5_000
 def inception_score(
     logits_NK: npt.NDArray[np.floating], splits: int = SPLITS, shuffle_seed: int | None = SHUFFLE_SEED
 ) -> float:
-    """Mean over `splits` equal parts, float64, between 1 and the number of classes."""
+    """Mean over `splits` equal parts, in float64, between 1 and the number of classes."""
     return float(np.mean(split_scores(logits_NK, splits, shuffle_seed)))
 
 
 def split_scores(
     logits_NK: npt.NDArray[np.floating], splits: int = SPLITS, shuffle_seed: int | None = SHUFFLE_SEED
 ) -> list[float]:
-    """Of each of `splits` equal parts.
+    """Score of each of `splits` equal parts.
 
-    Rows are shuffled first: samples that come sorted by class would score far too low.
+    Rows are shuffled first: samples sorted by class would score far too low.
     """
     rows = finite_rows(logits_NK)
     if len(rows) < splits:
@@ -43,15 +43,15 @@ def _score(logits_NK: Floats) -> float:
 
 
 def log_softmax(logits_NK: Floats) -> Floats:
-    """Finite wherever the logits are."""
+    """Log-probabilities; finite if the logits are."""
     shifted = logits_NK - logits_NK.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), dtype=np.float64)
 
 
 def adm_inception_score(logits_NK: npt.NDArray[np.floating]) -> float:
-    """As the guided-diffusion evaluator has it: blocks of 5,000 in file order, a short last one in full.
+    """Score as in the guided-diffusion evaluator: blocks of 5,000 in file order, all of equal weight.
 
-    All in float32: a probability that underflows to 0 makes the score NaN.
+    Computed in float32: a probability that underflows to 0 makes the score NaN.
     """
     logits = finite_rows(logits_NK).astype(np.float32)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))

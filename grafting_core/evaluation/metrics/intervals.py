@@ -1,8 +1,8 @@
-"""How far a figure could be off, from the features that are kept.
+"""Confidence intervals of metrics, from features.
 
 Resampling images would inflate a distance, since duplicates lower the effective count: variances come from
-each row's influence, or from draws that are smaller. Every interval is tested by draws of known
-distributions (`benchmarks/coverage.py`).
+each row's influence, or from smaller draws. Every interval is tested with draws of known distributions
+(`benchmarks/coverage.py`).
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ Z, T_9, T_19 = 1.96, 2.262, 2.093
 
 
 def frechet_interval(reference: Gaussian, features_ND: npt.NDArray[np.floating], value: float) -> Interval:
-    """95 % for what other draws of as many samples give against this reference, around `value`.
+    """95 % interval around `value` for other draws of the same size, compared with this reference.
 
-    Not for the distance of the distributions: at N samples a Frechet distance is too large by about 1/N.
+    Not an interval for the distance of the distributions, which is smaller by about 1/N for N samples.
     """
     influence, count = frechet_influence(reference, features_ND), len(features_ND)
     half = Z * sqrt(sampling_variance(influence.rows / count, influence.pair_variance / count**2))
@@ -31,30 +31,30 @@ def frechet_interval(reference: Gaussian, features_ND: npt.NDArray[np.floating],
 
 
 def sampling_variance(influences_N: Floats, pairs: float) -> float:
-    """Infinitesimal jackknife; the part that is quadratic in the samples, which it counts twice, is counted
-    once.
+    """Infinitesimal jackknife; it counts the part that is quadratic in the samples twice, so it is
+    subtracted once.
     """
     return max(float(np.square(influences_N).sum()) - pairs, pairs)
 
 
 def jackknife_variance(replicates: Sequence[float]) -> float:
-    """From the figures with each block left out."""
+    """Jackknife variance from the values with one block left out."""
     values = np.asarray(replicates, dtype=np.float64)
     return float((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())
 
 
 def label_interval(verdicts_N: npt.NDArray[np.bool_]) -> Interval:
-    """95 % for the share of independent verdicts that are true."""
+    """95 % interval of the share of independent results that are true."""
     return share_interval(float(np.mean(verdicts_N)), len(verdicts_N))
 
 
 def part_of(rows: Floats, most: int) -> Floats:
-    """At most so many rows of one fixed shuffle."""
+    """At most `most` rows, of a fixed shuffle."""
     return rows if len(rows) <= most else rows[np.random.default_rng(0).permutation(len(rows))[:most]]
 
 
 def share_interval(share: float, verdicts: float, z: float = Z) -> Interval:
-    """95 % for a share that is as uncertain as one of so many independent verdicts (Wilson 1927)."""
+    """95 % interval of a share as uncertain as that of this many independent results (Wilson 1927)."""
     ratio = z**2 / verdicts
     middle = (share + ratio / 2) / (1 + ratio)
     half = z / (1 + ratio) * sqrt(share * (1 - share) / verdicts + ratio / 4 / verdicts)
@@ -62,8 +62,8 @@ def share_interval(share: float, verdicts: float, z: float = Z) -> Interval:
 
 
 def score_interval(logits_NK: npt.NDArray[np.floating], value: float) -> Interval:
-    """95 % for what other draws of as many samples give: the splits that an inception score is the mean of
-    are draws of their own.
+    """95 % interval for other draws of the same size: the splits that an inception score averages are
+    independent draws.
     """
     scores = split_scores(logits_NK)
     half = T_9 * float(np.std(scores, ddof=1)) / sqrt(len(scores))

@@ -1,4 +1,4 @@
-"""Kernel distance KID (Binkowski et al. 2018): unbiased at any number of samples, so fit for small trials."""
+"""Kernel distance KID (Binkowski et al. 2018): unbiased for any number of samples, so usable for few."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -14,7 +14,7 @@ SUBSETS = 100
 SUBSET_SIZE = 1_000
 SEED = 2020
 MOST = 2_000
-"""Rows of either set from which an interval's variances are estimated; they are scaled to the whole sets."""
+"""Maximum rows of either set for estimating an interval's variances, which are scaled to the whole sets."""
 
 
 def kernel_distance(
@@ -24,14 +24,14 @@ def kernel_distance(
     size: int = SUBSET_SIZE,
     seed: int = SEED,
 ) -> float:
-    """Mean of the squared MMD over random subsets, cubic kernel (x.y / D + 1)^3; may be below zero.
+    """Mean of the squared MMD over random subsets, cubic kernel (x.y / D + 1)^3; may be negative.
 
-    Subsets are cut to the smaller set; where that is both of them, one subset says it all.
+    Subsets are at most as large as the smaller set; if both sets are that small, one subset is exact.
     """
     ones, others = finite_rows(samples_ND), finite_rows(reference_MD)
     size = min(size, len(ones), len(others))
     if size < 2:
-        raise ValueError("a kernel distance needs at least 2 samples on either side")
+        raise ValueError("a kernel distance needs at least 2 samples on each side")
     if size == len(ones) == len(others):
         return squared_mmd(ones, others)
     rng = np.random.RandomState(seed)
@@ -49,13 +49,13 @@ def kernel_interval(
     subsets: int = SUBSETS,
     size: int = SUBSET_SIZE,
 ) -> Interval | None:
-    """95 % around a `kernel_distance` of so many subsets, both sets being draws; None below four rows."""
+    """95 % interval of a `kernel_distance`, treating both sets as random draws; None below four rows."""
     counts = len(samples_ND), len(reference_MD)
     if min(counts) < 4:
         return None
     variances = _Variances.of(*(part_of(finite_rows(rows), MOST) for rows in (samples_ND, reference_MD)))
     size, whole = min(size, *counts), variances.at(*counts)
-    # Subsets drawn of the two sets scatter around the distance of all their rows.
+    # Distances of random subsets scatter around the distance of all rows.
     drawn = 0.0 if size == max(counts) else max(0.0, variances.at(size, size) - whole) / subsets
     half = float(t.ppf(0.975, min(counts) - 1)) * sqrt(whole + drawn)
     return value - half, value + half
@@ -63,7 +63,7 @@ def kernel_interval(
 
 @dataclass(frozen=True)
 class _Variances:
-    """Parts of the variance of the squared MMD, by Hoeffding's decomposition: of a row, of a pair of rows."""
+    """Variance components of the squared MMD by Hoeffding's decomposition: per row, and per pair of rows."""
 
     one: float
     other: float
@@ -73,7 +73,7 @@ class _Variances:
 
     @classmethod
     def of(cls, ones: Floats, others: Floats) -> "_Variances":
-        """Unbiased: a row's mean holds a share of the pairs' variance. A row's own may come out negative."""
+        """Unbiased estimates: the pairs' share of a row mean's variance is subtracted; may be negative."""
         within, beyond, across = _kernel(ones, ones), _kernel(others, others), _kernel(ones, others)
         np.fill_diagonal(within, (within.sum(axis=1) - np.diag(within)) / (len(ones) - 1))
         np.fill_diagonal(beyond, (beyond.sum(axis=1) - np.diag(beyond)) / (len(others) - 1))
@@ -85,10 +85,10 @@ class _Variances:
         return cls(one, other, *pairs)
 
     def at(self, count: int, other_count: int) -> float:
-        """The variance of the distance of so many rows.
+        """Variance of the distance for these numbers of rows.
 
-        Two draws of one distribution have the pairs' variance alone, and an estimate of the rows' that is
-        above zero as often as below: cutting it off at zero would make their intervals too wide.
+        If both sets have the same distribution, only the pairs contribute, and the estimate of the rows' part
+        is negative as often as positive: setting it to zero would make intervals too wide.
         """
         rows = 4 * self.one / count + 4 * self.other / other_count
         pairs = 2 * self.ones / count**2 + 2 * self.others / other_count**2
@@ -97,14 +97,14 @@ class _Variances:
 
 
 def _centred_square(kernel_NM: Floats) -> float:
-    """Mean square of what rows and columns do not explain."""
+    """Mean square of the residuals after removing row and column means."""
     centred = kernel_NM - kernel_NM.mean(axis=1, keepdims=True) - kernel_NM.mean(axis=0) + kernel_NM.mean()
     rows, columns = kernel_NM.shape
     return float(np.square(centred).sum() / ((rows - 1) * (columns - 1)))
 
 
 def squared_mmd(ones_ND: Floats, others_MD: Floats) -> float:
-    """The unbiased estimate: pairs of a sample with itself are left out."""
+    """Unbiased estimate: pairs of a sample with itself are left out."""
     within = _mean_off_diagonal(_kernel(ones_ND, ones_ND)) + _mean_off_diagonal(_kernel(others_MD, others_MD))
     return within - 2 * float(_kernel(ones_ND, others_MD).mean())
 

@@ -10,15 +10,15 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ranges = tuple[tuple[int, int], ...]
-"""Half-open ranges of sample indices, ascending, none touching the next."""
+"""Half-open ranges of sample indices, ascending, not adjacent to each other."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """`count` rows seen, their mean [D] and the sum of squared deviations [D, D].
+    """Number of rows, their mean [D] and the sum of squared deviations [D, D].
 
-    `ranges` says which sample indices the rows are, where that is known: a retried shard counted twice would
-    be a silent bias.
+    `ranges` has the sample indices of the rows, if known: counting a repeated shard twice would bias results
+    silently.
     """
 
     count: int
@@ -28,9 +28,9 @@ class Moments:
 
     @classmethod
     def of(cls, features_ND: npt.NDArray[np.floating], first: int | None = None) -> "Moments":
-        """Moments of one batch, the samples from index `first` on where it is given.
+        """Moments of one batch, whose first sample has index `first` if given.
 
-        Raises ValueError naming the samples whose features hold NaN or infinities.
+        Raises ValueError with the samples whose features are NaN or infinite.
         """
         rows = finite_rows(features_ND, first or 0)
         mean = rows.mean(axis=0)
@@ -39,9 +39,9 @@ class Moments:
         return cls(len(rows), mean, centred.T @ centred, ranges)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets together; merge in index order to be reproducible to the bit.
+        """Moments of both sets together; merge in index order for results reproducible to the bit.
 
-        Raises ValueError where the sets have samples in common, or only one of them says which it has.
+        Raises ValueError if the sets have samples in common, or if only one of them has `ranges`.
         """
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"{self.mean.shape[0]} and {other.mean.shape[0]} features cannot be merged")
@@ -53,32 +53,30 @@ class Moments:
 
     @property
     def covariance(self) -> Floats:
-        """Unbiased, [D, D]. Raises ValueError below two rows."""
+        """Unbiased covariance [D, D]. Raises ValueError below two rows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, not {self.count}")
         covariance: Floats = self.scatter / (self.count - 1)
         return covariance
 
     def check_cover(self, samples: int) -> None:
-        """Raise ValueError unless these are samples 0 .. samples - 1, naming what is missing or too much."""
+        """Raise ValueError, with missing or surplus samples, unless these are samples 0 .. samples - 1."""
         if self.ranges == ((0, samples),):
             return
         edges = [0, *(edge for span in self.ranges for edge in span), samples]
         gaps = [f"{low}..{high - 1}" for low, high in zip(edges[::2], edges[1::2], strict=True) if high > low]
         surplus = self.ranges[-1][1] > samples if self.ranges else False
-        what = (
-            f"samples beyond {samples - 1} are there" if surplus else f"samples {', '.join(gaps)} are missing"
-        )
-        raise ValueError(f"{what}; the protocol asks for samples 0..{samples - 1}, each once")
+        what = f"samples beyond {samples - 1} exist" if surplus else f"samples {', '.join(gaps)} are missing"
+        raise ValueError(f"{what}; the protocol requires samples 0..{samples - 1}, each once")
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """Merge in the order of the sample indices, whatever order the parts come in: the same bits always."""
+    """Merge in the order of sample indices, so that the result is reproducible to the bit."""
     return reduce(Moments.merge, sorted(parts, key=lambda part: part.ranges[:1]))
 
 
 def finite_rows(features_ND: npt.NDArray[np.floating], first: int = 0) -> Floats:
-    """The matrix in float64. Raises ValueError for another shape, or naming samples that are not finite."""
+    """The matrix in float64. Raises ValueError for another shape, or with samples that are not finite."""
     rows = np.asarray(features_ND, dtype=np.float64)
     if rows.ndim != 2 or not len(rows):
         raise ValueError(f"features are a matrix of at least one row, not of shape {rows.shape}")
@@ -91,7 +89,7 @@ def finite_rows(features_ND: npt.NDArray[np.floating], first: int = 0) -> Floats
 
 def _joined(one: Ranges, other: Ranges) -> Ranges:
     if bool(one) != bool(other):
-        raise ValueError("moments that say which samples they hold cannot be merged with moments that do not")
+        raise ValueError("moments with known sample ranges cannot be merged with moments without them")
     spans = sorted([*one, *other])
     for (_, end), (start, _) in pairwise(spans):
         if start < end:

@@ -1,9 +1,9 @@
-"""Do two sets of features cover each other? Precision and recall, density and coverage.
+"""Precision, recall, density and coverage of two sets of features.
 
-Precision and recall as Kynkaanniemi et al. 2019 (k = 3), density and coverage as Naeem et al. 2020 (k = 5),
-all from squared Euclidean distances, block by block: memory is bounded whatever the set sizes. Distances are
-taken in float32 first; where its rounding could change a verdict, they are taken again in float64, so that
-every verdict is float64's.
+Precision and recall as in Kynkaanniemi et al. 2019 (k = 3), density and coverage as in Naeem et al. 2020
+(k = 5), all from squared Euclidean distances, block by block, so that memory is bounded for any set size.
+Distances are computed in float32; where rounding could change a comparison, they are recomputed in float64,
+so that every comparison equals that in float64.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from grafting_core.evaluation.metrics.moments import finite_rows
 NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 SPARE = 3
-"""Neighbours kept beyond those wanted while distances are float32's."""
+"""Additional neighbours kept while distances are in float32, to survive rounding."""
 BLOCK = 2_000
 
 
 @dataclass(frozen=True)
 class Manifold:
-    """Feature rows [N, D] float64 and, a column each, their squared distances to the nearest neighbours."""
+    """Feature rows [N, D] float64, and squared distances [N, 5] to their nearest neighbours, ascending."""
 
     rows: Tensor
     nearest: Tensor
@@ -34,7 +34,7 @@ class Manifold:
     def of(
         cls, features_ND: npt.NDArray[np.floating], device: torch.device | str = "cpu", block: int = BLOCK
     ) -> "Manifold":
-        """Raises ValueError below six rows, where a fifth neighbour does not exist."""
+        """Manifold of features. Raises ValueError below six rows, which have no fifth neighbour."""
         rows = torch.from_numpy(finite_rows(features_ND)).to(device)
         if len(rows) <= DENSITY_NEIGHBOURS:
             raise ValueError(f"nearest neighbours need at least 6 samples, not {len(rows)}")
@@ -46,7 +46,7 @@ class Manifold:
 
 
 def _nearest(rows: Tensor, block: int) -> Tensor:
-    """The five smallest squared distances of every row to another, ascending. Each pair is met once."""
+    """Five smallest squared distances of every row to other rows, ascending. Each pair is computed once."""
     kept = DENSITY_NEIGHBOURS + SPARE
     found = torch.full((len(rows), kept), torch.inf, device=rows.device)
     where = torch.zeros((len(rows), kept), dtype=torch.long, device=rows.device)
@@ -63,7 +63,7 @@ def _nearest(rows: Tensor, block: int) -> Tensor:
 
 
 def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -> None:
-    """`found` and `where` [n, k] get the smallest of them and of `distances` [n, m], columns from `first`."""
+    """Merge `distances` [n, m], of columns from `first` on, into the smallest: `found`, `where` [n, k]."""
     kept = found.shape[1]
     closest, column = distances.topk(min(kept, distances.shape[1]), dim=1, largest=False)
     both = torch.cat([found, closest], dim=1)
@@ -73,14 +73,14 @@ def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -
 
 
 def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Tensor:
-    """Float64 distances of the candidates; rows whose candidates may not be the right ones are met anew."""
+    """Float64 distances of the candidates; rows for which candidates may be wrong are searched again."""
     nearest = torch.empty(len(rows), DENSITY_NEIGHBOURS, dtype=rows.dtype, device=rows.device)
     for one in _spans(len(rows), max(1, block // 8)):
         near = where[one]
         exact = _candidate_distances(rows, torch.arange(one.start, one.stop, device=rows.device), near)
         exact.masked_fill_(found[one].isinf(), torch.inf)
         nearest[one] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
-    # A row that was not kept is at least as far as the last that was, but for rounding.
+    # A row that was not kept is at least as far as the last kept one, up to rounding.
     doubtful = found[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
     for part in doubtful.nonzero().flatten().split(max(1, block // 8)):
         exact = squared_distances(rows[part], rows)
@@ -98,20 +98,20 @@ def _candidate_distances(rows: Tensor, places: Tensor, near: Tensor) -> Tensor:
 
 
 def exact_distances(ones: Tensor, others: Tensor) -> Tensor:
-    """Squared distances [P] of rows taken pair by pair. Radii and verdicts are both made of these: two
-    formulas would round differently, and a row at a ball's very edge would be inside or outside by chance.
+    """Squared distances [P] of rows taken pair by pair. Both radii and comparisons use this formula: two
+    formulas would round differently, so that a row exactly on a ball's edge could be inside or outside.
     """
     return (ones - others).square().sum(dim=1)
 
 
 def rounding(ones: Tensor, others: Tensor) -> float:
-    """Most by which a float32 squared distance of two of these rows is off (Higham 2002, section 3.1)."""
+    """Largest error of a float32 squared distance between two of these rows (Higham 2002, section 3.1)."""
     largest = sum(float(rows.square().sum(dim=1).max()) for rows in (ones, others))
     return 2 * (ones.shape[1] + 4) * float(np.finfo(np.float32).eps) * largest
 
 
 def squared_distances(ones: Tensor, others: Tensor) -> Tensor:
-    """[n, m] by the Gram form, rounding below zero cut off."""
+    """Squared distances [n, m] by the Gram form; negative rounding errors are set to zero."""
     norms = others.square().sum(dim=1)
     product = torch.addmm(norms, ones, others.T, alpha=-2)
     return product.add_(ones.square().sum(dim=1, keepdim=True)).clamp_(min=0)
@@ -123,11 +123,11 @@ def _spans(count: int, block: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class PRDC:
-    """Verdicts sample by sample, so that any mean of them can be resampled.
+    """Results by sample, so that means can be resampled.
 
     `precision` [S]: this sample is inside the reference manifold. `recall` [R]: this reference image is
-    inside the sample manifold. `density` [S]: reference balls around this sample, in units of k.
-    `coverage` [R]: a sample is inside this reference image's own ball.
+    inside the sample manifold. `density` [S]: number of reference balls around this sample, divided by k.
+    `coverage` [R]: a sample is inside this reference image's ball.
     """
 
     precision: npt.NDArray[np.float64]
@@ -144,7 +144,7 @@ FIELDS = ("precision", "recall", "density", "coverage")
 
 
 def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> PRDC:
-    """All four in one pass over the distances between the sets."""
+    """All four metrics in one pass over the distances between the sets."""
     precise, dense = samples.rows.new_zeros(2, len(samples.rows)).unbind()
     recalled, covered = reference.rows.new_zeros(2, len(reference.rows)).unbind()
     wide, narrow = reference.radii(DENSITY_NEIGHBOURS), reference.radii(NEIGHBOURS)
@@ -165,7 +165,7 @@ def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> PRDC:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Float32 distances of two blocks of rows, each off by at most `slack`."""
+    """Float32 distances between two blocks of rows, each with an error of at most `slack`."""
 
     distances: Tensor
     ones: Tensor
@@ -173,7 +173,7 @@ class _Pair:
     slack: float
 
     def within(self, radii: Tensor) -> Tensor:
-        """Which pairs are at most so far apart by float64; `radii` broadcasts over the distances."""
+        """Pairs whose float64 distance is at most `radii`, which broadcasts over the distances."""
         inside = self.distances <= (radii - self.slack).float()
         perhaps = self.distances <= (radii + self.slack).float()
         if inside.sum() == perhaps.sum():

@@ -1,11 +1,11 @@
 """Intervals of precision, recall, density and coverage, from small disjoint draws of both sets.
 
-A verdict on one row depends on its neighbours in the other set and on theirs, so verdicts are not
-independent and cannot be resampled one by one; and radii jump where rows are left out, so a jackknife is
-far too wide. But balls of the k-th neighbour adapt to how dense the rows lie: thinning both sets alike
-leaves the figures about where they are, and how much more they scatter than independent verdicts would.
-That ratio is what the draws are for. Density, a mean of counts, has no such jumps, and a few reference rows
-in the middle of a thinned set would weigh too little: it has a jackknife.
+Whether one row is inside depends on its neighbours in the other set and on theirs, so results by row are
+not independent and cannot be resampled one by one; and radii jump if rows are left out, so a jackknife is far
+too wide. But balls of the k-th neighbour adapt to the density of rows: thinning both sets equally changes
+neither the metrics nor the ratio of their variance to that of independent results. The draws estimate this
+ratio. Density, a mean of counts, has no such jumps, and a few reference rows in the middle of a thinned set
+would weigh too little: it has a jackknife.
 """
 
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ from grafting_core.evaluation.metrics.moments import Floats, finite_rows
 from grafting_core.evaluation.metrics.prdc import DENSITY_NEIGHBOURS, FIELDS, NEIGHBOURS, squared_distances
 
 GROUPS, ROUNDS, BLOCKS = 2, 40, 20
-"""Disjoint draws of one shuffle, and shuffles: variances within a round are averaged over the rounds."""
+"""Disjoint draws of one shuffle, and shuffles: variances within a round are averaged over rounds."""
 ROUNDS_OF_MANY = 12
-"""Of draws of more than `MOST` rows, which a small set beside a large one needs: each takes a second."""
+"""Rounds with draws of more than `MOST` rows (a small set with a large one): each takes a second."""
 FEWEST_OF_A_GROUP, ROWS_OF_A_GROUP, MOST = 25, 200, 1_000
 FEWEST = GROUPS * FEWEST_OF_A_GROUP
-"""Rows of either set below which there is no interval."""
+"""Minimum rows of either set for an interval."""
 
 
 def overlap_intervals(
     reference_MD: npt.NDArray[np.floating], samples_ND: npt.NDArray[np.floating], means: Mapping[str, float]
 ) -> dict[str, Interval]:
-    """95 % around each of `means`, both sets being draws; none where a set has fewer than 50 rows."""
+    """95 % intervals of `means`, treating both sets as random draws; none if a set has under 50 rows."""
     sets = [torch.from_numpy(finite_rows(rows)) for rows in (samples_ND, reference_MD)]
     counts = [len(rows) for rows in sets]
     if min(counts) < FEWEST:
@@ -52,8 +52,8 @@ def overlap_intervals(
 
 
 def _share_interval(mean: float, average: float, variance: float, size: int, count: int) -> Interval:
-    """`average` and `variance` are those of draws of `size` rows; independent verdicts vary by less, if at
-    all.
+    """Interval of a share; `average` and `variance` are those of draws of `size` rows, whose variance is at
+    least that of independent results.
     """
     spread = average * (1 - average) / size
     return share_interval(mean, count / max(1.0, variance / spread) if spread > 0 else count, T_19)
@@ -69,7 +69,7 @@ def _density_interval(samples: Tensor, reference: Tensor, mean: float) -> Interv
         kept = torch.ones(len(others), dtype=torch.bool).index_fill_(0, block, False)
         radii = _radii(within[kept][:, kept])[:, DENSITY_NEIGHBOURS - 1]
         left.append(float((across[:, kept] <= radii).sum(1).double().mean()) / DENSITY_NEIGHBOURS)
-    # Both parts hold the variance of pairs of a sample and a ball: rare ones, so that it is their mean.
+    # Both parts include the variance of rare (sample, ball) pairs, which equals their mean.
     pairs = float(inside.mean()) / DENSITY_NEIGHBOURS / len(ones)
     balls = max(0.0, jackknife_variance(left) - pairs) * len(others) / len(reference)
     half = T_19 * sqrt(float(inside.var()) / len(samples) + balls)
@@ -81,7 +81,7 @@ def _some(rows: Tensor, count: int) -> Tensor:
 
 
 def _round(sets: list[Tensor], sizes: list[int], rng: np.random.Generator) -> Floats:
-    """[groups, 4]: the figures of disjoint draws of both sets."""
+    """[groups, 4]: metrics of disjoint draws of both sets."""
     drawn = [
         rows[rng.permutation(len(rows))[: GROUPS * size]].split(size)
         for rows, size in zip(sets, sizes, strict=True)
@@ -90,7 +90,7 @@ def _round(sets: list[Tensor], sizes: list[int], rng: np.random.Generator) -> Fl
 
 
 def _figures(samples: Tensor, reference: Tensor) -> list[float]:
-    """In the order of `FIELDS`."""
+    """Metrics in the order of `FIELDS`."""
     across = squared_distances(samples, reference)
     own, radii = (_radii(_within(rows)) for rows in (samples, reference))
     near = across <= radii[:, DENSITY_NEIGHBOURS - 1]

@@ -26,7 +26,7 @@ MAX_OPERATORS = 200
 
 
 class OperatorChoices(Frozen):
-    """Operators to distill for one slot of the selected blocks."""
+    """Operators to distil for one slot of the selected blocks."""
 
     replace: Slot
     layers: LayerSelector
@@ -35,7 +35,7 @@ class OperatorChoices(Frozen):
 
 
 class FillDocument(Frozen):
-    """A fill as a user writes it: a backbone, operators by site, and how to distill them."""
+    """A fill as a user writes it: a backbone, operators by site, and how to distil them."""
 
     name: Name = "fill"
     backbone: Word

@@ -13,7 +13,12 @@ from torch import nn
 from grafting_core.analysis.locality import locality_profile, profile_protocol
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registry import load_backbone
-from grafting_core.evaluation.evaluate import evaluate_chunk, feature_network_for, finish, training_reference
+from grafting_core.evaluation.evaluate import (
+    compute_report,
+    evaluate_chunk,
+    feature_network_for,
+    training_reference,
+)
 from grafting_core.evaluation.metrics.frechet import fid
 from grafting_core.evaluation.metrics.moments import Moments
 from grafting_core.specs.experiment import own_fingerprint
@@ -70,7 +75,7 @@ def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> di
         chunks.append(evaluate_chunk(backbone, transformer, PROTOCOL, first, CHUNK))
         print(f"{name}: {first + CHUNK}/{PROTOCOL.samples}", flush=True)
     reference = training_reference(backbone.card, feature_network_for(backbone, PROTOCOL))
-    report = finish(chunks, reference, own_fingerprint(backbone.card.digest, PROTOCOL))
+    report = compute_report(chunks, reference, own_fingerprint(backbone.card.digest, PROTOCOL))
     return {f"{metric} {name}": report.values[metric] for metric in SHOWN}
 
 
