@@ -125,8 +125,7 @@ def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
     graft = load_backbone(hand.spec.backbone.name)
     network = graft.transformer
     if not design.is_teacher:
-        operators = {edit.site: hand.scion(edit) for edit in design.edits}
-        operate(graft, design.edits, operators=operators)
+        operate(graft, design, {edit.site: hand.scion(edit) for edit in design.edits})
         plan = hand.spec.finetune
         weights = finetune(graft, plan, hand.latents, observer=NullObserver(), checkpoints=NoCheckpoints())
         network.load_state_dict(weights)
@@ -161,7 +160,8 @@ def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dic
 
 def _placing(hand: Hand, edit: ReplaceOperator) -> Intervention:
     module = hand.scion(edit)
-    return lambda: operate(hand.backbone, [edit], operators={edit.site: module})
+    design = GraftDesign.of(hand.backbone.card.ref, [edit])
+    return lambda: operate(hand.backbone, design, {edit.site: module})
 
 
 class Study:

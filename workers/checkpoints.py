@@ -4,9 +4,8 @@ Those of a stage are in the folder of its run, where the newest and the best are
 unfinished scion is in the bank, so that the next run that needs the scion resumes it.
 """
 
-import json
-import logging
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,11 +14,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import verify_checksum, with_checksum
+from grafting_core.storage.checksums import set_aside, verify_checksum, with_checksum
 from grafting_core.storage.storage import Storage
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
-log = logging.getLogger(__name__)
+NAME = re.compile(r"[0-9]+-a[0-9]+\.safetensors")
 
 
 class StoredCheckpoints:
@@ -35,19 +34,14 @@ class StoredCheckpoints:
         self._saved = time.monotonic()
 
     def _names(self) -> list[str]:
-        return [name for name in self._storage.names(self._folder) if name.endswith(".safetensors")]
+        return [name for name in self._storage.names(self._folder) if NAME.fullmatch(name)]
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Step and tensors of the newest intact checkpoint; damaged ones are renamed and logged."""
+        """Step and tensors of the newest intact checkpoint; damaged ones are set aside."""
         for name in reversed(self._names()):
-            path = f"{self._folder}/{name}"
-            try:
-                return int(name.split("-")[0]), load_verified(self._storage.read_bytes(path))
-            except FileNotFoundError:
-                continue  # deleted since the listing, because a newer one exists
-            except (ValueError, SafetensorError, json.JSONDecodeError) as error:
-                log.warning("checkpoint %s is damaged (%s); the one before it is used", path, error)
-                self._storage.move(path, f"{path}.damaged")
+            tensors = read_tensors(self._storage, f"{self._folder}/{name}")
+            if tensors is not None:
+                return int(name.split("-")[0]), tensors
         return None
 
     def due(self) -> bool:
@@ -72,9 +66,15 @@ class StoredCheckpoints:
         return name
 
 
-def load_verified(data: bytes) -> dict[str, Tensor]:
-    """Tensors of a file with checksum. Raises ValueError if the content does not match its digest."""
-    tensors: dict[str, Tensor] = load(verify_checksum(data))
+def read_tensors(storage: Storage, path: str) -> dict[str, Tensor] | None:
+    """Tensors of a file with checksum; None if it is missing, or damaged, and then it is set aside."""
+    try:
+        tensors: dict[str, Tensor] = load(verify_checksum(storage.read_bytes(path)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, SafetensorError) as error:
+        set_aside(storage, path, str(error))
+        return None
     return tensors
 
 
@@ -111,17 +111,8 @@ class ScionProgress:
         """Tensors of all intact files; a scion with a damaged file starts over."""
         tensors: dict[str, Tensor] = {}
         for path in self._paths.values():
-            if self._storage.exists(path):
-                tensors |= self._read(path)
+            tensors |= read_tensors(self._storage, path) or {}
         return (0, tensors) if tensors else None
-
-    def _read(self, path: str) -> dict[str, Tensor]:
-        try:
-            return load_verified(self._storage.read_bytes(path))
-        except (ValueError, SafetensorError, json.JSONDecodeError) as error:
-            log.warning("progress %s is damaged (%s); this scion starts over", path, error)
-            self._storage.move(path, f"{path}.damaged")
-            return {}
 
     def due(self) -> bool:
         return time.monotonic() - self._saved >= self._seconds

@@ -31,7 +31,7 @@ from grafting_core.storage.storage import Storage
 
 StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
-"""In the order in which they are displayed."""
+"""Stage names in the order in which they are displayed."""
 
 Reason = Literal[
     "user_request",

@@ -89,7 +89,7 @@ class StageObserver:
     def progress(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         if self._first is None:
             return self._begin(step, total_steps)
-        self._meter.did(self._stage, step - self._first)
+        self._meter.record(self._stage, step - self._first)
         now = time.monotonic()
         if now - self._shown >= PROGRESS_SECONDS or step == total_steps:
             self._shown = now

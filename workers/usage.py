@@ -52,10 +52,10 @@ def _fill_costs(spec: FillSpec) -> StepCosts:
     return {"distill": StepCost(batch * flops, batch)}
 
 
-def _analysis_costs(asked: AnalysisSpec) -> StepCosts:
+def _analysis_costs(spec: AnalysisSpec) -> StepCosts:
     """One step is one sample: all its sampling steps, each with both forwards of guidance."""
-    forward = backbone_cards()[asked.backbone.name].forward_flops()
-    return {"analyze": StepCost(2 * asked.sampling_steps * forward)}
+    forward = backbone_cards()[spec.backbone.name].forward_flops()
+    return {"analyze": StepCost(2 * spec.sampling_steps * forward)}
 
 
 def _screening_costs(spec: ScreeningSpec) -> StepCosts:
@@ -96,11 +96,11 @@ class UsageMeter:
         self._costs = dict(COSTS[work.kind](work))
         self._steps: dict[StageName, int] = {}
 
-    def price(self, stage: StageName, cost: StepCost) -> None:
+    def set_step_cost(self, stage: StageName, cost: StepCost) -> None:
         """Replace the cost of one step of a stage, for stages that do less than the formula assumes."""
         self._costs[stage] = cost
 
-    def did(self, stage: StageName, steps: int) -> None:
+    def record(self, stage: StageName, steps: int) -> None:
         """Set the number of steps of a stage that this attempt has done so far."""
         self._steps[stage] = steps
 

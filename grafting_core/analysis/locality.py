@@ -54,21 +54,21 @@ def locality_profile(
 
     Raises StopRequested, after a checkpoint, if the observer requests a stop.
     """
-    wanted, reporter, checkpointer = (
+    total, reporter, checkpointer = (
         samples or protocol.samples,
         observer or NullObserver(),
         checkpoints or NoCheckpoints(),
     )
     gauges = _gauges(backbone, bands)
     first = _resume(gauges, checkpointer)
-    reporter.progress(first, wanted, {})
-    while first < wanted:
-        indices = range(first, min(first + protocol.micro_batch, wanted))
+    reporter.progress(first, total, {})
+    while first < total:
+        indices = range(first, min(first + protocol.micro_batch, total))
         with capture_operators(backbone, gauges):
             sample_latents(backbone, backbone.transformer, protocol, indices)
         first = indices.stop
-        reporter.progress(first, wanted, {})
-        _pause(gauges, first, wanted, reporter, checkpointer)
+        reporter.progress(first, total, {})
+        _pause(gauges, first, total, reporter, checkpointer)
     means = [gauge.mean.tolist() for gauge in gauges.values()]
     return {band: [mean[index] for mean in means] for index, band in enumerate(bands)}
 
@@ -113,9 +113,9 @@ def _resume(gauges: Mapping[GraftSite, _Gauge], checkpoints: Checkpointer) -> in
 
 
 def _pause(
-    gauges: Mapping[GraftSite, _Gauge], first: int, wanted: int, observer: Observer, checkpoints: Checkpointer
+    gauges: Mapping[GraftSite, _Gauge], first: int, total: int, observer: Observer, checkpoints: Checkpointer
 ) -> None:
-    stopping = first < wanted and observer.stop_requested()
+    stopping = first < total and observer.stop_requested()
     if stopping or checkpoints.due():
         checkpoints.save(first, {str(site): gauge.sums for site, gauge in gauges.items()})
     if stopping:

@@ -15,7 +15,7 @@ STATISTICS_IMAGES = 256
 
 def measure_profile(
     backbone: Backbone,
-    asked: AnalysisSpec,
+    spec: AnalysisSpec,
     latents: Latents,
     *,
     observer: Observer,
@@ -24,19 +24,19 @@ def measure_profile(
     """Locality while sampling, then statistics on noised latents. Raises StopRequested at a stop request."""
     masses = locality_profile(
         backbone,
-        asked.bands,
-        profile_protocol(asked.samples, asked.sampling_steps, asked.seed),
-        samples=asked.samples,
+        spec.bands,
+        profile_protocol(spec.samples, spec.sampling_steps, spec.seed),
+        samples=spec.samples,
         observer=observer,
         checkpoints=checkpoints,
     )
-    found = activation_statistics(backbone, latents, STATISTICS_IMAGES, asked.seed)
+    found = activation_statistics(backbone, latents, STATISTICS_IMAGES, spec.seed)
     tokens = backbone.card.dims.num_tokens
     return BackboneProfile(
         backbone=backbone.card.ref,
-        samples=asked.samples,
-        sampling_steps=asked.sampling_steps,
-        seed=asked.seed,
+        samples=spec.samples,
+        sampling_steps=spec.sampling_steps,
+        seed=spec.seed,
         locality=tuple(
             BandLocality(
                 band=band, uniform=uniform_share(band, tokens), blocks=tuple(min(1.0, m) for m in mass)

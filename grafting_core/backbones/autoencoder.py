@@ -1,4 +1,4 @@
-"""Autoencoders: pixels to scaled latents and back, and images as pixels."""
+"""Autoencoders: pixels to scaled latents and back, and conversion of images to pixels."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ class Autoencoder(Protocol):
 
     @property
     def pixels_per_cell(self) -> int:
-        """Side of the square of pixels that one latent cell stands for."""
+        """Side in pixels of the square that one latent cell represents."""
 
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [B, c, h, w] of the latents' posterior; zero where it is a point."""
+        """Mean and standard deviation [B, c, h, w] of the latents' posterior; zero if it is a point."""
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pixels, not clipped."""
@@ -23,7 +23,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True)
 class KLAutoencoder:
-    """An autoencoder as diffusers has it; its config names the scale and, in some families, a shift."""
+    """Autoencoder of diffusers; its config has the scale and, in some families, a shift."""
 
     model: Any
 
@@ -37,7 +37,7 @@ class KLAutoencoder:
 
     @property
     def pixels_per_cell(self) -> int:
-        """Each of the decoder's stages but the last doubles the side."""
+        """Each of the decoder's stages except the last doubles the side."""
         return int(2 ** (len(self.model.config.block_out_channels) - 1))
 
     def encode(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ class KLAutoencoder:
 
 @dataclass(frozen=True)
 class IdentityAutoencoder:
-    """For models that work on pixels: latents are the pixels."""
+    """Autoencoder for models that work on pixels: latents are the pixels."""
 
     pixels_per_cell: int = 1
 

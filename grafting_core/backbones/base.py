@@ -1,4 +1,4 @@
-"""The interface of a backbone: its sites, what stands at them, and its prediction."""
+"""Interface of a backbone: its sites, the operators there, and its prediction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,28 +22,28 @@ class Forward(Protocol):
 
 
 class Family(Protocol):
-    """Where the operators of one family of transformers are and how its transformers are called.
+    """Access to the operators of one family of transformers, and its forward signature.
 
-    A family has no state: every method is given the transformer, which may have been grafted.
+    A family has no state: every method receives the transformer, which may be grafted.
     """
 
     def blocks(self, transformer: nn.Module) -> nn.ModuleList:
-        """The list of blocks, in which a pair is one entry. Raises TypeError where there is none."""
+        """The list of blocks, in which a pair is one entry. Raises TypeError if there is none."""
 
     def set_blocks(self, transformer: nn.Module, blocks: nn.ModuleList) -> None:
-        """Put another list of blocks in place."""
+        """Replace the list of blocks."""
 
     def pair(self, first: nn.Module, second: nn.Module, merge: nn.Module) -> ParallelBlocks:
-        """Two blocks side by side, callable as one block of this family."""
+        """Two blocks in parallel, callable as one block of this family."""
 
     def get_operator(self, transformer: nn.Module, site: GraftSite) -> nn.Module:
         """The module at `site`, as its block calls it. Raises ValueError beyond the last block."""
 
     def set_operator(self, transformer: nn.Module, site: GraftSite, module: nn.Module) -> None:
-        """Put `module` at `site`; it must take what the block passes (see `adapt`)."""
+        """Replace the module at `site`; it must accept the block's arguments (see `adapt`)."""
 
     def adapt(self, site: GraftSite, operator: nn.Module) -> nn.Module:
-        """An operator [B, T, D] -> [B, T, D], made callable from its slot."""
+        """An operator [B, T, D] -> [B, T, D], wrapped for the arguments of its slot."""
 
     def projections(self, original: nn.Module) -> dict[str, nn.Linear]:
         """Linear layers of an original operator: q, k, v, out of attention; expand, contract of an MLP."""
@@ -51,16 +51,16 @@ class Family(Protocol):
     def predict(
         self, transformer: nn.Module, noisy_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions
     ) -> Tensor:
-        """The transformer's output, which gradients pass where they are enabled."""
+        """The transformer's output, with gradients if they are enabled."""
 
     def sampling_forward(self, transformer: nn.Module) -> Forward:
-        """The fastest forward that gives the same numbers, to rounding, without gradients."""
+        """The fastest forward with the same result, up to rounding, without gradients."""
 
     def label_conditions(self, labels_B: Tensor) -> Conditions:
         """Conditions of samples of these classes."""
 
     def null_conditions(self, card: BackboneCard, count: int) -> Conditions:
-        """Conditions of samples of which nothing is asked, as guidance and dropout use them."""
+        """Null conditions of `count` samples, for guidance and condition dropout."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Backbone:
     autoencoder: Autoencoder
 
     def with_transformer(self, transformer: nn.Module) -> "Backbone":
-        """The same backbone around another module: a copy, a grafted network, one wrapped for DDP."""
+        """The same backbone with another module: a copy, a grafted network, or one wrapped for DDP."""
         return replace(self, transformer=transformer)
 
     @property
@@ -82,7 +82,7 @@ class Backbone:
 
     @property
     def sites(self) -> Mapping[GraftSite, BlockDims]:
-        """Every place for an operator, front to back, with the sizes that an operator there has."""
+        """Every site, front to back, with the dims of an operator there."""
         return dict.fromkeys(self.card.sites, self.card.dims)
 
     @property
@@ -94,7 +94,7 @@ class Backbone:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of what the decoder makes."""
+        """Height and width of decoded images."""
         _, height, width = self.latent_shape
         return height * self.autoencoder.pixels_per_cell, width * self.autoencoder.pixels_per_cell
 
@@ -103,7 +103,7 @@ class Backbone:
         return self.family.get_operator(self.transformer, site)
 
     def set_operator(self, site: GraftSite, module: nn.Module) -> None:
-        """Put `module` at `site`; it must take what the block passes (see `Family.adapt`)."""
+        """Replace the module at `site`; it must accept the block's arguments (see `Family.adapt`)."""
         self.family.set_operator(self.transformer, site, module)
 
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, conditions: Conditions) -> Tensor:
@@ -111,7 +111,7 @@ class Backbone:
         return self.family.predict(self.transformer, noisy_BCHW, timesteps_B, conditions)
 
     def sampling_forward(self) -> Forward:
-        """The fastest forward that gives the same numbers, to rounding, without gradients."""
+        """The fastest forward with the same result, up to rounding, without gradients."""
         return self.family.sampling_forward(self.transformer)
 
     def label_conditions(self, labels_B: Tensor) -> Conditions:
@@ -119,5 +119,5 @@ class Backbone:
         return self.family.label_conditions(labels_B)
 
     def null_conditions(self, count: int = 1) -> Conditions:
-        """Conditions of samples of which nothing is asked, on the CPU."""
+        """Null conditions of `count` samples, on the CPU."""
         return self.family.null_conditions(self.card, count)

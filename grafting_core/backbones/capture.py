@@ -1,4 +1,4 @@
-"""What goes into and comes out of parts of the backbone while it runs."""
+"""Capture inputs and outputs of parts of the backbone during its forward."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +16,12 @@ ActivationHook = Callable[[Tensor, Tensor], None]
 
 
 class CapturePoint(Protocol):
-    """A part of the backbone that new modules learn to imitate. Hashable; equal points are captured once."""
+    """Part of the backbone that students are trained to match. Hashable; equal points are captured once."""
 
     def __hash__(self) -> int: ...
 
     def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
-        """Call `hook` in every forward once the output is there; removing the handles ends that."""
+        """Call `hook` in every forward after the output is computed; removing the handles ends it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OperatorCapture:
 
 @contextmanager
 def capture(backbone: Backbone, hooks: Mapping[CapturePoint, ActivationHook]) -> Iterator[None]:
-    """Within the context, every forward calls each capture point's hook; outputs are not changed."""
+    """Context in which every forward calls each capture point's hook; outputs are not changed."""
     with ExitStack() as stack:
         for point, hook in hooks.items():
             for handle in point.register(backbone, hook):

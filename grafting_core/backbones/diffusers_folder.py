@@ -1,4 +1,4 @@
-"""A class-conditional latent DiT from a folder as diffusers' `DiTPipeline` saves it."""
+"""Load a class-conditional latent DiT from a folder as saved by diffusers' `DiTPipeline`."""
 
 import json
 import re
@@ -20,28 +20,26 @@ from grafting_core.specs.features import digest_of_path
 
 DECODERS = ("vae", "autoencoder")
 LEGACY = "Transformer2DModel"
-"""What diffusers called every transformer once; a class-conditional DiT is one with `ada_norm_zero`."""
+"""Former class name of every transformer in diffusers; with `ada_norm_zero` it is a class-conditional DiT."""
 RECOMPUTED = {"pos_embed.pos_embed"}
-"""Tensors that diffusers makes itself whatever a file holds."""
+"""Tensors that diffusers computes itself; those in the file are ignored."""
 NAMED = 5
 
 
 def is_diffusers_folder(folder: Path) -> bool:
-    """Whether there is a transformer where `save_pretrained` puts one."""
+    """Whether the folder has a transformer where `save_pretrained` writes one."""
     return (folder / "transformer" / "config.json").is_file()
 
 
 def load_folder(folder: Path, device: torch.device | str = "cpu") -> Backbone:
-    """Safetensors only, nothing downloaded; no training images, so it is compared with what is given.
+    """Load from safetensors, without downloads. The backbone has no data set, so references must be given.
 
-    Raises ValueError where the folder holds something else, lacks a tensor, has one too many, or has
-    numbers that are not finite: whatever is not loaded would be judged as it was initialised.
+    Raises ValueError if the folder has another kind of model, a tensor is missing or surplus, or values are
+    not finite: a tensor that is not loaded would keep its random initial values.
     """
     decoder = _decoder(folder)
     if decoder is None:
-        raise ValueError(
-            f"{folder} has a transformer but no decoder; {' or '.join(DECODERS)} is needed beside it"
-        )
+        raise ValueError(f"{folder} has a transformer but no decoder; add a folder {' or '.join(DECODERS)}")
     _check_class(folder)
     transformer = _loaded(DiTTransformer2DModel, folder / "transformer").to(device)
     autoencoder = _loaded(AutoencoderKL, decoder).to(device)
@@ -56,20 +54,20 @@ def _decoder(folder: Path) -> Path | None:
 
 
 def _check_class(folder: Path) -> None:
-    """Raises ValueError unless it is a class-conditional DiT, by its present or its former name."""
+    """Raise ValueError unless it is a class-conditional DiT, by its present or former class name."""
     file = folder / "transformer" / "config.json"
     try:
         config = json.loads(file.read_text())
         name, norm = config.get("_class_name"), config.get("norm_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is no JSON object: {str(error)[:200]}") from error
-    wanted = DiTTransformer2DModel.__name__
-    if name != wanted and (name, norm) != (LEGACY, "ada_norm_zero"):
-        raise ValueError(f"{folder} holds a {name} with norm_type {norm!r}; a {wanted} is needed")
+        raise ValueError(f"{file} is not a JSON object: {str(error)[:200]}") from error
+    needed = DiTTransformer2DModel.__name__
+    if name != needed and (name, norm) != (LEGACY, "ada_norm_zero"):
+        raise ValueError(f"{folder} holds a {name} with norm_type {norm!r}; a {needed} is needed")
 
 
 def _loaded(cls: Any, folder: Path) -> Any:
-    """In float32, whatever precision it is stored in."""
+    """The model in float32, whatever precision it is stored in."""
     variant = _variant(cls, folder)
     try:
         model, info = cls.from_pretrained(
@@ -77,29 +75,29 @@ def _loaded(cls: Any, folder: Path) -> Any:
             use_safetensors=True,
             local_files_only=True,
             variant=variant,
-            # Else accelerate, where it is installed, builds on the meta device, and a missing tensor ends
-            # in its own traceback.
+            # Otherwise accelerate, if installed, builds on the meta device, and a missing tensor ends in
+            # its own traceback.
             low_cpu_mem_usage=False,
             torch_dtype=torch.float32,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} holds no {cls.__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{folder} is no {cls.__name__}: {' '.join(str(error).split())[:300]}") from error
     _check_keys(folder, info)
     _check_finite(folder, model)
     return model.eval().requires_grad_(False)
 
 
 def _variant(cls: Any, folder: Path) -> str | None:
-    """`fp16` of `diffusion_pytorch_model.fp16.safetensors` where nothing else is there.
+    """Variant such as `fp16` of `diffusion_pytorch_model.fp16.safetensors`, if there is no plain file.
 
-    Raises ValueError, with the lines that convert, where there are pickled weights alone.
+    Raises ValueError, with code for conversion, if there are only pickled weights.
     """
     found = {file.name for file in folder.glob("*.safetensors*")}
     if not found and (pickled := sorted(file.name for file in folder.glob("*.bin"))):
         raise ValueError(
-            f"{folder} has {pickled[0]} and no safetensors; pickled weights are never opened here. "
-            "These lines convert them:\n"
+            f"{folder} has {pickled[0]} but no safetensors; pickled weights are never loaded. "
+            "Convert them with:\n"
             f"from diffusers import {cls.__name__}\n"
             f'{cls.__name__}.from_pretrained("{folder}", use_safetensors=False).save_pretrained("{folder}")'
         )
@@ -121,7 +119,7 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
     }
     wrong = [f"{what} {_named(names)}" for what, names in parts.items() if names]
     if wrong:
-        raise ValueError(f"{folder}: the weights are not those of its config.json: {'; '.join(wrong)}")
+        raise ValueError(f"{folder}: the weights do not match its config.json: {'; '.join(wrong)}")
 
 
 def _check_finite(folder: Path, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""The family of diffusers' class-conditional DiT: where its sites are and how it is called."""
+"""Family of diffusers' class-conditional DiT: its sites and its forward signature."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from grafting_core.specs.site import GraftSite
 
 
 class ParallelDiTBlocks(ParallelBlocks):
-    """A pair with the attribute that diffusers' DiT takes the conditioning of its last layer from."""
+    """Parallel blocks with `norm1`, from which diffusers' DiT computes the conditioning of its last layer."""
 
     @property
     def norm1(self) -> nn.Module:
-        """The first block's."""
+        """Norm of the first block."""
         return self.first.get_submodule("norm1")
 
 
@@ -29,7 +29,7 @@ class DiT:
     def blocks(self, transformer: nn.Module) -> nn.ModuleList:
         blocks = transformer.get_submodule("transformer_blocks")
         if not isinstance(blocks, nn.ModuleList):
-            raise TypeError(f"{type(transformer).__name__} has no list of blocks to restructure")
+            raise TypeError(f"{type(transformer).__name__} has no list of blocks")
         return blocks
 
     def set_blocks(self, transformer: nn.Module, blocks: nn.ModuleList) -> None:
@@ -63,11 +63,11 @@ class DiT:
         return Conditions({LABELS: labels_B})
 
     def null_conditions(self, card: BackboneCard, count: int) -> Conditions:
-        """The label after the last class."""
+        """The label after the last class is the null label."""
         return Conditions({LABELS: torch.full((count,), card.num_classes)})
 
     def _block(self, transformer: nn.Module, site: GraftSite) -> nn.Module:
-        """In the backbone's own numbering, whatever has been paired."""
+        """Block by its number in the backbone, also inside pairs."""
         entries = self.blocks(transformer)
         sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
         blocks = [block for both in sides for block in both]
@@ -81,7 +81,7 @@ def _attribute(site: GraftSite) -> str:
 
 
 def projections(original: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of diffusers' attention (q, k, v, out) or feed-forward (expand, contract)."""
+    """Linear layers of diffusers' attention (q, k, v, out) or feed-forward (expand, contract)."""
     if hasattr(original, "to_q"):
         names = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
     else:
@@ -91,7 +91,7 @@ def projections(original: nn.Module) -> dict[str, nn.Linear]:
 
 
 def silence_label_dropout(transformer: nn.Module) -> None:
-    """Switch off the dropout in every block's label embedder: each would drop labels independently."""
+    """Switch off dropout in every block's label embedder: each would drop labels independently."""
     for module in transformer.modules():
         if hasattr(module, "dropout_prob"):
             setattr(module, "dropout_prob", 0.0)  # noqa: B010 - diffusers does not declare it

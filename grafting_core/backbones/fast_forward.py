@@ -1,9 +1,9 @@
-"""A DiT's forward for sampling: what `transformer(...)` gives, to rounding, in about half the time on a CPU.
+"""Fast forward of a DiT for sampling: equals `transformer(...)` up to rounding, in half the time on a CPU.
 
-Every sample of a batch is at the same timestep, and classes repeat. So what a block owns for (timestep,
-label), an embedder and its adaLN modulation, is computed once a class and looked up a sample. Blocks run on
-tiles of samples whose activations stay in the CPU's cache. Modules are the network's own; nothing is copied,
-so a network may be edited or trained between two calls.
+All samples of a batch have the same timestep, and classes repeat. So the embedder and adaLN modulation of a
+block, which depend on (timestep, label), are computed once per class and looked up per sample. Blocks process
+tiles of samples whose activations stay in the CPU's cache. Modules are the network's own and nothing is
+copied, so a network may be edited or trained between two calls.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,20 @@ from grafting_core.backbones.kernels import apply, linear
 from grafting_core.operators.parallel import ParallelBlocks
 
 LABELS = "class_labels"
-"""Name of the labels [B] among the arguments of diffusers' DiT and of its blocks."""
+"""Argument name of the labels [B] in diffusers' DiT and its blocks."""
 TILE_BYTES = 3 * 2**19
-"""Of the widest activation: it and its input in a core's cache. Measured flat from one to three MiB."""
+"""Size of the widest activation, chosen so that it and its input fit into a core's cache."""
 
 
 def forward_of(transformer: nn.Module) -> Forward:
-    """The fast forward of a DiT in evaluation mode that nobody watches, else the network's own."""
-    if type(transformer) is DiTTransformer2DModel and not transformer.training and not _watched(transformer):
+    """Fast forward of a DiT in evaluation mode without hooks, else the network's own forward."""
+    known = type(transformer) is DiTTransformer2DModel
+    if known and not transformer.training and not _has_hooks(transformer):
         return FastForward(transformer)
     return PlainForward(transformer)
 
 
-def _watched(transformer: nn.Module) -> bool:
+def _has_hooks(transformer: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in transformer.modules())
 
 
@@ -53,14 +54,14 @@ class PlainForward:
 
 @dataclass(frozen=True)
 class FastForward:
-    """See the module. Inference only: gradients do not pass."""
+    """Fast forward; see the module's docstring. Inference only, without gradients."""
 
     transformer: Any
 
     @torch.no_grad()
     def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor:
         network = self.transformer
-        # The patch convolution leaves channels outermost, and every sum after it would keep that order.
+        # The patch convolution puts channels outermost; without a copy all later sums would keep that order.
         hidden_BTD = network.pos_embed(latents_BCHW).contiguous()
         given = _Labels(timestep, *_vocabulary(network, conditions.by_row[LABELS]))
         steps = [_step_of(block, given, hidden_BTD.dtype) for block in network.transformer_blocks]
@@ -74,7 +75,7 @@ class FastForward:
 
 @dataclass(frozen=True)
 class _Labels:
-    """One timestep, labels [K], and which of them each sample has: rows [B]."""
+    """One timestep, labels [K], and the label of each sample: rows [B]."""
 
     timestep: int
     labels: Tensor
@@ -82,9 +83,9 @@ class _Labels:
 
 
 def _vocabulary(network: Any, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Every label there is where they are fewer than samples, else the samples' own.
+    """All labels of the network if they are fewer than the samples, else the samples' own.
 
-    Never the distinct ones: their number would change shapes, and with them bits, from batch to batch.
+    Not the distinct labels: their number would change shapes, and so low bits, from batch to batch.
     """
     known = network.transformer_blocks[0].norm1.emb.class_embedder.embedding_table.num_embeddings
     if known <= len(labels_B):
@@ -93,7 +94,7 @@ def _vocabulary(network: Any, labels_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Step(Protocol):
-    """A part of the network on a tile [n, T, D] whose samples have these rows [n] of the conditions."""
+    """A part of the network on a tile [n, T, D]; `rows` [n] select the conditions of its samples."""
 
     def __call__(self, hidden_BTD: Tensor, rows: Tensor) -> Tensor: ...
 
@@ -105,7 +106,7 @@ def _through(steps: Sequence[_Step], last: _Step, hidden_BTD: Tensor, rows: Tens
 
 
 def _tiled(hidden_BTD: Tensor, rows: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Equal tiles but for the last; one on a device that wants all work at once."""
+    """Tiles of equal size except the last; a single tile on devices that are fastest that way."""
     batch, tokens, width = hidden_BTD.shape
     if hidden_BTD.device.type != "cpu":
         return [hidden_BTD], [rows]
@@ -126,7 +127,7 @@ def _step_of(block: Any, given: _Labels, dtype: torch.dtype) -> _Step:
 
 
 def _is_known(block: Any) -> bool:
-    """A diffusers adaLN-zero block with self-attention and feed-forward, nothing else."""
+    """Whether it is a diffusers adaLN-zero block with only self-attention and feed-forward."""
     if type(block) is not BasicTransformerBlock or type(block.norm1) is not AdaLayerNormZero:
         return False
     extras = (block.attn2, block.pos_embed, block._chunk_size)
@@ -135,7 +136,7 @@ def _is_known(block: Any) -> bool:
 
 
 def _embedded(embedder: Any, given: _Labels, dtype: torch.dtype) -> Tensor:
-    """Timestep plus label embedding [K, D]; the timestep's part is computed once."""
+    """Sum of timestep and label embedding [K, D]; the timestep's part is computed once."""
     timestep_1 = torch.tensor([given.timestep], device=given.labels.device)
     projected = embedder.time_proj(timestep_1).to(dtype)
     conditioning: Tensor = embedder.timestep_embedder(projected) + embedder.class_embedder(given.labels)
@@ -144,7 +145,7 @@ def _embedded(embedder: Any, given: _Labels, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class _BlockStep:
-    """`modulation` [K, 6, 1, D]: shift, 1 + scale, gate of attention, and of the feed-forward."""
+    """Block with `modulation` [K, 6, 1, D]: shift, 1 + scale, gate of attention, and of the feed-forward."""
 
     block: Any
     modulation: Tensor
@@ -159,7 +160,7 @@ class _BlockStep:
 
 
 def _normed(norm: Any, hidden_BTD: Tensor) -> Tensor:
-    """Layer norm; with weights of one, because the form without any is half as fast on a CPU."""
+    """Layer norm with weights of one, because the form without weights is half as fast on a CPU."""
     if type(norm) is not nn.LayerNorm or norm.weight is not None:
         own: Tensor = norm(hidden_BTD)
         return own
@@ -169,19 +170,19 @@ def _normed(norm: Any, hidden_BTD: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _PairStep:
-    """Two blocks on the same input, and what becomes of their outputs side by side."""
+    """Two blocks on the same input, and their merge."""
 
     sides: Sequence[_Step]
     merge: nn.Module
 
     def __call__(self, hidden_BTD: Tensor, rows: Tensor) -> Tensor:
-        beside_BTE = torch.cat([side(hidden_BTD, rows) for side in self.sides], dim=-1)
-        return apply(self.merge, beside_BTE)
+        outputs_BTE = torch.cat([side(hidden_BTD, rows) for side in self.sides], dim=-1)
+        return apply(self.merge, outputs_BTE)
 
 
 @dataclass(frozen=True)
 class _OwnStep:
-    """A block of another kind computes by itself."""
+    """A block of another kind, with its own forward."""
 
     block: Any
     given: _Labels
@@ -207,7 +208,7 @@ class _LastStep:
 
 
 def _last_step(network: Any, given: _Labels, dtype: torch.dtype) -> _LastStep:
-    """Conditioned by the first block's embedder, as diffusers has it."""
+    """Last step, conditioned by the first block's embedder, as in diffusers."""
     embedded_KD = _embedded(network.transformer_blocks[0].norm1.emb, given, dtype)
     modulation = linear(network.proj_out_1, silu(embedded_KD)).unflatten(1, (2, 1, -1))
     modulation[:, 1] += 1

@@ -1,7 +1,7 @@
-"""Operators as sampling computes them: the same weights and sums, fewer passes over memory.
+"""Inference kernels for operators: the same weights and sums, fewer passes over memory.
 
-On a CPU in single precision, linear layers go through oneDNN, which fuses GELU and is a tenth faster than
-the BLAS that `nn.Linear` calls. Results agree with the modules' own to rounding.
+On a CPU in single precision, linear layers use oneDNN, which fuses GELU and is ten percent faster than the
+BLAS that `nn.Linear` calls. Results equal those of the modules up to rounding.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,18 +23,18 @@ from grafting_core.operators.attention import (
 from grafting_core.operators.mlp import FeedForward
 
 FUSED_LINEAR = "_linear_pointwise"
-"""oneDNN's linear layer with an activation, as torch's own compiler calls it."""
+"""oneDNN's linear layer with an activation, under the name that torch's compiler uses."""
 
 
 def apply(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
-    """What `module(hidden_BTD)` is, by the kernel for its type where there is one."""
+    """Result of `module(hidden_BTD)`, computed by the kernel for its type if there is one."""
     kernel = KERNELS.get(type(module))
     out: Tensor = module(hidden_BTD) if kernel is None else kernel(module, hidden_BTD)
     return out
 
 
 def linear(layer: Any, inputs: Tensor, activation: str = "none") -> Tensor:
-    """`layer(inputs)` of an nn.Linear; `activation` "gelu" applies its tanh form."""
+    """Result of an nn.Linear; `activation` "gelu" applies GELU in its tanh form."""
     if _fusible(inputs, layer.weight):
         form = "tanh" if activation == "gelu" else ""
         fused = getattr(torch.ops.mkldnn, FUSED_LINEAR)
@@ -59,7 +59,7 @@ def _attention(module: Any, hidden_BTD: Tensor) -> Tensor:
 
 
 def _is_plain(module: Any) -> bool:
-    """Softmax attention with nothing before, between or after its four projections."""
+    """Whether it is softmax attention with nothing before, between or after its four projections."""
     extras = ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross")
     ordinary = not (module.residual_connection or module.fused_projections or module.is_causal)
     scaled = module.rescale_output_factor == 1 and module.scale == (module.inner_dim // module.heads) ** -0.5
@@ -105,4 +105,4 @@ KERNELS: Mapping[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
     FeedForward: _feed_forward,
     DiffusersFeedForward: _diffusers_feed_forward,
 }
-"""By exact type: a subclass may compute something else."""
+"""Module type -> kernel; the type must be exact, since a subclass may compute something else."""

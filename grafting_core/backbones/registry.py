@@ -1,4 +1,4 @@
-"""From a backbone's name to its weights in memory."""
+"""Load backbones by name."""
 
 import torch
 
@@ -7,7 +7,7 @@ from grafting_core.specs.backbone import BACKBONES
 
 
 def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
-    """Raises ValueError for a name that the lab does not know or has no weights of."""
+    """Load a backbone. Raises ValueError for an unknown name, or one without weights."""
     entry = BACKBONES.entries.get(name)
     if entry is None and name in BACKBONES.failures:
         BACKBONES.find(name)

@@ -1,4 +1,4 @@
-"""Adapters between the blocks of diffusers and operators that map [B, T, D] to the same."""
+"""Adapters from the blocks of diffusers to operators [B, T, D] -> [B, T, D]."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class AttentionSlot(nn.Module):
-    """Lets an operator stand where diffusers' blocks call attention with arguments it has no use for."""
+    """Wraps an operator for diffusers' attention slot and ignores the slot's other arguments."""
 
     def __init__(self, operator: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of families: the kind on a backbone's card -> how its transformers are addressed and called."""
+"""Table of families: `family` on a backbone's card -> access to its transformers."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ FAMILIES: Mapping[str, Family] = {"dit": DiT()}
 
 
 def family_of(card: BackboneCard) -> Family:
-    """Raises ValueError for a family that this version does not know."""
+    """Family of a card. Raises ValueError for one that this version does not know."""
     if card.family not in FAMILIES:
         raise ValueError(
             f"{card.name} is of the family {card.family!r}; known families: {', '.join(FAMILIES)}"

@@ -1,1 +1,1 @@
-"""Latent datasets, image sets and image files."""
+"""Latent data sets, image sets and image files."""

@@ -1,4 +1,4 @@
-"""Data sets by name: latents to train on, images to compare samples with."""
+"""Data sets by name: latents for training, and images that samples are compared with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from grafting_core.specs.datasets import DATASETS
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Of the features of a whole data set: their number, mean [D] and sum of squared deviations [D, D]."""
+    """Statistics of the features of a data set: number, mean [D] and sum of squared deviations [D, D]."""
 
     count: int
     mean: npt.NDArray[np.float64]
@@ -27,7 +27,7 @@ class FeatureStatistics:
 
 
 class Dataset(Protocol):
-    """A row of the table of data sets, loaded."""
+    """A loaded data set of the table."""
 
     @property
     def name(self) -> str: ...
@@ -38,20 +38,20 @@ class Dataset(Protocol):
 
     @property
     def inverted(self) -> bool:
-        """Whether images are light on black and are shown inverted, as ink on paper."""
+        """Whether images are light on black and are displayed inverted, like ink on paper."""
 
     @property
     def statistics(self) -> Mapping[str, FeatureStatistics]:
-        """By feature network, where they are known of more images than are at hand."""
+        """Feature network -> statistics, if known for more images than are available here."""
 
     def latents(self, backbone: Backbone, count: int) -> LatentDataset:
-        """Latents of `count` samples to train on, or of all where there are fewer."""
+        """Latents of `count` training samples, or of all if there are fewer."""
 
     def held_out(self, backbone: Backbone) -> LatentDataset | None:
-        """Latents of samples that no training has seen; None where there are none."""
+        """Latents of samples held out from training; None if there are none."""
 
     def reference_images(self, name: str) -> tuple[ImageSet, npt.NDArray[np.int64] | None]:
-        """Images that samples are compared with, shown under `name`, and their labels where known."""
+        """Images that samples are compared with, displayed under `name`, and their labels if known."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LabelledImages:
     statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
 
     def latents(self, backbone: Backbone, count: int) -> LatentDataset:
-        """Classes are as even among them as they come."""
+        """Latents of `count` images, with classes as even as possible."""
         chosen = first_of_each_class(self.labels, count)
         return encode_images(backbone, self.images[chosen], self.labels[chosen], self.digest)
 
@@ -84,7 +84,7 @@ class LabelledImages:
 
 
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:
-    """Indices of `count` samples with classes as even as they come, in ascending order."""
+    """Indices of `count` samples with classes as even as possible, in ascending order."""
     ranks = torch.zeros_like(labels)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
@@ -94,25 +94,25 @@ def first_of_each_class(labels: Tensor, count: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def load_dataset(name: str) -> Dataset:
-    """Kept in memory. Raises ValueError for a name that is not in the table."""
+    """Load a data set and cache it. Raises ValueError for a name that is not in the table."""
     dataset: Dataset = DATASETS.find(name).loader()
     return dataset
 
 
 def dataset_of(card: BackboneCard) -> Dataset:
-    """What the backbone is trained on and compared with. Raises ValueError where its card names nothing."""
+    """Data set of the backbone. Raises ValueError if its card names none."""
     if card.dataset is None:
-        raise ValueError(f"backbone {card.name!r} names no data set to train on and to compare with")
+        raise ValueError(f"backbone {card.name!r} has no data set for training and comparison")
     return load_dataset(card.dataset)
 
 
 def encode_latents(backbone: Backbone, images: int) -> Latents:
-    """Latents of `images` samples of the backbone's data set."""
+    """Latents of `images` training samples of the backbone's data set."""
     return Latents.of(backbone, dataset_of(backbone.card).latents(backbone, images))
 
 
 def encode_held_out(backbone: Backbone) -> Latents:
-    """The same of all samples that no training has seen. Raises ValueError where there are none."""
+    """Latents of all samples held out from training. Raises ValueError if there are none."""
     held_out = dataset_of(backbone.card).held_out(backbone)
     if held_out is None:
         raise ValueError(f"backbone {backbone.card.name!r} has no images that are held out from training")

@@ -1,4 +1,4 @@
-"""Folders of pictures: which files count, what is passed over and why, and every picture as 8-bit RGB."""
+"""Folders of image files: which files are read, which are skipped and why; every image as 8-bit RGB."""
 
 import os
 import sys
@@ -25,16 +25,16 @@ REPORTED_EVERY = 5_000
 
 
 class ImageFolder:
-    """Pictures of a folder and its subfolders in the order of their paths. Raises BadFile naming all that
-    cannot be read, from their headers, before any is decoded.
+    """Images of a folder and its subfolders in the order of their paths. Raises BadFile with all unreadable
+    files, from their headers, before any image is decoded.
     """
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.name, path
         self.files, self.passed_over = find_pictures(path)
         if not self.files:
-            besides = f"; passed over: {_counted(self.passed_over)}" if self.passed_over else ""
-            raise BadFile(f"{path} holds no pictures; {', '.join(FORMATS)} are read{besides}")
+            besides = f"; skipped: {_counted(self.passed_over)}" if self.passed_over else ""
+            raise BadFile(f"{path} has no images in the formats {', '.join(FORMATS)}{besides}")
         self.count = len(self.files)
         self._changed: dict[str, set[Path]] = {}
         self.size = self._check_headers()
@@ -46,10 +46,8 @@ class ImageFolder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was passed over, and how many pictures were changed on the way in, as far as they have been
-        read.
-        """
-        over = [f"{self.path} has files that were passed over: {_counted(self.passed_over)}"]
+        """Skipped files, and numbers of images that were converted, among those read so far."""
+        over = [f"{self.path} has files that were skipped: {_counted(self.passed_over)}"]
         changed = [f"{len(files)} of {self.count} pictures {what}" for what, files in self._changed.items()]
         return (*(over if self.passed_over else ()), *changed)
 
@@ -63,10 +61,10 @@ class ImageFolder:
             except BadFile as error:
                 wrong.append(str(error))
             if number % REPORTED_EVERY == 0:
-                print(f"looked at {number} of {self.count} pictures", file=sys.stderr)
+                print(f"checked {number} of {self.count} pictures", file=sys.stderr)
         common = Counter(sizes.values()).most_common(1)
         size = common[0][0] if common else (0, 0)
-        shown = f"{size[1]} x {size[0]}, as most are"
+        shown = f"{size[1]} x {size[0]} like most"
         wrong += [f"{file} is {w} x {h}, not {shown}" for file, (h, w) in sizes.items() if (h, w) != size]
         if wrong:
             more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
@@ -88,9 +86,7 @@ class ImageFolder:
     def _without_alpha(self, picture: Image.Image, file: Path) -> Images:
         pixels = np.asarray(picture.convert("RGBA"))
         if pixels[..., 3].min() < 255:
-            self._note(
-                "are transparent in places; their alpha was dropped, the colours beneath it kept", file
-            )
+            self._note("have transparent pixels; alpha was dropped and the colours kept", file)
         return np.ascontiguousarray(pixels[..., :3])
 
     def _note(self, what: str, file: Path) -> None:
@@ -98,7 +94,7 @@ class ImageFolder:
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Pictures in the order of their paths; and the other files, counted by why they are passed over."""
+    """Images in the order of their paths, and numbers of skipped files by reason."""
     found, over = list[Path](), Counter[str]()
     for root, names, files in os.walk(folder):
         hidden = [name for name in names if name.startswith(".")]
@@ -119,8 +115,8 @@ def _why_not(file: Path) -> str | None:
     if file.name.startswith("."):
         return "hidden files"
     if file.suffix.lower() not in FORMATS:
-        return f"{file.suffix.lower() or 'without a suffix'}, which is not read"
-    # A link may lead anywhere, and to a picture that is counted already.
+        return f"{file.suffix.lower() or 'without a suffix'}, which is not supported"
+    # A link may lead anywhere, and to an image that is counted already.
     return "links" if file.is_symlink() else None
 
 
@@ -131,16 +127,16 @@ def _counted(over: Counter[str]) -> str:
 
 
 def check_extent(path: Path, count: int, size: tuple[int, int]) -> None:
-    """Raises BadFile for sets and images of a size that is not judged."""
+    """Raise BadFile for a number or a size of images that is not supported."""
     if count < 2 or count > MAX_IMAGES:
-        raise BadFile(f"{path} holds {count} images; 2 to {MAX_IMAGES} can be judged")
+        raise BadFile(f"{path} has {count} images; 2 to {MAX_IMAGES} are supported")
     if not all(1 <= side <= MAX_SIDE for side in size):
-        raise BadFile(f"{path} holds images of {size[1]} x {size[0]}; sides up to {MAX_SIDE} are read")
+        raise BadFile(f"{path} has images of {size[1]} x {size[0]}; sides up to {MAX_SIDE} are supported")
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[Image.Image]:
-    """Only the header is read until size, format and mode are known to be what is read. Raises BadFile."""
+    """Open an image; its pixels are decoded only after the header is checked. Raises BadFile."""
     kind = FORMATS[file.suffix.lower()]
     try:
         with warnings.catch_warnings():
@@ -149,32 +145,32 @@ def opened(file: Path) -> Iterator[Image.Image]:
                 _check_header(file, picture)
                 yield picture
     except UnidentifiedImageError as error:
-        raise BadFile(f"{file} is no {kind} picture") from error
+        raise BadFile(f"{file} is not a {kind} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadFile(f"{file} is too large a picture ({error})") from error
+        raise BadFile(f"{file} is too large an image ({error})") from error
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, BadFile):
             raise
-        raise BadFile(f"{file} cannot be read as a picture ({error})") from error
+        raise BadFile(f"{file} cannot be read as an image ({error})") from error
 
 
 def _check_header(file: Path, picture: Image.Image) -> None:
     if max(picture.size) > MAX_SIDE:
-        raise BadFile(f"{file} is {picture.width} x {picture.height}; sides up to {MAX_SIDE} are read")
+        raise BadFile(f"{file} is {picture.width} x {picture.height}; sides up to {MAX_SIDE} are supported")
     if picture.mode not in PLAIN | WITH_ALPHA | SIXTEEN:
-        raise BadFile(f"{file} is {picture.mode}; save it as 8-bit gray or RGB")
-    # Pillow reads 16-bit colours by cutting their low bytes off.
+        raise BadFile(f"{file} has the mode {picture.mode}; save it as 8-bit gray or RGB")
+    # Pillow reads 16-bit colours by cutting off their low bytes.
     tiles = getattr(picture, "tile", None)
     stored = str(tiles[0][3]) if tiles else ""
     if picture.mode not in SIXTEEN and ";16" in stored:
-        raise BadFile(f"{file} has 16 bits a colour; save it with 8, or as 16-bit gray")
+        raise BadFile(f"{file} has 16 bits per colour; save it with 8, or as 16-bit gray")
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
-        raise BadFile(f"{file} is an animation of {frames} pictures; save one")
+        raise BadFile(f"{file} is an animation of {frames} images; save one of them")
 
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Height and width once the EXIF orientation is followed; 5 to 8 lie on their side."""
+    """Height and width after applying the EXIF orientation; 5 to 8 swap them."""
     turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (picture.width, picture.height) if turned else (picture.height, picture.width)
 

@@ -1,4 +1,4 @@
-"""Sets of images to be judged: sample files in ADM's format and folders of pictures, streamed and bounded."""
+"""Sets of images for evaluation: sample files in ADM's format and folders, streamed with size limits."""
 
 import hashlib
 import sys
@@ -21,11 +21,11 @@ class ImageSet(Protocol):
     size: tuple[int, int]
 
     def batches(self, rows: int) -> Iterator[Images]:
-        """[n, H, W, 3] in order. Raises BadFile where one cannot be read."""
+        """[n, H, W, 3] in order. Raises BadFile if one cannot be read."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to be wary of, once the images have been read."""
+        """Warnings, complete once the images have been read."""
 
 
 class SampleFile:
@@ -38,7 +38,7 @@ class SampleFile:
             member = arrays.member("arr_0")
         if member.dtype != np.uint8 or len(member.shape) != 4 or member.shape[3] != 3:
             shape = " x ".join(str(side) for side in member.shape)
-            raise BadFile(f"{path} holds {member.dtype} {shape} at 'arr_0'; uint8 N x H x W x 3 is needed")
+            raise BadFile(f"{path} has {member.dtype} {shape} at 'arr_0'; uint8 N x H x W x 3 is needed")
         self.count, self.size = member.shape[0], member.shape[1:3]
         check_extent(path, self.count, self.size)
 
@@ -48,10 +48,10 @@ class SampleFile:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """ADM's evaluator looks at no images where a file brings its own statistics."""
+        """ADM's evaluator ignores the images of a file that has its own statistics."""
         if "mu" not in self.extra:
             return ()
-        return (f"{self.name} carries 'mu', by which ADM's evaluator would score it; its images were judged",)
+        return (f"{self.name} has 'mu', which ADM's evaluator would use; its images were evaluated instead",)
 
 
 class ArrayImages:
@@ -72,32 +72,32 @@ class ArrayImages:
 
 
 def reported(images: ImageSet, rows: int) -> Iterator[Images]:
-    """The batches of a set, with a line on stderr for every 5,000 images that have passed."""
+    """The batches of a set, with a line on stderr for every 5,000 images."""
     done = 0
     for batch in images.batches(rows):
         yield batch
         before, done = done, done + len(batch)
         if done // REPORTED_EVERY > before // REPORTED_EVERY:
-            print(f"looked at {done} of {images.count} images of {images.name}", file=sys.stderr)
+            print(f"read {done} of {images.count} images of {images.name}", file=sys.stderr)
 
 
 def open_images(path: Path) -> ImageSet:
-    """A sample file or a folder of pictures. Raises BadFile for anything else."""
+    """A sample file or a folder of images. Raises BadFile for anything else."""
     if path.is_dir():
         return ImageFolder(path)
     if path.suffix != ".npz":
-        raise BadFile(f"{path} is neither an .npz file nor a folder of pictures")
+        raise BadFile(f"{path} is neither an .npz file nor a folder of images")
     return SampleFile(path)
 
 
 class PixelDigest:
-    """SHA-256 over shape and pixels of a set, fed as its batches pass by."""
+    """SHA-256 over shape and pixels of a set, updated batch by batch."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._count = 0
 
-    def take(self, batch: Images) -> None:
+    def update(self, batch: Images) -> None:
         self._hash.update(f"{batch.shape[1:]}".encode() if not self._count else b"")
         self._hash.update(np.ascontiguousarray(batch).tobytes())
         self._count += len(batch)

@@ -1,4 +1,4 @@
-"""Training latents: what stages 1 and 2 draw from, with no state but (seed, step)."""
+"""Training latents for stages 1 and 2; each batch depends only on (purpose, seed, step)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from grafting_core.backbones.conditions import Conditions
 from grafting_core.diffusion.objective import Objective, objective_of
 
 ENCODE_BATCH = 100
-"""Fixed, because the batch size of a forward changes its low bits."""
+"""Constant, because the batch size of a forward changes the low bits of the result."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's draw: latents [B, C, h, w], noise of the same shape, timesteps [B], their conditions."""
+    """Data of one step: latents [B, C, h, w], noise of the same shape, timesteps [B], their conditions."""
 
     clean: Tensor
     noise: Tensor
@@ -34,7 +34,7 @@ class Batch:
         return Batch(self.clean[part], self.noise[part], self.timesteps[part], conditions)
 
     def to(self, device: torch.device) -> "Batch":
-        clean, noise, timesteps = (each.to(device) for each in (self.clean, self.noise, self.timesteps))
+        clean, noise, timesteps = (part.to(device) for part in (self.clean, self.noise, self.timesteps))
         return Batch(clean, noise, timesteps, self.conditions.to(device))
 
 
@@ -49,12 +49,12 @@ class LatentDataset(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of the data that they are made of."""
+        """Digest of the data that the latents are computed from."""
 
     def __len__(self) -> int: ...
 
     def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents of these rows [n]; a sample of their posterior where that is no point."""
+        """Latents of these rows [n], sampled from their posterior unless it is a point."""
 
     def conditions(self, rows: Tensor) -> Conditions:
         """Conditions of these rows [n]."""
@@ -67,7 +67,7 @@ class EncodedImages:
     digest: str
     mean: Tensor
     std: Tensor
-    asked: Conditions
+    all_conditions: Conditions
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -77,7 +77,7 @@ class EncodedImages:
         return self.mean[rows] + self.std[rows] * torch.randn(shape, generator=generator)
 
     def conditions(self, rows: Tensor) -> Conditions:
-        return self.asked.rows(rows)
+        return self.all_conditions.rows(rows)
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def encode_images(backbone: Backbone, images: Tensor, labels: Tensor, digest: st
 
 @dataclass(frozen=True)
 class Latents:
-    """Batches of a data set under an objective, each a function of (purpose, seed, step) alone."""
+    """Batches of a data set under an objective, each determined by (purpose, seed, step)."""
 
     dataset: LatentDataset
     objective: Objective
@@ -103,13 +103,13 @@ class Latents:
 
     @classmethod
     def of(cls, backbone: Backbone, dataset: LatentDataset) -> "Latents":
-        """Under the objective that the backbone was trained with."""
+        """Latents under the objective that the backbone was trained with."""
         return cls(dataset, objective_of(backbone.card))
 
     def batch(self, purpose: str, seed: int, step: int, size: int) -> Batch:
-        """Batch of step i: an epoch's permutation, a posterior sample, noise and timesteps.
+        """Batch of step i: part of an epoch's permutation, posterior samples, noise and timesteps.
 
-        A function of its arguments alone, so resuming needs no generator state (paper Eq. 2: inputs noised).
+        Determined by its arguments, so resuming needs no generator state (paper Eq. 2: inputs are noised).
         """
         rows = self.rows(purpose, seed, step, size)
         generator = generator_for(f"{purpose}/draw", seed, step)
@@ -119,18 +119,18 @@ class Latents:
         return Batch(clean, noise, timesteps, self.dataset.conditions(rows))
 
     def rows(self, purpose: str, seed: int, step: int, size: int) -> Tensor:
-        """Which samples step i draws: every epoch all of them, in an order of its own."""
-        total, wanted, start = len(self), size, step * size
+        """Samples of step i: every epoch has all samples, in its own order."""
+        total, missing, start = len(self), size, step * size
         parts: list[Tensor] = []
-        while wanted:
+        while missing:
             epoch, offset = divmod(start, total)
             order = torch.randperm(total, generator=generator_for(f"{purpose}/order", seed, epoch))
-            parts.append(order[offset : offset + wanted])
-            start, wanted = start + len(parts[-1]), wanted - len(parts[-1])
+            parts.append(order[offset : offset + missing])
+            start, missing = start + len(parts[-1]), missing - len(parts[-1])
         return torch.cat(parts)
 
 
 def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
-    """A CPU generator of its own for every (purpose, seed, index); it uses 32 bits of the hash."""
+    """CPU generator for (purpose, seed, index), seeded with 32 bits of a hash of them."""
     hashed = hashlib.sha256(f"{purpose}/{seed}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(hashed[:4], "little"))

@@ -1,4 +1,4 @@
-"""`.npz` files of strangers: looked at before they are read, never unpickled, images streamed."""
+"""Untrusted `.npz` files: checked before they are read, never unpickled, images streamed."""
 
 import zipfile
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_ARRAY_BYTES = 2**31
-"""Of an array that is read whole: statistics of 2048 features take 32 MiB."""
+"""Limit for an array that is read whole: statistics of 2048 features take 32 MiB."""
 MAX_STREAM_BYTES = 2**37
-"""Of images that are streamed: 50,000 of 512 x 512 take 37 GiB."""
+"""Limit for streamed images: 50,000 of 512 x 512 take 37 GiB."""
 MAX_RATIO = 200
-"""Compressed images shrink by two, blank ones by a thousand: beyond this only small arrays are taken."""
+"""Limit for large arrays: compressed images shrink to a half, blank ones to a thousandth."""
 SMALL_BYTES = 2**28
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class BadFile(ValueError):
-    """A file from outside that cannot be used; the text says which and why."""
+    """An external file that cannot be used; the text says which and why."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """What an array's header says, before a byte of it is read."""
+    """Header of an array, read before its content."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -40,20 +40,20 @@ class Member:
 
 
 class NpzFile:
-    """Arrays of a zip by name. Every method raises BadFile naming the file and what is wrong with it."""
+    """Arrays of a zip by name. Every method raises BadFile with the file and the reason."""
 
     def __init__(self, path: Path, content: IO[bytes] | None = None) -> None:
-        """`content` where the bytes are at hand already; `path` then only names them."""
+        """`content`: bytes that are already in memory; `path` is then only their name."""
         self.path = path
         try:
             self._zip = zipfile.ZipFile(content or path)
         except FileNotFoundError as error:
             raise BadFile(f"{path} does not exist") from error
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise self._bad(f"is no .npz file, or a truncated one ({error})") from error
+            raise self._bad(f"is not an .npz file, or is truncated ({error})") from error
         names = [info.filename for info in self._zip.infolist()]
         if len(names) != len(set(names)):
-            raise self._bad("holds the same name twice")
+            raise self._bad("has the same name twice")
         self.names = tuple(name.removesuffix(".npy") for name in names)
 
     def __enter__(self) -> Self:
@@ -68,13 +68,13 @@ class NpzFile:
         return BadFile(f"{self.path} {what}")
 
     def member(self, name: str) -> Member:
-        """Shape and type, checked against what the zip says of the size."""
+        """Shape and type, checked against the size in the zip's directory."""
         with self._open(name) as stream:
             return self._header(name, stream)
 
     def _open(self, name: str) -> IO[bytes]:
         if name not in self.names:
-            raise self._bad(f"has no array {name!r}; it holds {', '.join(self.names[:10]) or 'nothing'}")
+            raise self._bad(f"has no array {name!r}; it has {', '.join(self.names[:10]) or 'none'}")
         try:
             return self._zip.open(f"{name}.npy")
         except (KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
@@ -89,9 +89,9 @@ class NpzFile:
             raise self._bad(f"has no readable array header at {name!r} ({error})") from error
         member = Member(shape, dtype)
         if dtype.hasobject:
-            raise self._bad(f"holds Python objects at {name!r}, which are never unpickled; save plain arrays")
+            raise self._bad(f"has Python objects at {name!r}, which are never unpickled; save plain arrays")
         if fortran and len(shape) > 1:
-            raise self._bad(f"holds {name!r} in Fortran order; save numpy.ascontiguousarray of it")
+            raise self._bad(f"has {name!r} in Fortran order; save numpy.ascontiguousarray of it")
         if member.nbytes != info.file_size - stream.tell():
             raise self._bad(f"has {info.file_size - stream.tell()} bytes at {name!r}, not {member.nbytes}")
         self._check_size(name, info)
@@ -99,7 +99,7 @@ class NpzFile:
 
     def _check_size(self, name: str, info: zipfile.ZipInfo) -> None:
         if info.file_size > MAX_STREAM_BYTES:
-            raise self._bad(f"holds {info.file_size} bytes at {name!r}; {MAX_STREAM_BYTES} are allowed")
+            raise self._bad(f"has {info.file_size} bytes at {name!r}; at most {MAX_STREAM_BYTES} are allowed")
         ratio = info.file_size / max(1, info.compress_size)
         if ratio > MAX_RATIO and info.file_size > SMALL_BYTES:
             raise self._bad(f"unpacks {name!r} to {ratio:.0f} times its size: a zip bomb, or blank images")
@@ -110,7 +110,7 @@ class NpzFile:
             member = self._header(name, stream)
             if member.nbytes > MAX_ARRAY_BYTES:
                 raise self._bad(
-                    f"holds {member.nbytes} bytes at {name!r}; {MAX_ARRAY_BYTES} are read at once"
+                    f"has {member.nbytes} bytes at {name!r}; at most {MAX_ARRAY_BYTES} are read at once"
                 )
             return self._rows(name, stream, member, member.shape)
 
@@ -123,11 +123,11 @@ class NpzFile:
                 yield self._rows(name, stream, member, (count, *member.shape[1:]))
 
     def _rows(self, name: str, stream: IO[bytes], member: Member, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        wanted = Member(shape, member.dtype).nbytes
+        size = Member(shape, member.dtype).nbytes
         try:
-            raw = stream.read(wanted)
+            raw = stream.read(size)
         except (zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
             raise self._bad(f"is damaged at {name!r} ({error})") from error
-        if len(raw) != wanted:
+        if len(raw) != size:
             raise self._bad(f"ends within {name!r}")
         return np.frombuffer(raw, member.dtype).reshape(shape).copy()

@@ -1,1 +1,1 @@
-"""Noise schedules, samplers and sampling."""
+"""Noise schedules, objectives, samplers and sampling."""

@@ -1,4 +1,4 @@
-"""Objectives: what a transformer was trained to predict, under which noise, and how samplers take it."""
+"""Objectives: the target and noise schedule of a transformer's training, and conversion for samplers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from grafting_core.specs.sampling_steps import FIRST_BETA, LAST_BETA, NUM_TIMEST
 
 @dataclass(frozen=True)
 class Prediction:
-    """A transformer's output as samplers take it: the noise in the latents, and where it was learned the
-    fraction in [-1, 1] between the smallest and the largest variance of a step.
+    """A transformer's output in the form for samplers: the noise in the latents and, if learned, the position
+    in [-1, 1] between the smallest and the largest log variance of a step.
     """
 
     noise: Tensor
@@ -23,7 +23,7 @@ class Prediction:
 
 
 class Objective(Protocol):
-    """Of a backbone's pretraining, hence of stage 2, of its losses and of sampling."""
+    """Objective of a backbone's pretraining; stage 2, losses and sampling use it too."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -34,11 +34,11 @@ class Objective(Protocol):
 
     @property
     def noise_levels(self) -> Sequence[float]:
-        """Size of the noise beside the clean signal's, at every timestep."""
+        """Size of the noise relative to the clean signal, at every timestep."""
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
-        """The noise schedule as diffusers' schedulers take it."""
+        """The noise schedule as arguments of diffusers' schedulers."""
 
     @property
     def schedule(self) -> NoiseSchedule: ...
@@ -47,20 +47,20 @@ class Objective(Protocol):
         """Timesteps [count] of a training batch."""
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Noisy latents [B, C, h, w] as the transformer sees them."""
+        """Noisy latents [B, C, h, w], the transformer's input."""
 
     def target(self, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
-        """What the first part of the output should be."""
+        """Training target of the first part of the output."""
 
     def loss(self, output: Tensor, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
         """Training loss of each sample [B]."""
 
     def prediction(self, output: Tensor, noisy: Tensor, timesteps_B: Tensor) -> Prediction:
-        """The output in the form that samplers take."""
+        """The output in the form for samplers."""
 
 
 class EpsilonLearnedVariance:
-    """Noise and the variance's fraction, over the linear schedule (DiT; Nichol & Dhariwal 2021)."""
+    """Predicts noise and the variance's position, with the linear schedule (DiT; Nichol & Dhariwal 2021)."""
 
     outputs = ("noise", "variance")
     num_timesteps = NUM_TIMESTEPS
@@ -93,11 +93,11 @@ class EpsilonLearnedVariance:
 
 
 OBJECTIVES: Mapping[str, Objective] = {"epsilon_learned_variance": EpsilonLearnedVariance()}
-"""By the name on a backbone's card."""
+"""Name on a backbone's card -> objective."""
 
 
 def objective_of(card: BackboneCard) -> Objective:
-    """Raises ValueError for an objective that this version does not know."""
+    """Objective of a card. Raises ValueError for one that this version does not know."""
     if card.objective not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise ValueError(f"{card.name} has the objective {card.objective!r}; known objectives: {known}")

@@ -8,7 +8,7 @@ from grafting_core.specs.plans import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Matrix products in this precision, on whatever device: what a key names does not depend on it."""
+    """Context for matrix products in this precision, on every device, as keys do not name the device."""
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

@@ -1,7 +1,7 @@
-"""From noise to latents, a step at a time: ancestral DDPM, DDIM and DPM-Solver++.
+"""Samplers from noise to latents, step by step: ancestral DDPM, DDIM and DPM-Solver++.
 
-One object carries one batch; `timesteps` are visited in order, and `step` turns the latents at a timestep
-and the prediction there into the latents at the next.
+One object samples one batch; `timesteps` are used in order, and `step` maps the latents at a timestep and
+the prediction there to the latents at the next one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,29 +23,29 @@ from grafting_core.specs.plans import SamplerName, Spacing
 from grafting_core.specs.sampling_steps import timesteps_of
 
 Draw = Callable[[], Tensor]
-"""Fresh noise of the latents' shape."""
+"""Gives new noise of the latents' shape."""
 
 
 class Sampler(Protocol):
-    """One batch's way from noise to latents."""
+    """Sampler of one batch, from noise to latents."""
 
     timesteps: Sequence[int]
-    """Descending; of the full schedule."""
+    """Timesteps of the full schedule, descending."""
 
     def step(self, position: int, latents: Tensor, predicted: Prediction, draw: Draw) -> Tensor:
-        """Latents after the timestep at `position`, given what was predicted there."""
+        """Latents after the timestep at `position`, from the prediction there."""
         ...
 
 
 def respaced(schedule: NoiseSchedule, timesteps: Sequence[int]) -> NoiseSchedule:
-    """The schedule that visits only these timesteps of the full one."""
+    """Schedule with only these timesteps of the full one."""
     kept = schedule.alphas_cumprod[list(timesteps)]
     previous = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
     return schedule_from_betas(1 - kept / previous)
 
 
 class _Respaced:
-    """What DDPM and DDIM share: a schedule of the visited timesteps alone."""
+    """Base of DDPM and DDIM: a schedule of the used timesteps."""
 
     def __init__(self, objective: Objective, timesteps: Sequence[int]) -> None:
         self.schedule = respaced(objective.schedule, timesteps)
@@ -57,9 +57,9 @@ class _Respaced:
 
 
 class Ancestral(_Respaced):
-    """DDPM, with learned-range variance where it is predicted, as ADM and DiT sample (no clipping).
+    """DDPM with learned-range variance if it is predicted, sampled as in ADM and DiT (no clipping).
 
-    Without it the variance is the posterior's, the smallest there is (Nichol & Dhariwal 2021).
+    Otherwise the variance is the posterior's, the smallest possible (Nichol & Dhariwal 2021).
     """
 
     def step(self, position: int, latents: Tensor, predicted: Prediction, draw: Draw) -> Tensor:
@@ -77,7 +77,7 @@ class Ancestral(_Respaced):
 
 
 class Implicit(_Respaced):
-    """DDIM without noise (Song et al. 2021, eta = 0); ends on the clean signal."""
+    """DDIM without noise (Song et al. 2021, eta = 0); the last step gives the clean signal."""
 
     def step(self, position: int, latents: Tensor, predicted: Prediction, draw: Draw) -> Tensor:
         noise = predicted.noise
@@ -87,7 +87,7 @@ class Implicit(_Respaced):
 
 
 class Multistep:
-    """DPM-Solver++ (2M) by diffusers' scheduler; it remembers the step before, so it serves one batch."""
+    """DPM-Solver++ (2M) by diffusers' scheduler; it stores the previous step, so it serves one batch."""
 
     def __init__(self, objective: Objective, timesteps: Sequence[int]) -> None:
         self.timesteps: Sequence[int] = list(reversed(timesteps))
@@ -112,5 +112,5 @@ SAMPLERS: Mapping[SamplerName, Callable[[Objective, Sequence[int]], Sampler]] = 
 
 
 def sampler_of(name: SamplerName, objective: Objective, steps: int, spacing: Spacing) -> Sampler:
-    """A sampler for one batch."""
+    """New sampler for one batch."""
     return SAMPLERS[name](objective, timesteps_of(steps, spacing, objective.num_timesteps))

@@ -1,7 +1,7 @@
-"""Own sampling loop around the bare transformer, with guidance on some channels and noise levels.
+"""Sampling loop around the transformer, with guidance on some channels and noise levels.
 
-Noise, step noise and conditions of sample i depend on (seed, i) alone. Every forward has the same shape, and
-sample i stands at place i mod `micro_batch` of it, so images do not depend on who computes which of them.
+Noise, step noise and conditions of sample i depend only on (seed, i). Every forward has the same shape, and
+sample i is in row i mod `micro_batch` of it, so images do not depend on how samples are split over processes.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from grafting_core.specs.sampling_steps import guides
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
-    """Labels [n]: `balanced` deals classes in turn, `uniform` draws from (seed, index)."""
+    """Labels [n]: `balanced` cycles through the classes, `uniform` draws from (seed, index)."""
     if protocol.labels == "balanced":
         return torch.tensor([index % num_classes for index in indices])
     return torch.tensor([_hash(f"label/{protocol.seed}/{index}") % num_classes for index in indices])
 
 
 def sample_conditions(backbone: Backbone, protocol: EvaluationProtocol, indices: Sequence[int]) -> Conditions:
-    """What is asked of these samples, on the CPU."""
+    """Conditions of these samples, on the CPU."""
     return backbone.label_conditions(sample_labels(protocol, backbone.card.num_classes, indices))
 
 
 def noise_seeds(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[int]:
-    """One 32-bit seed a sample. Base plus index, since equal low 32 bits would mean equal noise."""
+    """32-bit seed per sample: base plus index, because equal low 32 bits would give equal noise."""
     base = _hash(f"noise/{protocol.seed}")
     return [(base + index) % 2**32 for index in indices]
 
 
 def sample_generators(protocol: EvaluationProtocol, indices: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a sample; it gives the initial noise, then each step's."""
+    """CPU generator per sample; it gives the initial noise, then each step's noise."""
     return [torch.Generator().manual_seed(seed) for seed in noise_seeds(protocol, indices)]
 
 
@@ -64,16 +64,16 @@ def sample_latents(
 
 
 def _aligned(indices: Sequence[int], size: int) -> list[list[int]]:
-    """Batches of `size` in which index i stands at place i mod size; where none is wanted, another stands in.
+    """Batches of `size` with index i in row i mod size; unused rows repeat a requested index.
 
-    A kernel may round a row by its place, so a fixed shape alone would not fix every bit.
+    A kernel may round a row depending on its position, so a fixed shape alone would not fix every bit.
     """
-    wanted = defaultdict[int, set[int]](set)
+    groups = defaultdict[int, set[int]](set)
     for index in indices:
-        wanted[index // size].add(index)
+        groups[index // size].add(index)
     return [
-        [place if place in some else min(some) for place in range(group * size, (group + 1) * size)]
-        for group, some in sorted(wanted.items())
+        [index if index in members else min(members) for index in range(group * size, (group + 1) * size)]
+        for group, members in sorted(groups.items())
     ]
 
 
@@ -87,7 +87,7 @@ def sample_images(
 
 
 def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
-    """Raise ValueError naming the samples [n, ...] that hold NaN or infinities: clipping would hide them."""
+    """Raise ValueError with the samples [n, ...] that have NaN or infinities: clipping would hide them."""
     good = torch.isfinite(values).flatten(1).all(dim=1).tolist()
     bad = sorted({index for index, fine in zip(indices, good, strict=True) if not fine})
     if bad:
@@ -98,7 +98,7 @@ def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
 def decode(backbone: Backbone, latents: Tensor, micro_batch: int, indices: Sequence[int]) -> Tensor:
     """uint8 images, gray [n, H, W] or with channels [n, H, W, C], of scaled latents.
 
-    Raises ValueError naming the `indices` of samples that are not finite.
+    Raises ValueError with the `indices` of samples that are not finite.
     """
     parts = []
     for first, chunk in zip(range(0, len(latents), micro_batch), latents.split(micro_batch), strict=True):
@@ -111,7 +111,7 @@ def decode(backbone: Backbone, latents: Tensor, micro_batch: int, indices: Seque
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """One batch of fixed size on its way from noise to latents."""
+    """Sampling of one batch of fixed size."""
 
     backbone: Backbone
     forward: Forward
@@ -134,19 +134,19 @@ class _MicroBatch:
         return latents
 
     def _conditions(self) -> Conditions:
-        """Of n samples, followed by as many null conditions for the guidance."""
-        asked = sample_conditions(self.backbone, self.protocol, self.indices)
+        """Conditions of n samples, followed by as many null conditions for guidance."""
+        conditional = sample_conditions(self.backbone, self.protocol, self.indices)
         null = self.backbone.null_conditions(len(self.indices))
-        return asked.followed_by(null).to(self.backbone.device)
+        return conditional.followed_by(null).to(self.backbone.device)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
-        """Drawn on the CPU in single precision, whatever computes with it."""
+        """Noise drawn on the CPU in single precision, for any device and precision."""
         shape = self.backbone.latent_shape
         draws = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.stack(draws).to(next(self.backbone.transformer.parameters()))
 
     def _guided(self, latents: Tensor, timestep: int, conditions: Conditions) -> Tensor:
-        """Output with the noise of both halves combined; what else there is is the conditional's."""
+        """Output with guided noise; other channels are those of the conditional output."""
         output = self._output(torch.cat([latents, latents]), timestep, conditions)
         conditional, unconditional = output.chunk(2)
         channels = 3 if self.protocol.guidance_channels == "first_3" else latents.shape[1]

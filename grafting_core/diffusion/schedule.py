@@ -1,4 +1,4 @@
-"""The forward process, its posterior, and the loss that DiT trains with (linear betas, T = 1000)."""
+"""Forward process, its posterior, and DiT's training loss (linear betas, T = 1000)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ Constant = Literal[
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Per-timestep constants in float64, shape [T]; names follow Ho et al. 2020.
+    """Constants by timestep in float64, shape [T]; names follow Ho et al. 2020.
 
-    None of them may be changed in place: a schedule is shared by all who ask for it.
+    Do not change them in place: schedules are cached and shared.
     """
 
     betas: Tensor
@@ -57,9 +57,9 @@ class NoiseSchedule:
         return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
 
     def at(self, name: Constant, timesteps_B: Tensor, like: Tensor) -> Tensor:
-        """A constant at each sample's timestep, shaped to broadcast over `like` in its dtype and device.
+        """A constant at each sample's timestep, with `like`'s dtype and device, shaped to broadcast over it.
 
-        Computed in float64 on the CPU, and kept for each device and dtype that asked for it.
+        Computed in float64 on the CPU and cached for each device and dtype.
         """
         where = (name, like.device, like.dtype)
         if where not in self._tables:
@@ -78,7 +78,7 @@ CONSTANTS: Mapping[Constant, Callable[[NoiseSchedule], Tensor]] = {
     "high_log_variance": lambda schedule: schedule.betas.log(),
     "is_first": lambda schedule: torch.arange(len(schedule.betas)) == 0,
 }
-"""What the forward process, its inverse, the posterior and the learned variance take from a schedule."""
+"""Constants of the forward process, its inverse, the posterior and the learned variance."""
 
 
 def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
@@ -90,7 +90,7 @@ def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
 
 @lru_cache
 def linear_schedule(num_timesteps: int = NUM_TIMESTEPS) -> NoiseSchedule:
-    """Betas from 1e-4 to 0.02, as DiT's."""
+    """Schedule with betas from 1e-4 to 0.02, as in DiT."""
     return schedule_from_betas(torch.linspace(FIRST_BETA, LAST_BETA, num_timesteps, dtype=torch.float64))
 
 
@@ -102,7 +102,7 @@ def add_noise(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B
 
 
 def predict_clean(schedule: NoiseSchedule, noisy: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:
-    """Invert `add_noise` for a predicted noise."""
+    """Clean latents from noisy ones and the predicted noise; inverse of `add_noise`."""
     scaled = schedule.at("clean_from_noisy", timesteps_B, noisy) * noisy
     return scaled - schedule.at("clean_from_noise", timesteps_B, noisy) * noise
 
@@ -114,7 +114,7 @@ def posterior_mean(schedule: NoiseSchedule, clean: Tensor, noisy: Tensor, timest
 
 
 def learned_log_variance(schedule: NoiseSchedule, fraction: Tensor, timesteps_B: Tensor) -> Tensor:
-    """Nichol & Dhariwal 2021: `fraction` in [-1, 1] interpolates between posterior and beta log variance."""
+    """Log variance, interpolated by `fraction` in [-1, 1] from posterior to beta (Nichol & Dhariwal 2021)."""
     low = schedule.at("low_log_variance", timesteps_B, fraction)
     high = schedule.at("high_log_variance", timesteps_B, fraction)
     share = (fraction + 1) / 2
@@ -126,8 +126,8 @@ def denoising_loss(
 ) -> Tensor:
     """DiT's training loss per sample [B]: noise MSE plus the variational bound of the learned variance.
 
-    `output` [B, 2C, h, w] holds predicted noise and variance fraction. The bound sees the predicted
-    noise detached, so that it teaches the variance alone; it is scaled by T / 1000.
+    `output` [B, 2C, h, w] has predicted noise and variance fraction. The bound gets the predicted
+    noise detached, so that it trains only the variance; it is scaled by T / 1000.
     """
     predicted, fraction = output.chunk(2, dim=1)
     noisy = add_noise(schedule, clean, noise, timesteps_B)
@@ -164,7 +164,7 @@ def _gaussian_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_var
 
 
 def _discretised_log_likelihood(clean: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log mass of the bin of width 2/255 around `clean`, with open ends beyond +-0.999 (as ADM has it)."""
+    """Log mass of the bin of width 2/255 around `clean`, with open ends beyond +-0.999 (as in ADM)."""
     inverse = torch.exp(-log_scale)
     upper = _normal_cdf(inverse * (clean - mean + 1 / 255))
     lower = _normal_cdf(inverse * (clean - mean - 1 / 255))
@@ -174,5 +174,5 @@ def _discretised_log_likelihood(clean: Tensor, mean: Tensor, log_scale: Tensor) 
 
 
 def _normal_cdf(value: Tensor) -> Tensor:
-    """ADM's tanh approximation, kept so that losses agree to the digit."""
+    """ADM's tanh approximation, used so that losses agree to the digit."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value.pow(3))))

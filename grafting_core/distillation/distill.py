@@ -78,23 +78,22 @@ def distill(
     StopRequested, after a checkpoint, if the observer requests a stop. `micro_batches` as in `finetune`.
     """
     _check(specs)
-    students = [Student(spec, backbone) for spec in specs]
-    for student in students:
-        student.micro_batches = micro_batches
+    students = [Student(spec, backbone, micro_batches) for spec in specs]
     _resume(students, checkpoints)
     results: dict[str, DistillResult] = {}
-    total = max((each.plan.steps for each in students), default=0)
+    total = max((student.plan.steps for student in students), default=0)
     observer.progress(_lowest_step(students, total), total, {})
     features = None
     while True:
         _finish_stopped(backbone, students, held_out, results, done)
-        learning = [each for each in students if each.learning]
-        if not learning:
+        training = [student for student in students if student.is_training]
+        if not training:
             return results
-        features = features or teacher_features(backbone, learning[0].plan, latents, learning)
+        features = features or teacher_features(backbone, training[0].plan, latents, training)
         step = _lowest_step(students, total)
-        _take_step(features.step_students, step, [each for each in learning if each.record.step == step])
-        _read_losses(learning, step + 1)
+        at_step = [student for student in training if student.record.step == step]
+        _take_step(features.step_students, step, at_step)
+        _read_losses(training, step + 1)
         _report(students, observer, step + 1, total)
         _checkpoint_or_stop(students, observer, checkpoints, step + 1)
 
@@ -112,7 +111,7 @@ def _lowest_step(students: Students, total: int) -> int:
 
     A student that is missing from the checkpoint restarts at 0 and trains alone until it has caught up.
     """
-    return min((each.record.step for each in students if each.learning), default=total)
+    return min((student.record.step for student in students if student.is_training), default=total)
 
 
 def _take_step(step_students: Callable[[int, Students], None], step: int, students: Students) -> None:
@@ -122,24 +121,24 @@ def _take_step(step_students: Callable[[int, Students], None], step: int, studen
         student.record.seconds += (time.perf_counter() - began) / len(students)
 
 
-def _read_losses(learning: Students, step: int) -> None:
+def _read_losses(training: Students, step: int) -> None:
     """Read all losses in one transfer, at steps that depend only on the plans."""
-    if step % READ_EVERY == 0 or any(each.at_milestone for each in learning):
-        settle(learning)
+    if step % READ_EVERY == 0 or any(student.needs_losses for student in training):
+        record_losses(training)
 
 
-def settle(students: Students) -> None:
+def record_losses(students: Students) -> None:
     """Read every pending loss and let the students record theirs."""
-    unread = [loss for each in students for loss in each.unread]
-    losses = iter(torch.stack(unread).tolist() if unread else [])
-    for each in students:
-        each.settle([next(losses) for _ in each.unread])
+    pending = [loss for student in students for loss in student.pending_losses]
+    losses = iter(torch.stack(pending).tolist() if pending else [])
+    for student in students:
+        student.record_losses([next(losses) for _ in student.pending_losses])
 
 
 def _report(students: Students, observer: PassObserver, step: int, total: int) -> None:
-    if not any(each.unread for each in students):
-        observer.parts([_part(each) for each in students])
-    losses = {f"loss/{each.spec.name}": each.record.loss for each in students if each.record.curve}
+    if not any(student.pending_losses for student in students):
+        observer.parts([_part(student) for student in students])
+    losses = {f"loss/{s.spec.name}": s.record.loss for s in students if s.record.curve}
     mean = {"loss": sum(losses.values()) / len(losses)} if losses else {}
     observer.progress(step, total, {**mean, **losses})
 
@@ -159,19 +158,19 @@ def _part(student: Student) -> StudentProgress:
 def _checkpoint_or_stop(
     students: Students, observer: PassObserver, checkpoints: Checkpointer, step: int
 ) -> None:
-    stopping = any(each.learning for each in students) and observer.stop_requested()
+    stopping = any(student.is_training for student in students) and observer.stop_requested()
     if stopping or checkpoints.due():
-        settle(students)
-        checkpoints.save(step, dict(pair for each in students for pair in each.tensors()))
+        record_losses(students)
+        checkpoints.save(step, {k: v for student in students for k, v in student.state_dict().items()})
     if stopping:
         raise StopRequested
 
 
 def _resume(students: Students, checkpoints: Checkpointer) -> None:
-    found = checkpoints.latest()
-    if found is not None:
-        for each in students:
-            each.resume(found[1])
+    checkpoint = checkpoints.latest()
+    if checkpoint is not None:
+        for student in students:
+            student.load_state_dict(checkpoint[1])
 
 
 def _finish_stopped(
@@ -182,17 +181,17 @@ def _finish_stopped(
     done: Done,
 ) -> None:
     """Measure held-out errors of the students that ended since the last call, in one pass."""
-    ended = [each for each in students if not each.learning and each.spec.key not in results]
-    sound = {
-        each.spec.key: (each.spec.capture_point, each.module)
-        for each in ended
-        if each.record.ending != "diverged"
+    ended = [student for student in students if not student.is_training and student.spec.key not in results]
+    modules = {
+        student.spec.key: (student.spec.capture_point, student.module)
+        for student in ended
+        if student.record.ending != "diverged"
     }
-    errors = held_out_errors(backbone, sound, ended[0].plan, held_out) if sound else {}
-    for each in ended:
-        _check_finite(each, errors.get(each.spec.key, {}))
-        results[each.spec.key] = _result(each, errors.get(each.spec.key, {}))
-        done(each.spec, results[each.spec.key])
+    errors = held_out_errors(backbone, modules, ended[0].plan, held_out) if modules else {}
+    for student in ended:
+        _check_finite(student, errors.get(student.spec.key, {}))
+        results[student.spec.key] = _result(student, errors.get(student.spec.key, {}))
+        done(student.spec, results[student.spec.key])
 
 
 def _check_finite(student: Student, errors: dict[str, float]) -> None:
@@ -205,7 +204,7 @@ def _result(student: Student, errors: dict[str, float]) -> DistillResult:
     record = student.record
     diverged = record.ending == "diverged"
     return DistillResult(
-        state={} if diverged else student.state(),
+        state={} if diverged else student.weights(),
         errors={} if diverged else errors,
         curve=record.curve,
         steps=record.step,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Literal
@@ -47,15 +47,11 @@ class StudentSpec:
 
 def replacement_student(edit: ReplaceOperator, plan: DistillPlan, key: str) -> StudentSpec:
     """Student for one replaced operator."""
-    build = partial(_new_operator, edit=edit, seed=plan.first_weights_seed)
+    build = partial(new_operator, edit=edit, seed=plan.first_weights_seed)
     loss = plan.loss_for(edit.site.slot)
     return StudentSpec(
         key, f"{edit.site} {edit.operator.kind}", OperatorCapture(edit.site), build, plan, loss
     )
-
-
-def _new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
-    return new_operator(backbone, edit, seed)
 
 
 @dataclass
@@ -76,32 +72,32 @@ class TrainState:
 
 
 class Student:
-    """A student's module between two steps. Losses stay on the device until `settle` records them."""
+    """A student's module between two steps. Losses stay on the device until `record_losses` records them."""
 
-    def __init__(self, spec: StudentSpec, backbone: Backbone) -> None:
+    def __init__(self, spec: StudentSpec, backbone: Backbone, micro_batches: int = 1) -> None:
         self.spec, self.plan = spec, spec.plan
         self.module = spec.build(backbone).to(backbone.device).train()
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
         self.record = TrainState(ending=None if self.plan.steps else "completed")
-        self.unread: list[Tensor] = []
-        self.micro_batches = 1
+        self.pending_losses: list[Tensor] = []
+        self.micro_batches = micro_batches
         """Parts of a batch that are computed one after another, if the whole does not fit into memory."""
 
     @property
-    def learning(self) -> bool:
+    def is_training(self) -> bool:
         return self.record.ending is None
 
     @property
-    def at_milestone(self) -> bool:
+    def needs_losses(self) -> bool:
         """Whether its losses decide now whether it continues; depends only on its step."""
         step, patience = self.record.step, self.plan.patience
         return step == self.plan.steps or bool(patience and step % patience == 0)
 
-    def learn(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
+    def train_step(self, hidden_BTD: Tensor, target_BTD: Tensor) -> None:
         """One optimiser step, called while the teacher's forward is at the capture point."""
         plan, step = self.plan, self.record.step
         loss = self._accumulate(hidden_BTD.detach(), target_BTD.detach().float())
-        self.unread.append(loss.detach())
+        self.pending_losses.append(loss.detach())
         self.record.step += 1
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             return  # nothing to train
@@ -127,19 +123,19 @@ class Student:
                 loss.backward()
         return total
 
-    def settle(self, losses: Sequence[float]) -> None:
+    def record_losses(self, losses: Sequence[float]) -> None:
         """Record the losses read since the last call, and stop if they require it."""
         first = self.record.step - len(losses) + 1
-        self.unread.clear()
+        self.pending_losses.clear()
         for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
                 return self.stop("diverged", f"a loss of {loss} at step {step - 1}", step)
-            self._note(step, loss)
-        if self.learning and self.record.step == self.plan.steps:
+            self._record(step, loss)
+        if self.is_training and self.record.step == self.plan.steps:
             self.stop("completed", "", self.record.step)
         return None
 
-    def _note(self, step: int, loss: float) -> None:
+    def _record(self, step: int, loss: float) -> None:
         record, steps, patience = self.record, self.plan.steps, self.plan.patience
         record.loss, record.window = loss, record.window + loss
         if step % max(1, steps // CURVE_POINTS) == 0 or step == steps:
@@ -156,21 +152,22 @@ class Student:
         self.optimiser.state.clear()
         self.module.eval()
 
-    def state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """Weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Everything needed for resuming, under flat names; only the record if the student diverged."""
         prefix = f"{self.spec.key}/"
-        yield f"{prefix}record", _encoded(self.record)
+        tensors = {f"{prefix}record": _encoded(self.record)}
         if self.record.ending != "diverged":
-            for name, value in self.module.state_dict().items():
-                yield f"{prefix}weight/{name}", value
-            yield from optimiser_tensors(self.optimiser, f"{prefix}optimiser/")
+            weights = self.module.state_dict().items()
+            tensors |= {f"{prefix}weight/{name}": value for name, value in weights}
+            tensors |= dict(optimiser_tensors(self.optimiser, f"{prefix}optimiser/"))
+        return tensors
 
-    def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the result of `tensors`; does nothing if this student is not among them."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the result of `state_dict`; does nothing if this student is not among them."""
         prefix = f"{self.spec.key}/"
         if f"{prefix}record" not in tensors:
             return
@@ -178,7 +175,7 @@ class Student:
         if self.record.ending != "diverged":
             names = self.module.state_dict()
             self.module.load_state_dict({name: tensors[f"{prefix}weight/{name}"] for name in names})
-        if self.learning:
+        if self.is_training:
             restore_optimiser(self.optimiser, tensors, f"{prefix}optimiser/")
         else:
             self.module.eval()

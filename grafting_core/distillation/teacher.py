@@ -41,7 +41,7 @@ class _StudentsAtPoint:
 
     def __call__(self, hidden: Tensor, target: Tensor) -> None:
         for student in self.students:
-            student.learn(hidden, target)
+            student.train_step(hidden, target)
 
 
 def _by_capture_point(students: Students) -> dict[CapturePoint, _StudentsAtPoint]:

@@ -92,7 +92,7 @@ def _published(folder: Path) -> Model:
         raise ValueError(f"{folder} was grafted onto {design.backbone.name} with different weights")
     # A copy, as in the run itself: the memory layout of weights changes the low bits of a product.
     network = copy.deepcopy(backbone.transformer)
-    operate(backbone.with_transformer(network), design.edits, pairs=design.pairs)
+    operate(backbone.with_transformer(network), design)
     network.load_state_dict(weights)
     return backbone, network.eval().requires_grad_(False)
 

@@ -50,7 +50,7 @@ class LatencyBench:
 
     def compare(self, design: GraftDesign, seconds: float = ROW_SECONDS) -> Latency:
         """Latency of a whole design, untrained, interleaved with the backbone."""
-        job = self._copy(design.edits, design.pairs)
+        job = self._copy(design)
         spec, device = self._spec, self._backbone.device
         return compare(job, self._whole(), device, spec.batch, seconds, MOST_ROUNDS)
 
@@ -114,14 +114,14 @@ class LatencyBench:
             for block in range(self._backbone.card.depth)
             for slot, operator in (operators or {}).items()
         ]
-        return self._copy(edits, pairs)
+        return self._copy(GraftDesign.of(self._backbone.card.ref, [*edits, *pairs]))
 
-    def _copy(self, edits: Sequence[ReplaceOperator], pairs: Sequence[ParallelPair]) -> Job:
+    def _copy(self, design: GraftDesign) -> Job:
         """A copy that shares the backbone's weights; new operators are untrained."""
         original = self._backbone.transformer
         shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
         network = copy.deepcopy(original, shared)
-        operate(self._backbone.with_transformer(network), edits, pairs=pairs)
+        operate(self._backbone.with_transformer(network), design)
         return self._job(network.requires_grad_(False).eval())
 
     def _job(self, network: nn.Module) -> Job:

@@ -107,7 +107,7 @@ def make_reference(
     """Compute a reference of images. Raises BadFile, or ValueError naming images without finite features."""
     digest, parts = PixelDigest(), []
     for batch in reported(images, MICRO_BATCH):
-        digest.take(batch)
+        digest.update(batch)
         parts.append(extract(network, batch, MICRO_BATCH))
     features = concat(parts)
     card = ReferenceCard(

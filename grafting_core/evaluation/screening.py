@@ -72,13 +72,8 @@ class _Assembled:
 
     def __enter__(self) -> nn.Module:
         screener, design = self._screener, self._design
-        self._undo = operate(
-            screener.backbone,
-            design.edits,
-            operators={edit.site: screener.module(edit) for edit in design.edits},
-            pairs=design.pairs,
-            merges={pair: screener.module(pair) for pair in design.pairs},
-        )
+        modules = {part.place: screener.module(part) for part in design.parts}
+        self._undo = operate(screener.backbone, design, modules)
         return screener.backbone.transformer
 
     def __exit__(self, *_: object) -> None:

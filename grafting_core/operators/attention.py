@@ -1,4 +1,4 @@
-"""Attention: full, windowed along the raster or on the grid, and linear."""
+"""Attention modules: full, windowed in raster order or on the grid, and linear."""
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class BandAttention(SoftmaxAttention):
         self.half_width = half_width
 
     def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """One attention call, over blocks of queries and the keys they can reach, or over all tokens."""
+        """One attention call, over blocks of queries and the keys in their windows, or over all tokens."""
         tokens = q_BHTE.shape[2]
         if self.half_width >= tokens - 1:
             return super().mix(q_BHTE, k_BHTE, v_BHTE)
@@ -66,9 +66,9 @@ class BandAttention(SoftmaxAttention):
         return mixed_BHTE
 
     def _around(self, blocks_BNHCE: Tensor) -> Tensor:
-        """Each block between the end of the one before and the beginning of the one after, blocks as a batch.
+        """Each block with the end of the previous and the beginning of the next, with blocks as a batch.
 
-        Slices of all blocks at once: one of each block would make a gradient of the whole sequence a block.
+        Slices all blocks at once: slicing each block would create a gradient of the whole sequence per block.
         """
         reach = self.half_width
         if reach == 0:
@@ -78,7 +78,7 @@ class BandAttention(SoftmaxAttention):
         return torch.cat([before, blocks_BNHCE, after], dim=3).flatten(0, 1)
 
     def _mask(self, tokens: int, block: int, device: torch.device) -> Tensor:
-        """The band where there are tokens. Queries that only fill the last block see all: none is a NaN."""
+        """Mask of the band over existing tokens. Padding queries attend to everything, to avoid NaN."""
         starts = torch.arange(0, tokens, block, device=device)[:, None, None]
         rows = torch.arange(block, device=device)[:, None]
         keys = torch.arange(-self.half_width, block + self.half_width, device=device)
@@ -88,13 +88,13 @@ class BandAttention(SoftmaxAttention):
 
 
 def near(size: int, steps: int, device: torch.device) -> Tensor:
-    """[size, size]: whether two places in a line are at most so many steps apart."""
+    """[size, size]: whether two positions are at most `steps` apart."""
     places = torch.arange(size, device=device)
     return (places[:, None] - places).abs() <= steps
 
 
 def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
-    """[batch, blocks, heads, block, E], without a copy unless zeros must fill the last block."""
+    """[batch, blocks, heads, block, E], without a copy unless the last block needs padding."""
     short = -values_BHTE.shape[2] % block
     padded = nn.functional.pad(values_BHTE, (0, 0, 0, short)) if short else values_BHTE
     blocks: Tensor = padded.unflatten(2, (-1, block)).transpose(1, 2)
@@ -102,24 +102,24 @@ def to_blocks(values_BHTE: Tensor, block: int) -> Tensor:
 
 
 class GridWindowAttention(SoftmaxAttention):
-    """A token attends to tokens at most w rows and columns away on the grid it was built for."""
+    """A token attends to tokens at most w rows and columns away, on the grid that it was built for."""
 
     def __init__(self, width: int, num_heads: int, half_width: int, grid: tuple[int, int]) -> None:
         super().__init__(width, num_heads)
         self.half_width, self.grid = half_width, grid
 
     def mix(self, q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-        """Over blocks of rows, each against the rows it can reach, or over all tokens under a mask.
+        """Attention over blocks of rows and the rows in their windows, or over all tokens under a mask.
 
-        Raises ValueError at another token count than the grid's.
+        Raises ValueError for another token count than the grid's.
         """
         on_grid = [to_grid(values, self.grid) for values in (q_BHTE, k_BHTE, v_BHTE)]
         rows = grid_block(self.half_width, self.grid)
         if rows is None:
             mask_TT = self._mask(self.grid[0], q_BHTE.device)[0]
             return scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask_TT)
-        # Blocks stand where a batch does, batch and heads where heads do: fused kernels take four dimensions
-        # and one mask serves all images.
+        # Blocks take the batch dimension, batch and heads the heads dimension: fused kernels need four
+        # dimensions, and one mask serves all images.
         q_NXCE, k_NXKE, v_NXKE = (
             self._blocks(values.flatten(0, 1), rows, reach)
             for values, reach in zip(on_grid, (0, self._reach, self._reach), strict=True)
@@ -132,7 +132,7 @@ class GridWindowAttention(SoftmaxAttention):
 
     @property
     def _reach(self) -> int:
-        """Rows to either side; more than the grid has add nothing."""
+        """Rows to either side, at most those of the grid."""
         return min(self.half_width, self.grid[0] - 1)
 
     def _blocks(self, values_XRCE: Tensor, rows: int, reach: int) -> Tensor:
@@ -143,9 +143,9 @@ class GridWindowAttention(SoftmaxAttention):
         return blocks
 
     def _mask(self, rows: int, device: torch.device) -> Tensor:
-        """[blocks, queries, keys] of blocks of `rows` rows; of one block that has all rows, all tokens.
+        """Mask [blocks, queries, keys] for blocks of `rows` rows; one block of all rows has all tokens.
 
-        Queries that only fill the last block see whatever is there: none is a NaN.
+        Padding queries attend to everything in their block, to avoid NaN.
         """
         reach = self._reach if rows < self.grid[0] else 0
         starts_N = torch.arange(0, self.grid[0], rows, device=device)
@@ -161,9 +161,9 @@ class GridWindowAttention(SoftmaxAttention):
 
 
 def to_grid(values_BHTE: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens in raster order as rows and columns. Raises ValueError where their number is another."""
+    """Tokens in raster order as rows and columns. Raises ValueError for another number of tokens."""
     if values_BHTE.shape[2] != grid[0] * grid[1]:
-        raise ValueError(f"built for a grid of {grid[0]} x {grid[1]} tokens, given {values_BHTE.shape[2]}")
+        raise ValueError(f"built for a grid of {grid[0]} x {grid[1]} tokens, not for {values_BHTE.shape[2]}")
     on_grid: Tensor = values_BHTE.unflatten(2, grid)
     return on_grid
 

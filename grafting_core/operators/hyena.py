@@ -1,4 +1,4 @@
-"""Gated convolutions."""
+"""Hyena operators: gated convolutions."""
 
 import math
 
@@ -10,9 +10,9 @@ from grafting_core.specs.operators.hyena import HyenaSE, HyenaX, HyenaY
 
 
 class DepthwiseConv(nn.Module):
-    """Each channel's own filter over the token axis; token n sees n-K+1..n+ahead with K+ahead taps.
+    """Filter per channel over the token axis; token n depends on n-K+1..n+ahead, with K+ahead taps.
 
-    [B, T, D] is the channels-last layout of an image of one row, for which CPUs have fast depthwise kernels:
+    [B, T, D] is the channels-last layout of an image with one row, for which CPUs have fast kernels:
     at 4,096 tokens of 3,456 channels five times as fast as K shifted multiply-adds, which in turn are
     several times as fast as `Conv1d`.
     """
@@ -21,14 +21,14 @@ class DepthwiseConv(nn.Module):
         super().__init__()
         self.ahead = ahead
         kernel_size += ahead
-        bound = 1 / math.sqrt(kernel_size)  # what nn.Conv1d draws for one input channel a group
+        bound = 1 / math.sqrt(kernel_size)  # as nn.Conv1d for one input channel per group
         self.weight_KD = nn.Parameter(torch.empty(kernel_size, channels).uniform_(-bound, bound))
         self.bias_D = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         taps, channels = self.weight_KD.shape
         behind, tokens = taps - 1 - self.ahead, hidden_BTD.shape[1]
-        # Padded to both sides by as much as the longer one needs, then cut to the tokens themselves.
+        # Padded on both sides by the larger of the two extents, then cut to the tokens themselves.
         padding = max(behind, self.ahead)
         out_BDT = nn.functional.conv2d(
             hidden_BTD.transpose(1, 2).unsqueeze(2),
@@ -41,7 +41,7 @@ class DepthwiseConv(nn.Module):
 
     @torch.no_grad()
     def make_identity(self) -> None:
-        """Weigh the token itself with one and everything else with zero."""
+        """Set the tap of the token itself to one and all others to zero."""
         self.weight_KD.zero_()[-1 - self.ahead] = 1.0
         self.bias_D.zero_()
 
@@ -49,7 +49,7 @@ class DepthwiseConv(nn.Module):
 class GatedConvolution(nn.Module):
     """y = W_out(q * G(k * v)), [q, k, v] = split(F(W_in u)) (paper Table 3).
 
-    Hyena-X has F alone, Hyena-Y has G alone, Hyena-SE both; G starts as the identity.
+    Hyena-X has only F, Hyena-Y only G, Hyena-SE both; G starts as the identity.
     """
 
     def __init__(

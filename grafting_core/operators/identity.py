@@ -1,4 +1,4 @@
-"""Nothing at all."""
+"""Identity operator, for ablations."""
 
 from torch import nn
 

@@ -17,7 +17,7 @@ except ImportError:
     fused_scan = None
 
 A_RANGE, STEP_RANGE = (1.0, 16.0), (1e-3, 1e-1)
-"""What decay rates and step sizes are drawn from, uniformly and log-uniformly, as Mamba-2 does."""
+"""Ranges of initial decay rates and step sizes, drawn uniformly and log-uniformly as in Mamba-2."""
 
 
 def scan(
@@ -25,9 +25,9 @@ def scan(
 ) -> Tensor:
     """y_t = c_t h_t, h_t = exp(step_t rate) h_(t-1) + step_t b_t x_t, by chunks (paper's section 6).
 
-    Inside a chunk it is masked attention; from chunk to chunk one small state a head, [S, P], is carried.
-    `rate_H` is negative. Any number of tokens; work grows linearly with it, and one chunk at a time stays
-    in a CPU's cache.
+    A chunk is computed as masked attention; one state per head, [S, P], is carried from chunk to chunk.
+    `rate_H` is negative. Accepts any number of tokens, with linear work, and each chunk fits into a CPU's
+    cache.
     """
     batch, _, heads, size = x_BTHP.shape
     state_BSHP, parts = x_BTHP.new_zeros(batch, b_BTS.shape[2], heads, size), []
@@ -41,7 +41,7 @@ def scan(
 def _advance(
     state_BSHP: Tensor, weighted_BCHP: Tensor, decay_BCH: Tensor, b_BCS: Tensor, c_BCS: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One chunk's output [B, C, H, P] and the state after it."""
+    """Output [B, C, H, P] of one chunk, and the state after it."""
     total_BCH = decay_BCH.cumsum(dim=1)
     last_B1H = total_BCH[:, -1:]
     heads = weighted_BCHP.shape[2:]
@@ -53,11 +53,11 @@ def _advance(
 
 
 def _inside(weighted_BCHP: Tensor, total_BCH: Tensor, b_BCS: Tensor, c_BCS: Tensor) -> Tensor:
-    """What tokens of the same chunk contribute."""
+    """Contribution of tokens of the same chunk."""
     total_BHC = total_BCH.transpose(1, 2)
     size = total_BHC.shape[2]
     never_CC = total_BHC.new_full((size, size), -math.inf).triu(1)
-    # Masked before the exponential: above the diagonal it would overflow and poison the gradient.
+    # Masked before the exponential: above the diagonal it would overflow and make the gradient NaN.
     fall_BHCC = (total_BHC.unsqueeze(3) - total_BHC.unsqueeze(2) + never_CC).exp()
     scores_BHCC = (c_BCS @ b_BCS.mT).unsqueeze(1) * fall_BHCC
     return (scores_BHCC @ weighted_BCHP.transpose(1, 2)).transpose(1, 2)
@@ -75,7 +75,7 @@ class SelectiveStateSpace(nn.Module):
         self.conv1d = DepthwiseConv(convolved, spec.kernel_size)
         low, high = (math.log(bound) for bound in STEP_RANGE)
         steps = torch.empty(self.heads).uniform_(low, high).exp()
-        self.dt_bias = nn.Parameter(steps.expm1().log())  # the softplus of it is the step
+        self.dt_bias = nn.Parameter(steps.expm1().log())  # its softplus is the step
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_RANGE).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(inner, eps=1e-5)

@@ -1,4 +1,4 @@
-"""The feed-forward slot."""
+"""MLP operators."""
 
 import math
 
@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
 
 
 class GridFeedForward(FeedForward):
-    """Mixes neighbours on the token grid by a depthwise convolution before the activation."""
+    """MLP with a depthwise convolution on the token grid before the activation."""
 
     def __init__(self, width: int, hidden: int, kernel_size: int, grid: tuple[int, int]) -> None:
         super().__init__(width, hidden)
@@ -32,10 +32,10 @@ class GridFeedForward(FeedForward):
         self.mix = nn.Conv2d(hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Raises ValueError at another token count than the grid's."""
+        """Raises ValueError for another token count than the grid's."""
         if hidden_BTD.shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
-                f"built for a grid of {self.grid[0]} x {self.grid[1]} tokens, given {hidden_BTD.shape[1]}"
+                f"built for a grid of {self.grid[0]} x {self.grid[1]} tokens, not for {hidden_BTD.shape[1]}"
             )
         inner_BCRS = self.expand(hidden_BTD).transpose(1, 2).unflatten(2, self.grid)
         mixed_BTC = self.mix(inner_BCRS).flatten(2).transpose(1, 2)
@@ -44,7 +44,7 @@ class GridFeedForward(FeedForward):
 
 
 class ChannelConv(nn.Module):
-    """Each token position's own K-tap causal filter along the channels: channel c sees c-K+1..c."""
+    """Filter per token position along the channels, causal with K taps: channel c depends on c-K+1..c."""
 
     def __init__(self, num_tokens: int, kernel_size: int) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class ChannelConv(nn.Module):
         self.bias_T = nn.Parameter(torch.empty(num_tokens).uniform_(-bound, bound))
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        """Raises ValueError at another token count than it was built for."""
+        """Raises ValueError for another token count than it was built for."""
         taps, tokens = self.weight_KT.shape
         if hidden_BTD.shape[1] != tokens:
-            raise ValueError(f"built for {tokens} tokens, given {hidden_BTD.shape[1]}")
+            raise ValueError(f"built for {tokens} tokens, not for {hidden_BTD.shape[1]}")
         padded, width = nn.functional.pad(hidden_BTD, (taps - 1, 0)), hidden_BTD.shape[2]
         out = self.bias_T[:, None] + padded[:, :, taps - 1 :] * self.weight_KT[taps - 1, :, None]
         for tap in range(taps - 1):

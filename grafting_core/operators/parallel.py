@@ -1,4 +1,4 @@
-"""Two blocks side by side in place of two in a row, their outputs merged (paper section 6)."""
+"""Two blocks in parallel that replace two in sequence, with merged outputs (paper section 6)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ParallelBlocks(nn.Module):
-    """Stands in a block list where two blocks stood: y = W [a, b] + c, a and b on the same input [B, T, D].
+    """Replaces two entries of a block list: y = W [a, b] + c, with a and b on the same input [B, T, D].
 
     The blocks keep their weights, residual paths and conditioning.
     """
@@ -27,7 +27,7 @@ class ParallelBlocks(nn.Module):
 
 
 def mean_merge(width: int) -> nn.Linear:
-    """[I/2 I/2] and no bias: the mean of both sides."""
+    """[I/2 I/2] without bias: the mean of both outputs."""
     merge = nn.Linear(2 * width, width)
     with torch.no_grad():
         merge.weight.copy_(torch.eye(width).repeat(1, 2) / 2)

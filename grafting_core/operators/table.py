@@ -1,4 +1,4 @@
-"""The one table of builders. Adding a kind: its module in a family file, one line in `BUILDERS`.
+"""Table of builders. To add a kind: its module in a family file and one line in `BUILDERS`.
 
 Other packages add builders by entry points of the group `graftlab.operator_builders`.
 """
@@ -48,7 +48,7 @@ BUILDERS: dict[str, Builder] = {
 def build_operator(spec: OperatorBase, dims: BlockDims) -> nn.Module:
     """A module [batch, tokens, width] -> [batch, tokens, width] with PyTorch's default initialisation.
 
-    Draws from the global generator. Raises ValueError where a field does not fit these dims.
+    Draws from the global generator. Raises ValueError if a field does not fit these dims.
     """
     for field, right in spec.problems(dims):
         raise ValueError(f"{spec.kind}.{field} is {getattr(spec, field)}; it should be {right}")
@@ -61,6 +61,6 @@ def _builder(kind: str) -> Builder:
         return BUILDERS[kind]
     points = list(entry_points(group=BUILDER_GROUP, name=kind))
     if not points:
-        raise LookupError(f"operator kind {kind!r} has a spec and no entry point in {BUILDER_GROUP!r}")
+        raise LookupError(f"operator kind {kind!r} has a spec but no entry point in {BUILDER_GROUP!r}")
     builder: Builder = points[0].load()
     return builder

@@ -1,5 +1,6 @@
 """Resolved designs: an operator for each edited site, and pairs of blocks that run in parallel."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -20,6 +21,11 @@ class ReplaceOperator(Frozen):
     operator: OperatorSpec
     init: Init = "random"
 
+    @property
+    def place(self) -> GraftSite:
+        """Key of this edit among a design's modules."""
+        return self.site
+
 
 class ParallelPair(Frozen):
     """Run blocks `first` and `first + 1` in parallel on the same input (paper section 6).
@@ -36,6 +42,11 @@ class ParallelPair(Frozen):
     def blocks(self) -> tuple[int, int]:
         return self.first, self.first + 1
 
+    @property
+    def place(self) -> Self:
+        """Key of this pair's merge among a design's modules."""
+        return self
+
     def num_params(self, dims: BlockDims) -> int:
         """Number of parameters of the merge."""
         return 2 * dims.width**2 + dims.width
@@ -47,6 +58,8 @@ class ParallelPair(Frozen):
 
 Part = ReplaceOperator | ParallelPair
 """Unit of distillation in a design: an operator, or the merge of a pair."""
+Place = GraftSite | ParallelPair
+"""Key of a part's module: the site of an operator, or the pair of a merge."""
 
 
 class GraftDesign(Frozen):
@@ -58,6 +71,18 @@ class GraftDesign(Frozen):
     backbone: BackboneRef
     edits: tuple[ReplaceOperator, ...] = ()
     pairs: tuple[ParallelPair, ...] = ()
+
+    @classmethod
+    def of(cls, backbone: BackboneRef, parts: Iterable[Part]) -> Self:
+        """Design of these parts, given in any order."""
+        listed = list(parts)
+        edits = [part for part in listed if isinstance(part, ReplaceOperator)]
+        pairs = [part for part in listed if isinstance(part, ParallelPair)]
+        return cls(
+            backbone=backbone,
+            edits=tuple(sorted(edits, key=lambda edit: edit.site.order)),
+            pairs=tuple(sorted(pairs, key=lambda pair: pair.first)),
+        )
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -73,8 +98,8 @@ class GraftDesign(Frozen):
     def _one_edit_a_site_in_order(self) -> Self:
         orders = [edit.site.order for edit in self.edits]
         if orders != sorted(set(orders)):
-            raise ValueError("edits are sorted by site, one a site")
+            raise ValueError("edits must be sorted by site, at most one per site")
         blocks = [block for pair in self.pairs for block in pair.blocks]
         if blocks != sorted(set(blocks)):
-            raise ValueError("pairs are sorted and share no block")
+            raise ValueError("pairs must be sorted and must not share blocks")
         return self

@@ -8,7 +8,7 @@ from grafting_core.specs.plans import EvaluationProtocol
 
 
 class ProtocolFingerprint(Frozen):
-    """How quality was measured. Metrics under different fingerprints are never ranked together."""
+    """Method of measuring quality. Metrics under different fingerprints are never ranked together."""
 
     recipe: int
     """Version of the evaluation's arithmetic."""

@@ -84,7 +84,7 @@ def _key(scion: ScionSpec) -> str:
 
 def part_name(part: Part) -> str:
     """The site, or `pair 0+1`: the part's name within its design."""
-    return str(part) if isinstance(part, ParallelPair) else str(part.site)
+    return str(part.place)
 
 
 class ScionCard(Frozen):

@@ -1,1 +1,1 @@
-"""Storage, artifacts under content keys, the bank of distilled operators."""
+"""Storage, artifacts under content keys, and the bank of distilled operators."""

@@ -1,4 +1,4 @@
-"""Artifacts under their content key: the payload first, the card with the digests last."""
+"""Artifacts under their content key: payload and further files first, then a card with their digests."""
 
 import hashlib
 import json
@@ -28,29 +28,29 @@ def publish(
     card: dict[str, Any],
     files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write payload, the files that go with it, and the card with the digests of all, itself included.
+    """Write the payload, further files, and the card with the digests of all, its own included.
 
-    Two writers of one key write the same bytes, so either may win.
+    Two writers of one key write the same bytes, so either may be last.
     """
     contents = {**(files or {}), name: payload}
-    for each, content in contents.items():
-        storage.write_bytes(f"{folder}/{each}", content)
-    digests = {each: hashlib.sha256(content).hexdigest() for each, content in contents.items()}
+    for file, content in contents.items():
+        storage.write_bytes(f"{folder}/{file}", content)
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     document = {**card, "file": name, "sha256": digests.pop(name), "files": digests}
     document[CARD_DIGEST] = _card_digest(document)
     storage.write_bytes(f"{folder}/{CARD}", json.dumps(document, sort_keys=True).encode())
 
 
 def _card_digest(document: Mapping[str, Any]) -> str:
-    """Over what the card says; of what it says of itself, nothing."""
+    """Digest of the card's content without its own digest."""
     rest = {name: value for name, value in document.items() if name != CARD_DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_card(storage: Storage, folder: str) -> dict[str, Any]:
-    """Raises FileNotFoundError where nothing is published, DamagedArtifact where the card is not as written.
+    """Card of an artifact. Raises FileNotFoundError without one, CorruptArtifact if it was changed.
 
-    Cards of an older version hold no digest of themselves.
+    Cards of older versions have no digest of their own.
     """
     card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
     if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
@@ -59,7 +59,7 @@ def read_card(storage: Storage, folder: str) -> dict[str, Any]:
 
 
 def read_published(storage: Storage, folder: str) -> bytes:
-    """The payload, verified. Raises DamagedArtifact where it is not what the card says."""
+    """The payload, verified. Raises CorruptArtifact if it does not match the card."""
     card = read_card(storage, folder)
     payload = storage.read_bytes(f"{folder}/{card['file']}")
     if hashlib.sha256(payload).hexdigest() != card["sha256"]:
@@ -67,10 +67,10 @@ def read_published(storage: Storage, folder: str) -> bytes:
     return payload
 
 
-def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
-    """A file whose digest is on the card, parsed. Raises DamagedArtifact, FileNotFoundError, ValueError.
+def read_file(storage: Storage, folder: str, name: str, model: type[M]) -> M:
+    """A file with a digest on the card, parsed. Raises CorruptArtifact, FileNotFoundError, ValueError.
 
-    One that the card does not name, as those of an older version, is taken as it is.
+    Files that the card does not name, as in older versions, are not verified.
     """
     content = storage.read_bytes(f"{folder}/{name}")
     card = read_card(storage, folder) if storage.exists(f"{folder}/{CARD}") else {}
@@ -81,7 +81,7 @@ def read_beside(storage: Storage, folder: str, name: str, model: type[M]) -> M:
 
 
 def damage(storage: Storage, folder: str) -> str | None:
-    """What is wrong with a published artifact, or None where its files and the card are there and agree."""
+    """Reason why a published artifact is damaged, or None if its files and its card are intact."""
     try:
         card = read_card(storage, folder)
         for name, expected in {**card.get("files", {}), card["file"]: card["sha256"]}.items():
@@ -101,7 +101,7 @@ def digest_of(storage: Storage, path: str) -> str:
 
 
 def keep_published(storage: Storage, folder: str) -> bool:
-    """Whether payload and card are there and agree; a damaged one is set aside, so that it is made anew."""
+    """Whether payload and card exist and match; damaged ones are set aside, so that they are made again."""
     if not storage.exists(f"{folder}/{CARD}"):
         return False
     wrong = damage(storage, folder)

@@ -1,4 +1,4 @@
-"""Files prefixed with the SHA-256 of their content, and JSON files that hold their own digest."""
+"""Files prefixed with the SHA-256 of their content, and JSON files that contain their digest."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ DIGEST = "content_sha256"
 
 
 def with_checksum(content: bytes) -> bytes:
-    """What to write for `content`."""
+    """`content` with its digest in front."""
     return hashlib.sha256(content).digest() + content
 
 
 def verify_checksum(data: bytes) -> bytes:
-    """Undo `with_checksum`. Raises ValueError where the content does not match its digest."""
+    """Content of the result of `with_checksum`. Raises ValueError if it does not match its digest."""
     expected, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != expected:
         raise ValueError("its content does not match its digest")
@@ -30,7 +30,7 @@ def verify_checksum(data: bytes) -> bytes:
 
 
 def is_intact(storage: Storage, path: str) -> bool:
-    """Whether a file with checksum exists and is whole; read piece by piece, whatever its size."""
+    """Whether a file with checksum exists and is intact; read in pieces, so of any size."""
     digest, expected = hashlib.sha256(), b""
     try:
         for piece in storage.pieces(path):
@@ -43,14 +43,14 @@ def is_intact(storage: Storage, path: str) -> bool:
 
 
 def set_aside(storage: Storage, path: str, why: str) -> None:
-    """Keep a damaged file under another name; from then on it is not there, and is made anew."""
+    """Rename a damaged file, so that it no longer exists under its name and is made again."""
     log.warning("%s is damaged (%s); it is set aside as %s.damaged", path, why, path)
     with suppress(FileNotFoundError):  # another process was first
         storage.move(path, f"{path}.damaged")
 
 
 def keep_intact(storage: Storage, path: str) -> bool:
-    """As `is_intact`; a damaged file is renamed, so that it is made anew."""
+    """`is_intact`, but a damaged file is renamed, so that it is made again."""
     if not storage.exists(path):
         return False
     if is_intact(storage, path):
@@ -60,16 +60,16 @@ def keep_intact(storage: Storage, path: str) -> bool:
 
 
 def write_with_digest(storage: Storage, path: str, value: BaseModel) -> None:
-    """A model as JSON beside the digest of its content."""
+    """Write a model as JSON together with the digest of its content."""
     content = value.model_dump_json()
     document = {DIGEST: hashlib.sha256(content.encode()).hexdigest(), "content": content}
     storage.write_bytes(path, json.dumps(document).encode())
 
 
 def read_with_digest(storage: Storage, path: str, model: type[M]) -> M | None:
-    """What `write_with_digest` wrote, or plain JSON of an older version; None where there is nothing.
+    """Model in a file of `write_with_digest`, or in plain JSON of older versions; None if there is none.
 
-    What is damaged is set aside, and there is nothing.
+    A damaged file is set aside and treated as missing.
     """
     try:
         return parse_with_digest(storage.read_bytes(path), model)
@@ -81,7 +81,7 @@ def read_with_digest(storage: Storage, path: str, model: type[M]) -> M | None:
 
 
 def parse_with_digest(data: bytes, model: type[M]) -> M:
-    """The model in a file that holds its digest. Raises ValueError where it is damaged."""
+    """Model in a file with its digest. Raises ValueError if it is damaged."""
     document = json.loads(data)
     if not isinstance(document, dict) or DIGEST not in document:
         return model.model_validate_json(data)

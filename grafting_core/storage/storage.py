@@ -20,14 +20,14 @@ UNFINISHED = ".tmp-"
 
 
 class Storage:
-    """Reads and writes whole files under a root. A reader never sees half a file.
+    """Reads and writes whole files under a root. A reader never sees a partial file.
 
-    Paths are relative, with forward slashes. Raises ValueError for any that could leave the root.
+    Paths are relative, with forward slashes. Raises ValueError for paths that could leave the root.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        # A plain path is taken as it is: to fsspec `::` in it would join two addresses.
+        # A plain path is used as it is: in fsspec `::` would join two addresses.
         plain = "://" not in uri
         self._filesystem, root = (
             (LocalFileSystem(), LocalFileSystem._strip_protocol(uri)) if plain else fsspec.core.url_to_fs(uri)
@@ -38,21 +38,21 @@ class Storage:
     def _full(self, path: str) -> str:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path:
-            raise ValueError(f"{path!r} is no path inside the storage; use relative names without '..'")
+            raise ValueError(f"{path!r} is not a path inside the storage; use relative names without '..'")
         return f"{self._root}/{PurePosixPath(path)}"
 
     def read_bytes(self, path: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Content of a file. Raises FileNotFoundError."""
         content: bytes = self._filesystem.cat_file(self._full(path))
         return content
 
     def read_end(self, path: str, size: int) -> bytes:
-        """The last `size` bytes, or all where there are fewer. Raises FileNotFoundError."""
+        """The last `size` bytes, or all if there are fewer. Raises FileNotFoundError."""
         content: bytes = self._filesystem.cat_file(self._full(path), start=-size)
         return content
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Replace the file as a whole. Where that fails (OSError, a full disk too) nothing is left behind."""
+        """Replace the file atomically. Raises OSError, such as on a full disk, and leaves no file behind."""
         full = self._full(path)
         if self.is_local:
             _write_local(Path(full), io.BytesIO(data))
@@ -60,7 +60,7 @@ class Storage:
             self._filesystem.pipe_file(full, data)
 
     def write_file(self, path: str, local: Path) -> None:
-        """`write_bytes` for what does not fit into memory: the contents of a file on this machine."""
+        """`write_bytes` for content that does not fit into memory: copies a file of this machine."""
         full = self._full(path)
         if self.is_local:
             with local.open("rb") as source:
@@ -69,7 +69,7 @@ class Storage:
             self._filesystem.put_file(str(local), full)
 
     def pieces(self, path: str, size: int = 2**20) -> Iterator[bytes]:
-        """The file in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
+        """Content in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
         with self._filesystem.open(self._full(path), "rb") as file:
             while piece := file.read(size):
                 yield piece
@@ -78,7 +78,7 @@ class Storage:
         return bool(self._filesystem.exists(self._full(path)))
 
     def names(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; none where it does not exist. Unfinished files are not shown."""
+        """Names in a folder, sorted; empty if it does not exist. Unfinished files are left out."""
         full = self._full(folder)
         self._filesystem.invalidate_cache()
         if not self._filesystem.isdir(full):
@@ -86,7 +86,7 @@ class Storage:
         return sorted(name for name in self._listed(full) if not name.startswith(UNFINISHED))
 
     def unfinished(self, folder: str) -> list[str]:
-        """Names of files that writers have begun and not put into their place; the writer may be dead."""
+        """Names of unfinished files in a folder: their writer is still at work, or has died."""
         full = self._full(folder)
         self._filesystem.invalidate_cache()
         if not self._filesystem.isdir(full):
@@ -97,12 +97,12 @@ class Storage:
         return (str(entry).rsplit("/", 1)[-1] for entry in self._filesystem.ls(full, detail=False))
 
     def delete(self, path: str) -> None:
-        """Remove a file; no error where it is gone already."""
+        """Remove a file; no error if it does not exist."""
         if self.exists(path):
             self._filesystem.rm_file(self._full(path))
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
+        """Size of a file in bytes. Raises FileNotFoundError."""
         return int(self._filesystem.size(self._full(path)))
 
     def move(self, path: str, to: str) -> None:
@@ -110,7 +110,7 @@ class Storage:
         self._filesystem.mv(self._full(path), self._full(to))
 
     def local_path(self, path: str) -> Path:
-        """Where a file is on this machine. Raises ValueError for storage that is elsewhere."""
+        """Path of a file on this machine. Raises ValueError for remote storage."""
         if not self.is_local:
             raise ValueError(f"{self.uri} is not on this machine")
         return Path(self._full(path))
@@ -129,20 +129,20 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def _write_local(path: Path, source: IO[bytes]) -> None:
-    """Temporary file beside, synced, renamed; then the folder synced, so that the name is durable too."""
+    """Write a temporary file, sync, rename; then sync the folder, so that the name is durable too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         failpoint("publish/before")
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             shutil.copyfileobj(source, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
         failpoint("publish/written")
-        beside.replace(path)
+        temporary.replace(path)
         failpoint("publish/after")
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 

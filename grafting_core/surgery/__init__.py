@@ -1,1 +1,1 @@
-"""Replacing operators of a backbone, and undoing it."""
+"""Surgery: replacing operators of a backbone, and undoing it."""

@@ -1,7 +1,7 @@
-"""Is an operator sound? Probes of any kind: reach, gradients, formulas, precision (`graft check-operator`).
+"""Check an operator of any kind: reach, gradients, formulas, precision (`graft check-operator`).
 
-`python -m grafting_core.surgery.check_operator KIND` prints one JSON
-document; exit code 1 where a probe has failed.
+`python -m grafting_core.surgery.check_operator KIND` prints one JSON document; exit code 1 if a probe
+has failed.
 """
 
 import copy
@@ -31,7 +31,7 @@ FLOP_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one probe has seen; `ok` is None where there is nothing to judge."""
+    """Result of one probe; `ok` is None if there is nothing to check."""
 
     probe: str
     ok: bool | None
@@ -39,7 +39,7 @@ class CheckResult:
 
 
 def check_operator(spec: OperatorBase) -> list[CheckResult]:
-    """All probes of one kind, at small dims but for the FLOP count. Draws from a seed of its own."""
+    """All probes of one kind, at small dims except for the FLOP count, with a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build_operator(spec, SMALL)
@@ -61,31 +61,31 @@ def _hidden(tokens: int = SMALL.num_tokens, dtype: torch.dtype = torch.float32) 
 
 
 def _self_graft(spec: OperatorBase) -> CheckResult:
-    """The same function when it takes the weights of the very operator it replaces."""
+    """Check that it computes the same function with the weights of the operator that it replaces."""
     originals: dict[str, Callable[[], nn.Module]] = {
         "mha": lambda: Attention(SMALL.width, heads=4, dim_head=8, bias=True),
         "mlp": lambda: DiffusersFeedForward(SMALL.width, activation_fn="gelu-approximate"),
     }
     if spec.kind not in originals:
-        return CheckResult("self-graft", None, "does not apply: not what stands in a DiT")
+        return CheckResult("self-graft", None, "does not apply: not an operator of a DiT")
     original, operator, hidden = originals[spec.kind](), build_operator(spec, SMALL), _hidden()
     inherit(projections(original), operator)
     equal = torch.equal(operator(hidden), original(hidden))
-    return CheckResult("self-graft", equal, "bit-identical" if equal else "differs from what it replaces")
+    return CheckResult("self-graft", equal, "bit-identical" if equal else "differs from the original")
 
 
 def dependency_matrix(module: nn.Module) -> Tensor:
-    """Which output tokens [T] each input token [T] changes, whatever the weights: bool [input, output]."""
+    """Output tokens [T] that each input token [T] changes, for any weights: bool [input, output]."""
     wide = copy.deepcopy(module).double()
     for parameter in wide.parameters():
         nn.init.normal_(parameter, std=0.3)  # filters may start as the identity
     before = _hidden(dtype=torch.float64)[:1]
     with torch.no_grad():
-        rows = [_touched(wide, before, token) for token in range(before.shape[1])]
+        rows = [_changed_by(wide, before, token) for token in range(before.shape[1])]
     return torch.stack(rows)
 
 
-def _touched(module: nn.Module, before: Tensor, token: int) -> Tensor:
+def _changed_by(module: nn.Module, before: Tensor, token: int) -> Tensor:
     after = before.clone()
     after[0, token] += 1
     changed: Tensor = (module(before) != module(after)).any(dim=2)[0]
@@ -93,12 +93,12 @@ def _touched(module: nn.Module, before: Tensor, token: int) -> Tensor:
 
 
 def _reach(spec: OperatorBase, into: Tensor) -> CheckResult:
-    """As the spec promises, where it does: a token sees neither less nor more."""
+    """The receptive field must be the one that the spec states, if it states one."""
     offsets = (into.nonzero()[:, 0] - into.nonzero()[:, 1]).tolist()
     first, last, promised = min(offsets, default=0), max(offsets, default=0), spec.reach(SMALL)
     seen = f"a token sees {first:+d} to {last:+d} in raster order"
     if promised is None:
-        return CheckResult("receptive field", None, f"{seen}; the spec promises nothing")
+        return CheckResult("receptive field", None, f"{seen}; the spec states none")
     within = -first <= promised[0] and last <= promised[1]
     kept = within and (spec.fades or (-first, last) == promised)
     return CheckResult(
@@ -107,7 +107,7 @@ def _reach(spec: OperatorBase, into: Tensor) -> CheckResult:
 
 
 def _causality(spec: OperatorBase, into: Tensor) -> CheckResult:
-    """No later token may leak into one whose spec promises that it sees none."""
+    """A spec that states no reach ahead must not depend on later tokens."""
     future, promised = bool(into.tril(-1).any()), spec.reach(SMALL)
     seen = "sees later tokens" if future else "causal: sees no later token"
     if promised is None or promised[1]:
@@ -137,7 +137,7 @@ def _parameters(spec: OperatorBase, module: nn.Module) -> CheckResult:
 
 
 def _flops(spec: OperatorBase) -> CheckResult:
-    """What totals and limits go by against what the counter sees in the built module."""
+    """Formula for totals and budgets, compared with the FLOP counter on the built module."""
     dims = DIT_XL_2_256.dims
     with torch.device("meta"):
         module, hidden = build_operator(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
@@ -167,16 +167,16 @@ def _other_lengths(module: nn.Module) -> CheckResult:
             kept = module(_hidden(60)).shape == (2, 60, SMALL.width)
     except ValueError as refusal:
         return CheckResult("other token counts", True, f"refused: {refusal}")
-    return CheckResult("other token counts", kept, "taken" if kept else "change the shape")
+    return CheckResult("other token counts", kept, "accepted" if kept else "change the shape")
 
 
 def report(kind: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Findings as plain data."""
+    """Results of all probes as plain data."""
     return (asdict(finding) for finding in check_operator(KINDS[kind](kind=kind, **fields)))
 
 
 def main() -> int:
-    """Arguments: the kind, and its fields as JSON where they are not the defaults."""
+    """Check the kind in the first argument, with fields as JSON in the second; returns the exit code."""
     kind, fields = sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
     findings = list(report(kind, fields))
     print(json.dumps(findings))

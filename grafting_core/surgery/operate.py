@@ -1,7 +1,7 @@
-"""Cut operators out, put others in, and take it all back."""
+"""Put a design's operators into a backbone, pair its blocks, and undo both."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from grafting_core.backbones.base import Backbone
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build_operator
-from grafting_core.specs.design import ParallelPair, ReplaceOperator
+from grafting_core.specs.design import GraftDesign, ParallelPair, Part, Place, ReplaceOperator
 from grafting_core.specs.site import GraftSite
 from grafting_core.surgery.parallel_blocks import Unpair, check_pairs, pair_blocks
 from grafting_core.surgery.weight_inheritance import inherit
@@ -18,7 +18,7 @@ from grafting_core.surgery.weight_inheritance import inherit
 
 @dataclass(frozen=True)
 class Undo:
-    """What stood where; `undo()` puts the very same modules back."""
+    """The original modules; `undo()` puts the same objects back."""
 
     backbone: Backbone
     originals: Mapping[GraftSite, nn.Module]
@@ -30,13 +30,13 @@ class Undo:
 
 
 def site_seed(seed: int, site: GraftSite, purpose: str = "init") -> int:
-    """A seed of its own for every site, whatever else a design edits."""
+    """Seed of 32 bits for a site; it does not depend on other edits of a design."""
     text = f"{purpose}/{seed}/{site.block}/{site.slot}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
 def new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Module:
-    """The edit's operator; weights depend on (seed, site) and, where it inherits, on the original."""
+    """The edit's operator; weights depend on (seed, site) and, if inherited, on the original."""
     original = backbone.get_operator(edit.site)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(site_seed(seed, edit.site))
@@ -46,32 +46,39 @@ def new_operator(backbone: Backbone, edit: ReplaceOperator, seed: int) -> nn.Mod
     return operator
 
 
+def new_module(backbone: Backbone, part: Part, seed: int) -> nn.Module:
+    """Untrained module of a part: a new operator, or for a pair the merge that takes the mean."""
+    if isinstance(part, ParallelPair):
+        return mean_merge(backbone.card.dims.width)
+    return new_operator(backbone, part, seed)
+
+
 def operate(
     backbone: Backbone,
-    edits: Sequence[ReplaceOperator],
+    design: GraftDesign,
+    modules: Mapping[Place, nn.Module] | None = None,
     *,
-    operators: Mapping[GraftSite, nn.Module] | None = None,
-    pairs: Sequence[ParallelPair] = (),
-    merges: Mapping[ParallelPair, nn.Module] | None = None,
     seed: int = 0,
 ) -> Undo:
-    """Put every edit's operator in place, the one given for its site, else a new one; then pair blocks.
+    """Put the design's operators in place and pair its blocks. Edits the transformer in place.
 
-    A pair without a merge of its own gets the mean of its sides. Edits the transformer in place; where it
-    fails, the transformer is as it was. Raises ValueError for a site or pair beyond the last block, and what
+    `modules` has operators by site and merges by pair; parts that it lacks get untrained ones. On failure
+    the transformer is left as it was. Raises ValueError for a site or pair beyond the last block, and what
     building an operator or inheriting weights raises.
     """
-    width = backbone.card.dims.width
-    joined = {pair: (merges or {}).get(pair) or mean_merge(width) for pair in pairs}
-    check_pairs(backbone, pairs)
-    originals = {edit.site: backbone.get_operator(edit.site) for edit in edits}
+    check_pairs(backbone, design.pairs)
+    originals = {edit.site: backbone.get_operator(edit.site) for edit in design.edits}
     reference = next(backbone.transformer.parameters())
-    given = operators or {}
-    made = {edit.site: given.get(edit.site) or new_operator(backbone, edit, seed) for edit in edits}
+    given = modules or {}
+    placed = {
+        part.place: given[part.place] if part.place in given else new_module(backbone, part, seed)
+        for part in design.parts
+    }
     try:
-        for site, operator in made.items():
-            backbone.set_operator(site, backbone.family.adapt(site, operator.to(reference)))
-        unpair = pair_blocks(backbone, {pair: merge.to(reference) for pair, merge in joined.items()})
+        for site in originals:
+            operator = placed[site].to(reference)
+            backbone.set_operator(site, backbone.family.adapt(site, operator))
+        unpair = pair_blocks(backbone, {pair: placed[pair].to(reference) for pair in design.pairs})
     except BaseException:
         _put_back(backbone, originals)
         raise

@@ -1,4 +1,4 @@
-"""Depth to width: two blocks in a row become two side by side, their outputs merged (paper section 6)."""
+"""Parallel blocks: two successive blocks run on the same input, their outputs merged (paper section 6)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from grafting_core.specs.design import ParallelPair
 
 @dataclass(frozen=True)
 class Unpair:
-    """The block list as it was; `undo()` puts the very same blocks back."""
+    """The original block list; `undo()` restores the same block objects."""
 
     backbone: Backbone
     blocks: nn.ModuleList
@@ -27,15 +27,15 @@ class Unpair:
 
 
 def check_pairs(backbone: Backbone, pairs: Iterable[ParallelPair]) -> None:
-    """Raises ValueError for a pair beyond the last block."""
+    """Raise ValueError for a pair beyond the last block."""
     last = len(backbone.family.blocks(backbone.transformer)) - 1
     for pair in pairs:
         if pair.blocks[1] > last:
-            raise ValueError(f"{pair} reaches across the end; blocks are 0 to {last}")
+            raise ValueError(f"{pair} exceeds the last block; blocks are 0 to {last}")
 
 
 def pair_blocks(backbone: Backbone, merges: Mapping[ParallelPair, nn.Module]) -> Unpair:
-    """Put every pair's blocks side by side under its merge. Edits the transformer in place.
+    """Replace each pair's blocks by parallel blocks with its merge. Edits the transformer in place.
 
     Raises ValueError for a pair beyond the last block, before any change.
     """
@@ -54,12 +54,12 @@ def pair_blocks(backbone: Backbone, merges: Mapping[ParallelPair, nn.Module]) ->
 
 @dataclass(frozen=True)
 class PairCapture:
-    """What a merge learns from: both sides of the unedited pair [B, T, 2D] and its output in sequence."""
+    """Training data of a merge: both branches of the unedited pair [B, T, 2D], and its output in sequence."""
 
     pair: ParallelPair
 
     def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
-        """Call `hook` in every forward, once the second block is done; removing the handles ends it."""
+        """Call `hook` in every forward after the second block; removing the handles ends it."""
         blocks = backbone.family.blocks(backbone.transformer)
         first, second = (blocks[block] for block in self.pair.blocks)
         activations = _PairActivations(second, hook)
@@ -71,7 +71,7 @@ class PairCapture:
 
 @dataclass
 class _PairActivations:
-    """Keeps the pair's input until the second block has run."""
+    """Holds the pair's input until the second block has run."""
 
     second: nn.Module
     hook: ActivationHook
@@ -81,16 +81,16 @@ class _PairActivations:
         self.entered = args[0]
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """`args[0]` is the first block's output: one side. The other takes one more forward of the second."""
+        """One branch is `args[0]`, the first block's output; the other needs one more forward."""
         with without_hooks(self.second):
-            beside_BTD = self.second(self.entered, *args[1:], **kwargs)
+            second_BTD = self.second(self.entered, *args[1:], **kwargs)
         self.entered = None
-        self.hook(torch.cat([args[0], beside_BTD], dim=-1), output)
+        self.hook(torch.cat([args[0], second_BTD], dim=-1), output)
 
 
 @contextmanager
 def without_hooks(module: nn.Module) -> Iterator[None]:
-    """Within, the module and its parts call no forward hooks; afterwards they have the very same ones."""
+    """Context without the forward hooks of a module and its parts; they are restored afterwards."""
     parts = [(part, part._forward_hooks, part._forward_pre_hooks) for part in module.modules()]
     for part, _, _ in parts:
         part._forward_hooks, part._forward_pre_hooks = OrderedDict(), OrderedDict()

@@ -1,4 +1,4 @@
-"""Starting a new operator from the weights of the one it replaces (`init: inherit`)."""
+"""Initialise a new operator with weights of the one that it replaces (`init: inherit`)."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,11 @@ from grafting_core.operators.mlp import FeedForward
 
 @torch.no_grad()
 def inherit(old: Mapping[str, nn.Linear], operator: nn.Module) -> None:
-    """Carry over what fits of the original's linear layers (`Family.projections`).
+    """Copy what fits from the original's linear layers (`Family.projections`).
 
-    Everything else keeps its random start. Attention kinds and Hyenas take the four projections. An MLP of
-    another ratio keeps the channels that contribute most, or gains channels whose output weights are zero, so
-    that it starts as the same function. Raises TypeError for an operator that nothing can be carried into.
+    Everything else keeps its random weights. Attention kinds and Hyenas copy the four projections. A narrower
+    MLP keeps the channels that contribute most; a wider one gets channels with zero output weights, so that
+    it starts as the same function. Raises TypeError for an operator that cannot inherit.
     """
     if isinstance(operator, SoftmaxAttention):
         for name in ("q", "k", "v", "out"):
@@ -27,7 +27,7 @@ def inherit(old: Mapping[str, nn.Linear], operator: nn.Module) -> None:
     elif type(operator) is FeedForward:
         _resize(operator, old["expand"], old["contract"])
     else:
-        raise TypeError(f"nothing of the old operator fits into {type(operator).__name__}")
+        raise TypeError(f"no weights of the old operator fit into {type(operator).__name__}")
 
 
 def _join(target: nn.Linear, parts: list[nn.Linear]) -> None:

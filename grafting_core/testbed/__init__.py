@@ -1,1 +1,1 @@
-"""The embedded model and data: small, real, shipped with the package."""
+"""Testbed: a small trained model and its data, shipped with the package."""

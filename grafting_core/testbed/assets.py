@@ -1,4 +1,4 @@
-"""Load what ships with the package. Everything is safetensors or plain arrays; nothing is unpickled."""
+"""Load the files shipped with the package: safetensors and plain arrays; nothing is unpickled."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from grafting_core.testbed.plugin import ASSETS
 
 DATASET_NAME = "testbed/fashion-mnist"
 PLAIN = {"use_safetensors": True, "low_cpu_mem_usage": False}
-"""Small enough to be loaded the plain way, which needs no further package."""
+"""Arguments for small models, which need no accelerate."""
 
 
 def load_classifier(folder: Path = ASSETS) -> FashionClassifier:
@@ -37,7 +37,7 @@ def load_autoencoder(folder: Path = ASSETS) -> AutoencoderKL:
 
 
 def load_transformer(folder: Path = ASSETS) -> DiTTransformer2DModel:
-    """The teacher, frozen, its embedders' own label dropout off."""
+    """The teacher, frozen, with the label dropout of its embedders switched off."""
     model: DiTTransformer2DModel = DiTTransformer2DModel.from_pretrained(folder / "transformer", **PLAIN)
     silence_label_dropout(model)
     return model.eval().requires_grad_(False)
@@ -49,7 +49,7 @@ def load_images(folder: Path = ASSETS) -> tuple[Tensor, Tensor]:
 
 
 def load_held_out_images(folder: Path = ASSETS) -> tuple[Tensor, Tensor]:
-    """A stratified tenth of the test images, which no training has seen: uint8 [1000, 28, 28] and labels."""
+    """A stratified tenth of the test images, which no training uses: uint8 [1000, 28, 28] and labels."""
     return _images(folder / "held_out.npz")
 
 
@@ -59,19 +59,19 @@ def _images(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def load_reference(folder: Path = ASSETS) -> FeatureStatistics:
-    """Of the features of all 60,000 training images."""
+    """Statistics of the features of all 60,000 training images."""
     with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
         return FeatureStatistics(int(arrays["count"]), arrays["mean"], arrays["scatter"])
 
 
 def load_testbed(card: BackboneCard, device: torch.device) -> Backbone:
-    """The teacher and its autoencoder."""
+    """The teacher with its autoencoder."""
     autoencoder = KLAutoencoder(load_autoencoder().to(device))
     return Backbone(card, family_of(card), load_transformer().to(device), autoencoder)
 
 
 def load_fashion_mnist() -> LabelledImages:
-    """A tenth of Fashion-MNIST, with the feature statistics of all of its training images."""
+    """A tenth of Fashion-MNIST, with the feature statistics of all training images."""
     images, labels = load_images()
     held_out_images, held_out_labels = load_held_out_images()
     return LabelledImages(

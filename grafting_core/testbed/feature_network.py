@@ -1,4 +1,4 @@
-"""The shipped network `fashion-cnn`."""
+"""The feature network `fashion-cnn`, shipped with the package."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from grafting_core.testbed.networks import FashionClassifier
 
 SIDE = 28
 SPATIAL_STAGE = 5
-"""Stages before the last pooling: a map of 7 x 7."""
+"""Number of stages before the last pooling, which give a map of 7 x 7."""
 
 
 class FashionNetwork:
@@ -24,10 +24,10 @@ class FashionNetwork:
         self.digest = str(feature_digest(self.name))
 
     def __call__(self, images_NHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Raises ValueError for images of another size."""
+        """Features, spatial features and logits. Raises ValueError for images of another size."""
         if images_NHWC.shape[1:3] != (SIDE, SIDE):
             height, width = images_NHWC.shape[1:3]
-            raise ValueError(f"fashion-cnn looks at images of {SIDE} x {SIDE}, not {height} x {width}")
+            raise ValueError(f"fashion-cnn needs images of {SIDE} x {SIDE}, not {height} x {width}")
         pixels = luma(images_NHWC).float().div(127.5).sub(1).unsqueeze(1)
         maps = self.classifier.body[:SPATIAL_STAGE](pixels)
         pool = self.classifier.body[SPATIAL_STAGE:](maps).mean(dim=(2, 3))
@@ -35,11 +35,11 @@ class FashionNetwork:
 
 
 def luma(images_NHWC: Tensor) -> Tensor:
-    """uint8 [N, H, W] by ITU-R 601 in whole numbers, so that gray stays what it is."""
+    """uint8 [N, H, W] by ITU-R 601 in integer arithmetic, so that gray values do not change."""
     weights = torch.tensor([299, 587, 114], dtype=torch.int32, device=images_NHWC.device)
     return (images_NHWC.int() * weights).sum(dim=3).add(500).div(1000, rounding_mode="floor").to(torch.uint8)
 
 
 def load_fashion(source: FeatureSource | None, device: torch.device | str) -> FashionNetwork:
-    """Needs no source: the weights ship with the package."""
+    """Load the network; its weights ship with the package, so `source` is not used."""
     return FashionNetwork(load_classifier().to(device))

@@ -11,7 +11,7 @@ IMAGE_SIZE = 28
 
 
 class FashionClassifier(nn.Module):
-    """Feature network `fashion-cnn`: a small residual-free CNN with 128 penultimate features."""
+    """Feature network `fashion-cnn`: a small CNN without residuals, with 128 penultimate features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def build_autoencoder(scaling_factor: float = 1.0) -> AutoencoderKL:
 
 
 def build_transformer(depth: int = 8) -> DiTTransformer2DModel:
-    """49 tokens of width 96, learned variance; label dropout is off inside (it would differ by block)."""
+    """49 tokens of width 96, learned variance; label dropout is off, as it would differ between blocks."""
     transformer = DiTTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=16,

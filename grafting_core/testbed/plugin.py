@@ -1,4 +1,4 @@
-"""The testbed's entries in the tables of backbones, data sets and feature networks; loads no weights."""
+"""Entries of the testbed for the tables of backbones, data sets and feature networks; loads no weights."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.profile import BackboneProfile, default_band
-from grafting_core.storage.artifacts import CorruptArtifact, read_beside
+from grafting_core.storage.artifacts import CorruptArtifact, read_file
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import ExperimentRow, RunRow, StageRow
@@ -27,7 +27,7 @@ def newest_profile(session: Session, storage: Storage, backbone_digest: str) -> 
     for report in session.scalars(query):
         folder, _, name = report["artifacts"]["profile.json"].rpartition("/")
         with suppress(FileNotFoundError, CorruptArtifact, ValueError):
-            return read_beside(storage, folder, name, BackboneProfile)
+            return read_file(storage, folder, name, BackboneProfile)
     return None
 
 

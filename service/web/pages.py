@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from grafting_core.specs.results import EvaluationReport
-from grafting_core.storage.artifacts import CorruptArtifact, read_beside
+from grafting_core.storage.artifacts import CorruptArtifact, read_file
 from service.api.deps import LabDep
 from service.api.problem_types import CATALOGUE
 from service.api.problems import ApiError
@@ -76,7 +76,7 @@ def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
         return None
     folder, _, name = paths[0].rpartition("/")
     with suppress(FileNotFoundError, CorruptArtifact, ValueError):
-        return read_beside(lab.storage, folder, name, EvaluationReport)
+        return read_file(lab.storage, folder, name, EvaluationReport)
     return None
 
 

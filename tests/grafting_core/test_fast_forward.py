@@ -20,7 +20,7 @@ from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.operators import KINDS
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.surgery.operate import operate
-from tests.support.builders import replacement
+from tests.support.builders import design_of, replacement
 
 LABELS = Conditions({"class_labels": torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])})
 
@@ -47,7 +47,7 @@ def test_every_operator_kind_gives_what_its_network_gives(
     backbone: Backbone, network: nn.Module, kind: str
 ) -> None:
     edits = [replacement(kind, block=block) for block in (0, 5)]
-    operate(backbone.with_transformer(network), edits)
+    operate(backbone.with_transformer(network), design_of(backbone, *edits))
     assert_equal_to_own(network.eval())
 
 
@@ -77,7 +77,7 @@ def test_the_last_step_takes_a_patch_of_any_size() -> None:
 def test_parallel_blocks_give_what_they_give(backbone: Backbone, network: nn.Module) -> None:
     pairs = [ParallelPair(first=first) for first in (0, 4)]
     edits = [replacement("hyena_x", block=block) for block in (1, 2)]
-    operate(backbone.with_transformer(network), edits, pairs=pairs)
+    operate(backbone.with_transformer(network), design_of(backbone, *edits, *pairs))
     for pair in network.modules():
         if isinstance(pair, ParallelBlocks):
             nn.init.normal_(pair.merge.weight, std=0.05)  # type: ignore[arg-type]  # a Linear
@@ -131,7 +131,7 @@ def test_a_self_graft_with_the_old_weights_draws_the_teachers_images(
     backbone: Backbone, network: nn.Module
 ) -> None:
     edits = [replacement(kind, init="inherit") for kind in ("mha", "mlp")]
-    operate(backbone.with_transformer(network), edits)
+    operate(backbone.with_transformer(network), design_of(backbone, *edits))
     protocol = EvaluationProtocol(sampler="ddim", sampling_steps=3, micro_batch=10)
     images = [
         sample_images(backbone, each, protocol, range(10)) for each in (backbone.transformer, network.eval())
@@ -144,7 +144,7 @@ def test_the_flops_of_a_whole_forward_are_those_that_are_counted(
     backbone: Backbone, network: nn.Module, kind: str | None
 ) -> None:
     edits = [] if kind is None else [replacement(kind, block=block) for block in range(4)]
-    operate(backbone.with_transformer(network), edits)
+    operate(backbone.with_transformer(network), design_of(backbone, *edits))
     # The counter does not know the fused attention of CPUs.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
         PlainForward(network.eval())(latents(1), 417, LABELS.rows(slice(1)))

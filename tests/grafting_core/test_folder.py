@@ -59,7 +59,7 @@ def with_nan(state: State) -> State:
     [
         (renamed("_orig_mod."), r"lacks .* has besides _orig_mod\."),
         (renamed("ema."), r"lacks .* has besides ema\."),
-        (first_half, "transformer: the weights are not those of its config.json: lacks"),
+        (first_half, "transformer: the weights do not match its config.json: lacks"),
         (lambda state: {**state, "extra": torch.zeros(1)}, "has besides extra"),
         (with_nan, "weights that are not finite numbers"),
     ],
@@ -95,7 +95,7 @@ def test_a_missing_decoder_and_another_network_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="holds a PixArtTransformer2DModel"):
         load_folder(folder)
     shutil.rmtree(folder / "autoencoder")
-    with pytest.raises(ValueError, match="no decoder; vae or autoencoder is needed"):
+    with pytest.raises(ValueError, match="no decoder; add a folder vae or autoencoder"):
         evaluate(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
 
 
@@ -147,7 +147,7 @@ def test_a_network_for_other_images_is_refused_before_anything_is_sampled(
 ) -> None:
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": 16}))
-    with pytest.raises(ValueError, match="fashion-cnn looks at images of 28 x 28, not 64 x 64"):
+    with pytest.raises(ValueError, match="fashion-cnn needs images of 28 x 28, not 64 x 64"):
         evaluate(EvaluateRequest(subject=str(folder), protocol=PROTOCOL, reference=OWN))
     assert "sampled" not in capfd.readouterr().err
 

@@ -275,5 +275,5 @@ def test_mlp_hyena_x_mixes_channels_and_no_tokens(
     token = data.draw(st.integers(0, tokens - 1))
     module = shuffled(GatedChannels(8, 16, 4, tokens), dtype)
     assert changed(module, noise(1, tokens, 8, dtype=dtype), token) == [token]
-    with pytest.raises(ValueError, match=f"built for {tokens} tokens, given {tokens + 1}"):
+    with pytest.raises(ValueError, match=f"built for {tokens} tokens, not for {tokens + 1}"):
         module(noise(1, tokens + 1, 8, dtype=dtype))

@@ -62,7 +62,7 @@ def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_stati
     )
     assert {name.rpartition("/")[2] for name in report.values} == {"adm"}
     assert not report.intervals
-    assert any("carries 'mu'" in warning for warning in report.warnings)
+    assert any("has 'mu'" in warning for warning in report.warnings)
 
 
 def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) -> None:

@@ -22,7 +22,7 @@ from grafting_core.specs.plans import DistillPlan
 from grafting_core.surgery.operate import operate
 from grafting_core.surgery.parallel_blocks import PairCapture, pair_blocks
 from grafting_core.training.observer import NoCheckpoints, NullObserver
-from tests.support.builders import replacement, same
+from tests.support.builders import design_of, replacement, same
 
 PAIR = ParallelPair(first=2)
 ALL = [ParallelPair(first=first) for first in range(0, 8, 2)]
@@ -103,7 +103,7 @@ def test_a_second_block_with_closed_gates_makes_sequence_and_pair_the_same(
 def test_pairing_everything_halves_the_list_and_undo_gives_every_bit_back(backbone: Backbone) -> None:
     network = backbone.transformer
     before, weights = output(backbone), {k: v.clone() for k, v in network.state_dict().items()}
-    undo = operate(backbone, [], pairs=ALL)
+    undo = operate(backbone, design_of(backbone, *ALL))
     assert len(network.get_submodule("transformer_blocks")) == 4
     assert not torch.equal(output(backbone), before)
     undo.undo()
@@ -115,7 +115,7 @@ def test_replacements_inside_a_pair_stand_where_they_stood(backbone: Backbone) -
     graft, edit = backbone.with_transformer(copy.deepcopy(backbone.transformer)), replacement("hyena_x", 3)
     network = graft.transformer
     before = output(backbone)
-    undo = operate(graft, [edit], pairs=ALL)
+    undo = operate(graft, design_of(backbone, edit, *ALL))
     paired = network.get_submodule("transformer_blocks.1")
     assert isinstance(paired, ParallelBlocks)
     assert paired.second.get_submodule("attn1") is graft.get_operator(edit.site)
@@ -126,18 +126,14 @@ def test_replacements_inside_a_pair_stand_where_they_stood(backbone: Backbone) -
 def test_a_pair_across_the_end_is_refused_before_any_change(backbone: Backbone) -> None:
     before = output(backbone)
     with pytest.raises(ValueError, match="blocks are 0 to 7"):
-        operate(
-            backbone,
-            [replacement("hyena_x")],
-            pairs=[ParallelPair(first=7)],
-        )
+        operate(backbone, design_of(backbone, replacement("hyena_x"), ParallelPair(first=7)))
     assert torch.equal(output(backbone), before)
 
 
 def test_a_paired_network_trains_under_gradient_checkpointing(backbone: Backbone) -> None:
     def gradients(checkpointed: bool) -> dict[str, Tensor]:
         network = copy.deepcopy(backbone.transformer).train().requires_grad_(True)
-        operate(backbone.with_transformer(network), [], pairs=ALL)
+        operate(backbone.with_transformer(network), design_of(backbone, *ALL))
         if checkpointed:
             network.enable_gradient_checkpointing()
         torch.manual_seed(0)
@@ -195,7 +191,7 @@ def test_a_fitted_start_beats_the_mean_and_stage_1_improves_on_it(
 
 def test_sampling_sees_pairs_as_the_network_does(backbone: Backbone) -> None:
     network = copy.deepcopy(backbone.transformer)
-    operate(backbone.with_transformer(network), [replacement("hyena_x", 2)], pairs=ALL[:3])
+    operate(backbone.with_transformer(network), design_of(backbone, replacement("hyena_x", 2), *ALL[:3]))
     latents, labels = torch.randn(12, 4, 7, 7), torch.tensor([3, 0, 9, 10, 10, 7, 1, 2, 3, 10, 10, 5])
     with torch.no_grad():
         conditions = backbone.label_conditions(labels)

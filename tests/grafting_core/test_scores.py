@@ -10,7 +10,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.surgery.operate import operate
-from tests.support.builders import replacement, same
+from tests.support.builders import design_of, replacement, same
 
 SAME = replacement("mha", 2, init="inherit")
 HALF = replacement("mlp", 4, init="inherit", ratio=2.0)
@@ -18,7 +18,7 @@ GONE = replacement("identity", 5)
 
 
 def place(backbone: Backbone, *edits: ReplaceOperator) -> Intervention:
-    return lambda: operate(backbone, edits)
+    return lambda: operate(backbone, design_of(backbone, *edits))
 
 
 def test_replacing_by_the_same_function_costs_nothing(backbone: Backbone, latents: Latents) -> None:
@@ -51,7 +51,7 @@ def test_the_squared_difference_is_that_of_the_outputs(backbone: Backbone, laten
         )
         noisy = signal * batch.clean + sigma * batch.noise
         for undone in (False, True):
-            undo = None if undone else operate(backbone, [GONE])
+            undo = None if undone else operate(backbone, design_of(backbone, GONE))
             seen.append(backbone.transformer(noisy, timestep=steps, **batch.conditions.arguments).sample)
             if undo is not None:
                 undo.undo()
@@ -66,7 +66,7 @@ def test_restoring_what_hurts_gains_most(backbone: Backbone, latents: Latents) -
 
     def parts(left_out: Sequence[str]) -> Undoable:
         kept = [edit for key, edit in edits.items() if key not in left_out]
-        return operate(backbone, kept)
+        return operate(backbone, design_of(backbone, *kept))
 
     scores = restore_one(backbone, dict.fromkeys(edits, parts), latents, draws=16)
     assert scores["gone"]["restore_one/noise"] > 0

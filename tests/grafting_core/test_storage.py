@@ -11,7 +11,7 @@ from grafting_core.storage.storage import Storage
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\0b", "a\\b"])
 def test_paths_cannot_leave_the_root(tmp_path: Path, path: str) -> None:
-    with pytest.raises(ValueError, match="no path inside the storage"):
+    with pytest.raises(ValueError, match="not a path inside the storage"):
         Storage(str(tmp_path)).write_bytes(path, b"")
 
 

@@ -10,7 +10,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.specs.site import GraftSite
 from grafting_core.surgery.operate import new_operator, operate
-from tests.support.builders import replacement, same
+from tests.support.builders import design_of, replacement, same
 
 
 def output(backbone: Backbone) -> Tensor:
@@ -28,7 +28,7 @@ def test_a_self_graft_with_inherited_weights_leaves_the_output_bit_identical(
 ) -> None:
     before = output(backbone)
     edits = [replacement(kind, block, "inherit") for block in range(backbone.card.depth)]
-    undo = operate(backbone, edits)
+    undo = operate(backbone, design_of(backbone, *edits))
     during = output(backbone)
     undo.undo()
     assert torch.equal(before, during)
@@ -36,7 +36,7 @@ def test_a_self_graft_with_inherited_weights_leaves_the_output_bit_identical(
 
 def test_undo_restores_the_very_modules(backbone: Backbone) -> None:
     before, weights = output(backbone), {k: v.clone() for k, v in backbone.transformer.state_dict().items()}
-    undo = operate(backbone, [replacement("hyena_x"), replacement("mlp", 2, ratio=3.0)])
+    undo = operate(backbone, design_of(backbone, replacement("hyena_x"), replacement("mlp", 2, ratio=3.0)))
     assert not torch.equal(output(backbone), before)
     undo.undo()
     assert torch.equal(output(backbone), before)
@@ -62,7 +62,7 @@ def test_a_refused_operator_leaves_the_transformer_as_it_was(
 
         monkeypatch.setattr(Backbone, "set_operator", set_operator)
     with pytest.raises(error):
-        operate(backbone, edits)
+        operate(backbone, design_of(backbone, *edits))
     assert all(
         now is then for now, then in zip(map(backbone.get_operator, backbone.sites), before, strict=True)
     )
@@ -83,7 +83,7 @@ def test_random_weights_depend_on_seed_and_site_alone(backbone: Backbone) -> Non
 def test_a_site_beyond_the_last_block_is_refused_before_any_change(backbone: Backbone) -> None:
     before = output(backbone)
     with pytest.raises(ValueError, match="blocks are 0 to 7"):
-        operate(backbone, [replacement("hyena_x"), replacement("hyena_x", 8)])
+        operate(backbone, design_of(backbone, replacement("hyena_x"), replacement("hyena_x", 8)))
     assert torch.equal(output(backbone), before)
 
 

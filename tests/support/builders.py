@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from grafting_core.specs.design import Init, ReplaceOperator
+from grafting_core.backbones.base import Backbone
+from grafting_core.specs.design import GraftDesign, Init, Part, ReplaceOperator
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.operators import KINDS
@@ -32,6 +33,11 @@ def replacement(kind: str, block: int = 1, init: Init = "random", **fields: Any)
     """One edit of one site."""
     operator = KINDS[kind](kind=kind, **fields)
     return ReplaceOperator(site=GraftSite(block=block, slot=operator.slots[0]), operator=operator, init=init)
+
+
+def design_of(backbone: Backbone, *parts: Part) -> GraftDesign:
+    """A design of these edits and pairs."""
+    return GraftDesign.of(backbone.card.ref, parts)
 
 
 def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

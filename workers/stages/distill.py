@@ -3,10 +3,9 @@
 from torch import nn
 
 from grafting_core.specs.canonical import digest
-from grafting_core.specs.design import ParallelPair, ReplaceOperator
+from grafting_core.specs.design import Place
 from grafting_core.specs.experiment import scions_of
 from grafting_core.specs.scions import ScionCard
-from grafting_core.specs.site import GraftSite
 from grafting_core.storage.bank import Bank
 from grafting_core.training.optim import Diverged
 from workers.contract import StageReport
@@ -57,21 +56,10 @@ def _name(card: ScionCard, cards: list[ScionCard]) -> str:
     return card.scion.name if alone else card.scion.label
 
 
-def load_scions(context: Context) -> dict[GraftSite, nn.Module]:
-    """The design's distilled operators with their weights."""
+def load_modules(context: Context) -> dict[Place, nn.Module]:
+    """The design's distilled operators and merges with their weights."""
     bank = Bank(context.storage)
     return {
-        scion.part.site: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
+        scion.part.place: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
         for scion in scions_of(context.spec)
-        if isinstance(scion.part, ReplaceOperator)
-    }
-
-
-def load_merges(context: Context) -> dict[ParallelPair, nn.Module]:
-    """The design's distilled merges with their weights."""
-    bank = Bank(context.storage)
-    return {
-        scion.part: module_of(context.backbone, bank, scion, context.scions.get(scion.key))
-        for scion in scions_of(context.spec)
-        if isinstance(scion.part, ParallelPair)
     }

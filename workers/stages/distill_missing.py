@@ -19,7 +19,7 @@ from grafting_core.operators.table import build_operator
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.cost import part_flops, pass_flops_per_image
-from grafting_core.specs.design import ParallelPair, ReplaceOperator
+from grafting_core.specs.design import GraftDesign, ParallelPair
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, payload_name
 from grafting_core.surgery.operate import operate
@@ -54,7 +54,7 @@ def ensure_distilled(
     bank = Bank(context.storage)
     by_key = {scion.key: scion for scion in scions}
     banked = [key for key in by_key if bank.has(key)]
-    damaged = {key: wrong for key in banked if (wrong := bank.take_in(key, read)) is not None}
+    damaged = {key: wrong for key in banked if (wrong := bank.verify_or_set_aside(key, read)) is not None}
     notes = [f"{by_key[key].label}: {wrong}; made anew" for key, wrong in damaged.items()]
     lacking = [key for key in by_key if key in damaged or key not in banked]
     missing = [by_key[key] for key in lacking if not bank.divergence(key)]
@@ -78,7 +78,7 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
     card, plan = context.backbone.card, missing[0].plan
     teachers = min(ranks, len(missing))
     flops = pass_flops_per_image(card, [s.part for s in missing]) + (teachers - 1) * card.forward_flops()
-    context.meter.price("distill", StepCost(plan.batch_size * flops, plan.batch_size))
+    context.meter.set_step_cost("distill", StepCost(plan.batch_size * flops, plan.batch_size))
     if not own:
         return  # more workers than scions
     latents = context.latents(plan.images)
@@ -169,10 +169,8 @@ def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
 
 
 def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) -> Undoable:
-    edits = {s.part: module for s, module in placed if isinstance(s.part, ReplaceOperator)}
-    merges = {s.part: module for s, module in placed if isinstance(s.part, ParallelPair)}
-    operators = {edit.site: module for edit, module in edits.items()}
-    return operate(backbone, list(edits), operators=operators, pairs=list(merges), merges=merges)
+    design = GraftDesign.of(backbone.card.ref, [scion.part for scion, _ in placed])
+    return operate(backbone, design, {scion.part.place: module for scion, module in placed})
 
 
 def intervention(backbone: Backbone, bank: Bank, scion: ScionSpec) -> Intervention:

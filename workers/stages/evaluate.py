@@ -20,7 +20,7 @@ from grafting_core.evaluation.sample_grid import sample_grid
 from grafting_core.specs.cost import design_cost, grafted_params
 from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of
 from grafting_core.specs.results import EvaluationReport, MeasuredCost
-from grafting_core.storage.artifacts import keep_published, publish, read_beside, read_card, read_published
+from grafting_core.storage.artifacts import keep_published, publish, read_card, read_file, read_published
 from grafting_core.storage.checksums import read_with_digest, write_with_digest
 from grafting_core.surgery.operate import operate
 from grafting_core.training.observer import StopRequested
@@ -44,7 +44,7 @@ def run(context: Context) -> StageReport:
     if not reused:
         _evaluate(context, key, kept)
     context.group.barrier()
-    report = read_beside(context.storage, folder, "report.json", EvaluationReport)
+    report = read_file(context.storage, folder, "report.json", EvaluationReport)
     return StageReport(
         stage="evaluate",
         key=key,
@@ -86,7 +86,7 @@ def graft_of(context: Context) -> nn.Module:
     if design.is_teacher:
         return context.backbone.transformer
     network = copy.deepcopy(context.backbone.transformer)
-    operate(context.backbone.with_transformer(network), design.edits, pairs=design.pairs)
+    operate(context.backbone.with_transformer(network), design)
     network.load_state_dict(load(read_published(context.storage, f"models/{finetune_key(context.spec)}")))
     return network.requires_grad_(False).eval()
 

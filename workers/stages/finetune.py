@@ -11,7 +11,7 @@ from grafting_core.training.finetune import finetune
 from workers.checkpoints import SharedCheckpoints
 from workers.contract import StageReport
 from workers.stages.context import Context
-from workers.stages.distill import load_merges, load_scions
+from workers.stages.distill import load_modules
 
 
 def run(context: Context) -> StageReport:
@@ -36,13 +36,7 @@ def _finetune(context: Context, key: str) -> None:
     spec, backbone, share = context.spec, context.backbone, context.group.share
     # Training changes every block in place; later stages need the teacher unchanged.
     graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
-    operate(
-        graft,
-        spec.design.edits,
-        operators=load_scions(context),
-        pairs=spec.design.pairs,
-        merges=load_merges(context),
-    )
+    operate(graft, spec.design, load_modules(context))
     context.scions.clear()
     weights = finetune(
         graft,

@@ -88,13 +88,8 @@ class EditResolver:
 
     def design(self) -> GraftDesign:
         """Design that results from the edits so far."""
-        edits = sorted(self._placed.values(), key=lambda edit: edit.site.order)
-        firsts = sorted({pair.first for pair, _ in self._paired.values()})
-        return GraftDesign(
-            backbone=self.card.ref,
-            edits=tuple(edits),
-            pairs=tuple(ParallelPair(first=first) for first in firsts),
-        )
+        pairs = {pair for pair, _ in self._paired.values()}
+        return GraftDesign.of(self.card.ref, [*self._placed.values(), *pairs])
 
     def _sites(self, index: int, edit: ReplaceEdit) -> list[GraftSite]:
         try:

@@ -45,7 +45,7 @@ class Proposer:
         return self._solve(self._costs_of(self.scores), apart, distance)
 
     def nearest(self, target: Chosen) -> Chosen:
-        """Feasible design that shares most sites with `target`; ties go to the one of least score."""
+        """Feasible design that shares most sites with `target`; ties go to the least score."""
         scores = self._costs_of(self.scores)
         keys = {item.key for item in target}
         kept = np.array([len(item.sites) if item.key in keys else 0.0 for item in self.space.items])

@@ -133,9 +133,8 @@ class Space(Frozen):
 
     def design(self, chosen: Sequence[Item]) -> GraftDesign:
         """Design of the chosen items."""
-        edits = sorted((edit for item in chosen for edit in item.edits), key=lambda edit: edit.site.order)
-        pairs = sorted((item.pair for item in chosen if item.pair), key=lambda pair: pair.first)
-        return GraftDesign(backbone=self.backbone, edits=tuple(edits), pairs=tuple(pairs))
+        edits = [edit for item in chosen for edit in item.edits]
+        return GraftDesign.of(self.backbone, [*edits, *(item.pair for item in chosen if item.pair)])
 
     def params(self, chosen: Sequence[Item]) -> int:
         return self.base_params + sum(item.params for item in chosen)

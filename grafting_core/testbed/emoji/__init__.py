@@ -1,1 +1,1 @@
-"""The text-to-image testbed: scenes of colour emoji, captions in GenEval's grammar, a small PixArt."""
+"""Text-to-image testbed: scenes of colour emoji, captions in GenEval's grammar, a small PixArt."""

@@ -1,4 +1,4 @@
-"""Load what ships with the emoji testbed: safetensors in half precision, computed with in float32."""
+"""Load the emoji testbed's files: safetensors in half precision, used in float32."""
 
 import json
 from pathlib import Path
@@ -22,29 +22,29 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def transformer_folder(resolution: int) -> str:
-    """Weights for 64 pixels, and one set for all larger resolutions."""
+    """Folder of the weights: one for 64 pixels, one for all larger resolutions."""
     if resolution not in RESOLUTIONS:
         raise ValueError(f"the testbed draws at {', '.join(map(str, RESOLUTIONS))} pixels, not {resolution}")
     return "transformer-64" if resolution == BASE_RESOLUTION else "transformer-192"
 
 
 def emoji_atlas(folder: Path = ASSETS) -> Atlas:
-    """The tiles that scenes are drawn from."""
+    """Tiles that scenes are drawn from."""
     return load_atlas(folder / "atlas.png")
 
 
 def load_autoencoder(folder: Path = ASSETS) -> PatchAutoencoder:
-    """Pixels to latents and back, frozen."""
+    """Autoencoder of pixels and latents, frozen."""
     return _filled(PatchAutoencoder(), folder / "autoencoder.safetensors")
 
 
 def load_text_encoder(folder: Path = ASSETS) -> TextEncoder:
-    """Captions to embeddings, frozen; the same for every resolution."""
+    """Text encoder, frozen; the same for every resolution."""
     return _filled(TextEncoder(), folder / "text_encoder.safetensors")
 
 
 def load_detector(folder: Path = ASSETS) -> Detector:
-    """The judge, frozen."""
+    """Detector that evaluates images, frozen."""
     return _filled(Detector(), folder / "detector.safetensors")
 
 
@@ -62,13 +62,13 @@ def load_transformer(resolution: int = BASE_RESOLUTION, folder: Path = ASSETS) -
 
 
 def load_painter(resolution: int = BASE_RESOLUTION, folder: Path = ASSETS) -> Painter:
-    """Everything that turns captions into pictures of a resolution."""
+    """All networks that generate images of a resolution from captions."""
     transformer = load_transformer(resolution, folder)
     return Painter(transformer, load_text_encoder(folder), load_autoencoder(folder), resolution)
 
 
 def load_card(folder: Path = ASSETS) -> dict[str, Any]:
-    """Sizes, recipe, times and scores."""
+    """Card with sizes, recipe, times and scores."""
     card: dict[str, Any] = json.loads(_made(folder / "card.json").read_text())
     return card
 
@@ -80,5 +80,5 @@ def _filled(model: Network, file: Path) -> Network:
 
 def _made(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; `{RECIPE} --work DIR --assets {path.parent}` makes it")
+        raise FileNotFoundError(f"{path} is missing; make it by `{RECIPE} --work DIR --assets {path.parent}`")
     return path

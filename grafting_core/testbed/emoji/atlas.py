@@ -1,4 +1,4 @@
-"""The emoji as tiles that scenes are drawn from, and the ten tints."""
+"""Emoji as tiles for drawing scenes, and the ten tints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MARGIN = 2
 """Empty pixels around an emoji's longer side."""
 COLUMNS = 8
 LEAST_RANGE = 0.4
-"""Of luminance that a tint spreads over its ramp; a plain emoji takes the lighter end."""
+"""Range of luminance that a tint maps to its ramp; an emoji with less contrast gets the lighter end."""
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 
 RAMPS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -32,7 +32,7 @@ RAMPS: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]
     "black": ((0.0, 0.0, 0.0), (0.33, 0.33, 0.33)),
     "white": ((0.7, 0.7, 0.7), (1.0, 1.0, 1.0)),
 }
-"""What an emoji's darkest and lightest parts become."""
+"""Dark and light end of every tint."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Atlas:
         return Atlas(avg_pool2d(self.tiles, 2), self.extents, self.tints)
 
     def to(self, device: torch.device | str) -> "Atlas":
-        """The same on another device."""
+        """The atlas on another device."""
         return Atlas(self.tiles.to(device), self.extents.to(device), self.tints.to(device))
 
 
 def load_atlas(file: Path) -> Atlas:
-    """The atlas of a picture of tiles in rows of COLUMNS, in the order of CLASSES."""
+    """Read an atlas from an image of tiles in rows of COLUMNS, in the order of CLASSES."""
     with Image.open(file) as picture:
         pixels = torch.from_numpy(np.array(picture.convert("RGBA"))).float() / 255
     rows = -(-len(CLASSES) // COLUMNS)
@@ -74,7 +74,7 @@ def _extents(alpha_CHW: Tensor) -> Tensor:
 
 
 def _tints(tiles_CHW: Tensor) -> Tensor:
-    """Every tint maps luminance, stretched to the emoji's own range, from a dark to a light colour."""
+    """Matrices that map luminance, stretched to the emoji's own range, from a dark to a light colour."""
     matrices = torch.zeros(len(tiles_CHW), len(COLOURS) + 1, 3, 4)
     matrices[:, -1, :, :3] = torch.eye(3)
     for number, tile in enumerate(tiles_CHW):

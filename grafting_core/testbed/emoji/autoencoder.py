@@ -1,4 +1,4 @@
-"""Images to latents and back: patches of 4 x 4 pixels, then convolutions on the small grid."""
+"""Autoencoder: patches of 4 x 4 pixels, then convolutions on the small grid."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,11 @@ PATCH = 4
 WIDTH = 96
 LATENT_CHANNELS = 4
 LATENT_NOISE = 0.07
-"""Standard deviation that the decoder is trained to bear, of latents of unit variance."""
+"""Standard deviation of the noise on latents (of unit variance) in the decoder's training."""
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3 x 3 convolutions beside the identity."""
+    """Two normalised 3 x 3 convolutions, added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, maps_BCHW: Tensor) -> Tensor:
-        """Same shape out as in."""
+        """Maps of the same shape."""
         result: Tensor = maps_BCHW + self.body(maps_BCHW)
         return result
 
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 class PatchAutoencoder(nn.Module):
     """[B, 3, H, W] in [-1, 1] to latents [B, 4, H/4, W/4] of unit variance; 0.75 M parameters.
 
-    Most of the parameters decode. Convolutions at full resolution would cost ten times the time.
+    Most parameters are in the decoder. Convolutions at full resolution would take ten times as long.
     """
 
     def __init__(self, width: int = WIDTH) -> None:
@@ -63,11 +63,11 @@ class PatchAutoencoder(nn.Module):
         return latents
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pixels, about [-1, 1]."""
+        """Pixels, about in [-1, 1]."""
         pixels: Tensor = self.decoder(latents_BCHW)
         return pixels
 
     @torch.no_grad()
     def reconstruct(self, pixels_BCHW: Tensor) -> Tensor:
-        """What is left of pictures that pass through the latents."""
+        """Images after encoding and decoding."""
         return self.decode(self.encode(pixels_BCHW)).float().clamp(-1, 1)

@@ -1,7 +1,7 @@
-"""The judge of pictures: finds emoji and says class, colour, box and score of each.
+"""Detector of emoji in images: class, colour, box and score of each.
 
-Every picture is brought to one size, so that all resolutions are judged alike. Each cell of a 16 x 16 grid
-may hold an object's centre; a score is the probability that it does, trained as such.
+Images are scaled to one size, so that all resolutions are evaluated alike. Each cell of a 16 x 16 grid can
+contain the centre of one object; its score is the probability that it does.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ INPUT = 128
 GRID = 16
 WIDTHS = (48, 80, 96)
 REPORTED = 0.05
-"""Least score of a detection."""
+"""Minimum score of a detection."""
 SAME_OBJECT = 0.5
-"""Overlap of two boxes of one class above which only the better is kept."""
+"""Maximum overlap of two boxes of one class; beyond it only the better is kept."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in a picture; the box in pixels: left, top, right, bottom."""
+    """One detected object; its box in pixels: left, top, right, bottom."""
 
     name: str
     colour: str | None
-    """None where the emoji has its own colours."""
+    """None for an emoji in its own colours."""
     box: tuple[float, float, float, float]
     score: float
 
@@ -48,7 +48,7 @@ def _convolution(width_in: int, width_out: int, stride: int = 1) -> tuple[nn.Mod
 
 
 class Detector(nn.Module):
-    """Three scales, the coarsest led back to the grid; one head of classes, box and colour per cell."""
+    """Three scales, the coarsest added back to the grid; one head for class, box and colour per cell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Detector(nn.Module):
         nn.init.constant_(self.head.bias[: len(CLASSES)], -6.0)  # type: ignore[index]
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Maps [B, 80, 16, 16] of pictures [B, 3, S, S] in [-1, 1]."""
+        """Maps [B, 80, 16, 16] of images [B, 3, S, S] in [-1, 1]."""
         if pixels_BCHW.shape[-1] != INPUT:
             pixels_BCHW = interpolate(
                 pixels_BCHW, (INPUT, INPUT), mode="bilinear", align_corners=False, antialias=True
@@ -75,7 +75,7 @@ class Detector(nn.Module):
         return joined
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per cell: class logits [B, 40, 16, 16], boxes [B, 4, 16, 16] in shares, colour logits."""
+        """Class logits [B, 40, 16, 16], boxes [B, 4, 16, 16] in shares, and colour logits, by cell."""
         output = self.head(self.features(pixels_BCHW)).float()
         classes, reach, colours = output.split([len(CLASSES), 4, len(COLOURS) + 1], 1)
         centres = (torch.arange(GRID, device=output.device) + 0.5) / GRID
@@ -85,7 +85,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, pixels_BCHW: Tensor) -> list[list[Detection]]:
-        """What each picture shows, best first."""
+        """Detections of each image, best first."""
         logits, boxes, colours = self(pixels_BCHW)
         peaks = logits == max_pool2d(logits, 3, 1, 1)
         scores = logits.sigmoid()
@@ -114,7 +114,7 @@ def _detection(values: Sequence[float]) -> Detection:
 
 
 def _keep(better: list[Detection], new: Detection) -> None:
-    """Add a detection unless a better one has found the same object."""
+    """Add a detection unless a better one has the same object."""
     if all(other.name != new.name or overlap(other.box, new.box) <= SAME_OBJECT for other in better):
         better.append(new)
 

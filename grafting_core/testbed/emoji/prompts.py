@@ -1,7 +1,7 @@
-"""Every caption of the testbed, enumerated: six tasks of GenEval over its classes, colours and relations.
+"""All captions of the testbed: six tasks of GenEval over its classes, colours and relations.
 
-The language is finite (about 150,000 captions), so a caption is a row number, and a batch of captions, their
-tokens and what the picture must hold are gathered from tables.
+The language is finite (about 150,000 captions), so a caption is a row number, and the tokens and the required
+objects of a batch of captions are looked up in tables.
 """
 
 import random
@@ -28,12 +28,12 @@ from grafting_core.testbed.emoji.vocabulary import (
 
 MAX_OBJECTS = 4
 SHARES = (0.08, 0.18, 0.2, 0.1, 0.24, 0.2)
-"""Share of every task among training captions: the hard ones have the most."""
+"""Share of every task among training captions: hard ones have the largest shares."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What a picture must hold: objects by class and colour, and how the second lies to the first."""
+    """Required content of an image: objects by class and colour, and the second's position to the first."""
 
     task: str
     text: str
@@ -98,24 +98,24 @@ def all_captions() -> Iterator[Caption]:
 
 @cache
 def captions() -> tuple[Caption, ...]:
-    """All captions; a row number names one."""
+    """All captions by row number."""
     return tuple(all_captions())
 
 
 @dataclass(frozen=True)
 class SceneTable:
-    """What every caption asks for, by row; unused places hold -1 (classes) and NATURAL (colours)."""
+    """Required objects of every caption, by row; unused places hold -1 (classes) and NATURAL (colours)."""
 
     classes: Tensor
     colours: Tensor
     counts: Tensor
     relations: Tensor
-    """-1 where the caption names none."""
+    """Index of the relation; -1 if the caption has none."""
     starts: tuple[int, ...]
     """First row of every task, and the number of rows."""
 
     def draw(self, count: int, generator: torch.Generator, shares: Sequence[float] = SHARES) -> Tensor:
-        """Rows [count]: a task by its share, then any of its captions alike; most objects first."""
+        """Rows [count]: a task by its share, then a caption of it uniformly; sorted by number of objects."""
         tasks = torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
         starts = torch.tensor(self.starts)
         sizes = starts.diff()[tasks]
@@ -141,7 +141,7 @@ def scene_table() -> SceneTable:
 
 
 def geneval_rows(seed: int, per_task: int = 100) -> list[int]:
-    """Rows of a benchmark: every class once, `per_task` draws of each other task without duplicates."""
+    """Rows of a benchmark: every class once, `per_task` different draws of each other task."""
     rng = random.Random(seed)  # noqa: S311 - a benchmark, no secret
     starts = scene_table().starts
     chosen = list(range(starts[1]))

@@ -1,4 +1,4 @@
-"""From captions to pictures: DDIM with guidance in latents, then the decoder."""
+"""Sampling from captions: DDIM with guidance in latents, then the decoder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GUIDANCE = 3.0
 
 @dataclass(frozen=True)
 class Painter:
-    """The three networks that turn captions into pictures, and how they are asked."""
+    """The three networks that generate images from captions, and the sampling settings."""
 
     transformer: PixArtTransformer2DModel
     text_encoder: TextEncoder
@@ -30,7 +30,7 @@ class Painter:
 
     @torch.no_grad()
     def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """Pictures [B, 3, R, R] in [-1, 1]; each depends on its own caption and seed alone."""
+        """Images [B, 3, R, R] in [-1, 1]; each depends only on its own caption and seed."""
         noise = torch.stack([self._noise(seed) for seed in seeds]).to(self._device)
         return self.autoencoder.decode(self.denoise(texts, noise)).float().clamp(-1, 1)
 
@@ -44,7 +44,7 @@ class Painter:
 
     @torch.no_grad()
     def denoise(self, texts: Sequence[str], latents_BCHW: Tensor) -> Tensor:
-        """Clean latents by DDIM without noise; guidance away from the empty caption."""
+        """Clean latents by DDIM without noise, guided against the empty caption."""
         set_resolution(self.transformer, self.resolution)
         tokens = token_batch([*texts, *[""] * len(texts)]).to(latents_BCHW.device)
         embeddings, mask = self.text_encoder(tokens)
@@ -62,14 +62,14 @@ class Painter:
 
 
 def ddim_step(latents: Tensor, noise: Tensor, signal: float, following: float) -> Tensor:
-    """Latents at the next visit, given the noise in them and both visits' cumulative alphas."""
+    """Latents at the next timestep, from their noise and the cumulative alphas of both timesteps."""
     clean = (latents - (1 - signal) ** 0.5 * noise) / signal**0.5
     after: Tensor = following**0.5 * clean + (1 - following) ** 0.5 * noise
     return after
 
 
 def visits(steps: int) -> Iterator[tuple[int, float, float]]:
-    """Timestep, its cumulative alpha and that of the next visit; evenly spaced, from the last one."""
+    """Timestep, its cumulative alpha and that of the next timestep; evenly spaced, descending."""
     cumulative = linear_schedule().alphas_cumprod
     places = torch.linspace(NUM_TIMESTEPS - 1, 0, steps).round().long().tolist()
     levels = [*(float(cumulative[place]) for place in places), 1.0]

@@ -1,6 +1,6 @@
-"""Draw scenes that fit captions: layout first, then pixels, in batches, on any device, from a seed.
+"""Draw scenes for captions: layout first, then pixels, in batches, on any device, from a seed.
 
-Coordinates are shares of the picture, from its upper left corner.
+Coordinates are shares of the image, from its upper left corner.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from grafting_core.testbed.emoji.atlas import MARGIN, TILE, Atlas
 from grafting_core.testbed.emoji.prompts import MAX_OBJECTS, SceneTable
 
 SIZES = ((0.34, 0.62), (0.30, 0.46), (0.28, 0.38), (0.26, 0.34))
-"""Smallest and largest longer side, by the number of objects."""
+"""Minimum and maximum of the longer side, by number of objects."""
 BORDER = 0.015
 GAP = 0.02
-"""Least distance of two objects' boxes, where a try with it was found."""
+"""Minimum distance between the boxes of two objects, if one of the tries reaches it."""
 TRIES = 96
 STRAIGHT = 0.87
-"""Least cosine of a relation's direction with its axis: 30 degrees at most."""
+"""Minimum cosine between a relation's direction and its axis: 30 degrees at most."""
 DIRECTIONS = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
 SUPERSAMPLED = 128
-"""Pictures smaller than this are drawn at twice the size and averaged."""
+"""Smaller images are drawn at twice the size and averaged."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies where, [B, N] and more; absent objects have class -1."""
+    """Positions of objects, [B, N] and more; absent objects have class -1."""
 
     classes: Tensor
     colours: Tensor
@@ -39,11 +39,11 @@ class Layout:
     backgrounds: Tensor
     """Colours of the upper and the lower edge."""
     leading: tuple[int, ...]
-    """By object number: how many scenes from the first on hold all that have it."""
+    """Number of leading scenes that have an object, by object number."""
 
     @property
     def boxes(self) -> Tensor:
-        """Left, top, right, bottom."""
+        """Boxes as left, top, right, bottom."""
         return torch.cat([self.centres - self.halves, self.centres + self.halves], -1)
 
     @property
@@ -52,7 +52,7 @@ class Layout:
 
 
 def arrange(table: SceneTable, rows_B: Tensor, atlas: Atlas, generator: torch.Generator) -> Layout:
-    """A layout for every caption row: of TRIES random ones the first that fits best."""
+    """A layout for every caption row: the best of TRIES random ones."""
     device = atlas.tiles.device
     held = table.counts[rows_B][:, None] > torch.arange(MAX_OBJECTS)
     leading = (held * torch.arange(1, len(rows_B) + 1)[:, None]).amax(0).tolist()
@@ -81,21 +81,21 @@ class _Draw:
 
 
 def _place(draw: _Draw, halves_BN2: Tensor, present_BN: Tensor, relations_B: Tensor) -> Tensor:
-    """Centres [B, N, 2]: inside the picture, boxes apart, the relation clear."""
+    """Centres [B, N, 2]: inside the image, with boxes apart and a clear relation."""
     batch, objects = present_BN.shape
     low = halves_BN2 + BORDER
     tries = low[:, None] + (1 - 2 * low)[:, None] * draw(batch, TRIES, objects, 2)
     fit = _least_gap(tries, halves_BN2, present_BN).clamp(max=GAP)
     offset = tries[:, :, 1] - tries[:, :, 0]
-    wanted = DIRECTIONS.to(offset)[relations_B.clamp(min=0)]
-    straight = (offset * wanted[:, None]).sum(-1) / offset.norm(dim=-1).clamp(min=1e-6)
+    direction = DIRECTIONS.to(offset)[relations_B.clamp(min=0)]
+    straight = (offset * direction[:, None]).sum(-1) / offset.norm(dim=-1).clamp(min=1e-6)
     fit = fit - ((straight < STRAIGHT) & (relations_B >= 0)[:, None]).float()
     best = fit.argmax(1)
     return tries[torch.arange(batch, device=best.device), best]
 
 
 def _least_gap(centres_BKN2: Tensor, halves_BN2: Tensor, present_BN: Tensor) -> Tensor:
-    """Smallest distance [B, K] of two objects' boxes, along the axis that parts them most."""
+    """Smallest distance [B, K] between boxes of two objects, along the axis on which it is largest."""
     least = torch.full(centres_BKN2.shape[:2], 1.0, device=centres_BKN2.device)
     for first in range(present_BN.shape[1]):
         for second in range(first):
@@ -107,7 +107,7 @@ def _least_gap(centres_BKN2: Tensor, halves_BN2: Tensor, present_BN: Tensor) -> 
 
 
 def _pastels(draw: _Draw, batch: int) -> Tensor:
-    """Light colours [B, 2, 3] of the upper and lower edge, of one hue each."""
+    """Light colours [B, 2, 3] of the upper and lower edge, both of one hue."""
     hue = draw(batch, 1, 1) + 0.12 * draw(batch, 2, 1)
     strength = 0.06 + 0.2 * draw(batch, 1, 1)
     value = 0.86 + 0.12 * draw(batch, 2, 1)
@@ -117,13 +117,13 @@ def _pastels(draw: _Draw, batch: int) -> Tensor:
 
 
 def draw_scenes(layout: Layout, atlas: Atlas, resolution: int) -> Tensor:
-    """Pictures [B, 3, resolution, resolution] in [-1, 1]; later objects lie over earlier ones."""
+    """Images [B, 3, resolution, resolution] in [-1, 1]; later objects cover earlier ones."""
     canvas, _ = _draw(layout, atlas, resolution, with_masks=False)
     return canvas
 
 
 def draw_masks(layout: Layout, atlas: Atlas, resolution: int) -> Tensor:
-    """Which pixels show which object: bool [B, N, resolution, resolution], disjoint."""
+    """Visible pixels of each object: bool [B, N, resolution, resolution], disjoint."""
     _, shown = _draw(layout, atlas, resolution, with_masks=True)
     return shown > 0.5
 

@@ -1,4 +1,4 @@
-"""GenEval's verdict on a picture, from what a detector found in it, and scores by task.
+"""GenEval's verdict on an image from its detections, and scores by task.
 
 The rules are those of djghosh13/geneval: thresholds, most confident boxes, colours, relations, exclusions.
 """
@@ -16,7 +16,7 @@ THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MOST_PER_CLASS = 16
 SHRINK = 0.1
-"""Share of both objects' size by which their offset is shrunk before a relation is read."""
+"""Share of both objects' size that is subtracted from their offset before a relation is determined."""
 NORMAL_95 = 1.959964
 
 Found = Mapping[str, Sequence[Detection]]
@@ -24,7 +24,7 @@ Found = Mapping[str, Sequence[Detection]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows what was asked, and what is missing."""
+    """Whether an image matches its caption, and what is missing."""
 
     correct: bool
     reason: str = ""
@@ -59,7 +59,7 @@ def judge(metadata: Mapping[str, Any], detections: Iterable[Detection]) -> Verdi
 def _included(
     request: Mapping[str, Any], found: Found, matched: Sequence[Sequence[Detection] | None]
 ) -> tuple[Sequence[Detection] | None, str]:
-    """The boxes that meet a request, or None and the reason; counts first, then colour, then position."""
+    """Boxes that meet a request, or None and the reason; checks counts, then colour, then position."""
     name, count = request["class"], request["count"]
     boxes = found.get(name, ())[:count]
     if len(boxes) < count:
@@ -83,7 +83,7 @@ def _colour_reason(name: str, colour: str, count: int, boxes: Sequence[Detection
 def _position_reason(
     name: str, relation: str, boxes: Sequence[Detection], targets: Sequence[Detection] | None
 ) -> str:
-    """Empty where every box has the relation to every target."""
+    """Reason if not every box has the relation to every target, else an empty string."""
     if targets is None:
         return f"no target for {name} to be {relation}"
     for box in boxes:
@@ -95,7 +95,7 @@ def _position_reason(
 
 
 def relations(subject: Detection, target: Detection) -> set[str]:
-    """How the subject lies to the target; a diagonal offset satisfies two relations."""
+    """Relations of the subject to the target; a diagonal offset satisfies two of them."""
     offset = [_centre(subject, axis) - _centre(target, axis) for axis in (0, 1)]
     shrunk = [
         np.sign(part) * max(abs(part) - SHRINK * (_extent(subject, axis) + _extent(target, axis)), 0.0)
@@ -125,7 +125,7 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def summary(verdicts: Iterable[tuple[str, bool]]) -> dict[str, Any]:
-    """Scores of (task, correct) pairs by task with Wilson intervals; overall is the tasks' plain mean."""
+    """Scores of (task, correct) pairs by task with Wilson intervals; overall is the mean over tasks."""
     by_task: dict[str, list[bool]] = {}
     for task, correct in verdicts:
         by_task.setdefault(task, []).append(correct)

@@ -1,4 +1,4 @@
-"""Captions to embeddings: a closed vocabulary and one transformer layer, trained with the denoiser."""
+"""Text encoder: a closed vocabulary and one transformer layer, trained with the denoiser."""
 
 from functools import cache
 
@@ -16,14 +16,14 @@ PAD, END = 0, 1
 
 @cache
 def word_numbers() -> dict[str, int]:
-    """Every word that a caption can hold, with its token."""
+    """Token of every word that captions contain."""
     phrases = [*CLASSES, *map(plural, CLASSES), *COLOURS, *NUMBERS.values(), *RELATIONS, "a an and of photo"]
     words = sorted({word for phrase in phrases for word in phrase.split()})
     return {word: number for number, word in enumerate(words, start=END + 1)}
 
 
 def tokenise(caption: str) -> list[int]:
-    """Tokens [MAX_TOKENS] of a caption, ended and padded; the empty caption is the null condition.
+    """Tokens [MAX_TOKENS] of a caption, with end and padding; the empty caption is the null condition.
 
     Raises ValueError for a word outside the vocabulary and for a caption that is too long.
     """
@@ -31,7 +31,7 @@ def tokenise(caption: str) -> list[int]:
     known = word_numbers()
     if unknown := [word for word in words if word not in known]:
         raise ValueError(
-            f"the caption {caption!r} holds {', '.join(map(repr, unknown))}, which the text encoder does not "
+            f"the caption {caption!r} has {', '.join(map(repr, unknown))}, which the text encoder does not "
             f"know; its {len(known)} words are those of GenEval's grammar over {', '.join(CLASSES)}"
         )
     if len(words) >= MAX_TOKENS:
@@ -64,7 +64,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, L] -> embeddings [B, L, WIDTH] and their mask [B, L], true up to the end."""
+        """Tokens [B, L] -> embeddings [B, L, WIDTH] and their mask [B, L], true up to the end token."""
         mask = tokens_BL != PAD
         hidden = self.layer(self.words(tokens_BL) + self.positions, src_key_padding_mask=~mask)
         embeddings: Tensor = self.norm(hidden)

@@ -1,4 +1,4 @@
-"""The denoiser: diffusers' PixArt in small, one set of sizes for every resolution."""
+"""Denoiser: a small PixArt of diffusers, with the same sizes for every resolution."""
 
 from functools import cache
 
@@ -18,7 +18,7 @@ PATCH_SIZE = 2
 
 
 def build_transformer(resolution: int = BASE_RESOLUTION, depth: int = DEPTH) -> PixArtTransformer2DModel:
-    """Untrained; predicts noise alone. Larger resolutions stretch the positions as PixArt does."""
+    """Untrained transformer that predicts noise. Larger resolutions scale positions as PixArt does."""
     return PixArtTransformer2DModel(
         num_attention_heads=HEADS,
         attention_head_dim=WIDTH // HEADS,
@@ -35,7 +35,7 @@ def build_transformer(resolution: int = BASE_RESOLUTION, depth: int = DEPTH) -> 
 
 
 def set_resolution(model: PixArtTransformer2DModel, resolution: int) -> None:
-    """Give a model the positions of another resolution, so that one set of weights draws at several."""
+    """Set the positions for another resolution, so that one set of weights serves several."""
     grid = resolution // (PATCH * PATCH_SIZE)
     embed = model.pos_embed
     if embed.height == grid:
@@ -47,7 +47,7 @@ def set_resolution(model: PixArtTransformer2DModel, resolution: int) -> None:
 
 @cache
 def _positions(resolution: int) -> Tensor:
-    """Sines and cosines [1, tokens, WIDTH] of places in units of a token at BASE_RESOLUTION."""
+    """Sines and cosines [1, tokens, WIDTH] of positions in units of a token at BASE_RESOLUTION."""
     grid, scale = resolution // (PATCH * PATCH_SIZE), resolution // BASE_RESOLUTION
     values: Tensor = get_2d_sincos_pos_embed(
         WIDTH, grid, base_size=grid, interpolation_scale=scale, output_type="pt"
@@ -62,7 +62,7 @@ def predict_noise(
     embeddings_BLD: Tensor,
     mask_BL: Tensor,
 ) -> Tensor:
-    """The noise in latents, given encoded captions."""
+    """Noise in the latents, predicted for encoded captions."""
     output: Tensor = model(
         noisy_BCHW,
         encoder_hidden_states=embeddings_BLD,

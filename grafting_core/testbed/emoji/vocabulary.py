@@ -1,4 +1,4 @@
-"""The words of the testbed: COCO class names with an emoji each, GenEval's colours, numbers and relations."""
+"""Vocabulary of the testbed: COCO class names with an emoji each, GenEval's colours, numbers, relations."""
 
 from collections.abc import Mapping
 
@@ -56,10 +56,10 @@ NATURAL = len(COLOURS)
 
 
 def with_article(noun: str) -> str:
-    """`a dog`, `an orange umbrella`: by the first letter, as GenEval has it."""
+    """`a dog`, `an orange umbrella`: article by the first letter, as in GenEval."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(name: str) -> str:
-    """GenEval's naive plural, kept verbatim: an s, after an s es (buses, sheeps, scissorses)."""
+    """GenEval's simple plural, unchanged: an s, after an s es (buses, sheeps, scissorses)."""
     return f"{name}es" if name.endswith("s") else f"{name}s"

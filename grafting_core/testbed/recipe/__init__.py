@@ -1,1 +1,1 @@
-"""Makes the embedded testbed from Fashion-MNIST."""
+"""Recipe that makes the testbed's assets from Fashion-MNIST."""

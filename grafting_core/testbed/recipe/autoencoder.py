@@ -1,4 +1,4 @@
-"""Train the autoencoder and measure the latents it gives."""
+"""Train the autoencoder, and compute latents and their scale."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from grafting_core.testbed.recipe.training import (
 )
 
 BATCH = 64
-JUDGED = 16
-"""Rows of a batch that the feature loss looks at: the classifier costs as much as the autoencoder."""
+FEATURE_ROWS = 16
+"""Rows of a batch in the feature loss: the classifier costs as much as the autoencoder."""
 KL_WEIGHT = 1e-3
 FEATURE_WEIGHT = 0.1
 
 
 def train_autoencoder(work: Path, judge: FashionClassifier, seed: int, steps: int = 2200) -> AutoencoderKL:
-    """L1 + squared error + small KL, and on some rows the distance of the classifier's features."""
+    """Loss: L1 + squared error + small KL, and on some rows the distance of the classifier's features."""
     images, _ = read_split("train")
     torch.manual_seed(seed)
     model = build_autoencoder()
@@ -40,7 +40,7 @@ def train_autoencoder(work: Path, judge: FashionClassifier, seed: int, steps: in
 
 
 def averaged_autoencoder(trainer: Trainer) -> AutoencoderKL:
-    """The averaged weights in evaluation mode."""
+    """The EMA weights, in evaluation mode."""
     model = build_autoencoder()
     model.load_state_dict(trainer.ema)
     return model.eval().requires_grad_(False)
@@ -55,8 +55,8 @@ def _loss(
     restored = model.decode(posterior.mean + posterior.std * draw).sample
     difference = restored - pixels_BCHW
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-    judged = JUDGED // world()
-    features = judge.features(restored[:judged]) - judge.features(pixels_BCHW[:judged])
+    rows = FEATURE_ROWS // world()
+    features = judge.features(restored[:rows]) - judge.features(pixels_BCHW[:rows])
     pixel_loss: Tensor = difference.abs().mean() + difference.square().mean()
     total: Tensor = pixel_loss + KL_WEIGHT * divergence + FEATURE_WEIGHT * features.square().mean()
     return total
@@ -70,5 +70,5 @@ def encode_all(model: AutoencoderKL, images: Bytes, chunk: int = 250) -> tuple[T
 
 
 def scaling_factor(mean: Tensor, std: Tensor) -> float:
-    """What makes latents drawn from these posteriors have unit variance, as the diffusion process assumes."""
+    """Scale that gives latents drawn from these posteriors unit variance, as diffusion assumes."""
     return float(1 / (mean.var() + std.square().mean()).sqrt())

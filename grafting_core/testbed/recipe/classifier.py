@@ -32,7 +32,7 @@ def train_classifier(work: Path, seed: int, steps: int = 2000) -> FashionClassif
 
 
 def averaged_classifier(trainer: Trainer) -> FashionClassifier:
-    """The averaged weights in evaluation mode."""
+    """The EMA weights, in evaluation mode."""
     model = FashionClassifier()
     model.load_state_dict(trainer.ema)
     return model.eval().requires_grad_(False)
@@ -47,7 +47,7 @@ def _augment(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: FashionClassifier, split: str = "t10k") -> float:
-    """Share of right answers on a split."""
+    """Share of correct predictions on a split."""
     images, labels = read_split(split)
     hits = sum(
         int((model(to_pixels(images[i : i + 500])).argmax(1).numpy() == labels[i : i + 500]).sum())

@@ -12,7 +12,7 @@ PICTURE = Path(__file__).parent / "curves.png"
 
 
 def main() -> None:
-    """One panel a network, loss over steps."""
+    """Draw one panel per network, loss over steps."""
     mpl.use("Agg")
     curves = json.loads((ASSETS / "curves.json").read_text())
     figure, panels = plt.subplots(1, len(curves), figsize=(10, 2.6), constrained_layout=True)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the original IDX files for pretraining, and the share of it that ships with the package."""
+"""Fashion-MNIST: the original IDX files for pretraining, and the part that ships with the package."""
 
 import gzip
 from pathlib import Path
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 DATASET = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package `dataset-fashion-mnist` puts it."""
+"""Folder of Debian's package `dataset-fashion-mnist`."""
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def read_idx(path: Path) -> Bytes:
-    """An IDX file of unsigned bytes, gzipped. Raises ValueError where it is something else."""
+    """Content of a gzipped IDX file of unsigned bytes. Raises ValueError for other files."""
     raw = gzip.decompress(path.read_bytes())
     if raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is no IDX file of unsigned bytes")
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def read_split(split: str, folder: Path = DATASET) -> tuple[Bytes, Bytes]:
-    """Images [N, 28, 28] and labels [N] of `train` (60,000) or `t10k` (10,000)."""
+    """Images [N, 28, 28] and labels [N] of `train` (60,000) or `t10k` (10,000). Raises FileNotFoundError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; install the package dataset-fashion-mnist (apt)")
     return read_idx(folder / f"{split}-images-idx3-ubyte.gz"), read_idx(

@@ -1,7 +1,7 @@
-"""The figures on the card: how far from the real images are the teacher, its floor and its ceiling?
+"""Metrics on the card: distance of the teacher from real images, with lower and upper reference values.
 
-`python -m grafting_core.testbed.recipe.measure` measures the shipped files and puts the
-figures on their card.
+`python -m grafting_core.testbed.recipe.measure` measures the shipped files and writes the metrics to
+their card.
 """
 
 from typing import Any
@@ -45,7 +45,7 @@ SHOWN = (PROTOCOL.fid_name, f"label_accuracy/{PROTOCOL.feature_network}")
 
 
 def measure_real() -> dict[str, float]:
-    """Floor, reconstructions and the classifier's accuracy, on the 10,000 images nothing was trained on."""
+    """Metrics of real images, of reconstructions, and the classifier's accuracy, on the test images."""
     images, _ = read_split("t10k")
     classifier, whole = load_classifier(), load_reference()
     known = Moments(whole.count, whole.mean, whole.scatter)
@@ -59,7 +59,7 @@ def measure_real() -> dict[str, float]:
 
 @torch.no_grad()
 def reconstruct(autoencoder: AutoencoderKL, images: Bytes) -> Bytes:
-    """Encoded to the posterior mean and decoded again."""
+    """Images encoded to the posterior mean and decoded again."""
     parts = []
     for start in range(0, len(images), CHUNK):
         latents = autoencoder.encode(to_pixels(images[start : start + CHUNK])).latent_dist.mean
@@ -80,21 +80,21 @@ def measure_samples(backbone: Backbone, transformer: nn.Module, name: str) -> di
 
 
 def untrained(seed: int = 0) -> nn.Module:
-    """The teacher's architecture as diffusers initialises it: the ceiling."""
+    """The teacher's architecture with diffusers' initial weights, whose FID is the upper reference value."""
     torch.manual_seed(seed)
     network: nn.Module = build_transformer().eval().requires_grad_(False)
     return network
 
 
 def measure_locality(backbone: Backbone) -> dict[str, Any]:
-    """The card's profile: by it, designs choose blocks of local or far-reaching attention."""
+    """Locality profile for the card, by which designs select blocks."""
     band = default_band(backbone.card.dims.num_tokens)
     profile = locality_profile(backbone, [band], profile_protocol())[band]
     return {"locality_band": band, "locality": tuple(round(mass, 6) for mass in profile)}
 
 
 def main() -> None:
-    """Measure everything (20 minutes of one core) and write the card anew."""
+    """Measure everything (20 minutes of one core) and rewrite the card."""
     backbone = load_backbone(NAME)
     figures = measure_real()
     figures |= measure_samples(backbone, backbone.transformer, "teacher")

@@ -1,4 +1,4 @@
-"""Turn pretraining checkpoints into the files that ship, and their card."""
+"""Convert pretraining checkpoints to the files that ship, with their card."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from grafting_core.testbed.recipe.data import read_split, stratified, to_pixels
 from grafting_core.testbed.recipe.transformer import BATCH
 
 SHARE = 0.1
-"""Of the training images that ship, the paper's stage-2 share, and of the test images, to be held out."""
+"""Share of training images that ship (the paper's stage-2 share), and of test images, for holding out."""
 HELD_OUT = "held_out.npz"
 NAME = "testbed/dit-fashion"
 
@@ -111,19 +111,19 @@ def _card(
 
 
 def num_params(module: nn.Module) -> int:
-    """Parameters, shared ones once."""
+    """Number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def decoder_flops(autoencoder: AutoencoderKL) -> int:
-    """FLOPs of decoding one latent, counted on real tensors."""
+    """FLOPs of decoding one latent, counted by running the decoder."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         autoencoder.decode(torch.zeros(1, 4, 7, 7))
     return int(counter.get_total_flops())
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over everything that training and sampling depend on, in fixed order."""
+    """SHA-256 over all files that training and sampling depend on, in fixed order."""
     hashed = hashlib.sha256()
     files = [
         "transformer/diffusion_pytorch_model.safetensors",
@@ -135,7 +135,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def pretraining_cost(steps: int, device_seconds: float) -> Pretraining:
-    """Three forwards' worth of FLOPs an image; the forward's own are put in once the sizes are known."""
+    """Cost of pretraining; its FLOPs, three forwards per image, are set once the sizes are known."""
     images = steps * BATCH
     return Pretraining(
         flops=1.0, images=images, steps=steps, batch_size=BATCH, device_seconds=round(device_seconds)

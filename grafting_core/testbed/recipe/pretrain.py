@@ -1,7 +1,7 @@
 """Make the testbed from the original images: `python -m grafting_core.testbed.recipe.pretrain --work DIR`.
 
-Every stage resumes where a kill left it. Several processes share the work under
-`torchrun --nproc-per-node 2 -m grafting_core.testbed.recipe.pretrain`, one thread each.
+Every stage resumes from its checkpoint. Use several processes with one thread each by
+`torchrun --nproc-per-node 2 -m grafting_core.testbed.recipe.pretrain`.
 """
 
 import argparse
@@ -31,15 +31,15 @@ def scaled_latents(autoencoder: AutoencoderKL, work: Path) -> dict[str, torch.Te
     if not file.exists():
         mean, std = encode_all(autoencoder, read_split("train")[0])
         factor = torch.tensor(scaling_factor(mean, std))
-        beside = file.with_suffix(f".tmp{rank()}")
-        torch.save({"mean": mean * factor, "std": std * factor, "factor": factor}, beside)
-        os.replace(beside, file)  # noqa: PTH105 - the atomic one
+        temporary = file.with_suffix(f".tmp{rank()}")
+        torch.save({"mean": mean * factor, "std": std * factor, "factor": factor}, temporary)
+        os.replace(temporary, file)  # noqa: PTH105 - atomic
     latents: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
     return latents
 
 
 def pretrain(work: Path, seed: int, steps: dict[str, int], assets: Path) -> None:
-    """All three networks, one after the other, then the package and its card."""
+    """Train all three networks one after another, then write the package and its card."""
     classifier = train_classifier(work, seed, steps["classifier"])
     autoencoder = train_autoencoder(work, classifier, seed, steps["autoencoder"])
     latents = scaled_latents(autoencoder, work)
@@ -57,7 +57,7 @@ def _package(
     trainer: Trainer,
     assets: Path,
 ) -> None:
-    """Write what ships; figures join the card by `python -m grafting_core.testbed.recipe.measure`."""
+    """Write the files that ship; `python -m grafting_core.testbed.recipe.measure` adds metrics later."""
     cost = pretraining_cost(trainer.step, trainer.seconds)
     write_package(*networks, factor, cost, {}, assets)
     curve = {name: saved_curve(trainer.work, name) for name in STEPS}
@@ -72,12 +72,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for name, default in STEPS.items():
         parser.add_argument(f"--{name}-steps", type=int, default=default)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1 if "RANK" in os.environ else os.cpu_count() or 1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    steps = {name: getattr(given, f"{name}_steps") for name in STEPS}
-    pretrain(given.work, given.seed, steps, given.assets)
+    steps = {name: getattr(arguments, f"{name}_steps") for name in STEPS}
+    pretrain(arguments.work, arguments.seed, steps, arguments.assets)
 
 
 if __name__ == "__main__":

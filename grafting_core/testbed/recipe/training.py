@@ -1,4 +1,4 @@
-"""The loop that all three pretraining stages share: seeded, resumable after a kill at any step, averaged."""
+"""Training loop of all three pretraining stages: seeded, resumable at any step, with EMA weights."""
 
 import os
 import time
@@ -21,7 +21,7 @@ class Schedule:
     warmup: int = 200
 
     def rate(self, step: int) -> float:
-        """Learning rate of the step about to be taken, from 0."""
+        """Learning rate of the next step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -30,20 +30,20 @@ class Schedule:
 
 @dataclass
 class Trainer:
-    """Model, AdamW and averaged weights, with a checkpoint file that is always whole."""
+    """Model, AdamW and EMA weights, with an atomically written checkpoint file."""
 
     name: str
     model: nn.Module
     schedule: Schedule
     loss: Callable[[int], Tensor]
-    """Loss of step i; draws nothing but from (seed, i), so that resuming needs only the step."""
+    """Loss of step i; draws only from (seed, i), so that resuming needs only the step."""
     work: Path
     ema_decay: float = 0.9995
     clip_norm: float = 1.0
     save_seconds: float = 60.0
     step: int = 0
     seconds: float = 0.0
-    """Of all processes together."""
+    """Training time of all processes together."""
     curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Trainer:
         print(f"{self.name} {self.step}/{self.schedule.steps} loss {mean:.4f}, {left:.0f} s left", flush=True)
 
     def save(self) -> None:
-        """Write beside and rename, so that a kill leaves the old file or the new one."""
+        """Write a temporary file and rename it, so that a kill leaves the old file or the new one."""
         if rank() > 0:
             return
         state: dict[str, Any] = {
@@ -119,9 +119,9 @@ class Trainer:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        beside = self.file.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, self.file)  # noqa: PTH105 - the atomic one
+        temporary = self.file.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.file)  # noqa: PTH105 - atomic
 
     def _load(self) -> None:
         state = torch.load(self.file, weights_only=True)
@@ -138,12 +138,12 @@ def saved_curve(work: Path, name: str) -> list[tuple[int, float]]:
 
 
 def rank() -> int:
-    """Of this process among those that train together; 0 where there is one."""
+    """Rank of this process among those that train together; 0 for a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """Processes that train together; two of one thread each beat one of two on models this small."""
+    """Number of processes that train together; two with one thread each are fastest for these models."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -167,7 +167,7 @@ def share_gradients(model: nn.Module) -> None:
 
 
 def batch_indices(step: int, batch: int, total: int, seed: int) -> Tensor:
-    """Rows of step i: consecutive slices of a new permutation every epoch (the tail joins the next one)."""
+    """Rows of step i: consecutive slices of one permutation per epoch; a batch may span two epochs."""
     epoch, offset = divmod(step * batch, total)
     order = _permutation(epoch, total, seed)[offset : offset + batch]
     missing = batch - len(order)
@@ -179,5 +179,5 @@ def _permutation(epoch: int, total: int, seed: int) -> Tensor:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """All randomness of one step."""
+    """Generator for all random numbers of one step."""
     return torch.Generator().manual_seed((seed * 7_919 + 1) * 10_000_019 + step)

@@ -19,7 +19,7 @@ LABEL_DROPOUT = 0.1
 def transformer_trainer(
     work: Path, moments: tuple[Tensor, Tensor], labels_N: Tensor, seed: int, steps: int, depth: int = 8
 ) -> Trainer:
-    """A trainer over scaled posterior moments (mean, std) [N, 4, 7, 7] and labels [N].
+    """Trainer over scaled posterior moments (mean, std) [N, 4, 7, 7] and labels [N].
 
     DiT's recipe: uniform timesteps, noise MSE plus variational bound, labels dropped outside the model.
     """
@@ -44,7 +44,7 @@ def transformer_trainer(
 
 
 def averaged_transformer(trainer: Trainer, depth: int = 8) -> DiTTransformer2DModel:
-    """The averaged weights in evaluation mode."""
+    """The EMA weights, in evaluation mode."""
     model = build_transformer(depth)
     model.load_state_dict(trainer.ema)
     return model.eval().requires_grad_(False)

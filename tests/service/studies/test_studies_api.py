@@ -68,7 +68,7 @@ def create(client: TestClient, **changes: Any) -> Any:
                 }
             },
             "/space/parallel_pairs",
-            "reaches over",
+            "outside it",
         ),
         ({"objectives": [{"minimize": "fod1k"}]}, "/objectives/0/minimize", "unknown objective"),
         ({"objectives": [{"minimize": "flops"}]}, "/objectives", "one objective must be the quality"),
@@ -79,7 +79,7 @@ def create(client: TestClient, **changes: Any) -> Any:
         ({"objectives": [{"minimize": "latency"}]}, "/objectives", "one objective must be the quality"),
         ({"budget": {"training_images": 10}}, "/budget/training_images", "cheapest plan"),
         ({"budget": {"device_seconds": 0.001}}, "/budget/device_seconds", "about"),
-        ({"screening": {"rungs": ["fid20", "loss_gap"]}}, "/screening/rungs/1", "cheap to dear"),
+        ({"screening": {"rungs": ["fid20", "loss_gap"]}}, "/screening/rungs/1", "cheap to expensive"),
         ({"screening": {"rungs": ["fid50k"]}}, "/screening/rungs/0", "no more than the final"),
         ({"sampler": {"kind": "luck"}}, "/sampler/kind", "tpe"),
         ({"promote": 0}, "/promote", "greater than"),

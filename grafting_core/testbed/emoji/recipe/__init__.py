@@ -1,1 +1,1 @@
-"""How the assets of the emoji testbed were made: `python -m grafting_core.testbed.emoji.recipe`."""
+"""Recipe of the emoji testbed's assets: `python -m grafting_core.testbed.emoji.recipe`."""

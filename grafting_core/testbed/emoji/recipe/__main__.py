@@ -1,7 +1,7 @@
 """Make the emoji testbed: `python -m grafting_core.testbed.emoji.recipe --work DIR [--assets DIR]`.
 
 Phases: autoencoder, detector, base (64 pixels), high (192 and 256 pixels); then the scores. Each resumes
-where a kill left it, on the CPU or a GPU, and ends after its steps or seconds. Weights are written to the
+from its checkpoint, on the CPU or a GPU, and ends after its steps or seconds. Weights are written to the
 assets at every checkpoint.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def provide_atlas(file: Path) -> None:
-    """Put the shipped atlas into another folder of assets, or draw it from the font where none ships."""
+    """Copy the shipped atlas to another folder of assets, or draw it from the font if none ships."""
     shipped = ASSETS / file.name
     if not file.exists() and shipped.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def provide_atlas(file: Path) -> None:
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
-    """Budgets and batches from the command line; a GPU has larger batches and compiled blocks."""
+    """Budgets and batches from the command line; GPUs get larger batches and compiled blocks."""
     gpu = torch.device(given.device).type == "cuda"
     batches = dict(GPU_BATCHES if gpu else CPU_BATCHES)
     usual = GPU_STEPS if gpu else CPU_STEPS
@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the files that ship")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves torch's choice")
+    parser.add_argument("--threads", type=int, default=0, help="number of CPU threads; 0: torch's default")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
-    parser.add_argument("--per-task", type=int, default=100, help="prompts a task of the scores; 0 for none")
+    parser.add_argument("--per-task", type=int, default=100, help="prompts per task for scores; 0: no scores")
     for phase in PHASES:
         parser.add_argument(f"--{phase}-steps", type=int)
         parser.add_argument(f"--{phase}-seconds", type=float)

@@ -14,11 +14,11 @@ from grafting_core.testbed.emoji.transformer import BASE_RESOLUTION, RESOLUTIONS
 PEAK_RATE = 1e-3
 CALIBRATION_BATCHES = 8
 CALIBRATION_IMAGES = 72
-"""A batch's at 64 pixels; at larger ones as many pixels."""
+"""Batch size at 64 pixels; larger resolutions have as many pixels per batch."""
 
 
 def autoencoder_trainer(settings: Settings, source: Source, work: Path) -> Trainer:
-    """Half of the batches at 64 pixels, half at larger ones, as many pixels in each."""
+    """Trainer: half of the batches at 64 pixels, half at larger resolutions, with equal numbers of pixels."""
     torch.manual_seed(settings.seed)
     model = PatchAutoencoder().to(source.device)
     batch = settings.batches["autoencoder"]
@@ -42,7 +42,7 @@ def autoencoder_trainer(settings: Settings, source: Source, work: Path) -> Train
 
 
 def _loss(model: PatchAutoencoder, pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute and squared error of pixels, absolute error of differences of neighbours (edges)."""
+    """Absolute and squared error of pixels, and absolute error of differences of neighbours (edges)."""
     with autocast(pictures.device):
         latents = model.encode(pictures)
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
@@ -55,7 +55,7 @@ def _loss(model: PatchAutoencoder, pictures: Tensor, generator: torch.Generator)
 
 @torch.no_grad()
 def averaged_autoencoder(trainer: Trainer, source: Source) -> PatchAutoencoder:
-    """The averaged weights, the latents' mean and variance measured anew over scenes of two resolutions."""
+    """The EMA weights, with latent mean and variance measured over scenes of two resolutions."""
     model = PatchAutoencoder().to(source.device)
     model.load_state_dict(trainer.ema)
     model.scale.reset_running_stats()

@@ -22,7 +22,7 @@ COLOUR_WEIGHT = 0.5
 def detector_trainer(
     settings: Settings, source: Source, autoencoder: PatchAutoencoder, work: Path
 ) -> Trainer:
-    """Three of five batches at 64 pixels, one each at 192 and 256; every other one reconstructed."""
+    """Trainer: three of five batches at 64 pixels, one each at 192 and 256; half of them reconstructed."""
     torch.manual_seed(settings.seed + 1)
     model = Detector().to(source.device)
     batch = settings.batches["detector"]
@@ -52,7 +52,7 @@ def detector_trainer(
 
 
 def _augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Contrast and brightness by a tenth, blur in half of the pictures, noise up to 0.06."""
+    """Contrast and brightness by a tenth, blur in half of the images, noise up to 0.06."""
     draw = torch.rand((len(pictures), 4, 1, 1, 1), generator=generator, device=pictures.device)
     changed = pictures * (0.9 + 0.2 * draw[:, 0]) + 0.2 * (draw[:, 1] - 0.5)
     small = avg_pool2d(changed, 2)
@@ -63,7 +63,7 @@ def _augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def detection_loss(output: tuple[Tensor, Tensor, Tensor], layout: Layout) -> Tensor:
-    """Cross-entropy of centres, box and colour errors in the cells around them; per object."""
+    """Loss per object: cross-entropy of centres, and box and colour errors in the cells around them."""
     logits, boxes, colours = output
     picture, place = layout.present.nonzero().unbind(1)
     labels = layout.classes[picture, place]
@@ -79,29 +79,29 @@ def detection_loss(output: tuple[Tensor, Tensor, Tensor], layout: Layout) -> Ten
     weight[picture, labels, cells[:, 1], cells[:, 0]] = 1
     target[picture, labels, cells[:, 1], cells[:, 0]] = 1
     centres = binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / len(picture)
-    wanted = layout.boxes[picture, place][owner]
-    box = _box_loss(boxes[picture[owner], :, row, column], wanted)
+    edges = layout.boxes[picture, place][owner]
+    box = _box_loss(boxes[picture[owner], :, row, column], edges)
     tint = layout.colours[picture, place][owner]
     colour = cross_entropy(colours[picture[owner], :, row, column], tint)
     total: Tensor = centres + BOX_WEIGHT * box + COLOUR_WEIGHT * colour
     return total
 
 
-def _box_loss(boxes_M4: Tensor, wanted_M4: Tensor) -> Tensor:
+def _box_loss(boxes_M4: Tensor, target_M4: Tensor) -> Tensor:
     """Absolute error of the edges, and one minus the overlap."""
     low, high = (
-        torch.maximum(boxes_M4[:, :2], wanted_M4[:, :2]),
-        torch.minimum(boxes_M4[:, 2:], wanted_M4[:, 2:]),
+        torch.maximum(boxes_M4[:, :2], target_M4[:, :2]),
+        torch.minimum(boxes_M4[:, 2:], target_M4[:, 2:]),
     )
     shared = (high - low).clamp(min=0).prod(1)
-    areas = [(one[:, 2:] - one[:, :2]).prod(1) for one in (boxes_M4, wanted_M4)]
+    areas = [(one[:, 2:] - one[:, :2]).prod(1) for one in (boxes_M4, target_M4)]
     overlap = shared / (areas[0] + areas[1] - shared)
-    value: Tensor = (boxes_M4 - wanted_M4).abs().mean() * 5 + 1 - overlap.mean()
+    value: Tensor = (boxes_M4 - target_M4).abs().mean() * 5 + 1 - overlap.mean()
     return value
 
 
 def averaged_detector(trainer: Trainer) -> Detector:
-    """The averaged weights, frozen."""
+    """The EMA weights, frozen."""
     model = Detector()
     model.load_state_dict(trainer.ema)
     return model.to(next(trainer.model.parameters()).device).eval().requires_grad_(False)

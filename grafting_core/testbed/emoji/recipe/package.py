@@ -1,4 +1,4 @@
-"""Write what ships: weights in half precision, the card, and pictures to look at."""
+"""Write the files that ship: weights in half precision, the card, and sheets of images."""
 
 import json
 import os
@@ -16,7 +16,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write_network(model: nn.Module, file: Path) -> None:
-    """Weights as safetensors, in half precision where they are floating; the file is always whole."""
+    """Write weights atomically as safetensors, floating-point ones in half precision."""
     state = {
         key: value.detach()
         .to("cpu", torch.float16 if value.is_floating_point() else value.dtype)
@@ -24,26 +24,26 @@ def write_network(model: nn.Module, file: Path) -> None:
         for key, value in model.state_dict().items()
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".tmp")
-    save_file(state, beside, metadata={"format": "pt"})
-    os.replace(beside, file)  # noqa: PTH105 - the atomic one
+    temporary = file.with_suffix(".tmp")
+    save_file(state, temporary, metadata={"format": "pt"})
+    os.replace(temporary, file)  # noqa: PTH105 - atomic
 
 
 def write_transformer(model: PixArtTransformer2DModel, folder: Path) -> None:
-    """A folder as diffusers has it: configuration and weights."""
+    """Write a folder in diffusers' format: configuration and weights."""
     model.save_config(folder)
     write_network(model, folder / WEIGHTS)
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """The card for programs."""
+    """Write the card as JSON."""
     (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
 def write_sheet(
     pictures_BCHW: Tensor, texts: Sequence[str], file: Path, columns: int = 8, side: int = 192
 ) -> None:
-    """Pictures in rows with their captions below."""
+    """Draw images in rows with their captions below."""
     rows = -(-len(texts) // columns)
     sheet = Image.new("RGB", (columns * (side + 8), rows * (side + 22)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -1,4 +1,4 @@
-"""Batches and budgets of the phases, and the precision they train in."""
+"""Batches and budgets of the phases, and their precision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from grafting_core.testbed.emoji.recipe.trainer import Budget
 
 PHASES = ("autoencoder", "detector", "base", "high")
-"""`base` trains the transformer and the text encoder at 64 pixels, `high` goes on at 192 and 256."""
+"""`base` trains transformer and text encoder at 64 pixels, `high` continues at 192 and 256."""
 
 CPU_BATCHES: Mapping[str, int] = {"autoencoder": 32, "detector": 32, "base": 64, "high": 16}
 CPU_STEPS: Mapping[str, int] = {"autoencoder": 1_500, "detector": 3_000, "base": 16_000, "high": 2_500}
@@ -19,7 +19,7 @@ GPU_STEPS: Mapping[str, int] = {"autoencoder": 8_000, "detector": 6_000, "base":
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run of the recipe may spend, and how."""
+    """Limits and batches of one run of the recipe."""
 
     seed: int = 0
     device: str = "cpu"
@@ -31,12 +31,12 @@ class Settings:
 
 
 def scaled_rate(rate: float, phase: str, batch: int) -> float:
-    """A learning rate meant for the CPU's batch, for another: with the fourth root of the batch's size."""
+    """Learning rate for another batch size than the CPU's: scaled by the fourth root of the ratio."""
     return float(rate * (batch / CPU_BATCHES[phase]) ** 0.25)
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; weights, losses and averages stay in float32, and so does all of it on a CPU.
+    """bfloat16 on a GPU; weights, losses and EMA stay in float32, and on a CPU everything does.
 
     Many CPUs have no bfloat16 arithmetic and convolve ten times slower in it.
     """

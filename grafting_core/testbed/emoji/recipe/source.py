@@ -1,4 +1,4 @@
-"""Where training draws its scenes: captions, layouts and pictures of a step, on the training device."""
+"""Source of training scenes: captions, layouts and images of a step, on the training device."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from grafting_core.testbed.emoji.scenes import Layout, arrange, draw_scenes
 
 @dataclass(frozen=True)
 class Scenes:
-    """One batch: caption rows on the CPU, the layout, the pictures."""
+    """One batch: caption rows on the CPU, the layout, the images."""
 
     rows: Tensor
     layout: Layout
@@ -21,24 +21,24 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Source:
-    """Endless scenes; a step's batch depends on the seed, the stream's name and the step alone."""
+    """Endless scenes; a step's batch depends only on the seed, the stream's name and the step."""
 
     atlas: Atlas
     seed: int
     stream: int = 0
-    """Apart from others of the same seed: one per phase, one for tests."""
+    """Name that separates it from other streams of the same seed: one per phase, one for tests."""
 
     @property
     def device(self) -> torch.device:
         return self.atlas.tiles.device
 
     def generator(self, step: int, device: torch.device | str = "cpu", use: int = 0) -> torch.Generator:
-        """All randomness of one step for one use on one device."""
+        """Generator for all random numbers of one step, by use and device."""
         number = ((self.seed * 31 + self.stream) * 7 + use) * 10_000_019 + step
         return torch.Generator(device).manual_seed(number)
 
     def batch(self, step: int, count: int, resolution: int) -> Scenes:
-        """The scenes of a step, of random captions."""
+        """Scenes of a step, with random captions."""
         return self.of_rows(scene_table().draw(count, self.generator(step)), step, resolution)
 
     @torch.no_grad()

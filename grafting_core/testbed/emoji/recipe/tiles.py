@@ -1,4 +1,4 @@
-"""Cut the emoji out of the font: the one step that needs `fonts-noto-color-emoji`."""
+"""Cut emoji out of the font: the only step that needs `fonts-noto-color-emoji`."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from grafting_core.testbed.emoji.atlas import COLUMNS, MARGIN, TILE
 from grafting_core.testbed.emoji.vocabulary import EMOJI
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-"""Where Debian's package `fonts-noto-color-emoji` puts it."""
+"""Path in Debian's package `fonts-noto-color-emoji`."""
 STRIKE = 109
-"""The only size of the font's bitmaps."""
+"""The only bitmap size of the font."""
 
 
 def draw_atlas(file: Path, font: Path = FONT) -> None:
-    """Write the picture of tiles: every emoji cut to its outline and fitted into its tile."""
+    """Write the image of tiles: every emoji cut to its outline and scaled to its tile."""
     if not font.is_file():
         raise FileNotFoundError(f"{font} is missing; install the package fonts-noto-color-emoji (apt)")
     face = ImageFont.truetype(str(font), STRIKE)
@@ -31,7 +31,7 @@ def _tile(symbol: str, face: ImageFont.FreeTypeFont) -> Image.Image:
     ImageDraw.Draw(drawn).text((20, 20), symbol, font=face, embedded_color=True)
     outline = drawn.getchannel("A").point(lambda value: 255 * (value > 127)).getbbox()
     if outline is None:
-        raise ValueError(f"the font draws nothing for {symbol!r}")
+        raise ValueError(f"the font has no glyph for {symbol!r}")
     cut = drawn.crop(outline)
     scale = (TILE - 2 * MARGIN) / max(cut.size)
     width, height = (max(1, round(side * scale)) for side in cut.size)

@@ -1,4 +1,4 @@
-"""The loop that the phases share: seeded, resumable after a kill, averaged, within steps or seconds."""
+"""Training loop of all phases: seeded, resumable, with EMA weights, limited by steps or seconds."""
 
 import math
 import os
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 SHOWN_EVERY = 10.0
 SAVED_EVERY = 30.0
 READ_EVERY = 25
-"""Steps between looks at the loss: each look waits for the device."""
+"""Steps between two transfers of the loss, each of which waits for the device."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a phase ends: after so many steps, or seconds of training, whichever comes first."""
+    """End of a phase: a number of steps, or seconds of training, whichever comes first."""
 
     steps: int | None = None
     seconds: float | None = None
 
     def progress(self, steps: int, seconds: float) -> float:
-        """Share of the budget that is spent."""
+        """Share of the budget that is used."""
         by_steps = steps / self.steps if self.steps else 0.0
         by_seconds = seconds / self.seconds if self.seconds else 0.0
         return min(1.0, max(by_steps, by_seconds))
@@ -41,7 +41,7 @@ class Rate:
     """Share of the budget after which the decay begins."""
 
     def at(self, step: int, progress: float) -> float:
-        """Learning rate of the step about to be taken, from 0."""
+        """Learning rate of the next step, counted from 0."""
         decayed = max(0.0, (progress - self.plateau) / (1 - self.plateau))
         wave = 0.5 * (1 + math.cos(math.pi * min(1.0, decayed)))
         return self.peak * min(1.0, (step + 1) / self.warmup) * (0.01 + 0.99 * wave)
@@ -49,14 +49,14 @@ class Rate:
 
 @dataclass
 class Trainer:
-    """A model, AdamW and averaged weights, with a checkpoint file that is always whole."""
+    """Model, AdamW and EMA weights, with an atomically written checkpoint file."""
 
     name: str
     model: nn.Module
     rate: Rate
     budget: Budget
     loss: Callable[[int, float], Tensor]
-    """Loss of a step, given its number and the progress; draws from (seed, step) alone."""
+    """Loss of a step, from its number and the progress; draws only from (seed, step)."""
     work: Path
     batch: int
     ema_decay: float = 0.999
@@ -87,7 +87,7 @@ class Trainer:
         return self.budget.progress(self.step, self.seconds)
 
     def run(self) -> None:
-        """Train until the budget is spent, saving now and then and at the end."""
+        """Train until the budget is used, saving regularly and at the end."""
         began = saved = shown = time.monotonic()
         before = self.seconds
         while (progress := self.progress) < 1:
@@ -136,7 +136,7 @@ class Trainer:
         print(f"{self.name} step {self.step} ({done}) loss {loss:.4f}, {rate:.0f} images/s", flush=True)
 
     def save(self) -> None:
-        """Write beside and rename, so that a kill leaves the old file or the new one."""
+        """Write a temporary file and rename it, so that a kill leaves the old file or the new one."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -146,9 +146,9 @@ class Trainer:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        beside = self.file.with_suffix(".tmp")
-        torch.save(state, beside)
-        os.replace(beside, self.file)  # noqa: PTH105 - the atomic one
+        temporary = self.file.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.file)  # noqa: PTH105 - atomic
         if self.on_save:
             self.on_save(self)
 
@@ -161,7 +161,7 @@ class Trainer:
         self.seconds, self.curve = state["seconds"], state["curve"]
 
     def record(self) -> dict[str, Any]:
-        """What the card says of this phase."""
+        """Entry of this phase for the card."""
         thinned = self.curve[:: max(1, len(self.curve) // 100)]
         return {
             "steps": self.step,

@@ -1,4 +1,4 @@
-"""Train the denoiser and the text encoder at 64 pixels, then the denoiser alone at larger resolutions."""
+"""Train denoiser and text encoder at 64 pixels, then the denoiser alone at larger resolutions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ CAPTION_DROPOUT = 0.1
 SNR_LIMIT = 5.0
 """Min-SNR weight (Hang et al. 2023): easy, nearly clean latents count less."""
 ALTERNATION = 0.5
-"""Share of the `high` phase at 192 pixels alone, before 256 takes turns with it."""
+"""Share of the `high` phase with 192 pixels only; later steps alternate between 192 and 256."""
 
 
 class Denoiser(nn.Module):
@@ -41,7 +41,7 @@ class Denoiser(nn.Module):
         self.text_encoder = TextEncoder()
 
     def compile_blocks(self) -> None:
-        """Compile the transformer's blocks, which are alike: one compilation serves them all."""
+        """Compile the transformer's blocks; they are alike, so one compilation serves all."""
         for block in self.transformer.transformer_blocks:
             block.compile(dynamic=False)
 
@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
 def base_trainer(
     settings: Settings, source: Source, autoencoder: PatchAutoencoder, work: Path, depth: int = DEPTH
 ) -> Trainer:
-    """64 pixels, everything learned."""
+    """Trainer at 64 pixels, with all parameters."""
     torch.manual_seed(settings.seed + 2)
     model = Denoiser(depth=depth).to(source.device)
     if settings.compiled:
@@ -68,7 +68,7 @@ def high_trainer(
     work: Path,
     depth: int = DEPTH,
 ) -> Trainer:
-    """The averaged weights of `start` go on at larger resolutions; the text encoder rests."""
+    """Trainer at larger resolutions from the EMA weights of `start`; the text encoder is frozen."""
     model = Denoiser(RESOLUTIONS[1], depth)
     model.load_state_dict(start.ema)
     model.to(source.device).text_encoder.requires_grad_(False)
@@ -81,7 +81,7 @@ def high_trainer(
 
 
 def high_resolution(step: int, progress: float) -> int:
-    """192 pixels, and from ALTERNATION on every other step at 256."""
+    """192 pixels; from ALTERNATION on, every other step 256."""
     return RESOLUTIONS[2 if progress >= ALTERNATION and step % 2 else 1]
 
 
@@ -120,7 +120,7 @@ def _denoising_loss(
 
 
 def averaged_transformer(trainer: Trainer) -> tuple[PixArtTransformer2DModel, TextEncoder]:
-    """The averaged weights of both networks, frozen, not compiled."""
+    """The EMA weights of both networks, frozen, not compiled."""
     trained = trainer.model
     assert isinstance(trained, Denoiser)
     resolution = RESOLUTIONS[1] if trainer.name == "high" else BASE_RESOLUTION
