@@ -372,4 +372,4 @@ def test_a_reference_of_a_few_images_gets_a_note(count: int) -> None:
     protocol = EvaluationProtocol(samples=12, feature_network="fashion-cnn", micro_batch=6)
     warnings = compute_metrics(reference, extract(network, PICTURES, 6), protocol).warnings
     assert any(f"the reference has {count} images for 128 features" in note for note in warnings)
-    assert any("6 are needed for neighbours" in note for note in warnings)
+    assert any("neighbours and KID need at least 6" in note for note in warnings)
