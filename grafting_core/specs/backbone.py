@@ -61,7 +61,7 @@ class BackboneCard(Frozen):
     patch_size: Annotated[int, Field(ge=1)]
     latent_channels: Annotated[int, Field(ge=1)]
     num_classes: Count
-    """0: the transformer takes no labels."""
+    """Number of classes; 0 for a transformer without labels."""
     num_params: Count
     decoder_flops: Count
     """FLOPs of decoding one latent to an image."""
@@ -73,15 +73,15 @@ class BackboneCard(Frozen):
     held_out: HeldOutImages | None = None
     """Held-out images for errors and losses; None if there are none."""
     weights: str | None
-    """Folder of the weights: relative to the card where they ship with a package, else as a path of this
-    machine; None where there are none.
+    """Folder of the weights, relative to the card if they ship with a package, else a path on this machine;
+    None without weights.
     """
     autoencoder: str = "kl"
-    """Row of the table of autoencoders: `kl` as diffusers has it, `none` for transformers on pixels."""
+    """Row of the table of autoencoders: `kl` is that of diffusers, `none` is for transformers on pixels."""
     parts: dict[str, str] = {}
     """Component (transformer, autoencoder) -> SHA-256 of its files."""
     licence: str | None = None
-    """As its publisher names it, an SPDX identifier where there is one; None: unknown."""
+    """Name given by the publisher, an SPDX identifier if there is one; None: unknown."""
     figures: dict[str, float] = {}
     locality_band: Count | None = None
     locality: tuple[float, ...] | None = None
@@ -165,7 +165,7 @@ def backbone_cards() -> dict[str, BackboneCard]:
 
 
 _REVISIONS: dict[str, BackboneCard] = {}
-"""Digest -> card, of every revision that was registered: what refers to an older one finds its sizes."""
+"""Digest -> card, of every registered revision, so that references to older ones can be resolved."""
 
 
 def register_cards(cards: Iterable[BackboneCard]) -> None:
@@ -182,7 +182,7 @@ def _registered(card: BackboneCard) -> BackboneEntry:
 
 
 def card_of(ref: BackboneRef) -> BackboneCard:
-    """The card of this very revision. Raises ValueError for a backbone that the lab does not have."""
+    """Card of exactly this revision. Raises ValueError for a backbone that the lab does not have."""
     if ref.digest in _REVISIONS:
         return _REVISIONS[ref.digest]
     card = backbone_cards().get(ref.name)

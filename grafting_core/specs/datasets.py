@@ -17,10 +17,10 @@ class DatasetRef(Frozen):
 
 
 class DatasetCard(Frozen):
-    """A folder of shards, as `graft dataset encode` writes it.
+    """Card of a folder of shards, written by `graft dataset encode`.
 
-    `shape` is (channels, height, width) of one sample as the transformer sees it: latents, or pixels where
-    `autoencoder` is None.
+    `shape` is (channels, height, width) of one sample: of its latents, or of its pixels if `autoencoder` is
+    None.
     """
 
     name: str
@@ -28,16 +28,16 @@ class DatasetCard(Frozen):
     """SHA-256 over the index, which names the SHA-256 of every shard."""
     shape: tuple[int, int, int]
     image_size: tuple[int, int]
-    """Height and width of the images, of which the folder keeps the reference set."""
+    """Height and width of the images; the folder also has those of the reference set."""
     channels: Literal[1, 3] = 3
     training: Annotated[int, Field(ge=1)]
     held_out: Annotated[int, Field(ge=0)]
-    """Samples at hand for training, and those kept apart from all training."""
+    """Numbers of training samples and of samples held out from training."""
     conditions: Literal["labels", "none"] = "labels"
     classes: tuple[str, ...] = ()
     """Names of the classes in the order of their labels; empty without labels."""
     autoencoder: str | None = None
-    """SHA-256 of the autoencoder that encoded it; None for pixels."""
+    """SHA-256 of the autoencoder that encoded the samples; None for pixels."""
     scale: float = 1.0
     shift: float = 0.0
     """Latents are (mean - shift) * scale."""
@@ -45,7 +45,7 @@ class DatasetCard(Frozen):
     """Bytes of all files."""
     licence: str | None = None
     folder: str | None = None
-    """Where it lies on this machine; None where it is known by its card alone."""
+    """Path on this machine; None if only the card is known."""
 
     @property
     def ref(self) -> DatasetRef:
@@ -53,8 +53,9 @@ class DatasetCard(Frozen):
 
 
 class DatasetEntry(Entry):
-    """Table row; `load` names a function that returns a `data.datasets.Dataset`. It is called with the card, or
-    without arguments if the entry has none because the data set ships with a package.
+    """Table row; `load` names a function that returns a `data.datasets.Dataset`.
+
+    It is called with the card, or without arguments if the data set ships with a package and has no card.
     """
 
     card: DatasetCard | None = None

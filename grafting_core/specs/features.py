@@ -26,28 +26,28 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FeatureCard(Frozen):
-    """A network that a lab has registered: a classifier trained by `graft features train`, or an image model
+    """Card of a registered network: a classifier trained by `graft features train`, or an image model
     in a folder of transformers or timm.
     """
 
     name: str
     digest: Sha256
-    """Of its files, by `digest_of_path`."""
+    """Digest of its files by `digest_of_path`."""
     kind: Literal["classifier", "transformers", "timm"]
     dims: Annotated[int, Field(ge=1)]
-    """Features an image."""
+    """Number of features per image."""
     spatial: bool = False
     side: int | None = None
-    """Of the only images that it looks at; None where it resizes."""
+    """Side in pixels of the only images that it accepts; None if it resizes."""
     dataset: DatasetRef | None = None
-    """Whose classes its logits are, in their order; None where they are no data set's."""
+    """Data set with the classes of its logits, in that order; None if there is none."""
     accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
-    """On that data set's held-out images."""
+    """Accuracy on the held-out images of that data set."""
     size: Annotated[int, Field(ge=0)] = 0
     """Bytes of all files."""
     licence: str | None = None
     folder: str | None = None
-    """Where it lies on this machine; None where it is known by its card alone."""
+    """Path on this machine; None if only the card is known."""
 
 
 class FeatureKind(Entry):
@@ -101,7 +101,7 @@ FEATURE_NETWORKS = PluginTable(
 
 
 _SOURCES: dict[str, "FeatureSource"] = {}
-"""Of registered networks, by name."""
+"""Network name -> source, of registered networks."""
 
 
 def register_features(cards: Iterable[FeatureCard]) -> None:
@@ -132,7 +132,7 @@ LOADERS: Mapping[str, str] = {
     "transformers": "grafting_core.evaluation.features.image_models:load_transformers_model",
     "timm": "grafting_core.evaluation.features.image_models:load_timm_model",
 }
-"""Kind of a registered network -> what loads it: (source, device) -> `FeatureNetwork`."""
+"""Kind of a registered network -> function (source, device) -> `FeatureNetwork`."""
 
 
 class FeatureSource(Frozen):

@@ -64,7 +64,7 @@ class DistillPlan(Frozen):
     seed: Seed = 0
     init_seed: Seed | None = None
     dataset: DatasetRef | None = None
-    """What it trains on; None: what the backbone's card names."""
+    """Training data; None: the data set on the backbone's card."""
 
     @property
     def stream(self) -> tuple[str | int, ...]:
@@ -102,7 +102,7 @@ class FinetunePlan(Frozen):
     images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
     seed: Seed = 0
     dataset: DatasetRef | None = None
-    """What it trains on; None: what the backbone's card names."""
+    """Training data; None: the data set on the backbone's card."""
 
 
 def warmup_notes(**plans: DistillPlan | FinetunePlan) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ class EvaluationProtocol(Frozen):
     """
     seed: Seed = 0
     dataset: DatasetRef | None = None
-    """Whose reference images samples are compared with; None: those that the backbone's card names."""
+    """Data set with the reference images; None: the data set on the backbone's card."""
 
     @property
     def fid_name(self) -> str:

@@ -65,9 +65,9 @@ class PluginTable(Generic[Row]):
         return {**self._registered, **self._read[0]}
 
     def register(self, rows: Mapping[str, Row]) -> None:
-        """Set the rows that this lab has registered, in place of those that were set before.
+        """Set the rows that this lab has registered, replacing those set before.
 
-        A name that an entry point has is kept by the entry point.
+        Entry points take precedence over rows of the same name.
         """
         self._registered = dict(rows)
 

@@ -94,7 +94,7 @@ def test_truncated_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None
     file = tmp_path / "x.npz"
     for content in (b"", b"not a zip", whole[: len(whole) // 2], whole[:-30]):
         file.write_bytes(content)
-        with pytest.raises(BadFile, match="not an .npz file"):
+        with pytest.raises(BadFile, match=r"not an \.npz file"):
             open_images(file)
     file.write_bytes(whole[:2000] + bytes([whole[2000] ^ 255]) + whole[2001:])
     with pytest.raises(BadFile, match="damaged"):
@@ -306,7 +306,7 @@ def test_cmyk_and_animations_are_refused(tmp_path: Path) -> None:
     Image.new("CMYK", (4, 4)).save(tmp_path / "a.jpg")
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "b.webp", save_all=True, append_images=frames[1:])
-    with pytest.raises(BadFile, match=r"2 of 2 pictures.*a\.jpg has the mode CMYK.*b\.webp is an animation of 2"):
+    with pytest.raises(BadFile, match=r"2 of 2 pictures.*a\.jpg has the mode CMYK.*b\.webp is an animation"):
         open_images(tmp_path)
 
 
