@@ -30,7 +30,7 @@ def measure_profile(
         observer=observer,
         checkpoints=checkpoints,
     )
-    found = activation_statistics(backbone, latents, STATISTICS_IMAGES, spec.seed)
+    statistics = activation_statistics(backbone, latents, STATISTICS_IMAGES, spec.seed)
     tokens = backbone.card.dims.num_tokens
     return BackboneProfile(
         backbone=backbone.card.ref,
@@ -43,5 +43,5 @@ def measure_profile(
             )
             for band, mass in masses.items()
         ),
-        statistics=tuple(SiteStatistics(site=site, **asdict(each)) for site, each in found.items()),
+        statistics=tuple(SiteStatistics(site=site, **asdict(values)) for site, values in statistics.items()),
     )

@@ -63,12 +63,12 @@ class FastForward:
         network = self.transformer
         # The patch convolution puts channels outermost; without a copy all later sums would keep that order.
         hidden_BTD = network.pos_embed(latents_BCHW).contiguous()
-        given = _Labels(timestep, *_vocabulary(network, conditions.by_row[LABELS]))
-        steps = [_step_of(block, given, hidden_BTD.dtype) for block in network.transformer_blocks]
-        last = _last_step(network, given, hidden_BTD.dtype)
+        batch = _Labels(timestep, *_vocabulary(network, conditions.by_row[LABELS]))
+        steps = [_step_of(block, batch, hidden_BTD.dtype) for block in network.transformer_blocks]
+        last = _last_step(network, batch, hidden_BTD.dtype)
         tiles = [
             _through(steps, last, tile, rows)
-            for tile, rows in zip(*_tiled(hidden_BTD, given.rows), strict=True)
+            for tile, rows in zip(*_tiled(hidden_BTD, batch.rows), strict=True)
         ]
         return _unpatchified(network, torch.cat(tiles))
 
@@ -115,12 +115,12 @@ def _tiled(hidden_BTD: Tensor, rows: Tensor) -> tuple[Sequence[Tensor], Sequence
     return hidden_BTD.split(size), rows.split(size)
 
 
-def _step_of(block: Any, given: _Labels, dtype: torch.dtype) -> _Step:
+def _step_of(block: Any, batch: _Labels, dtype: torch.dtype) -> _Step:
     if isinstance(block, ParallelBlocks):
-        return _PairStep([_step_of(side, given, dtype) for side in block.sides], block.merge)
+        return _PairStep([_step_of(side, batch, dtype) for side in block.sides], block.merge)
     if not _is_known(block):
-        return _OwnStep(block, given)
-    embedded_KD = _embedded(block.norm1.emb, given, dtype)
+        return _OwnStep(block, batch)
+    embedded_KD = _embedded(block.norm1.emb, batch, dtype)
     modulation = linear(block.norm1.linear, silu(embedded_KD)).unflatten(1, (6, 1, -1))
     modulation[:, 1::3] += 1
     return _BlockStep(block, modulation)
@@ -135,11 +135,11 @@ def _is_known(block: Any) -> bool:
     return plain and not block.only_cross_attention
 
 
-def _embedded(embedder: Any, given: _Labels, dtype: torch.dtype) -> Tensor:
+def _embedded(embedder: Any, batch: _Labels, dtype: torch.dtype) -> Tensor:
     """Sum of timestep and label embedding [K, D]; the timestep's part is computed once."""
-    timestep_1 = torch.tensor([given.timestep], device=given.labels.device)
+    timestep_1 = torch.tensor([batch.timestep], device=batch.labels.device)
     projected = embedder.time_proj(timestep_1).to(dtype)
-    conditioning: Tensor = embedder.timestep_embedder(projected) + embedder.class_embedder(given.labels)
+    conditioning: Tensor = embedder.timestep_embedder(projected) + embedder.class_embedder(batch.labels)
     return conditioning
 
 
@@ -185,11 +185,11 @@ class _OwnStep:
     """A block of another kind, with its own forward."""
 
     block: Any
-    given: _Labels
+    batch: _Labels
 
     def __call__(self, hidden_BTD: Tensor, rows: Tensor) -> Tensor:
-        timesteps_B = torch.full((len(hidden_BTD),), self.given.timestep, device=hidden_BTD.device)
-        labels_B = self.given.labels[rows]
+        timesteps_B = torch.full((len(hidden_BTD),), self.batch.timestep, device=hidden_BTD.device)
+        labels_B = self.batch.labels[rows]
         out: Tensor = self.block(hidden_BTD, timestep=timesteps_B, class_labels=labels_B)
         return out
 
@@ -207,9 +207,9 @@ class _LastStep:
         return linear(self.network.proj_out_2, torch.addcmul(shift, normed_BTD, scale))
 
 
-def _last_step(network: Any, given: _Labels, dtype: torch.dtype) -> _LastStep:
+def _last_step(network: Any, batch: _Labels, dtype: torch.dtype) -> _LastStep:
     """Last step, conditioned by the first block's embedder, as in diffusers."""
-    embedded_KD = _embedded(network.transformer_blocks[0].norm1.emb, given, dtype)
+    embedded_KD = _embedded(network.transformer_blocks[0].norm1.emb, batch, dtype)
     modulation = linear(network.proj_out_1, silu(embedded_KD)).unflatten(1, (2, 1, -1))
     modulation[:, 1] += 1
     return _LastStep(network, modulation)

@@ -12,7 +12,7 @@ def load_backbone(name: str, device: torch.device | str = "cpu") -> Backbone:
     if entry is None and name in BACKBONES.failures:
         BACKBONES.find(name)
     if entry is None or entry.load is None:
-        runnable = [known for known, each in BACKBONES.entries.items() if each.load is not None]
+        runnable = [known for known, row in BACKBONES.entries.items() if row.load is not None]
         raise ValueError(f"backbone {name!r} has no weights here; use one of {', '.join(runnable)}")
     backbone: Backbone = entry.loader(entry.card, torch.device(device))
     return backbone

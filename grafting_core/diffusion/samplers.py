@@ -39,9 +39,9 @@ class Sampler(Protocol):
 
 def respaced(schedule: NoiseSchedule, timesteps: Sequence[int]) -> NoiseSchedule:
     """Schedule with only these timesteps of the full one."""
-    kept = schedule.alphas_cumprod[list(timesteps)]
-    previous = torch.cat([torch.ones(1, dtype=kept.dtype), kept[:-1]])
-    return schedule_from_betas(1 - kept / previous)
+    alphas = schedule.alphas_cumprod[list(timesteps)]
+    previous = torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
+    return schedule_from_betas(1 - alphas / previous)
 
 
 class _Respaced:
@@ -82,8 +82,8 @@ class Implicit(_Respaced):
     def step(self, position: int, latents: Tensor, predicted: Prediction, draw: Draw) -> Tensor:
         noise = predicted.noise
         clean = predict_clean(self.schedule, latents, noise, self._where(position, latents))
-        kept = self.schedule.alphas_cumprod_prev[len(self.timesteps) - 1 - position].to(latents)
-        return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        alpha = self.schedule.alphas_cumprod_prev[len(self.timesteps) - 1 - position].to(latents)
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
 class Multistep:

@@ -55,12 +55,12 @@ def sample_latents(
 ) -> Tensor:
     """Scaled latents [n, C, h, w] of these sample indices, on the transformer's device."""
     sampled = backbone.with_transformer(transformer)
-    forward, found = sampled.sampling_forward(), dict[int, Tensor]()
+    forward, by_index = sampled.sampling_forward(), dict[int, Tensor]()
     for batch in _aligned(indices, protocol.micro_batch):
         latents = _MicroBatch(sampled, forward, protocol, batch).sample()
         check_finite(latents, "latents", batch)
-        found |= {index: latents[index % protocol.micro_batch] for index in batch}
-    return torch.stack([found[index] for index in indices])
+        by_index |= {index: latents[index % protocol.micro_batch] for index in batch}
+    return torch.stack([by_index[index] for index in indices])
 
 
 def _aligned(indices: Sequence[int], size: int) -> list[list[int]]:

@@ -30,7 +30,7 @@ def teacher_features(
     """Features as the plan's `features` requires."""
     if plan.features == "fresh":
         return OnlineFeatures(backbone, plan, latents)
-    return CachedFeatures(backbone, plan, latents, [each.spec.capture_point for each in students])
+    return CachedFeatures(backbone, plan, latents, [student.spec.capture_point for student in students])
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,13 @@ def measure_cost(
     """Measure a network in evaluation mode: about 200 forwards, and sampling of a micro-batch."""
     batches = (1, protocol.micro_batch)
     ours, theirs = (
-        [forward_job(backbone, each, size, protocol.precision) for size in batches]
-        for each in (network, backbone.transformer)
+        [forward_job(backbone, model, size, protocol.precision) for size in batches]
+        for model in (network, backbone.transformer)
     )
     cold = time_call(ours[-1], backbone.device)
     latencies = [
-        compare(one, other, backbone.device, size)
-        for one, other, size in zip(ours, theirs, batches, strict=True)
+        paired_latency(job, teacher, backbone.device, size)
+        for job, teacher, size in zip(ours, theirs, batches, strict=True)
     ]
     rates = sampling_rates(backbone, network, protocol)
     return MeasuredCost(
@@ -136,7 +136,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(
+def paired_latency(
     job: Job, teacher: Job, device: torch.device, batch: int, seconds: float = SECONDS, most: int = PAIRS
 ) -> Latency:
     """Latency in pairs after a warm-up; the ratio is the median over pairs, with a bootstrap interval."""

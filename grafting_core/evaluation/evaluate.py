@@ -30,7 +30,7 @@ from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
 from grafting_core.specs.rungs import LOSS_DRAWS
 
 CHUNK = 500
-_OWN: dict[tuple[str, str], Reference] = {}
+_REFERENCES: dict[tuple[str, str], Reference] = {}
 Keep = Callable[[int, Images], None]
 """Receives the index of the first sample and the images of samples first .. first + n."""
 REPORTED = ("graftlab", "torch", "numpy", "diffusers")
@@ -68,12 +68,12 @@ def training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference
     Computed once per process. Raises ValueError for a backbone without a data set.
     """
     key = (card.digest, network.digest)
-    if key not in _OWN:
-        _OWN[key] = _own_reference(card, network)
-    return _OWN[key]
+    if key not in _REFERENCES:
+        _REFERENCES[key] = _make_training_reference(card, network)
+    return _REFERENCES[key]
 
 
-def _own_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
+def _make_training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
     dataset = dataset_of(card)
     images, labels = dataset.reference_images(card.name)
     made = make_reference(images, network, labels)

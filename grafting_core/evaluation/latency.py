@@ -10,11 +10,11 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.cost import (
     Floats,
     Job,
-    compare,
     forward_job,
     hardware_of,
     interleaved,
     median_interval,
+    paired_latency,
 )
 from grafting_core.specs.design import GraftDesign, ParallelPair, ReplaceOperator
 from grafting_core.specs.dims import SLOTS, Slot
@@ -52,7 +52,7 @@ class LatencyBench:
         """Latency of a whole design, untrained, interleaved with the backbone."""
         job = self._copy(design)
         spec, device = self._spec, self._backbone.device
-        return compare(job, self._whole(), device, spec.batch, seconds, MOST_ROUNDS)
+        return paired_latency(job, self._whole(), device, spec.batch, seconds, MOST_ROUNDS)
 
     def _row(self, part: TimedPart, times: Floats) -> PartLatency:
         """Row from `times` [rounds, 3]: candidate, backbone, and backbone without the replaced part."""
@@ -100,10 +100,10 @@ class LatencyBench:
 
     def _emptied(self, slots: Sequence[Slot]) -> Job:
         """The backbone with identity operators in these slots, built once."""
-        kept = tuple(slots)
-        if kept not in self._bare:
-            self._bare[kept] = self._edited({slot: KINDS["identity"](kind="identity") for slot in kept})
-        return self._bare[kept]
+        key = tuple(slots)
+        if key not in self._bare:
+            self._bare[key] = self._edited({slot: KINDS["identity"](kind="identity") for slot in key})
+        return self._bare[key]
 
     def _edited(
         self, operators: Mapping[Slot, OperatorBase] | None = None, pairs: Sequence[ParallelPair] = ()

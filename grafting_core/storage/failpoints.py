@@ -68,8 +68,8 @@ ACTIONS: Mapping[str, Callable[[], None]] = {
 class _Armed:
     """The armed failpoint of this process, if any."""
 
-    def __init__(self, given: str) -> None:
-        self.name, action, first = (*given.split(":"), "", "")[:3]
+    def __init__(self, setting: str) -> None:
+        self.name, action, first = (*setting.split(":"), "", "")[:3]
         self.act = ACTIONS[action] if self.name else lambda: None
         self.left = int(first or 1)
 
@@ -77,10 +77,10 @@ class _Armed:
 _armed = _Armed(os.environ.get("FAILPOINT", ""))
 
 
-def arm(given: str) -> None:
+def arm(setting: str) -> None:
     """Arm `name:action[:passing]` in this process; empty disarms. Raises KeyError for other actions."""
     global _armed
-    _armed = _Armed(given)
+    _armed = _Armed(setting)
 
 
 def failpoint(name: str) -> None:

@@ -36,15 +36,15 @@ def _join(target: nn.Linear, parts: list[nn.Linear]) -> None:
 
 
 def _resize(operator: FeedForward, expand: nn.Linear, contract: nn.Linear) -> None:
-    kept = strongest_channels(expand.weight, contract.weight, len(operator.expand.weight))
-    operator.expand.weight[: len(kept)] = expand.weight[kept]
-    operator.expand.bias[: len(kept)] = expand.bias[kept]
-    operator.contract.weight.zero_()[:, : len(kept)] = contract.weight[:, kept]
+    strongest = strongest_channels(expand.weight, contract.weight, len(operator.expand.weight))
+    operator.expand.weight[: len(strongest)] = expand.weight[strongest]
+    operator.expand.bias[: len(strongest)] = expand.bias[strongest]
+    operator.contract.weight.zero_()[:, : len(strongest)] = contract.weight[:, strongest]
     operator.contract.bias.copy_(contract.bias)
 
 
 def strongest_channels(expand_CD: Tensor, contract_DC: Tensor, count: int) -> Tensor:
     """Indices, ascending, of the channels with the largest product of input and output weight norms."""
     strength_C = expand_CD.norm(dim=1) * contract_DC.norm(dim=0)
-    kept: Tensor = strength_C.topk(min(count, len(strength_C))).indices.sort().values
-    return kept
+    strongest: Tensor = strength_C.topk(min(count, len(strength_C))).indices.sort().values
+    return strongest

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.evaluation.cost import compare, count_parameters, forward_job, hardware_of, peak_bytes
+from grafting_core.evaluation.cost import (
+    count_parameters,
+    forward_job,
+    hardware_of,
+    paired_latency,
+    peak_bytes,
+)
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.canonical import digest
 
@@ -39,10 +45,10 @@ def test_twice_the_work_is_slower_and_the_same_work_claims_nothing(monkeypatch: 
         return spend
 
     monkeypatch.setattr("grafting_core.evaluation.cost.time.perf_counter", lambda: now)
-    twice = compare(job(0.02), job(0.01), CPU, batch=8)
+    twice = paired_latency(job(0.02), job(0.01), CPU, batch=8)
     assert (twice.ratio, twice.verdict, twice.batch) == (pytest.approx(2), "slower", 8)
-    assert compare(job(0.01), job(0.01), CPU, batch=1).verdict == "no difference"
-    assert compare(job(0.01), job(0.04), CPU, batch=1).verdict == "faster"
+    assert paired_latency(job(0.01), job(0.01), CPU, batch=1).verdict == "no difference"
+    assert paired_latency(job(0.01), job(0.04), CPU, batch=1).verdict == "faster"
 
 
 def test_running_second_in_a_pair_favours_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +61,7 @@ def test_running_second_in_a_pair_favours_nobody(monkeypatch: pytest.MonkeyPatch
         now += 0.03 if calls % 2 else 0.02
 
     monkeypatch.setattr("grafting_core.evaluation.cost.time.perf_counter", lambda: now)
-    found = compare(job, job, CPU, batch=1)
+    found = paired_latency(job, job, CPU, batch=1)
     assert found.ratio == pytest.approx(1)
     assert found.verdict == "no difference"
 

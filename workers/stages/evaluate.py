@@ -36,13 +36,13 @@ def run(context: Context) -> StageReport:
     """Evaluate unless this evaluation is already published."""
     key = evaluation_key(context.spec)
     folder = f"evaluations/{key}"
-    kept = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
+    export = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
     if context.group.leads:
-        kept.set_aside_damaged()
+        export.set_aside_damaged()
     context.group.barrier()
-    reused = context.keep_published(folder) and kept.complete
+    reused = context.keep_published(folder) and export.complete
     if not reused:
-        _evaluate(context, key, kept)
+        _evaluate(context, key, export)
     context.group.barrier()
     report = read_file(context.storage, folder, "report.json", EvaluationReport)
     return StageReport(
@@ -51,7 +51,7 @@ def run(context: Context) -> StageReport:
         artifacts={
             "samples.png": f"{folder}/samples.png",
             "report.json": f"{folder}/report.json",
-            **kept.artifacts,
+            **export.artifacts,
         },
         metrics=read_card(context.storage, folder)["metrics"],
         intervals=report.intervals,
@@ -62,12 +62,12 @@ def run(context: Context) -> StageReport:
     )
 
 
-def _evaluate(context: Context, key: str, kept: KeptSamples) -> None:
+def _evaluate(context: Context, key: str, export: KeptSamples) -> None:
     graft = graft_of(context)
-    sample(context, key, graft, kept)
+    sample(context, key, graft, export)
     context.group.barrier()
     if context.group.leads:
-        kept.finish(context.backbone.card.num_classes)
+        export.finish(context.backbone.card.num_classes)
         report = _report(context, key)
         _measure_cost(context, key, graft)
         card = {
@@ -97,18 +97,18 @@ def _sheet(context: Context, network: nn.Module) -> bytes:
     return teacher.render_comparison(sample_grid(backbone, network, protocol), context.spec.name)
 
 
-def sample(context: Context, key: str, graft: nn.Module, kept: KeptSamples) -> None:
+def sample(context: Context, key: str, graft: nn.Module, export: KeptSamples) -> None:
     """Sample this rank's chunks; those of an earlier attempt are reused."""
     protocol, share = context.spec.evaluate, context.group.share
     observer, chunks = context.observer("evaluate", key), Chunks(context.storage, key)
     network = feature_network_for(context.backbone, protocol)
     size = protocol.micro_batch * MICRO_BATCHES_A_CHUNK
     mine = range(share.rank * size, protocol.samples, share.world * size)
-    missing = [first for first in mine if not (chunks.has(first) and kept.has(first))]
+    missing = [first for first in mine if not (chunks.has(first) and export.has(first))]
     observer.progress(missing[0] if missing else protocol.samples, protocol.samples, {})
     for first in missing:
         count = min(size, protocol.samples - first)
-        chunks.add(evaluate_chunk(context.backbone, graft, protocol, first, count, kept.add, network))
+        chunks.add(evaluate_chunk(context.backbone, graft, protocol, first, count, export.add, network))
         observer.progress(first + count, protocol.samples, {})
         if observer.stop_requested():
             raise StopRequested
@@ -133,7 +133,7 @@ def reference_of(context: Context, network: FeatureNetwork) -> Reference:
 def _losses(context: Context, graft: nn.Module) -> dict[str, float]:
     latents, teacher = context.held_out(), context.backbone
     loss, teacher_loss = (
-        denoising_loss_of(each, latents) for each in (teacher.with_transformer(graft), teacher)
+        denoising_loss_of(model, latents) for model in (teacher.with_transformer(graft), teacher)
     )
     return {"denoising_loss": loss, "loss_gap": loss - teacher_loss}
 

@@ -18,7 +18,7 @@ from grafting_core.specs.features import (
 def load_network(
     name: str, device: torch.device | str = "cpu", source: FeatureSource | None = None
 ) -> FeatureNetwork:
-    """Load a frozen network; without `source` its weights are found by the administrator's settings.
+    """Load a frozen network; without `source` its weights are those of the administrator's settings.
 
     Raises ValueError: unknown name, missing weights, or weights that do not match their digest.
     """
@@ -37,6 +37,6 @@ def _check(name: str, kind: FeatureKind, source: FeatureSource | None) -> None:
     path = Path(source.path)
     if not (path.is_dir() if what == "folder" else path.is_file()):
         raise ValueError(f"{name}: weight {what} {path} does not exist")
-    found = digest_of_path(path)
-    if found != source.sha256:
-        raise ValueError(f"{name}: {path} has SHA-256 {found}, not {source.sha256}; it was not loaded")
+    digest = digest_of_path(path)
+    if digest != source.sha256:
+        raise ValueError(f"{name}: {path} has SHA-256 {digest}, not {source.sha256}; it was not loaded")

@@ -2,7 +2,7 @@
 
 Its mean is a float32 sum, its neighbour distances are float16 unless a block of 10,000 by 10,000 overflows,
 and a point counts as its own neighbour. (Its inception score is in `inception_score`.) The matrix root is the
-same by any method, so the fast one is used here too.
+same by any method, so the fast method is used here too.
 """
 
 from collections.abc import Iterator
@@ -32,20 +32,20 @@ def adm_precision_recall(
     reference, samples = (finite_rows(rows).astype(np.float32) for rows in (reference_MD, samples_ND))
     reference_radii, sample_radii = _radii(reference), _radii(samples)
     recalled, precise = np.zeros(len(reference), bool), np.zeros(len(samples), bool)
-    for one in _spans(len(reference)):
-        for other in _spans(len(samples)):
-            distances = half_distances(reference[one], samples[other])
-            recalled[one] |= (distances <= sample_radii[other]).any(axis=1)
-            precise[other] |= (distances <= reference_radii[one, None]).any(axis=0)
+    for span in _spans(len(reference)):
+        for sample_span in _spans(len(samples)):
+            distances = half_distances(reference[span], samples[sample_span])
+            recalled[span] |= (distances <= sample_radii[sample_span]).any(axis=1)
+            precise[sample_span] |= (distances <= reference_radii[span, None]).any(axis=0)
     return float(precise.mean()), float(recalled.mean())
 
 
 def _radii(rows: Singles) -> Singles:
     """Distance [N] at index 3 of the ordered distances; index 0 is usually the point itself."""
     radii = np.empty(len(rows), np.float32)
-    for one in _spans(len(rows)):
-        distances = np.concatenate([half_distances(rows[one], rows[o]) for o in _spans(len(rows))], axis=1)
-        radii[one] = np.partition(distances, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+    for span in _spans(len(rows)):
+        distances = np.concatenate([half_distances(rows[span], rows[o]) for o in _spans(len(rows))], axis=1)
+        radii[span] = np.partition(distances, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
     return radii
 
 
@@ -54,7 +54,7 @@ def _spans(count: int) -> Iterator[slice]:
 
 
 def half_distances(ones: Singles, others: Singles) -> Singles:
-    """Squared distances rounded to float16, or in float32 if one of the block overflows."""
+    """Squared distances rounded to float16, or in float32 if a value of the block overflows."""
     halves = [rows.astype(np.float16).astype(np.float32) for rows in (ones, others)]
     with np.errstate(over="ignore", invalid="ignore"):
         norms = [np.square(rows.astype(np.float16)).astype(np.float32).sum(axis=1) for rows in halves]

@@ -47,41 +47,41 @@ class Manifold:
 
 def _nearest(rows: Tensor, block: int) -> Tensor:
     """Five smallest squared distances of every row to other rows, ascending. Each pair is computed once."""
-    kept = DENSITY_NEIGHBOURS + SPARE
-    found = torch.full((len(rows), kept), torch.inf, device=rows.device)
-    where = torch.zeros((len(rows), kept), dtype=torch.long, device=rows.device)
+    count = DENSITY_NEIGHBOURS + SPARE
+    nearest = torch.full((len(rows), count), torch.inf, device=rows.device)
+    indices = torch.zeros((len(rows), count), dtype=torch.long, device=rows.device)
     rough, spans = rows.float(), list(_spans(len(rows), block))
-    for index, one in enumerate(spans):
-        for other in spans[index:]:
-            distances = squared_distances(rough[one], rough[other])
-            if one == other:
+    for index, span in enumerate(spans):
+        for later in spans[index:]:
+            distances = squared_distances(rough[span], rough[later])
+            if span == later:
                 distances.fill_diagonal_(torch.inf)
             else:
-                _keep_nearest(found[other], where[other], distances.T.contiguous(), one.start)
-            _keep_nearest(found[one], where[one], distances, other.start)
-    return _exact_nearest(rows, found, where, block)
+                _keep_nearest(nearest[later], indices[later], distances.T.contiguous(), span.start)
+            _keep_nearest(nearest[span], indices[span], distances, later.start)
+    return _exact_nearest(rows, nearest, indices, block)
 
 
-def _keep_nearest(found: Tensor, where: Tensor, distances: Tensor, first: int) -> None:
-    """Merge `distances` [n, m], of columns from `first` on, into the smallest: `found`, `where` [n, k]."""
-    kept = found.shape[1]
-    closest, column = distances.topk(min(kept, distances.shape[1]), dim=1, largest=False)
-    both = torch.cat([found, closest], dim=1)
-    best, order = both.topk(kept, dim=1, largest=False)
-    found.copy_(best)
-    where.copy_(torch.cat([where, column + first], dim=1).gather(1, order))
+def _keep_nearest(nearest: Tensor, indices: Tensor, distances: Tensor, first: int) -> None:
+    """Merge `distances` [n, m], of columns from `first` on, into the k smallest (`nearest`, `indices`)."""
+    count = nearest.shape[1]
+    closest, column = distances.topk(min(count, distances.shape[1]), dim=1, largest=False)
+    merged = torch.cat([nearest, closest], dim=1)
+    best, order = merged.topk(count, dim=1, largest=False)
+    nearest.copy_(best)
+    indices.copy_(torch.cat([indices, column + first], dim=1).gather(1, order))
 
 
-def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Tensor:
+def _exact_nearest(rows: Tensor, rough: Tensor, candidates: Tensor, block: int) -> Tensor:
     """Float64 distances of the candidates; rows for which candidates may be wrong are searched again."""
     nearest = torch.empty(len(rows), DENSITY_NEIGHBOURS, dtype=rows.dtype, device=rows.device)
-    for one in _spans(len(rows), max(1, block // 8)):
-        near = where[one]
-        exact = _candidate_distances(rows, torch.arange(one.start, one.stop, device=rows.device), near)
-        exact.masked_fill_(found[one].isinf(), torch.inf)
-        nearest[one] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
+    for span in _spans(len(rows), max(1, block // 8)):
+        near = candidates[span]
+        exact = _candidate_distances(rows, torch.arange(span.start, span.stop, device=rows.device), near)
+        exact.masked_fill_(rough[span].isinf(), torch.inf)
+        nearest[span] = exact.topk(DENSITY_NEIGHBOURS, dim=1, largest=False).values
     # A row that was not kept is at least as far as the last kept one, up to rounding.
-    doubtful = found[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
+    doubtful = rough[:, -1].double() - rounding(rows, rows) < nearest[:, -1]
     for part in doubtful.nonzero().flatten().split(max(1, block // 8)):
         exact = squared_distances(rows[part], rows)
         exact[torch.arange(len(part)), part] = torch.inf
@@ -93,28 +93,28 @@ def _exact_nearest(rows: Tensor, found: Tensor, where: Tensor, block: int) -> Te
 
 def _candidate_distances(rows: Tensor, places: Tensor, near: Tensor) -> Tensor:
     """Float64 distances [n, k] of the rows at `places` [n] to those at `near` [n, k]."""
-    ones = places[:, None].expand_as(near).flatten()
-    return exact_distances(rows[ones], rows[near.flatten()]).view_as(near)
+    repeated = places[:, None].expand_as(near).flatten()
+    return exact_distances(rows[repeated], rows[near.flatten()]).view_as(near)
 
 
-def exact_distances(ones: Tensor, others: Tensor) -> Tensor:
+def exact_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared distances [P] of rows taken pair by pair. Both radii and comparisons use this formula: two
     formulas would round differently, so that a row exactly on a ball's edge could be inside or outside.
     """
-    return (ones - others).square().sum(dim=1)
+    return (first - second).square().sum(dim=1)
 
 
-def rounding(ones: Tensor, others: Tensor) -> float:
+def rounding(first: Tensor, second: Tensor) -> float:
     """Largest error of a float32 squared distance between two of these rows (Higham 2002, section 3.1)."""
-    largest = sum(float(rows.square().sum(dim=1).max()) for rows in (ones, others))
-    return 2 * (ones.shape[1] + 4) * float(np.finfo(np.float32).eps) * largest
+    largest = sum(float(rows.square().sum(dim=1).max()) for rows in (first, second))
+    return 2 * (first.shape[1] + 4) * float(np.finfo(np.float32).eps) * largest
 
 
-def squared_distances(ones: Tensor, others: Tensor) -> Tensor:
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared distances [n, m] by the Gram form; negative rounding errors are set to zero."""
-    norms = others.square().sum(dim=1)
-    product = torch.addmm(norms, ones, others.T, alpha=-2)
-    return product.add_(ones.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+    norms = second.square().sum(dim=1)
+    product = torch.addmm(norms, first, second.T, alpha=-2)
+    return product.add_(first.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
 def _spans(count: int, block: int) -> Iterator[slice]:
@@ -150,15 +150,15 @@ def overlap(reference: Manifold, samples: Manifold, block: int = BLOCK) -> PRDC:
     wide, narrow = reference.radii(DENSITY_NEIGHBOURS), reference.radii(NEIGHBOURS)
     own, slack = samples.radii(NEIGHBOURS), rounding(samples.rows, reference.rows)
     rough_samples, rough_reference = samples.rows.float(), reference.rows.float()
-    for one in _spans(len(samples.rows), block):
-        for other in _spans(len(reference.rows), block):
-            distances = squared_distances(rough_samples[one], rough_reference[other])
-            pair = _Pair(distances, samples.rows[one], reference.rows[other], slack)
-            precise[one] += pair.within(narrow[other]).any(dim=1)
-            near = pair.within(wide[other])
-            dense[one] += near.sum(dim=1)
-            covered[other] += near.any(dim=0)
-            recalled[other] += pair.within(own[one, None]).any(dim=0)
+    for sample_span in _spans(len(samples.rows), block):
+        for reference_span in _spans(len(reference.rows), block):
+            distances = squared_distances(rough_samples[sample_span], rough_reference[reference_span])
+            pair = _Pair(distances, samples.rows[sample_span], reference.rows[reference_span], slack)
+            precise[sample_span] += pair.within(narrow[reference_span]).any(dim=1)
+            near = pair.within(wide[reference_span])
+            dense[sample_span] += near.sum(dim=1)
+            covered[reference_span] += near.any(dim=0)
+            recalled[reference_span] += pair.within(own[sample_span, None]).any(dim=0)
     verdicts = (precise > 0, recalled > 0, dense / DENSITY_NEIGHBOURS, covered > 0)
     return PRDC(*(verdict.double().cpu().numpy() for verdict in verdicts))
 
@@ -168,8 +168,8 @@ class _Pair:
     """Float32 distances between two blocks of rows, each with an error of at most `slack`."""
 
     distances: Tensor
-    ones: Tensor
-    others: Tensor
+    samples: Tensor
+    reference: Tensor
     slack: float
 
     def within(self, radii: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class _Pair:
             return inside
         row, column = (inside ^ perhaps).nonzero(as_tuple=True)
         for part in _spans(len(row), BLOCK):
-            one, other = row[part], column[part]
-            exact = exact_distances(self.ones[one], self.others[other])
-            inside[one, other] = exact <= radii.expand_as(self.distances)[one, other]
+            rows, columns = row[part], column[part]
+            exact = exact_distances(self.samples[rows], self.reference[columns])
+            inside[rows, columns] = exact <= radii.expand_as(self.distances)[rows, columns]
         return inside

@@ -98,8 +98,8 @@ def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> Ex
     )
 
 
-def _overridden(preset: P, given: P) -> P:
-    return preset.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+def _overridden(preset: P, overrides: P) -> P:
+    return preset.model_copy(update={name: getattr(overrides, name) for name in overrides.model_fields_set})
 
 
 def _capped(plan: Plan, limit: int | None) -> Plan:
@@ -142,14 +142,14 @@ def _check_guidance(protocol: EvaluationProtocol) -> None:
 def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
     """Protocol with the digest of external weights. Raises SpecError if it requests other weights."""
     source = feature_sources().get(protocol.feature_network)
-    here = source.sha256 if source else None
-    if protocol.feature_digest not in (None, here):
+    digest = source.sha256 if source else None
+    if protocol.feature_digest not in (None, digest):
         message = (
-            f"the lab's {protocol.feature_network} has the digest {here or 'of the package'}; leave it out"
+            f"the lab's {protocol.feature_network} has the digest {digest or 'of the package'}; leave it out"
         )
         path = ("evaluate", "feature_digest")
         raise SpecError([problem(path, "other-weights", message, protocol.feature_digest)])
-    return protocol.model_copy(update={"feature_digest": here})
+    return protocol.model_copy(update={"feature_digest": digest})
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:

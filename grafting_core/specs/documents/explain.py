@@ -87,11 +87,11 @@ def _allowed(details: ErrorDetails) -> tuple[str, ...]:
 def _path(details: ErrorDetails, document: Any) -> tuple[object, ...]:
     """Location of the error without the union tags that pydantic adds and the document does not have."""
     path: list[object] = []
-    here = document
+    value = document
     last = len(details["loc"]) - 1
     for position, part in enumerate(details["loc"]):
-        if _has(here, part):
-            here = here[part]
+        if _has(value, part):
+            value = value[part]
         elif not (details["type"] == "missing" and position == last):
             continue
         path.append(part)

@@ -48,9 +48,9 @@ class Proposer:
         """Feasible design that shares most sites with `target`; ties go to the least score."""
         scores = self._costs_of(self.scores)
         keys = {item.key for item in target}
-        kept = np.array([len(item.sites) if item.key in keys else 0.0 for item in self.space.items])
+        shared = np.array([len(item.sites) if item.key in keys else 0.0 for item in self.space.items])
         tie = scores / (1e3 * (np.abs(scores).sum() or 1.0))
-        return self._solve(tie - kept, (), 1)
+        return self._solve(tie - shared, (), 1)
 
     def least(self, cost: Cost) -> Chosen:
         """Feasible design of least `cost`."""
@@ -58,7 +58,7 @@ class Proposer:
 
     def sweep(self, cost: Cost, points: int) -> list[Chosen]:
         """Pareto front of total score against `cost` at up to `points` levels, cheapest first."""
-        low, high = (self.space.total(cost, each) for each in (self.least(cost), self.best()))
+        low, high = (self.space.total(cost, chosen) for chosen in (self.least(cost), self.best()))
         front: dict[tuple[str, ...], Chosen] = {}
         for level in np.linspace(low, max(low, high), points):
             bound = Limit(cost=cost, at_most=float(level), of_backbone=1.0)
@@ -88,16 +88,16 @@ class Proposer:
 
     def _solved(self, objective: Floats, apart: Sequence[Chosen], distance: int, margin: float) -> Chosen:
         scale = np.abs(objective).max() or 1.0
-        found = milp(
+        solution = milp(
             objective / scale,
             integrality=np.ones(len(objective)),
             bounds=Bounds(0, 1),
             constraints=[self._coverage(), *self._limited(margin), *self._apart(apart, distance)],
             options={"mip_rel_gap": 0.0},
         )
-        if found.x is None:
-            raise NoDesign(found.message)
-        return tuple(item for item, taken in zip(self.space.items, found.x, strict=True) if taken > 0.5)
+        if solution.x is None:
+            raise NoDesign(solution.message)
+        return tuple(item for item, taken in zip(self.space.items, solution.x, strict=True) if taken > 0.5)
 
     def _coverage(self) -> LinearConstraint:
         """Constraint: every site of the space is covered by exactly one item."""
@@ -114,10 +114,10 @@ class Proposer:
             amounts = self._amounts(limit.cost) / base
             yield LinearConstraint(amounts[None], ub=limit.at_most / base - 1 - margin)
 
-    def _apart(self, others: Sequence[Chosen], distance: int) -> Iterator[LinearConstraint]:
-        if not others:
+    def _apart(self, designs: Sequence[Chosen], distance: int) -> Iterator[LinearConstraint]:
+        if not designs:
             return
-        keys = [{item.key for item in other} for other in others]
-        rows = [np.array([item.key in each for item in self.space.items], dtype=np.float64) for each in keys]
-        bound = [len(each) - distance for each in keys]
+        keys = [{item.key for item in design} for design in designs]
+        rows = [np.array([item.key in own for item in self.space.items], dtype=np.float64) for own in keys]
+        bound = [len(own) - distance for own in keys]
         yield LinearConstraint(vstack([csr_array(row[None]) for row in rows]), ub=bound)

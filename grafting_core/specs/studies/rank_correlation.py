@@ -29,13 +29,13 @@ def agreements(ladder: FidelityLadder, models: Sequence[Mapping[str, float]]) ->
 
 def _agreement(low: str, high: str, models: Sequence[Mapping[str, float]]) -> RungAgreement:
     both = [(model[low], model[high]) for model in models if low in model and high in model]
-    found = rank_correlation(*zip(*both, strict=True)) if len(both) >= MODELS_NEEDED else None
-    return RungAgreement(lower=low, higher=high, models=len(both), correlation=found)
+    correlation = rank_correlation(*zip(*both, strict=True)) if len(both) >= MODELS_NEEDED else None
+    return RungAgreement(lower=low, higher=high, models=len(both), correlation=correlation)
 
 
-def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float | None:
+def rank_correlation(first_values: Sequence[float], second_values: Sequence[float]) -> float | None:
     """Spearman's coefficient; ties get their mean rank. None if one side is constant."""
-    first, second = _ranks(ones), _ranks(others)
+    first, second = _ranks(first_values), _ranks(second_values)
     middle = (len(first) + 1) / 2
     product = sum((a - middle) * (b - middle) for a, b in zip(first, second, strict=True))
     spread = sum((a - middle) ** 2 for a in first) * sum((b - middle) ** 2 for b in second)

@@ -27,15 +27,15 @@ from grafting_core.testbed.emoji.recipe.trainer import Budget
 
 def main() -> None:
     """Parse the command line and run the recipe."""
-    given = _parser().parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    arguments = _parser().parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision("high")
-    provide_atlas(given.assets / "atlas.png")
-    recipe = Recipe(settings_of(given), given.work, given.assets)
-    recipe.train(given.phases)
-    if given.per_task:
-        recipe.score(given.per_task)
+    provide_atlas(arguments.assets / "atlas.png")
+    recipe = Recipe(settings_of(arguments), arguments.work, arguments.assets)
+    recipe.train(arguments.phases)
+    if arguments.per_task:
+        recipe.score(arguments.per_task)
 
 
 def provide_atlas(file: Path) -> None:
@@ -48,22 +48,22 @@ def provide_atlas(file: Path) -> None:
         draw_atlas(file)
 
 
-def settings_of(given: argparse.Namespace) -> Settings:
+def settings_of(arguments: argparse.Namespace) -> Settings:
     """Budgets and batches from the command line; GPUs get larger batches and compiled blocks."""
-    gpu = torch.device(given.device).type == "cuda"
+    gpu = torch.device(arguments.device).type == "cuda"
     batches = dict(GPU_BATCHES if gpu else CPU_BATCHES)
     usual = GPU_STEPS if gpu else CPU_STEPS
     budgets = {}
     for phase in PHASES:
-        steps, seconds = getattr(given, f"{phase}_steps"), getattr(given, f"{phase}_seconds")
+        steps, seconds = getattr(arguments, f"{phase}_steps"), getattr(arguments, f"{phase}_seconds")
         budgets[phase] = Budget(steps, seconds) if steps or seconds else Budget(usual[phase])
-        batches[phase] = getattr(given, f"{phase}_batch") or batches[phase]
+        batches[phase] = getattr(arguments, f"{phase}_batch") or batches[phase]
     return Settings(
-        seed=given.seed,
-        device=given.device,
+        seed=arguments.seed,
+        device=arguments.device,
         batches=batches,
         budgets=budgets,
-        compiled=gpu and not given.eager,
+        compiled=gpu and not arguments.eager,
     )
 
 
