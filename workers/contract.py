@@ -5,9 +5,10 @@ Layout under the storage root (an fsspec URI):
     scions/<key>/                      distilled operator: operator.safetensors, card.json
     models/<key>/                      finetuned graft: model.safetensors (EMA weights), card.json
     profiles/<backbone digest>/<key>/  profile.json, profile.png, card.json
-    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.chunk; see kept_samples
+    evaluations/<key>/                 report.json, samples.png, chunks/<first index>.chunk, samples.npz
     costs/<key>/<hardware>.json        measured cost of the evaluated network on one kind of hardware
     latencies/<key>.json               row of the latency table: one operator on one kind of device
+    screened/<key>.json                value of a hybrid on one rung of a screening
     references/<key>/                  reference.npz: statistics that samples are compared with
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   the ticket, written by the scheduler

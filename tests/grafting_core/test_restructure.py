@@ -17,9 +17,9 @@ from grafting_core.distillation.held_out import held_out_errors
 from grafting_core.distillation.merge_init import fit_merges, merge_student
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.operators.parallel import ParallelBlocks, mean_merge
-from grafting_core.specs.design import ParallelPair
+from grafting_core.specs.design import ParallelPair, Place
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.surgery.operate import operate
+from grafting_core.surgery.operate import new_operator, operate
 from grafting_core.surgery.parallel_blocks import PairCapture, pair_blocks
 from grafting_core.training.observer import NoCheckpoints, NullObserver
 from tests.support.builders import design_of, replacement, same
@@ -121,6 +121,19 @@ def test_replacements_inside_a_pair_stand_where_they_stood(backbone: Backbone) -
     assert paired.second.get_submodule("attn1") is graft.get_operator(edit.site)
     undo.undo()
     assert torch.equal(output(backbone, network), before)
+
+
+def test_given_modules_are_put_in_place_and_missing_ones_are_made(backbone: Backbone) -> None:
+    graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
+    edit, other = replacement("mlp", 3, ratio=2.0), replacement("mlp", 6, ratio=3.0)
+    modules: dict[Place, nn.Module] = {edit.place: new_operator(backbone, edit, 7), PAIR: mean_merge(96)}
+    operate(graft, design_of(backbone, ALL[0], other, PAIR, edit), modules)
+    blocks = {entry.merge for entry in graft.transformer.modules() if isinstance(entry, ParallelBlocks)}
+    assert graft.get_operator(edit.site) is modules[edit.site]
+    assert modules[PAIR] in blocks
+    assert len(blocks) == 2
+    made = graft.get_operator(other.site)
+    assert same(made.state_dict(), new_operator(backbone, other, 0).state_dict())
 
 
 def test_a_pair_across_the_end_is_refused_before_any_change(backbone: Backbone) -> None:

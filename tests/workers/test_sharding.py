@@ -22,7 +22,7 @@ from tests.support.stages import context
 from workers.contract import StageReport
 from workers.stages import evaluate
 from workers.stages.context import Group
-from workers.stages.sample_export import KeptSamples
+from workers.stages.sample_export import SampleExport
 
 SETTINGS = {"samples": 64, "sampler": "ddpm", "sampling_steps": 2, "micro_batch": 4, "labels": "uniform"}
 SPEC = experiment(edits=[], keep_samples=True, evaluate=SETTINGS)
@@ -32,7 +32,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
-class Mortal(KeptSamples):
+class Mortal(SampleExport):
     """Kills its process in the middle of the first chunk from this index on."""
 
     death_at: int | None

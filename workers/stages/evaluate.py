@@ -27,7 +27,7 @@ from grafting_core.training.observer import StopRequested
 from workers.contract import StageReport
 from workers.stages.context import Context
 from workers.stages.feature_chunks import Chunks
-from workers.stages.sample_export import KeptSamples
+from workers.stages.sample_export import SampleExport
 
 MICRO_BATCHES_A_CHUNK = 2
 
@@ -36,7 +36,7 @@ def run(context: Context) -> StageReport:
     """Evaluate unless this evaluation is already published."""
     key = evaluation_key(context.spec)
     folder = f"evaluations/{key}"
-    export = KeptSamples(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
+    export = SampleExport(context.storage, key, context.spec.evaluate, context.spec.keep_samples)
     if context.group.leads:
         export.set_aside_damaged()
     context.group.barrier()
@@ -62,7 +62,7 @@ def run(context: Context) -> StageReport:
     )
 
 
-def _evaluate(context: Context, key: str, export: KeptSamples) -> None:
+def _evaluate(context: Context, key: str, export: SampleExport) -> None:
     graft = graft_of(context)
     sample(context, key, graft, export)
     context.group.barrier()
@@ -97,7 +97,7 @@ def _sheet(context: Context, network: nn.Module) -> bytes:
     return teacher.render_comparison(sample_grid(backbone, network, protocol), context.spec.name)
 
 
-def sample(context: Context, key: str, graft: nn.Module, export: KeptSamples) -> None:
+def sample(context: Context, key: str, graft: nn.Module, export: SampleExport) -> None:
     """Sample this rank's chunks; those of an earlier attempt are reused."""
     protocol, share = context.spec.evaluate, context.group.share
     observer, chunks = context.observer("evaluate", key), Chunks(context.storage, key)

@@ -32,7 +32,7 @@ from grafting_core.storage.storage import Storage
 SUFFIX = ".image"
 
 
-class KeptCard(Frozen):
+class ExportCard(Frozen):
     """Card of the complete file."""
 
     samples: int
@@ -42,7 +42,7 @@ class KeptCard(Frozen):
 
 
 @dataclass(frozen=True)
-class KeptSamples:
+class SampleExport:
     """Exported images of one evaluation in storage; does nothing where the experiment does not export."""
 
     storage: Storage
@@ -63,12 +63,14 @@ class KeptSamples:
             return True
         if not all(self.storage.exists(self._path(name)) for name in ("samples.json", "samples.npz")):
             return False
-        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard)
+        card = read_with_digest(self.storage, self._path("samples.json"), ExportCard)
         return card is not None and self.storage.size(self._path("samples.npz")) == card.bytes
 
     def set_aside_damaged(self) -> None:
         """Set the card aside if the files' digests differ from it, so that they are made again."""
-        card = read_with_digest(self.storage, self._path("samples.json"), KeptCard) if self.enabled else None
+        card = (
+            read_with_digest(self.storage, self._path("samples.json"), ExportCard) if self.enabled else None
+        )
         for name, expected in (card.sha256 if card else {}).items():
             path = self._path(name)
             if not self.storage.exists(path) or digest_of(self.storage, path) != expected:
@@ -104,7 +106,7 @@ class KeptSamples:
         rows = manifest(self.protocol, num_classes).encode()
         self.storage.write_bytes(self._path("samples.csv"), rows)
         digests["samples.csv"] = hashlib.sha256(rows).hexdigest()
-        card = KeptCard(samples=self.protocol.samples, bytes=size, sha256=digests)
+        card = ExportCard(samples=self.protocol.samples, bytes=size, sha256=digests)
         write_with_digest(self.storage, self._path("samples.json"), card)
 
     def _path(self, name: str) -> str:
