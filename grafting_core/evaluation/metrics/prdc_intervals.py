@@ -2,8 +2,8 @@
 
 Whether one row is inside depends on its neighbours in the other set and on theirs, so results by row are
 not independent and cannot be resampled one by one; and radii jump if rows are left out, so a jackknife is far
-too wide. But balls of the k-th neighbour adapt to the density of rows: thinning both sets equally changes
-neither the metrics nor the ratio of their variance to that of independent results. The draws estimate this
+too wide. But balls of the k-th neighbour adapt to the density of rows: thinning both sets equally hardly
+changes the metrics, or the ratio of their variance to that of independent results. The draws estimate this
 ratio. Density, a mean of counts, has no such jumps, and a few reference rows in the middle of a thinned set
 would weigh too little: it has a jackknife.
 """

@@ -84,7 +84,7 @@ class Proposer:
             chosen = self._solved(objective, apart, distance, margin)
             if self.meets(chosen):
                 return chosen
-        raise NoDesign("no design meets the limits beyond rounding errors")
+        raise NoDesign("no design meets the limits exactly, only within rounding errors")
 
     def _solved(self, objective: Floats, apart: Sequence[Chosen], distance: int, margin: float) -> Chosen:
         scale = np.abs(objective).max() or 1.0
