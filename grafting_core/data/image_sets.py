@@ -29,7 +29,7 @@ class ImageSet(Protocol):
 
 
 class SampleFile:
-    """`arr_0` of an `.npz`, uint8 [N, H, W, 3], as ADM's evaluator takes it; of any project."""
+    """`arr_0` of an `.npz` in ADM's format, uint8 [N, H, W, 3], from any project."""
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = path.name, path

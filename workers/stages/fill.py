@@ -9,7 +9,7 @@ from workers.stages.distill_missing import ensure_distilled
 
 
 def run(context: Context) -> StageReport:
-    """Raises ValueError for work of another kind."""
+    """Distil the missing scions of a fill. Raises ValueError for work of another kind."""
     work = context.work
     if not isinstance(work, FillSpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a fill")
