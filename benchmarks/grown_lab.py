@@ -1,6 +1,7 @@
-"""A lab that has grown: many runs, a long queue, one run of many events, studies, scions, keys and webhooks.
+"""A large lab: many runs, a long queue, one run with many events, studies, scions, keys and webhooks.
 
-Made by SQL from rows that the service itself has written, so that it takes seconds and looks as a lab does.
+It is copied by SQL from rows that the service itself has written, so it takes seconds and has realistic
+content.
 """
 
 import json
@@ -53,27 +54,27 @@ NAME = f"'design ' || CAST(n.i % {NAMES} AS TEXT)"
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is of everything."""
+    """Number of rows of each kind."""
 
     runs: int = 100_000
     queued: int = 10_000
     events: int = 100_000
-    """Of one run."""
+    """Number of events of one run."""
     others: int = 1_000
-    """Studies, scions, keys, accounts, webhooks, and deliveries of one webhook."""
+    """Number of studies, scions, keys, accounts, webhooks, and deliveries of one webhook."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What can be asked for in it."""
+    """Ids in the large lab that requests can use."""
 
     ended: str
     """A run that has succeeded."""
     eventful: str
-    """The run under way with so many events."""
+    """The running run with many events."""
     queued: str
     middle: str
-    """The run in the middle of all that have ended."""
+    """The run in the middle of all ended ones."""
     study: str
     scion: str
     protocol: str
@@ -111,7 +112,7 @@ def grow(database: Database, storage: Storage, size: Size) -> Grown:
 
 
 def _succeeded(session: Session, storage: Storage) -> RunRow:
-    """A run that went through all stages, with its log and the file that its report names."""
+    """Make a run that went through all stages, with its log and the file that its report names."""
     run = submit(session, parse_submission(DESIGN), "digest", None)
     run.attempt = 1
     session.add(AttemptRow(run_id=run.id, number=1, ended_at=now(), device_seconds=60.0, flops=1e15))
@@ -124,14 +125,14 @@ def _succeeded(session: Session, storage: Storage) -> RunRow:
         session.add(StageRow(run_id=run.id, stage=stage, attempt=1, report=report.model_dump(mode="json")))
     session.flush()
     for state in ("STARTING", "RUNNING", "SUCCEEDED"):
-        transition(session, run, state)  # type: ignore[arg-type]  # three states that are
+        transition(session, run, state)  # type: ignore[arg-type]  # these are states
     session.flush()
     return run
 
 
 def _report(stage: str, key: str, picture: str) -> StageReport:
     if stage != "evaluate":
-        return StageReport(stage=stage, key=key)  # type: ignore[arg-type]  # two stages that are
+        return StageReport(stage=stage, key=key)  # type: ignore[arg-type]  # these are stages
     metrics = {
         "fid1k/fashion-cnn": 20.0,
         "fid40/fashion-cnn": 30.0,
@@ -160,7 +161,7 @@ def _cost() -> MeasuredCost:
 
 
 def _copies_of(session: Session, run: RunRow, count: int, prefix: str, **changes: str) -> None:
-    """Copies of a run with everything that belongs to it, of many owners and names."""
+    """Copy a run with everything that belongs to it, with many owners and names."""
     ids = f"'{prefix}' || CAST(10000000 + n.i AS TEXT)"
     first = 10_000_000 * (1 + ord(prefix[0]) % 8)
     numbers, row = f"{first} + n.i", f"id = '{run.id}'"
@@ -178,12 +179,12 @@ def _copies_of(session: Session, run: RunRow, count: int, prefix: str, **changes
 
 
 def _eventful(session: Session, count: int) -> str:
-    """A run under way that has told of its loss, and of its parts, so often."""
+    """Make a running run with this many progress events."""
     run = submit(session, parse_submission(DESIGN), "digest", None)
     run.attempt = 1
     session.add(AttemptRow(run_id=run.id, number=1))
     for state in ("STARTING", "RUNNING"):
-        transition(session, run, state)  # type: ignore[arg-type]  # two states that are
+        transition(session, run, state)  # type: ignore[arg-type]  # these are states
     session.flush()
     first = run.last_event + 1
     rows = [
@@ -208,7 +209,7 @@ def _told(run_id: str, count: int) -> list[dict[str, object]]:
 
 
 def _studies(session: Session, size: Size) -> str:
-    """Each with designs and runs of its own; all are copies of one."""
+    """Copy one study, each copy with its own designs and runs."""
     spec = parse_study(STUDY)
     study = create_study(session, spec, {}, "digest", None, "lab")
     assignment = {name: labels[-1] for name, labels in spec.space.parameters.items()}
@@ -258,7 +259,7 @@ def _studies(session: Session, size: Size) -> str:
 
 
 def _others(session: Session, size: Size, run: RunRow) -> int:
-    """Accounts, keys, webhooks and what one of them was told; the id of that one."""
+    """Make accounts, keys, webhooks and deliveries of one webhook; return that webhook's id."""
     many = range(size.others)
     session.execute(insert(AccountRow), [{"scope": "user", "name": f"user{n}", "limits": {}} for n in many])
     key = {"kind": "key", "prefix": "glk_", "owner": "ann", "role": "viewer", "sees": "own"}
@@ -276,7 +277,7 @@ def _others(session: Session, size: Size, run: RunRow) -> int:
 
 
 def _scions(storage: Storage, spec: ExperimentSpec, count: int) -> str:
-    """Cards alone: weights are read by nobody who looks."""
+    """Store cards without weights, which no page reads."""
     bank, scion = Bank(storage), scions_of(spec)[0]
     card = ScionCard(
         key=scion.key,

@@ -1,7 +1,7 @@
-"""The latency table against whole models: predicted over measured, for mixes drawn at random.
+"""Predictions of the latency table compared with whole models, for random designs.
 
-`python -m benchmarks.latency [--designs 20] [--batch 50] [--seconds 6] [--threads 1]` measures the table, and
-every mix against the backbone, each in rounds with it, and prints both.
+`python -m benchmarks.latency [--designs 20] [--batch 50] [--seconds 6] [--threads 1]` measures the table,
+then every design interleaved with the backbone, and prints both.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STUDY = {
 
 @dataclass(frozen=True)
 class Compared:
-    """One mix: its forward over the backbone's, as the table has it and by the clock."""
+    """One design: its forward relative to the backbone's, predicted and measured."""
 
     edits: int
     predicted: float
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def mixes(space: Space, count: int) -> list[tuple[Space, tuple[Item, ...]]]:
-    """Random designs, one site in two edited on average; every fourth has pairs."""
+    """Draw random designs that edit every second site on average; every fourth has pairs."""
     draw, found = random.Random(0), []
     for number in range(count):
         assignment = {
@@ -83,7 +83,7 @@ def mixes(space: Space, count: int) -> list[tuple[Space, tuple[Item, ...]]]:
 
 
 def check(bench: LatencyBench, timed: tuple[Space, tuple[Item, ...]], seconds: float) -> Compared:
-    """The mix in rounds with the backbone."""
+    """Measure the design interleaved with the backbone."""
     space, chosen = timed
     found = bench.compare(space.design(chosen), seconds)
     edits = sum(len(item.edits) for item in chosen)
@@ -91,7 +91,7 @@ def check(bench: LatencyBench, timed: tuple[Space, tuple[Item, ...]], seconds: f
 
 
 def show_table(rows: Sequence[PartLatency], backbone: Backbone) -> None:
-    """Every row, and how well the rest and the original operators add up to the whole."""
+    """Print every row, and how well the rest and the original operators add up to the whole."""
     first = rows[0]
     print(f"{first.hardware.processor}, {first.hardware.threads} threads, torch {first.hardware.torch}")
     print(f"{first.tokens} tokens, width {first.width}, batch {first.batch}, {first.precision}\n")
@@ -110,7 +110,7 @@ def show_table(rows: Sequence[PartLatency], backbone: Backbone) -> None:
 
 
 def show_designs(compared: Sequence[Compared]) -> None:
-    """Every mix, then the errors."""
+    """Print every design, then the errors."""
     print("\n| edits | predicted | measured | 95 % | predicted / measured |\n" + "|---" * 5 + "|")
     for each in sorted(compared, key=lambda each: each.measured):
         print(
