@@ -46,7 +46,7 @@ class LivenessRecord:
     seen: float
     fresh: bool = True
     """Whether a heartbeat was seen since its lease was renewed."""
-    asked: float = 0.0
+    status_at: float = 0.0
     stopped_for: Reason | None = None
     budget: Budget | None = None
 
@@ -214,9 +214,9 @@ class AttemptReconciler:
         over = attempt.lease_until < clock or attempt.lease_until > clock + 2 * patience
         if silent > patience and over:
             return self.end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
-        if time.monotonic() - watch.asked < STATUS_SECONDS:
+        if time.monotonic() - watch.status_at < STATUS_SECONDS:
             return None
-        watch.asked = time.monotonic()
+        watch.status_at = time.monotonic()
         return self._ask(attempt)
 
     def _ask(self, attempt: LiveAttempt) -> None:

@@ -26,7 +26,7 @@ from service.db.tables import RunRow
 from service.domain.latency_table import latency_rows
 from service.domain.studies import (
     advance,
-    ask_runs,
+    apply_to_runs,
     fail_unread,
     move,
     remaining,
@@ -139,7 +139,7 @@ class Driver:
     def _fail(self, study: StudyRow, message: str) -> None:
         with self._changing(study) as (session, row):
             if row is not None:
-                ask_runs(session, row.id, "cancel")
+                apply_to_runs(session, row.id, "cancel")
                 move(session, row, "FAILED", message)
 
     def _measure(self, study: StudyRow) -> None:
@@ -334,4 +334,4 @@ class Driver:
                 return
         with self._changing(study) as (session, row):
             if row is not None:
-                ask_runs(session, row.id, "cancel")
+                apply_to_runs(session, row.id, "cancel")
