@@ -20,7 +20,7 @@ from grafting_core.specs.studies.parsing import parse_study
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.study_tables import StudyRunRow, TrialRow
+from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import AccountRow, AttemptRow, EventRow, KeyRow, RunRow, StageRow, TrackingRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
 from service.domain.check_jobs import begin
@@ -209,41 +209,13 @@ def _told(run_id: str, count: int) -> list[dict[str, object]]:
 
 
 def _studies(session: Session, size: Size) -> str:
-    """Copy one study, each copy with its own designs and runs."""
-    spec = parse_study(STUDY)
-    study = create_study(session, spec, {}, "digest", None, "lab")
-    assignment = {name: labels[-1] for name, labels in spec.space.parameters.items()}
-    values = {"loss_gap": 0.1, "fid20/fashion-cnn": 3.0}
-    session.add(
-        TrialRow(
-            study_id=study.id,
-            number=0,
-            round=1,
-            source="milp",
-            state="DONE",
-            assignment=assignment,
-            design_key="",
-            params=9,
-            flops=1.0,
-            score=0.0,
-            screened=values,
-            final={"fid40/fashion-cnn": 2.0},
-        )
-    )
-    session.flush()
-    copy(
-        session,
-        "study_trials",
-        f"study_id = '{study.id}'",
-        TRIALS - 1,
-        number="n.i",
-        design_key="CAST(n.i AS TEXT)",
-    )
+    """Copy one study, each copy with its own designs and runs; return the last copy's id."""
+    study = create_study(session, parse_study(STUDY), {}, "digest", None, "lab")
+    _trials(session, study)
     count = min(size.others, (size.runs - 1) // STUDY_RUNS)
     ids = "'0s' || CAST(10000000 + n.i AS TEXT)"
     copy(session, "studies", f"id = '{study.id}'", count, id=ids, idempotency_key="NULL", owner=OWNER)
     copy(session, "study_trials", f"study_id = '{study.id}'", count, study_id=ids)
-    numbers = range(count * STUDY_RUNS)
     rows = [
         {
             "study_id": f"0s{10_000_001 + number // STUDY_RUNS}",
@@ -252,10 +224,33 @@ def _studies(session: Session, size: Size) -> str:
             "run_id": f"0b{10_000_001 + number}",
             "trial": number % STUDY_RUNS,
         }
-        for number in numbers
+        for number in range(count * STUDY_RUNS)
     ]
     session.execute(insert(StudyRunRow), rows)
     return f"0s{10_000_000 + count}"
+
+
+def _trials(session: Session, study: StudyRow) -> None:
+    """Add one finished trial and TRIALS - 1 copies of it."""
+    parameters = parse_study(STUDY).space.parameters
+    trial = TrialRow(
+        study_id=study.id,
+        number=0,
+        round=1,
+        source="milp",
+        state="DONE",
+        assignment={name: labels[-1] for name, labels in parameters.items()},
+        design_key="",
+        params=9,
+        flops=1.0,
+        score=0.0,
+        screened={"loss_gap": 0.1, "fid20/fashion-cnn": 3.0},
+        final={"fid40/fashion-cnn": 2.0},
+    )
+    session.add(trial)
+    session.flush()
+    where, numbers = f"study_id = '{study.id}'", {"number": "n.i", "design_key": "CAST(n.i AS TEXT)"}
+    copy(session, "study_trials", where, TRIALS - 1, **numbers)
 
 
 def _others(session: Session, size: Size, run: RunRow) -> int:

@@ -255,8 +255,8 @@ def _read_event(storage: Storage, attempt: LiveAttempt, seq: int) -> Event:
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder") from error
     if (event.run_id, event.attempt, event.seq) != (*attempt.key, seq):
-        found = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
-        raise ValueError(f"the file holds {found}")
+        actual = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
+        raise ValueError(f"the file holds {actual}")
     return event
 
 
