@@ -200,9 +200,9 @@ def _told(run_id: str, count: int) -> list[dict[str, object]]:
     started = AttemptStarted(host="here", pid=1, device="cpu")
     first = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=started).model_dump(mode="json")
     spread = Progress(stage="finetune", step=0, total_steps=count, values={"loss": 0.5})
-    told = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=spread).model_dump(mode="json")
+    event = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=spread).model_dump(mode="json")
     further = (
-        {**told, "seq": number, "body": {**told["body"], "step": number, "values": {"loss": 1 / number}}}
+        {**event, "seq": number, "body": {**event["body"], "step": number, "values": {"loss": 1 / number}}}
         for number in range(2, count + 1)
     )
     return [first, *further]
@@ -262,10 +262,10 @@ def _others(session: Session, size: Size, run: RunRow) -> int:
     hook = {"types": ["run.failed"], "secret": "s", "owner": "lab"}
     session.execute(insert(WebhookRow), [{**hook, "url": f"https://example.org/{n}"} for n in many])
     first = session.scalars(select(WebhookRow.id).order_by(WebhookRow.id)).first()
-    told = {"type": "run.succeeded", "subject": run.id, "number": 4, "body": "{}", "state": "DELIVERED"}
+    delivery = {"type": "run.succeeded", "subject": run.id, "number": 4, "body": "{}", "state": "DELIVERED"}
     session.execute(
         insert(DeliveryRow),
-        [{**told, "webhook_id": first, "message_id": f"m{n}", "attempts": 1, "due": 0.0} for n in many],
+        [{**delivery, "webhook_id": first, "message_id": f"m{n}", "attempts": 1, "due": 0.0} for n in many],
     )
     assert first is not None
     return first

@@ -44,9 +44,9 @@ def measure(kind: str, size: Size) -> Figures:
         grown = grow(database, storage, size)
         print(f"{kind}: filled in {time.monotonic() - began:.0f} s", flush=True)
         with application(database, folder) as app:
-            asked = readings(app, grown)
+            requests = readings(app, grown)
         with api_over(database, folder) as api:
-            return {reading.route: timed(api, reading) for reading in asked}
+            return {reading.route: timed(api, reading) for reading in requests}
 
 
 @contextlib.contextmanager

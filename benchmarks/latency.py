@@ -49,22 +49,23 @@ class Compared:
 
 
 def main() -> None:
-    given = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("designs", 20), ("batch", 50), ("threads", 1)):
-        given.add_argument(f"--{name}", type=int, default=value)
-    given.add_argument("--seconds", type=float, default=6.0)
-    asked = given.parse_args()
-    torch.set_num_threads(asked.threads)
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     backbone = load_backbone(STUDY["backbone"], torch.device("cpu"))
     space = parse_study(STUDY).space
     parts = timed_parts(space, backbone.card)
     bench = LatencyBench(
-        backbone, LatencySpec(name="table", backbone=backbone.card.ref, parts=parts, batch=asked.batch)
+        backbone, LatencySpec(name="table", backbone=backbone.card.ref, parts=parts, batch=arguments.batch)
     )
-    rows = [bench.measure(part, asked.seconds) for part in parts]
+    rows = [bench.measure(part, arguments.seconds) for part in parts]
     show_table(rows, backbone)
     compared = [
-        check(bench, timed, asked.seconds) for timed in mixes(with_latencies(space, rows), asked.designs)
+        check(bench, timed, arguments.seconds)
+        for timed in mixes(with_latencies(space, rows), arguments.designs)
     ]
     show_designs(compared)
 

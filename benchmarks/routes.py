@@ -61,12 +61,12 @@ def _readings(route: str, path: list[str], query: list[str], grown: Grown, limit
         label = f"{route} (under way)" if run == grown.eventful else route
         refused = route in ABSENT or (run == grown.eventful and "/artifacts/" in route)
         yield Reading(label, address, refused)
-        asked = {**query_values(route, grown), "limit": limit}
+        values = {**query_values(route, grown), "limit": limit}
         for name in query:
             full = f"{label}?{name}="
-            also = {other: asked[other] for other in TOGETHER.get(full, ())}
+            also = {other: values[other] for other in TOGETHER.get(full, ())}
             also |= {"limit": limit} if "limit" in query else {}
-            words = urlencode({**also, name: asked[name]})
+            words = urlencode({**also, name: values[name]})
             yield Reading(full, f"{address}?{words}", refused or full in ABSENT)
 
 

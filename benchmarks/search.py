@@ -265,11 +265,11 @@ def finish(study: Study, pool: Any, given: argparse.Namespace, figures: dict[str
     """Finish promotions, baselines and the designs of the ranking, each design once."""
     spec, steps = study.spec, study.spec.evaluate.sampling_steps
     baselines = {name: study.trials.index(chosen) for name, chosen in study.baselines.items()}
-    wanted = list(dict.fromkeys([*study.promoted(), *baselines.values(), *study.ranked()]))
-    results = pool.imap(finished, [(study.design(at), steps) for at in wanted])
+    numbers = list(dict.fromkeys([*study.promoted(), *baselines.values(), *study.ranked()]))
+    results = pool.imap(finished, [(study.design(at), steps) for at in numbers])
     finals: dict[int, float] = {}
     seconds: dict[int, float] = {}
-    for at, (value, spent) in zip(wanted, results, strict=False):
+    for at, (value, spent) in zip(numbers, results, strict=False):
         finals[at], seconds[at] = value, spent
         figures["finals"] = {
             number: {"final": finals[number], "first": study.first[number]} for number in finals

@@ -135,7 +135,7 @@ def _together(work: Callable[[int], None], callers: int) -> None:
         thread.join()
 
 
-def asked(api: Api, paths: Iterator[str], count: int = 150) -> list[float]:
+def sequential(api: Api, paths: Iterator[str], count: int = 150) -> list[float]:
     """Return times of sequential requests, without the first few."""
     caller = Caller(api)
     return [caller.ask("GET", next(paths)) for _ in range(count + 10)][10:]
@@ -158,8 +158,10 @@ def measure_reading(kind: str, database: Database, api: Api) -> Iterator[Line]:
     analyse(database)
     cursors = (f"0b{10_000_000 + random.randrange(100, RUNS)}" for _ in itertools.count())
     pages = (f"/api/v1/runs?limit=50&cursor={cursor}" for cursor in cursors)
-    yield line(f"50 runs of {RUNS:,}", kind, asked(api, pages), 50)
-    yield line(f"leaderboard of {RUNS:,}", kind, asked(api, itertools.repeat("/api/v1/leaderboard")), 100)
+    yield line(f"50 runs of {RUNS:,}", kind, sequential(api, pages), 50)
+    yield line(
+        f"leaderboard of {RUNS:,}", kind, sequential(api, itertools.repeat("/api/v1/leaderboard")), 100
+    )
     with database.writing() as session:
         copy(session, "runs", f"id = '{run.id}'", 1, id="'0event'", last_event=str(EVENTS))
         kept = "id = (SELECT max(id) FROM events)"
@@ -167,7 +169,7 @@ def measure_reading(kind: str, database: Database, api: Api) -> Iterator[Line]:
     analyse(database)
     starts = (random.randrange(EVENTS) for _ in itertools.count())
     pages = (f"/api/v1/runs/0event/history?limit=200&after={start}" for start in starts)
-    yield line(f"200 events of a run with {EVENTS:,}", kind, asked(api, pages), 50)
+    yield line(f"200 events of a run with {EVENTS:,}", kind, sequential(api, pages), 50)
 
 
 def measure_streams(kind: str, database: Database, api: Api) -> Iterator[Line]:

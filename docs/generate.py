@@ -56,9 +56,9 @@ def _commands(command: Any) -> Iterator[Any]:
 
 def settings_table() -> str:
     """Return every field of Settings with its variable, default and the docstring below it."""
-    prefix, told = settings.Settings.model_config["env_prefix"], _docstrings(settings.Settings)
+    prefix, meanings = settings.Settings.model_config["env_prefix"], _docstrings(settings.Settings)
     rows = [
-        (f"`{prefix}{name.upper()}`", _default(name, field), told.get(name, ""))
+        (f"`{prefix}{name.upper()}`", _default(name, field), meanings.get(name, ""))
         for name, field in settings.Settings.model_fields.items()
     ]
     return _table(("variable", "default", "meaning"), rows)
@@ -110,9 +110,9 @@ def events_list() -> str:
 
 
 def _event(member: type[BaseModel]) -> str:
-    told = _docstrings(member)
+    meanings = _docstrings(member)
     rows = [
-        (f"`{name}`", f"`{_type(field)}`", told.get(name, ""))
+        (f"`{name}`", f"`{_type(field)}`", meanings.get(name, ""))
         for name, field in member.model_fields.items()
         if name != "type"
     ]
@@ -157,13 +157,13 @@ def main() -> int:
     check = parser.parse_args().check
     stale = []
     for page in PAGES:
-        text, wanted = current(page)
-        if text != wanted:
+        text, expected = current(page)
+        if text != expected:
             stale.append(page)
             if not check:
-                (FOLDER / page).write_text(wanted)
+                (FOLDER / page).write_text(expected)
     for page in stale:
-        print(f"docs/reference/{page} {'is out of date: run `make docs`' if check else 'is written anew'}")
+        print(f"docs/reference/{page} {'is out of date: run `make docs`' if check else 'is updated'}")
     return 1 if check and stale else 0
 
 

@@ -85,9 +85,9 @@ def _processes(probes: dict[str, Any]) -> Iterator[str]:
 
 def _sockets(probes: dict[str, Any]) -> Iterator[str]:
     for path in probes["sockets"]:
-        with socket.socket(socket.AF_UNIX) as asked:
+        with socket.socket(socket.AF_UNIX) as probe:
             try:
-                asked.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+                probe.connect(f"\0{path[1:]}" if path.startswith("@") else path)
                 yield f"reaches {path}"
             except OSError:
                 continue
