@@ -268,7 +268,7 @@ def test_storage_is_asked_outside_of_every_write_transaction(
 WANTED: list[tuple[dict[str, Any], str]] = [
     ({"gpus_per_worker": 1, "workers": 4}, "4 workers of 1 GPUs need 4; the lab has 2"),
     ({"cpus_per_worker": 5}, "1 workers of 5 CPUs need 5; the lab has 4: at most 4 per worker"),
-    ({"workers": 8}, "8 workers of 1 CPUs are 8; the lab has 4"),
+    ({"workers": 8}, "8 workers of 1 CPUs need 8; the lab has 4"),
 ]
 
 
