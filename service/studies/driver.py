@@ -132,8 +132,8 @@ class Driver:
         """
         with self.control.leading() as session:
             row = session.get(StudyRow, study.id, with_for_update=True)
-            seen = (study.state, study.phase, study.round)
-            same = row is not None and (row.state, row.phase, row.round) == seen
+            expected = (study.state, study.phase, study.round)
+            same = row is not None and (row.state, row.phase, row.round) == expected
             yield session, row if same else None
 
     def _fail(self, study: StudyRow, message: str) -> None:

@@ -60,6 +60,6 @@ def _clock_row(run: StudyRun) -> list[str]:
     cells = [name_of(run), run.role, f"{predicted:.3f}x"]
     if measured is None:
         return [*cells, "not on this hardware", "-", "-", "-"]
-    kept = {True: "yes", False: "no", None: "-"}[run.keeps_latency]
+    meets_limit = {True: "yes", False: "no", None: "-"}[run.keeps_latency]
     interval = f"{run.measured_latency_low:.3f} to {run.measured_latency_high:.3f}"
-    return [*cells, f"{measured:.3f}x", interval, f"{predicted / measured:.3f}", kept]
+    return [*cells, f"{measured:.3f}x", interval, f"{predicted / measured:.3f}", meets_limit]
