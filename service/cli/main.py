@@ -136,7 +136,7 @@ def fetch(
     ] = None,
     url: Url = None,
 ) -> None:
-    """Save a file that a run has stage_by_artifact."""
+    """Save a file that a run has made."""
     client = connect(url)
     detail = client.run(run_id_of(client, run))
     stage_by_artifact = {artifact: report.stage for report in detail.stages for artifact in report.artifacts}
