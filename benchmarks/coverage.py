@@ -1,14 +1,13 @@
-"""How often 95 % intervals hold the truth: draws of known distributions, for every figure that has an
-interval.
+"""Coverage of 95 % intervals: draws of known distributions, for every metric that has an interval.
 
 `python -m benchmarks.coverage [--dims 8 64] [--counts 50] [--draws 200] [--only kid fid] [--keep FOLDER]`
-prints a table, figure x D x N, in per cent, each with the 95 % range that its number of draws leaves. A cell
-has two cases: samples of the reference's own distribution, and samples that are shifted and scaled. The truth
-is the population's own for `fid_infinity`, `kid` and `label_accuracy`; for the others, which are biased at N
-samples, it is what they are on average at N.
+prints a table, metric x D x N, in per cent, each with the 95 % range for its number of draws. A cell has
+two cases: samples of the reference's own distribution, and samples that are shifted and scaled. The true
+value is the population's for `fid_infinity`, `kid` and `label_accuracy`; for the others, which are biased
+at N samples, it is their mean at N.
 
-With `--keep` every draw is written down, and a later call, with more draws or after an interruption, goes on
-from those that are there.
+With `--keep` every draw is stored, and a later call, with more draws or after an interruption, continues
+from the stored ones.
 """
 
 import argparse
@@ -47,13 +46,13 @@ DRAWS: Mapping[str, tuple[int, int]] = {
     "is": (1_000, 1_000),
     "label_accuracy": (1_000, 1_000),
 }
-"""Of a cell up to `MANY` samples, and beyond: as many as a processor makes in about ten minutes."""
+"""Number of draws of a cell up to `MANY` samples, and beyond: as many as a processor makes in ten minutes."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Samples are `shift` off in every feature and `scale` times as wide as the reference's standard
-    normal.
+    """Samples shifted by `shift` in every feature and `scale` times as wide as the standard normal
+    reference.
     """
 
     dims: int
@@ -74,7 +73,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One draw's value and interval of a figure."""
+    """Value and interval of a metric in one draw."""
 
     value: float
     interval: Interval | None
@@ -108,7 +107,7 @@ def draw_overlap(case: Case, rng: np.random.Generator) -> dict[str, Drawn]:
 
 
 def draw_score(case: Case, rng: np.random.Generator) -> dict[str, Drawn]:
-    """Logits of ten classes: the first ten features, or all where there are fewer."""
+    """Draw an inception score; the logits are the first ten features, or all if there are fewer."""
     logits = 3 * case.samples(rng)[:, :CLASSES]
     value = inception_score(logits)
     return {"is": Drawn(value, score_interval(logits, value))}
@@ -120,20 +119,20 @@ def draw_accuracy(case: Case, rng: np.random.Generator) -> dict[str, Drawn]:
 
 
 def exact_fid(case: Case) -> float:
-    """|shift|^2 + (scale - 1)^2 D."""
+    """Return the exact FID, |shift|^2 + (scale - 1)^2 D."""
     return case.dims * (case.shift**2 + (case.scale - 1) ** 2)
 
 
 def exact_kid(case: Case) -> float:
-    """Expectations of (x.y / D + 1)^3 for independent normals: only even powers of the inner product
-    remain.
-    """
+    """Return the exact KID from expectations of (x.y / D + 1)^3, in which only even powers remain."""
     own = _cubic(case, case.shift, case.scale, case.shift, case.scale)
     return own + _cubic(case, 0, 1, 0, 1) - 2 * _cubic(case, case.shift, case.scale, 0, 1)
 
 
 def _cubic(case: Case, shift: float, scale: float, other_shift: float, other_scale: float) -> float:
-    """E (x.y / D + 1)^3 with every x_i = N(shift, scale^2), y_i alike: from the cumulants of the sum."""
+    """Return E (x.y / D + 1)^3 with every x_i = N(shift, scale^2) and y_i alike, from cumulants of the
+    sum.
+    """
     dims = case.dims
     moments = [_moment(k, shift, scale) * _moment(k, other_shift, other_scale) for k in (1, 2, 3)]
     first = moments[0]
@@ -164,7 +163,7 @@ TRUTH: Mapping[str, Callable[[Case], float]] = {
 
 @dataclass(frozen=True)
 class Shard:
-    """Of so many draws so many had an interval that held the truth."""
+    """Number of draws, and of those whose interval covers the true value."""
 
     hits: int
     draws: int
@@ -175,26 +174,27 @@ class Shard:
 
     @property
     def interval(self) -> Interval:
-        """95 % for the share of all draws that there could be."""
+        """Return the 95 % interval of the share of covering draws."""
         return share_interval(self.value, self.draws)
 
 
 def coverage(
     name: str, case: Case, draws: int, shrink: float = 1.0, kept: Path | None = None
 ) -> dict[str, Shard | None]:
-    """How many draws' intervals hold the truth, by figure; None where the figure has no interval.
+    """Count by metric the draws whose interval covers the true value; None if the metric has no interval.
 
-    `shrink` narrows the intervals around their values, to see whether they are wider than need be. `kept` is
-    the file of this case's draws: those in it are not made again.
+    `shrink` narrows the intervals around their values, to see whether they are wider than needed. `kept`
+    is the file of this case's stored draws, which are not repeated.
 
-    Without a closed form the truth is the mean over these draws, which is far closer to it than one draw is.
+    Without a closed form the true value is the mean over these draws, which is far closer to it than one
+    draw.
     """
     found = _draws(name, case, draws, kept)
     return {figure: _share(case, figure, [drawn[figure] for drawn in found], shrink) for figure in found[0]}
 
 
 def _draws(name: str, case: Case, draws: int, kept: Path | None) -> list[dict[str, Drawn]]:
-    """Draw i depends on i alone."""
+    """Return the draws; draw i depends only on i."""
     lines = kept.read_text().splitlines() if kept and kept.exists() else []
     found = [_read(line) for line in lines[:draws]]
     for index in range(len(found), draws):
@@ -232,7 +232,7 @@ def _share(case: Case, figure: str, drawn: Sequence[Drawn], shrink: float) -> Sh
 def both_cases(
     name: str, dims: int, count: int, draws: int | None = None, folder: Path | None = None
 ) -> dict[str, tuple[Shard | None, ...]]:
-    """Coverage in either case, by figure."""
+    """Return the coverage in both cases, by metric."""
     cases = {"same": Case(dims, count), "moved": Case(dims, count, shift=0.5, scale=1.2)}
     most = draws or DRAWS[name][count > MANY]
     found = [
@@ -243,7 +243,7 @@ def both_cases(
 
 
 def main() -> None:
-    """Parse the command line and print a line a figure and D, a column a number of samples."""
+    """Parse the command line and print one line per metric and D, and one column per number of samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dims", type=int, nargs="+", default=list(DIMS))
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
@@ -268,7 +268,7 @@ def print_rows(dims: int, columns: Sequence[dict[str, tuple[Shard | None, ...]]]
 
 
 def _cell(shares: tuple[Shard | None, ...]) -> str:
-    """`95 (93-97)` of each case; `none` where there is no interval."""
+    """Format the cell such as `95 (93-97)` for each case; `none` without an interval."""
     return ", ".join("none" if share is None else _shown(share) for share in shares)
 
 

@@ -1,11 +1,12 @@
-"""Stage 1 in one pass against the same operators distilled one by one, both sides in one run.
+"""Stage 1 in one pass compared with distilling the same operators one by one, in one run.
 
 `python -m benchmarks.distillation [--rounds 3]` prints two tables, for the testbed and for a DiT-B/2 with
-random weights. Gain: wall-clock of a step of every separate run together over that of a step of the one pass,
-beside R(n, k) = sum(T + 3 f) / (T + sum(3 f)), what the FLOPs of this very model (T of its forward, f of each
-operator's) allow; teacher forwards a step; achieved FLOP/s as a share of what a large matrix product achieves
-in the same run. Memory: the peak of a process that trains 40 candidates beyond one that trains 4, beside what
-36 candidates' weights, gradients and optimiser state take. Separate runs draw fresh noise every step too.
+random weights. Gain: wall-clock time of a step of all separate runs together over that of a step of the
+one pass; R(n, k) = sum(T + 3 f) / (T + sum(3 f)), the gain that FLOPs allow (T of the model's forward, f
+of each operator's); teacher forwards per step; FLOP/s as a share of a large matrix product's in the same
+run. Memory: the additional peak of a process that trains 40 candidates over one that trains 4, and the
+size of the weights, gradients and optimiser state of 36 candidates. Separate runs also draw new noise
+every step.
 """
 
 import argparse
@@ -36,10 +37,10 @@ from grafting_core.specs.site import GraftSite
 from grafting_core.training.observer import NoCheckpoints, NullObserver, StopRequested
 
 TRAINING = 3
-"""Forward and backward of an operator in forwards (beta of the formula)."""
+"""Cost of forward and backward of an operator, in forwards (beta of the formula)."""
 CROWD = "hyena_x"
 STATE_BYTES = 16
-"""A parameter's float32 weight, gradient and two moments."""
+"""Bytes per parameter: float32 weight, gradient and two moments."""
 DIT_B = BlockDims(width=768, num_heads=12, mlp_ratio=4.0, grid=(16, 16))
 GAIN_COLUMNS = (
     "backbone",
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def gain(case: Case, rounds: int) -> list[str]:
-    """One pass and every separate run in turn, round by round."""
+    """Measure the one pass and the separate runs alternately, round by round."""
     backbone, latents = teacher(case.backbone)
     candidates = offered(case.blocks, case.kinds, plan(case.batch))
     together: list[Timing] = []
@@ -122,7 +123,9 @@ def gain(case: Case, rounds: int) -> list[str]:
 
 
 def teacher(name: str) -> tuple[Backbone, Latents]:
-    """The testbed, or a DiT-B/2 for 256x256 images with random weights; latents of unit variance."""
+    """Return the testbed, or a DiT-B/2 for 256x256 images with random weights, and latents of unit
+    variance.
+    """
     backbone = load_backbone("testbed/dit-fashion")
     size, classes = 7, 10
     if name == "dit-b":
@@ -151,12 +154,14 @@ def _random_dit_b() -> DiTTransformer2DModel:
 
 
 def plan(batch: int) -> DistillPlan:
-    """More steps than any case takes: passes are stopped before their held-out examination."""
+    """Return a plan with more steps than any case takes: passes are stopped before their held-out
+    evaluation.
+    """
     return DistillPlan(steps=1000, batch_size=batch, held_out=8, images=256)
 
 
 def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) -> list[StudentSpec]:
-    """Every kind at every block."""
+    """Return a student of every kind at every block."""
     edits = [
         ReplaceOperator(
             site=GraftSite(block=block, slot=KINDS[kind].slots[0]), operator=KINDS[kind](kind=kind)
@@ -168,7 +173,7 @@ def offered(blocks: Sequence[int], kinds: Sequence[str], settings: DistillPlan) 
 
 
 def flops(backbone: Backbone, candidates: Sequence[StudentSpec]) -> tuple[int, list[int]]:
-    """T and 3 f of every candidate, a sample."""
+    """Return T, and 3 f of every candidate, per sample."""
     card = backbone.card
     kinds = [candidate.name.rsplit(" ", 1)[-1] for candidate in candidates]
     trained = [TRAINING * KINDS[kind](kind=kind).computed_flops(card.dims) for kind in kinds]
@@ -176,7 +181,7 @@ def flops(backbone: Backbone, candidates: Sequence[StudentSpec]) -> tuple[int, l
 
 
 class Stopwatch(NullObserver):
-    """Notes when each step was done and stops the pass after the last one wanted."""
+    """Observer that records when each step ended and stops the pass after the last measured one."""
 
     def __init__(self, steps: int) -> None:
         self.at: list[float] = []
@@ -191,14 +196,14 @@ class Stopwatch(NullObserver):
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Median seconds of a step after the first, and forwards of the teacher a step."""
+    """Median seconds of a step after the first, and teacher forwards per step."""
 
     seconds: float
     forwards: float
 
 
 def timed(backbone: Backbone, candidates: Sequence[StudentSpec], latents: Latents, steps: int) -> Timing:
-    """One step to warm up, then so many."""
+    """Time `steps` steps after one to warm up."""
     watch = Stopwatch(steps + 1)
     counted: list[int] = []
     handle = backbone.transformer.register_forward_hook(lambda *_: counted.append(1))
@@ -210,7 +215,7 @@ def timed(backbone: Backbone, candidates: Sequence[StudentSpec], latents: Latent
 
 
 def matmul_flops_per_second(size: int = 1024) -> float:
-    """Of a float32 matrix product, best of five."""
+    """Return the rate of a float32 matrix product, best of five."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     times = []
     for _ in range(5):
@@ -221,7 +226,7 @@ def matmul_flops_per_second(size: int = 1024) -> float:
 
 
 def memory(backbone: str) -> list[str]:
-    """Peaks of two processes that do nothing else, and what the additional candidates must take."""
+    """Measure the peaks of two processes that do nothing else, and the needs of the additional candidates."""
     four, forty = (_peak_of(backbone, count) for count in (4, 40))
     extra = 36 * STATE_BYTES * KINDS[CROWD](kind=CROWD).num_params(_dims(backbone))
     return [backbone, _mib(four), _mib(forty), _mib(forty - four), _mib(extra)]
@@ -229,23 +234,23 @@ def memory(backbone: str) -> list[str]:
 
 def _peak_of(backbone: str, candidates: int) -> int:
     command = [sys.executable, "-m", "benchmarks.distillation", "--peak", backbone, str(candidates)]
-    # Freed blocks go back to the system, so that the peak is what is in use and not what lies fallow.
+    # Freed blocks go back to the system, so that the peak is the memory in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
 def peak(backbone: str, count: int) -> int:
-    """Resident bytes at most while this many candidates are trained for three steps."""
+    """Return the peak of resident bytes while this many candidates are trained for three steps."""
     loaded, latents = teacher(backbone)
     timed(loaded, _crowd(backbone, count), latents, 2)
-    # Not getrusage: what a child inherits there is the peak of whoever started it.
+    # Not getrusage: there a child inherits the peak of its parent.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) * 1024
 
 
 def _crowd(backbone: str, count: int) -> list[StudentSpec]:
-    """Candidates of one kind and different first weights, several a site."""
+    """Return candidates of one kind with different initial weights, several per site."""
     settings = plan(64 if backbone == "testbed" else 2)
     crowd = [
         dataclasses.replace(each, key=f"{each.key}/{seed}")

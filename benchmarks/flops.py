@@ -1,7 +1,7 @@
-"""FLOPs of every operator: what totals go by, what `torch.utils.flop_counter` sees, and the paper's count.
+"""FLOPs of every operator: by formula, by `torch.utils.flop_counter`, and by the paper's arithmetic.
 
-`python -m benchmarks.flops [--width 1152]` prints a line a kind and token count; the first two columns of
-figures are equal, or the script ends with 1.
+`python -m benchmarks.flops [--width 1152]` prints a line per kind and token count. If formula and counter
+differ, it exits with code 1.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TOKENS = (49, 256, 1024)
 
 
 def main() -> int:
-    """Print the table; 1 where a formula is more than 1 % off what is counted."""
+    """Print the table; return 1 if a formula differs from the counter by more than 1 %."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def _dims(width: int, tokens: int) -> BlockDims:
-    """49 tokens are the testbed's grid of 7 x 7."""
+    """Return the dims; 49 tokens are the testbed's grid of 7 x 7."""
     if tokens == 49:
         return dims_of(width, tokens).model_copy(update={"grid": (7, 7)})
     return dims_of(width, tokens)
@@ -52,7 +52,7 @@ def _line(kind: str, dims: BlockDims) -> bool:
 
 
 def counted(spec: OperatorBase, dims: BlockDims) -> int:
-    """What the counter sees in one forward of the built module, on one sample."""
+    """Return the counter's FLOPs of one forward of the built module on one sample."""
     with torch.device("meta"):
         module, hidden = build_operator(spec, dims), torch.empty(1, dims.num_tokens, dims.width)
     with FlopCounterMode(display=False) as counter:

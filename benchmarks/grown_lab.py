@@ -1,6 +1,7 @@
-"""A lab that has grown: many runs, a long queue, one run of many events, studies, scions, keys and webhooks.
+"""A large lab: many runs, a long queue, one run with many events, studies, scions, keys and webhooks.
 
-Made by SQL from rows that the service itself has written, so that it takes seconds and looks as a lab does.
+It is copied by SQL from rows that the service itself has written, so it takes seconds and has realistic
+content.
 """
 
 import json
@@ -19,7 +20,7 @@ from grafting_core.specs.studies.parsing import parse_study
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
-from service.db.study_tables import StudyRunRow, TrialRow
+from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import AccountRow, AttemptRow, EventRow, KeyRow, RunRow, StageRow, TrackingRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
 from service.domain.check_jobs import begin
@@ -53,27 +54,27 @@ NAME = f"'design ' || CAST(n.i % {NAMES} AS TEXT)"
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is of everything."""
+    """Number of rows of each kind."""
 
     runs: int = 100_000
     queued: int = 10_000
     events: int = 100_000
-    """Of one run."""
+    """Number of events of one run."""
     others: int = 1_000
-    """Studies, scions, keys, accounts, webhooks, and deliveries of one webhook."""
+    """Number of studies, scions, keys, accounts, webhooks, and deliveries of one webhook."""
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What can be asked for in it."""
+    """Ids in the large lab that requests can use."""
 
     ended: str
     """A run that has succeeded."""
     eventful: str
-    """The run under way with so many events."""
+    """The running run with many events."""
     queued: str
     middle: str
-    """The run in the middle of all that have ended."""
+    """The run in the middle of all ended ones."""
     study: str
     scion: str
     protocol: str
@@ -111,7 +112,7 @@ def grow(database: Database, storage: Storage, size: Size) -> Grown:
 
 
 def _succeeded(session: Session, storage: Storage) -> RunRow:
-    """A run that went through all stages, with its log and the file that its report names."""
+    """Make a run that went through all stages, with its log and the file that its report names."""
     run = submit(session, parse_submission(DESIGN), "digest", None)
     run.attempt = 1
     session.add(AttemptRow(run_id=run.id, number=1, ended_at=now(), device_seconds=60.0, flops=1e15))
@@ -124,14 +125,14 @@ def _succeeded(session: Session, storage: Storage) -> RunRow:
         session.add(StageRow(run_id=run.id, stage=stage, attempt=1, report=report.model_dump(mode="json")))
     session.flush()
     for state in ("STARTING", "RUNNING", "SUCCEEDED"):
-        transition(session, run, state)  # type: ignore[arg-type]  # three states that are
+        transition(session, run, state)  # type: ignore[arg-type]  # these are states
     session.flush()
     return run
 
 
 def _report(stage: str, key: str, picture: str) -> StageReport:
     if stage != "evaluate":
-        return StageReport(stage=stage, key=key)  # type: ignore[arg-type]  # two stages that are
+        return StageReport(stage=stage, key=key)  # type: ignore[arg-type]  # these are stages
     metrics = {
         "fid1k/fashion-cnn": 20.0,
         "fid40/fashion-cnn": 30.0,
@@ -160,7 +161,7 @@ def _cost() -> MeasuredCost:
 
 
 def _copies_of(session: Session, run: RunRow, count: int, prefix: str, **changes: str) -> None:
-    """Copies of a run with everything that belongs to it, of many owners and names."""
+    """Copy a run with everything that belongs to it, with many owners and names."""
     ids = f"'{prefix}' || CAST(10000000 + n.i AS TEXT)"
     first = 10_000_000 * (1 + ord(prefix[0]) % 8)
     numbers, row = f"{first} + n.i", f"id = '{run.id}'"
@@ -178,12 +179,12 @@ def _copies_of(session: Session, run: RunRow, count: int, prefix: str, **changes
 
 
 def _eventful(session: Session, count: int) -> str:
-    """A run under way that has told of its loss, and of its parts, so often."""
+    """Make a running run with this many progress events."""
     run = submit(session, parse_submission(DESIGN), "digest", None)
     run.attempt = 1
     session.add(AttemptRow(run_id=run.id, number=1))
     for state in ("STARTING", "RUNNING"):
-        transition(session, run, state)  # type: ignore[arg-type]  # two states that are
+        transition(session, run, state)  # type: ignore[arg-type]  # these are states
     session.flush()
     first = run.last_event + 1
     rows = [
@@ -199,50 +200,22 @@ def _told(run_id: str, count: int) -> list[dict[str, object]]:
     started = AttemptStarted(host="here", pid=1, device="cpu")
     first = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=started).model_dump(mode="json")
     spread = Progress(stage="finetune", step=0, total_steps=count, values={"loss": 0.5})
-    told = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=spread).model_dump(mode="json")
+    event = Event(run_id=run_id, attempt=1, seq=1, at=0.0, body=spread).model_dump(mode="json")
     further = (
-        {**told, "seq": number, "body": {**told["body"], "step": number, "values": {"loss": 1 / number}}}
+        {**event, "seq": number, "body": {**event["body"], "step": number, "values": {"loss": 1 / number}}}
         for number in range(2, count + 1)
     )
     return [first, *further]
 
 
 def _studies(session: Session, size: Size) -> str:
-    """Each with designs and runs of its own; all are copies of one."""
-    spec = parse_study(STUDY)
-    study = create_study(session, spec, {}, "digest", None, "lab")
-    assignment = {name: labels[-1] for name, labels in spec.space.parameters.items()}
-    values = {"loss_gap": 0.1, "fid20/fashion-cnn": 3.0}
-    session.add(
-        TrialRow(
-            study_id=study.id,
-            number=0,
-            round=1,
-            source="milp",
-            state="DONE",
-            assignment=assignment,
-            design_key="",
-            params=9,
-            flops=1.0,
-            score=0.0,
-            screened=values,
-            final={"fid40/fashion-cnn": 2.0},
-        )
-    )
-    session.flush()
-    copy(
-        session,
-        "study_trials",
-        f"study_id = '{study.id}'",
-        TRIALS - 1,
-        number="n.i",
-        design_key="CAST(n.i AS TEXT)",
-    )
+    """Copy one study, each copy with its own designs and runs; return the last copy's id."""
+    study = create_study(session, parse_study(STUDY), {}, "digest", None, "lab")
+    _trials(session, study)
     count = min(size.others, (size.runs - 1) // STUDY_RUNS)
     ids = "'0s' || CAST(10000000 + n.i AS TEXT)"
     copy(session, "studies", f"id = '{study.id}'", count, id=ids, idempotency_key="NULL", owner=OWNER)
     copy(session, "study_trials", f"study_id = '{study.id}'", count, study_id=ids)
-    numbers = range(count * STUDY_RUNS)
     rows = [
         {
             "study_id": f"0s{10_000_001 + number // STUDY_RUNS}",
@@ -251,14 +224,37 @@ def _studies(session: Session, size: Size) -> str:
             "run_id": f"0b{10_000_001 + number}",
             "trial": number % STUDY_RUNS,
         }
-        for number in numbers
+        for number in range(count * STUDY_RUNS)
     ]
     session.execute(insert(StudyRunRow), rows)
     return f"0s{10_000_000 + count}"
 
 
+def _trials(session: Session, study: StudyRow) -> None:
+    """Add one finished trial and TRIALS - 1 copies of it."""
+    parameters = parse_study(STUDY).space.parameters
+    trial = TrialRow(
+        study_id=study.id,
+        number=0,
+        round=1,
+        source="milp",
+        state="DONE",
+        assignment={name: labels[-1] for name, labels in parameters.items()},
+        design_key="",
+        params=9,
+        flops=1.0,
+        score=0.0,
+        screened={"loss_gap": 0.1, "fid20/fashion-cnn": 3.0},
+        final={"fid40/fashion-cnn": 2.0},
+    )
+    session.add(trial)
+    session.flush()
+    where, numbers = f"study_id = '{study.id}'", {"number": "n.i", "design_key": "CAST(n.i AS TEXT)"}
+    copy(session, "study_trials", where, TRIALS - 1, **numbers)
+
+
 def _others(session: Session, size: Size, run: RunRow) -> int:
-    """Accounts, keys, webhooks and what one of them was told; the id of that one."""
+    """Make accounts, keys, webhooks and deliveries of one webhook; return that webhook's id."""
     many = range(size.others)
     session.execute(insert(AccountRow), [{"scope": "user", "name": f"user{n}", "limits": {}} for n in many])
     key = {"kind": "key", "prefix": "glk_", "owner": "ann", "role": "viewer", "sees": "own"}
@@ -266,17 +262,17 @@ def _others(session: Session, size: Size, run: RunRow) -> int:
     hook = {"types": ["run.failed"], "secret": "s", "owner": "lab"}
     session.execute(insert(WebhookRow), [{**hook, "url": f"https://example.org/{n}"} for n in many])
     first = session.scalars(select(WebhookRow.id).order_by(WebhookRow.id)).first()
-    told = {"type": "run.succeeded", "subject": run.id, "number": 4, "body": "{}", "state": "DELIVERED"}
+    delivery = {"type": "run.succeeded", "subject": run.id, "number": 4, "body": "{}", "state": "DELIVERED"}
     session.execute(
         insert(DeliveryRow),
-        [{**told, "webhook_id": first, "message_id": f"m{n}", "attempts": 1, "due": 0.0} for n in many],
+        [{**delivery, "webhook_id": first, "message_id": f"m{n}", "attempts": 1, "due": 0.0} for n in many],
     )
     assert first is not None
     return first
 
 
 def _scions(storage: Storage, spec: ExperimentSpec, count: int) -> str:
-    """Cards alone: weights are read by nobody who looks."""
+    """Store cards without weights, which no page reads."""
     bank, scion = Bank(storage), scions_of(spec)[0]
     card = ScionCard(
         key=scion.key,

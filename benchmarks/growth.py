@@ -1,7 +1,7 @@
-"""Every page and route of a lab that has grown: `python -m benchmarks.growth [--write] [--runs 100000]`.
+"""Latency of every page and route of a large lab: `python -m benchmarks.growth [--write] [--runs 100000]`.
 
-Measures on SQLite and PostgreSQL what `benchmarks.routes` finds in the application, prints a table, and with
-`--write` puts it into docs/results/load.md. `benchmarks.service` has it made as well.
+Measures on SQLite and PostgreSQL the requests that `benchmarks.routes` finds in the application, prints a
+table, and with `--write` puts it into docs/results/load.md. `benchmarks.service` includes it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Figures = dict[str, tuple[float, float]]
 
 
 def measure(kind: str, size: Size) -> Figures:
-    """Of one database. The API runs as `graft up` runs it."""
+    """Measure on one database. The API runs as under `graft up`."""
     with (
         tempfile.TemporaryDirectory(prefix="graftlab-grown-") as name,
         database_of(kind, Path(name)) as database,
@@ -44,14 +44,14 @@ def measure(kind: str, size: Size) -> Figures:
         grown = grow(database, storage, size)
         print(f"{kind}: filled in {time.monotonic() - began:.0f} s", flush=True)
         with application(database, folder) as app:
-            asked = readings(app, grown)
+            requests = readings(app, grown)
         with api_over(database, folder) as api:
-            return {reading.route: timed(api, reading) for reading in asked}
+            return {reading.route: timed(api, reading) for reading in requests}
 
 
 @contextlib.contextmanager
 def application(database: Database, folder: Path) -> Iterator[FastAPI]:
-    """The application itself, to be asked for its routes."""
+    """Yield the application, whose routes are listed."""
     url = database.engine.url.render_as_string(hide_password=False)
     app = create_app(Settings(data_dir=folder, database_url=url))
     yield app
@@ -59,7 +59,7 @@ def application(database: Database, folder: Path) -> Iterator[FastAPI]:
 
 
 def timed(api: Api, reading: Reading) -> tuple[float, float]:
-    """p50 and p95, one request after another, the first left out. Raises RuntimeError where refused."""
+    """Return p50 and p95 of sequential requests, without the first. Raises RuntimeError if one is refused."""
     line = http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
     times = [_seconds(line, api, reading) for _ in range(TIMES + 1)][1:]
     line.close()
@@ -77,7 +77,7 @@ def _seconds(line: http.client.HTTPConnection, api: Api, reading: Reading) -> fl
 
 
 def section(size: Size, found: dict[str, Figures]) -> str:
-    """The table, the slowest first."""
+    """Return the table, slowest first."""
     slowest = sorted(next(iter(found.values())), key=lambda route: -max(f[route][1] for f in found.values()))
     names = " | ".join(f"{kind} p50 | p95" for kind in found)
     rows = [_row(route, [figures[route] for figures in found.values()]) for route in slowest]
@@ -110,18 +110,18 @@ def _row(route: str, figures: Sequence[tuple[float, float]]) -> str:
 
 
 def write(text: str) -> None:
-    """Put the section into the report, in place of the one that is there."""
+    """Replace the section in the report."""
     rest = REPORT.read_text().split(HEADING)[0].rstrip()
     REPORT.write_text(f"{rest}\n\n{text}")
 
 
 def of_all(kinds: Iterable[str], size: Size) -> str:
-    """The section for these databases."""
+    """Return the section for these databases."""
     return section(size, {kind: measure(kind, size) for kind in kinds})
 
 
 def main() -> None:
-    """Measure both databases, print, and write where asked to."""
+    """Measure both databases, print, and write if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/results/load.md")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""A lab's API and database to be measured: started, filled by SQL from one real run, and stopped."""
+"""A lab's API and database for measurements: started, filled by SQL from one real run, and stopped."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE 
 
 @contextmanager
 def database_of(kind: str, folder: Path) -> Iterator[Database]:
-    """An empty database of this kind, brought to the present schema."""
+    """Create an empty database of this kind with the current schema."""
     if kind == "sqlite":
         database = Database(f"sqlite:///{folder / 'load.db'}")
         upgrade(database)
@@ -56,7 +56,7 @@ def database_of(kind: str, folder: Path) -> Iterator[Database]:
 
 @dataclass(frozen=True)
 class Api:
-    """A running API: where it is, which process, and the header that opens it."""
+    """A running API: its port, its process, and the header with its key."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -65,7 +65,7 @@ class Api:
 
 @contextmanager
 def api_over(database: Database, folder: Path) -> Iterator[Api]:
-    """The API as `graft up` runs it, in a process of its own, with the rate limit out of the way."""
+    """Run the API as under `graft up`, in its own process, practically without rate limit."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,7 +100,7 @@ def _wait(port: int) -> None:
 
 
 def template(session: Session, *, succeeded: bool) -> RunRow:
-    """A run as submissions and reports really leave it, to be copied."""
+    """Make a run with real content, to be copied."""
     run = submit(session, parse_submission(DESIGN), "digest", None)
     if succeeded:
         metrics = {"fid1k/fashion-cnn": 20.0, "num_params": 1_634_304.0, "flops_per_image": 2.7e11}
@@ -108,12 +108,12 @@ def template(session: Session, *, succeeded: bool) -> RunRow:
         session.add(StageRow(run_id=run.id, stage="evaluate", attempt=1, report=report))
         session.flush()
         for state in ("STARTING", "RUNNING", "SUCCEEDED"):
-            transition(session, run, state)  # type: ignore[arg-type]  # three states that are
+            transition(session, run, state)  # type: ignore[arg-type]  # these are states
     return run
 
 
 def copy(session: Session, table: str, where: str, count: int, **changes: str) -> None:
-    """`count` copies of one row by SQL, with these columns as expressions of the copy's number n.i."""
+    """Make `count` copies of one row by SQL, with these columns as expressions of the copy's number n.i."""
     names = [column["name"] for column in inspect(session.connection()).get_columns(table)]
     values = [changes.get(name, f"{table}.{name}") for name in names if changes.get(name) != ""]
     kept = [name for name in names if changes.get(name) != ""]
@@ -123,7 +123,7 @@ def copy(session: Session, table: str, where: str, count: int, **changes: str) -
 
 
 def copy_run(session: Session, run: RunRow, count: int, prefix: str) -> None:
-    """Copies of a run with its experiment, reports and standing; ids sort before those made from now on."""
+    """Copy a run with its experiment, reports and leaderboard entry; ids sort before those of later runs."""
     name = f"'{prefix}' || CAST(10000000 + n.i AS TEXT)"
     first = 10_000_000 * (1 + ord(prefix[0]) % 8)
     theirs = f"run_id = '{run.id}'"
@@ -136,6 +136,6 @@ def copy_run(session: Session, run: RunRow, count: int, prefix: str) -> None:
 
 
 def analyse(database: Database) -> None:
-    """Statistics for the planner, which a database that grows by and by has anyway."""
+    """Update the planner's statistics, which a database that grows gradually has anyway."""
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE"))

@@ -1,7 +1,7 @@
-"""The latency table against whole models: predicted over measured, for mixes drawn at random.
+"""Predictions of the latency table compared with whole models, for random designs.
 
-`python -m benchmarks.latency [--designs 20] [--batch 50] [--seconds 6] [--threads 1]` measures the table, and
-every mix against the backbone, each in rounds with it, and prints both.
+`python -m benchmarks.latency [--designs 20] [--batch 50] [--seconds 6] [--threads 1]` measures the table,
+then every design interleaved with the backbone, and prints both.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STUDY = {
 
 @dataclass(frozen=True)
 class Compared:
-    """One mix: its forward over the backbone's, as the table has it and by the clock."""
+    """One design: its forward relative to the backbone's, predicted and measured."""
 
     edits: int
     predicted: float
@@ -49,28 +49,29 @@ class Compared:
 
 
 def main() -> None:
-    given = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("designs", 20), ("batch", 50), ("threads", 1)):
-        given.add_argument(f"--{name}", type=int, default=value)
-    given.add_argument("--seconds", type=float, default=6.0)
-    asked = given.parse_args()
-    torch.set_num_threads(asked.threads)
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     backbone = load_backbone(STUDY["backbone"], torch.device("cpu"))
     space = parse_study(STUDY).space
     parts = timed_parts(space, backbone.card)
     bench = LatencyBench(
-        backbone, LatencySpec(name="table", backbone=backbone.card.ref, parts=parts, batch=asked.batch)
+        backbone, LatencySpec(name="table", backbone=backbone.card.ref, parts=parts, batch=arguments.batch)
     )
-    rows = [bench.measure(part, asked.seconds) for part in parts]
+    rows = [bench.measure(part, arguments.seconds) for part in parts]
     show_table(rows, backbone)
     compared = [
-        check(bench, timed, asked.seconds) for timed in mixes(with_latencies(space, rows), asked.designs)
+        check(bench, timed, arguments.seconds)
+        for timed in mixes(with_latencies(space, rows), arguments.designs)
     ]
     show_designs(compared)
 
 
 def mixes(space: Space, count: int) -> list[tuple[Space, tuple[Item, ...]]]:
-    """Random designs, one site in two edited on average; every fourth has pairs."""
+    """Draw random designs that edit every second site on average; every fourth has pairs."""
     draw, found = random.Random(0), []
     for number in range(count):
         assignment = {
@@ -83,7 +84,7 @@ def mixes(space: Space, count: int) -> list[tuple[Space, tuple[Item, ...]]]:
 
 
 def check(bench: LatencyBench, timed: tuple[Space, tuple[Item, ...]], seconds: float) -> Compared:
-    """The mix in rounds with the backbone."""
+    """Measure the design interleaved with the backbone."""
     space, chosen = timed
     found = bench.compare(space.design(chosen), seconds)
     edits = sum(len(item.edits) for item in chosen)
@@ -91,7 +92,7 @@ def check(bench: LatencyBench, timed: tuple[Space, tuple[Item, ...]], seconds: f
 
 
 def show_table(rows: Sequence[PartLatency], backbone: Backbone) -> None:
-    """Every row, and how well the rest and the original operators add up to the whole."""
+    """Print every row, and how well the rest and the original operators add up to the whole."""
     first = rows[0]
     print(f"{first.hardware.processor}, {first.hardware.threads} threads, torch {first.hardware.torch}")
     print(f"{first.tokens} tokens, width {first.width}, batch {first.batch}, {first.precision}\n")
@@ -110,7 +111,7 @@ def show_table(rows: Sequence[PartLatency], backbone: Backbone) -> None:
 
 
 def show_designs(compared: Sequence[Compared]) -> None:
-    """Every mix, then the errors."""
+    """Print every design, then the errors."""
     print("\n| edits | predicted | measured | 95 % | predicted / measured |\n" + "|---" * 5 + "|")
     for each in sorted(compared, key=lambda each: each.measured):
         print(

@@ -1,7 +1,8 @@
-"""Where should a pair's merge start? Held-out error of each candidate, before any training.
+"""Held-out error of ways to initialise the merge of a pair, before any training.
 
 `python -m benchmarks.merging` prints a table for the testbed: normalised squared error of every pair under
-the mean of both sides (the peer), either side alone, and the least-squares fit that stage 1 starts from.
+the mean of both branches (the reference), either branch alone, and the least-squares fit that stage 1
+starts from.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def side(width: int, which: int) -> nn.Linear:
-    """Gives one side as it is."""
+    """Return a map that outputs one branch unchanged."""
     merge = mean_merge(width)
     parts = [torch.zeros(width, width), torch.zeros(width, width)]
     parts[which] = torch.eye(width)

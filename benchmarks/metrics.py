@@ -1,8 +1,9 @@
-"""Metrics against the implementations they are checked against, both sides in one run, on equal features.
+"""Metrics compared with the implementations that they are checked against, in one run, on equal features.
 
 `python -m benchmarks.metrics [--dims 2048] [--count 10000] [--rounds 3] [--only frechet neighbours ...]`
-prints a table: the Frechet distance against `scipy.linalg.sqrtm`, precision and recall against torch-fidelity
-(with what each takes of memory beyond the features), and several networks against one reference.
+prints a table: the Frechet distance against `scipy.linalg.sqrtm`, precision and recall against
+torch-fidelity (with the memory that each takes beyond the features), and several networks against one
+reference.
 """
 
 import argparse
@@ -39,7 +40,7 @@ HYBRIDS = 4
 
 
 def main() -> None:
-    """Parse the command line and print one line a measurement."""
+    """Parse the command line and print one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dims", type=int, default=2048)
     parser.add_argument("--count", type=int, default=10_000)
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def rows_of(count: int, dims: int, seed: int) -> Rows:
-    """Features as a network gives them: positive, correlated, of very uneven variance."""
+    """Make features like those of a network: positive, correlated, with very different variances."""
     rng = np.random.default_rng(seed)
     scales = np.exp(-4 * np.arange(dims) / dims)
     mixed = (
@@ -92,13 +93,13 @@ class Timed:
 
 
 def line(what: str, ours: Timed, peer: Timed, agreement: str) -> None:
-    """Processor seconds too: they are what a busy machine leaves comparable."""
+    """Print a line, with processor seconds, which stay comparable on a busy machine."""
     times = f"{ours.wall:.2f} | {peer.wall:.2f} | {peer.wall / ours.wall:.1f}"
     print(f"| {what} | {times} | {peer.processor / ours.processor:.1f} | {agreement} |", flush=True)
 
 
 def compare_frechet(count: int, dims: int, rounds: int) -> None:
-    """sqrtm once in the middle, as it takes minutes; ours before and after it."""
+    """Time sqrtm once, as it takes minutes, with ours before and after it."""
     one, two = (Gaussian.of(Moments.of(rows_of(count, dims, seed))) for seed in (1, 2))
     fresh, cached, theirs = Timed(), Timed(), Timed()
     for turn in range(rounds):
@@ -113,14 +114,14 @@ def compare_frechet(count: int, dims: int, rounds: int) -> None:
 
 
 def by_sqrtm(one: Gaussian, two: Gaussian) -> float:
-    """The textbook formula."""
+    """Compute the distance by the textbook formula."""
     root = np.trace(sqrtm(one.covariance @ two.covariance)).real
     shift = one.mean - two.mean
     return float(shift @ shift + np.trace(one.covariance) + np.trace(two.covariance) - 2 * root)
 
 
 def compare_neighbours(count: int, dims: int, rounds: int) -> None:
-    """Turn about. torch-fidelity computes in the features' float32, ours in float64."""
+    """Time both alternately. torch-fidelity computes in the features' float32, ours in float64."""
     samples, reference = rows_of(count, dims, 1), rows_of(count, dims, 2)
     times = {side: Timed() for side in SIDES}
     for _ in range(rounds):
@@ -135,13 +136,13 @@ def compare_neighbours(count: int, dims: int, rounds: int) -> None:
 
 
 def our_neighbours(samples: Rows, reference: Rows) -> tuple[float, float]:
-    """Density and coverage come with it."""
+    """Compute precision and recall; density and coverage are computed with them."""
     means = overlap(Manifold.of(reference), Manifold.of(samples)).means
     return means["precision"], means["recall"]
 
 
 def fidelity_neighbours(samples: Rows, reference: Rows, sparing: bool = False) -> tuple[float, float]:
-    """On the features as they are."""
+    """Compute torch-fidelity's precision and recall on these features."""
     module = torch_fidelity("metric_prc")
     if sparing:
         call = module.calculate_precision_recall_part
@@ -153,7 +154,9 @@ def fidelity_neighbours(samples: Rows, reference: Rows, sparing: bool = False) -
 
 
 def torch_fidelity(name: str) -> Any:
-    """A module of it; torchvision, which it imports and the functions on features do not use, is stubbed."""
+    """Import a module of torch-fidelity; torchvision, which its functions on features do not use, is
+    stubbed.
+    """
     for stubbed in STUBBED:
         if stubbed not in sys.modules:
             sys.modules[stubbed] = stub(stubbed)
@@ -171,7 +174,7 @@ def stub(name: str) -> ModuleType:
 
 
 def peak_of(side: str, count: int, dims: int) -> str:
-    """MiB, from a process that does nothing else."""
+    """Return the MiB of a process that does nothing else."""
     words = ["--peak", side, "--count", str(count), "--dims", str(dims)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.metrics", *words], capture_output=True, text=True, check=True
@@ -180,7 +183,7 @@ def peak_of(side: str, count: int, dims: int) -> str:
 
 
 def peak(side: Callable[[Rows, Rows], Any], count: int, dims: int) -> int:
-    """High-water mark beyond what the features themselves take, after a small warm-up."""
+    """Return the peak of memory beyond the features, after a small warm-up."""
     samples, reference = rows_of(count, dims, 1), rows_of(count, dims, 2)
     side(samples[:50], reference[:50])
     Path("/proc/self/clear_refs").write_text("5")
@@ -192,7 +195,7 @@ def peak(side: Callable[[Rows, Rows], Any], count: int, dims: int) -> int:
 
 
 def compare_references(count: int, dims: int, rounds: int) -> None:
-    """Several networks against one reference, its factor and neighbours made once; against once each."""
+    """Compare several networks with one reference, its statistics computed once, and once per network."""
     reference = rows_of(count, dims, 2)
     hybrids = [rows_of(count, dims, 3 + index) for index in range(HYBRIDS)]
     once, anew = Timed(), Timed()
@@ -204,7 +207,7 @@ def compare_references(count: int, dims: int, rounds: int) -> None:
 
 
 class Known:
-    """A reference with what is worth keeping of it."""
+    """A reference with its cached statistics."""
 
     def __init__(self, rows: Rows) -> None:
         self.gaussian = Gaussian.of(Moments.of(rows))
@@ -213,7 +216,7 @@ class Known:
 
 
 def judged(hybrids: list[Rows], known: Known) -> list[tuple[float, float, float]]:
-    """FID, precision and recall of each."""
+    """Return FID, precision and recall of each."""
     found = []
     for rows in hybrids:
         means = overlap(known.manifold, Manifold.of(rows)).means

@@ -1,9 +1,9 @@
-"""Operators against softmax attention (torch's SDPA) at growing token counts, both sides in one run.
+"""Operators compared with softmax attention (torch's SDPA) at growing token counts, in one run.
 
 `python -m benchmarks.operators [--width 1152] [--tokens 256 1024 ...] [--rounds 5]` prints a table: median
-times of forward and of forward with backward, as ratios against `mha` (higher is faster), the ratio of FLOPs,
-and the memory that both take at their peak beyond weights and input. On CUDA in bf16 where there is one, else
-on the CPU in float32 (Linux), where the peaks are read off a process of their own.
+times of forward and of forward with backward as ratios to `mha` (higher is faster), the ratio of FLOPs,
+and the peak of memory beyond weights and input. It uses CUDA with bf16 if available, else the CPU with
+float32 (Linux), where peaks are measured in separate processes.
 """
 
 import argparse
@@ -50,7 +50,7 @@ DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 
 def main() -> None:
-    """Parse the command line, measure, print one line a kind and token count."""
+    """Parse the command line, measure, print one line per kind and token count."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=1152)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024, 4096, 16384])
@@ -75,7 +75,9 @@ def main() -> None:
 
 
 def compare(width: int, tokens: int, kinds: list[str], rounds: int, clock: Clock) -> None:
-    """All kinds in turn, round by round, so that a slow moment of the machine hits them alike."""
+    """Measure all kinds alternately, round by round, so that a slow moment of the machine affects them
+    alike.
+    """
     modules = {kind: operator(kind, width, tokens) for kind in (PEER, *kinds)}
     hidden = batch(width, tokens)
     forward = interleaved({kind: _forward(module, hidden) for kind, module in modules.items()}, rounds, clock)
@@ -91,7 +93,7 @@ def compare(width: int, tokens: int, kinds: list[str], rounds: int, clock: Clock
 
 
 def dims_of(width: int, tokens: int) -> BlockDims:
-    """A square grid, or one twice as wide as high."""
+    """Return dims of a square grid, or of one twice as wide as high."""
     side = 2 ** (round(math.log2(tokens)) // 2)
     return BlockDims(width=width, num_heads=16, mlp_ratio=4.0, grid=(side, tokens // side))
 
@@ -105,19 +107,21 @@ def operator(kind: str, width: int, tokens: int) -> nn.Module:
 
 
 def batch(width: int, tokens: int) -> Tensor:
-    """As many samples as keep the work alike: [B, tokens, width]."""
+    """Return a batch [B, tokens, width] with a constant number of tokens in total."""
     return torch.randn(max(1, TOKENS_A_BATCH // tokens), tokens, width, device=DEVICE, dtype=DTYPE)
 
 
 def peaks_of(kind: str, width: int, tokens: int) -> list[str]:
-    """As `peaks` has them, from a process that does nothing else."""
+    """Run `peaks` in a process that does nothing else."""
     words = ["--peak", "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
     command = [sys.executable, "-m", "benchmarks.operators", *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 def peaks(kind: str, width: int, tokens: int) -> tuple[int, int]:
-    """MiB that a forward, and a forward with backward, take beyond weights, input and warm libraries."""
+    """Return the MiB of a forward, and of a forward with backward, beyond weights, input and loaded
+    libraries.
+    """
     module, hidden = operator(kind, width, tokens), batch(width, tokens)
     _backward(operator(PEER, width, 64), hidden[:1, :64])()
     return _peak(_forward(module, hidden)), _peak(_backward(module, hidden))
@@ -129,20 +133,20 @@ def _peak(job: Callable[[], None]) -> int:
         before = torch.cuda.memory_allocated()
         job()
         return int(torch.cuda.max_memory_allocated() - before) // 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak
     before = _resident("VmRSS")
     job()
     return (_resident("VmHWM") - before) // 1024
 
 
 def _resident(name: str) -> int:
-    """KiB of this process."""
+    """Return a memory figure of this process in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def interleaved(jobs: dict[str, Callable[[], None]], rounds: int, clock: Clock) -> dict[str, float]:
-    """Median seconds of every job after one warm-up."""
+    """Return the median seconds of every job after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():

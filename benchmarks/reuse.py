@@ -1,9 +1,9 @@
-"""What the bank saves: 20 hybrids over 3 kinds on the testbed, against distilling each design alone.
+"""Savings by the bank: 20 designs over 3 kinds on the testbed, compared with distilling each design alone.
 
-`python -m benchmarks.reuse [--steps 20]` draws, for every hybrid and site, the original or one of the kinds,
-and brings all scions of each hybrid into a bank: an empty one each (alone), one for all in the order of
-drawing (shared), and one that was filled with everything in a single pass before (filled). Prints
-distillations against distinct scions, seconds of stage 1 with scores, and what a second round distils.
+`python -m benchmarks.reuse [--steps 20]` draws, for every design and site, the original or one of the
+kinds, and brings all scions of each design into a bank: an empty one each (alone), one for all in the
+order of drawing (shared), and one that was filled with all scions in a single pass before (filled). Prints
+distillations and distinct scions, seconds of stage 1 with scores, and the distillations of a second round.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 class Bench:
-    """Every bank in a folder of its own, everything else shared and ready."""
+    """Banks in separate folders; everything else is shared and loaded."""
 
     def __init__(self, backbone: Backbone, latents: Latents, plan: DistillPlan) -> None:
         self.backbone, self.latents, self.plan = backbone, latents, plan
@@ -59,7 +59,7 @@ class Bench:
         self.distinct = list({scion.key: scion for hybrid in self.hybrids for scion in hybrid}.values())
 
     def run(self) -> None:
-        """Three ways over the same hybrids."""
+        """Measure the three ways on the same designs."""
         self._deposit(tempfile.mkdtemp(), self.distinct)  # warm
         alone_made = alone_seconds = 0.0
         for hybrid in self.hybrids:
@@ -79,7 +79,7 @@ class Bench:
         return sum(made for made, _ in results), sum(seconds for _, seconds in results)
 
     def _deposit(self, folder: str, scions: Sequence[ScionSpec]) -> tuple[int, float]:
-        """(scions distilled, seconds)."""
+        """Return (scions distilled, seconds)."""
         context = self._context(folder, FillSpec(name="bench", scions=tuple(scions)))
         began = time.perf_counter()
         done = ensure_distilled(context, scions, "bench")

@@ -1,4 +1,4 @@
-"""Every address that can be read, taken from the application itself: what is added to it is measured too."""
+"""Every readable address of the application, so that new routes are measured too."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,30 +12,31 @@ from benchmarks.grown_lab import Grown
 LEFT_OUT: dict[str, str] = {
     "/api/v1/runs/{run_id}/events": "it is open until the run ends; the listeners' line measures it",
 }
-"""Templates of addresses that answer for as long as they are asked, and why."""
+"""Address templates that answer without end, with the reason."""
 ABSENT = {
     "/api/v1/backbones/{name:path}/profile",
     "/api/v1/studies/{study_id}/report/{name}",
     "/login?code=",
 }
-"""What the grown lab does not have; the refusal is what is measured."""
+"""Objects that the large lab does not have; the refusal is measured."""
 TOGETHER = {"/api/v1/leaderboard?cursor=": ("protocol",)}
-"""Parameters that have a meaning only together with another one."""
+"""Parameters that are valid only together with another one."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One request: the route as the application names it, and the address that is asked."""
+    """One request: the route as the application names it, and the requested address."""
 
     route: str
     address: str
     refused: bool = False
-    """Whether the answer is a 4xx, since the lab has nothing there."""
+    """Whether a 4xx answer is expected, since the lab does not have the object."""
 
 
 def readings(app: FastAPI, grown: Grown, limit: int = 200) -> list[Reading]:
-    """Each GET route by itself, and once more with each of its query parameters. Raises KeyError where a
-    parameter has no value in `path_values` or `query_values`: say there what to ask for.
+    """Yield each GET route by itself, and once more with each of its query parameters.
+
+    Raises KeyError if a parameter has no value in `path_values` or `query_values`: add one there.
     """
     return [
         reading
@@ -60,17 +61,17 @@ def _readings(route: str, path: list[str], query: list[str], grown: Grown, limit
         label = f"{route} (under way)" if run == grown.eventful else route
         refused = route in ABSENT or (run == grown.eventful and "/artifacts/" in route)
         yield Reading(label, address, refused)
-        asked = {**query_values(route, grown), "limit": limit}
+        values = {**query_values(route, grown), "limit": limit}
         for name in query:
             full = f"{label}?{name}="
-            also = {other: asked[other] for other in TOGETHER.get(full, ())}
+            also = {other: values[other] for other in TOGETHER.get(full, ())}
             also |= {"limit": limit} if "limit" in query else {}
-            words = urlencode({**also, name: asked[name]})
+            words = urlencode({**also, name: values[name]})
             yield Reading(full, f"{address}?{words}", refused or full in ABSENT)
 
 
 def path_values(route: str, grown: Grown) -> Mapping[str, object]:
-    """What stands in the addresses' places."""
+    """Return the values of the address's variables."""
     values: dict[str, object] = {
         "study_id": grown.study,
         "check_id": grown.check,
@@ -88,7 +89,7 @@ def path_values(route: str, grown: Grown) -> Mapping[str, object]:
 
 
 def query_values(route: str, grown: Grown) -> Mapping[str, object]:
-    """What is asked for: the whole page, the middle of a list, what few or none have."""
+    """Return the values of query parameters: the largest page, the middle of a list, rare filters."""
     values: dict[str, object] = {
         "cursor": grown.middle,
         "state": "FAILED",

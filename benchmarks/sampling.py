@@ -1,9 +1,10 @@
-"""Sampling against diffusers' `DiTPipeline`: same weights, noise, labels, steps and guidance, in one run.
+"""Sampling compared with diffusers' `DiTPipeline`: equal weights, noise, labels, steps and guidance, in one
+run.
 
-`python -m benchmarks.sampling [--model testbed dit-b] [--rounds 9] [--threads 1]` prints images a second of
-both sides as medians over interleaved rounds, their ratio with an interval, the largest difference of a pixel
-(of 0 to 1), and where the time goes. `dit-b` has random weights and a small random decoder. With one thread
-the seconds are the processor's, so that others on the machine distort them less.
+`python -m benchmarks.sampling [--model testbed dit-b] [--rounds 9] [--threads 1]` prints images per second
+of both as medians over interleaved rounds, their ratio with an interval, the largest difference of a pixel
+(of 0 to 1), and the time by part. `dit-b` has random weights and a small random decoder. With one thread,
+processor time is measured, which other programs on the machine distort less.
 """
 
 import argparse
@@ -49,7 +50,7 @@ PARTS = {
     "decoder": ("convolution", "group_norm", "silu", "upsample"),
     "norms, modulation, gates": ("layer_norm", "mul", "add", "addcmul"),
 }
-"""A part of the work -> what the names of its kernels contain; the first match counts."""
+"""Part of the work -> parts of its kernels' names; the first match counts."""
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Rival:
-    """One model on both sides."""
+    """One model in both implementations."""
 
     backbone: Backbone
     pipeline: Any
@@ -85,7 +86,7 @@ class Rival:
         return sample_images(self.backbone, self.backbone.transformer, self.protocol, range(self.count))
 
     def theirs(self) -> Tensor:
-        """Pixels [n, C, H, W] of 0 to 1."""
+        """Return the pipeline's pixels [n, C, H, W] of 0 to 1."""
         labels = sample_labels(self.protocol, self.backbone.card.num_classes, range(self.count))
         pixels: Tensor = self.pipeline(
             labels.tolist(),
@@ -109,7 +110,7 @@ def testbed() -> Rival:
 
 
 def dit_b() -> Rival:
-    """DiT-B/2 at 256 tokens (Peebles & Xie 2023) with a decoder of a few channels."""
+    """Make a DiT-B/2 at 256 tokens (Peebles & Xie 2023) with a decoder of a few channels."""
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(12, 64, 4, 8, 12, sample_size=32, patch_size=2)
     silence_label_dropout(transformer)
@@ -128,7 +129,7 @@ def dit_b() -> Rival:
 
 
 def pipeline_of(backbone: Backbone) -> Any:
-    """diffusers' own, on a copy of the weights that has the null label where the pipeline expects it."""
+    """Make diffusers' pipeline on a copy of the weights with the null label where the pipeline expects it."""
     transformer = copy.deepcopy(backbone.transformer)
     for module in transformer.modules():
         if hasattr(module, "embedding_table"):
@@ -144,13 +145,13 @@ def pipeline_of(backbone: Backbone) -> Any:
 
 
 def with_null_label(table: nn.Embedding) -> nn.Embedding:
-    """Labels as they are, the last one again at 1000."""
+    """Return the labels' embeddings, with the last one repeated at 1000."""
     missing = PIPELINE_NULL_LABEL + 1 - table.num_embeddings
     return nn.Embedding.from_pretrained(torch.cat([table.weight, table.weight[-1:].expand(missing, -1)]))
 
 
 def compare(name: str, rival: Rival, rounds: int) -> str:
-    """One line of the table. Raises ValueError where the images differ: then nothing was compared."""
+    """Return one line of the table. Raises ValueError if the images differ."""
     difference = rival.difference()
     if difference > TOLERANCE:
         raise ValueError(f"{name}: images differ by {difference}, more than {TOLERANCE}")
@@ -172,14 +173,14 @@ def seconds(job: Callable[[], Tensor]) -> float:
 
 
 def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
-    """The middle 95 % of the median by bootstrap over rounds."""
+    """Return the middle 95 % of the median by bootstrap over rounds."""
     dice = random.Random(0)
     medians = sorted(statistics.median(dice.choices(ratios, k=len(ratios))) for _ in range(draws))
     return medians[draws // 40], medians[-draws // 40]
 
 
 def where_the_time_goes(name: str, rival: Rival) -> str:
-    """Milliseconds an image, by part, of both sides: medians over interleaved rounds."""
+    """Return the milliseconds per image by part in both implementations: medians over interleaved rounds."""
     rounds = [(split(rival.theirs, rival.count), split(rival.ours, rival.count)) for _ in range(PROFILES)]
     theirs, ours = (
         {part: statistics.median(one[part] for one in side) for part in (*PARTS, REST)}

@@ -1,13 +1,14 @@
-"""A study of a hundred hybrids against as many grafts made one by one: cost, rank, quality.
+"""A study of a hundred designs compared with as many grafts made one by one: cost, rank, quality.
 
-`python -m benchmarks.search [--trials 100] [--out search.json]` runs on the testbed, on two processes of one
-thread each. Device-seconds are the processes' CPU time, so that a busy machine changes no ratio.
+`python -m benchmarks.search [--trials 100] [--out search.json]` runs on the testbed, on two processes of
+one thread each. Device-seconds are the processes' CPU time, so that a busy machine does not change the
+ratios.
 
 Cost: bank, screening and five promotions over `trials` times the mean cost of a full graft as in the paper
-(its own distillation, finetuning and evaluation; three designs of the study). Rank: Spearman's coefficient of
-the first rung against final FID over designs at even steps of the screening's ranking, with a bootstrap
-interval. Quality: the best promoted design against every baseline under the same limits. The integer program
-is timed on 56 sites of 8 kinds and compared with exhaustive search on 729 mixes.
+(its own distillation, finetuning and evaluation; three designs of the study). Rank: Spearman's coefficient
+of the first rung against final FID over designs at even steps of the screening's ranking, with a bootstrap
+interval. Quality: the best promoted design against every baseline under the same limits. The integer
+program is timed on 56 sites of 8 kinds and compared with exhaustive search on 729 designs.
 """
 
 import argparse
@@ -57,7 +58,7 @@ RANKED = 16
 
 
 def document(given: argparse.Namespace) -> dict[str, Any]:
-    """The study of `examples/studies/fast-and-good.yaml`, with the plans of this run."""
+    """Return the study of `examples/studies/fast-and-good.yaml`, with the plans of this run."""
     return {
         "name": "benchmark",
         "backbone": "testbed/dit-fashion",
@@ -83,7 +84,7 @@ def document(given: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass
 class Hand:
-    """What one process holds."""
+    """State of one process of the pool."""
 
     spec: StudySpec
     backbone: Backbone
@@ -98,11 +99,11 @@ class Hand:
 
 
 HAND: list[Any] = []
-"""This process's hand and screener."""
+"""State and screener of this process."""
 
 
 def begin(spec: StudySpec, states: Mapping[Part, Mapping[str, torch.Tensor]]) -> None:
-    """Of a pool's process."""
+    """Initialise a process of the pool."""
     torch.set_num_threads(1)
     backbone = load_backbone(spec.backbone.name)
     hand = Hand(spec, backbone, encode_latents(backbone, spec.finetune.images), states)
@@ -110,14 +111,16 @@ def begin(spec: StudySpec, states: Mapping[Part, Mapping[str, torch.Tensor]]) ->
 
 
 def screened(task: tuple[GraftDesign, int]) -> tuple[float, float]:
-    """(number, CPU-seconds) of one hybrid on one rung."""
+    """Return (metric, CPU-seconds) of one design on one rung."""
     began = time.process_time()
     hand, screener = HAND
     return screener.evaluate(task[0], hand.spec.rungs[task[1]]).value, time.process_time() - began
 
 
 def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
-    """(final FID, CPU-seconds) of a design finetuned from bank scions, sampled in so many steps."""
+    """Return (final FID, CPU-seconds) of a design finetuned from bank scions and sampled in this many
+    steps.
+    """
     began = time.process_time()
     hand: Hand = HAND[0]
     design, steps = task
@@ -135,7 +138,7 @@ def finished(task: tuple[GraftDesign, int]) -> tuple[float, float]:
 
 
 def filled(spec: StudySpec, parts: Sequence[Part]) -> tuple[dict[Part, Any], dict[Part, float], float]:
-    """(states, replace-one scores, CPU-seconds) of distilling all parts in one pass."""
+    """Return (states, replace-one scores, CPU-seconds) of distilling all parts in one pass."""
     torch.set_num_threads(1)
     backbone = load_backbone(spec.backbone.name)
     latents = encode_latents(backbone, spec.distill.images)
@@ -165,7 +168,7 @@ def _placing(hand: Hand, edit: ReplaceOperator) -> Intervention:
 
 
 class Study:
-    """One study, its numbers and what they cost."""
+    """One study with its results and their cost."""
 
     def __init__(self, spec: StudySpec, folder: Path) -> None:
         self.spec, self.folder = spec, folder
@@ -185,7 +188,7 @@ class Study:
         }
 
     def screen(self, pool: Any, number: int) -> None:
-        """One round: propose, judge all on the first rung and the best on the second."""
+        """Run one round: propose, screen all on the first rung and the best on the second."""
         start = len(self.trials)
         began = time.process_time()
         for proposal in self._proposals(number):
@@ -222,18 +225,18 @@ class Study:
         return {str(name): chosen for name, chosen in found.items()}
 
     def promoted(self) -> list[int]:
-        """By the second rung, then the first."""
+        """Return the best by the second rung, then the first."""
         climbed = sorted(self.second, key=lambda at: self.second[at])
         return climbed[: self.spec.promote]
 
     def ranked(self) -> list[int]:
-        """Trials at even steps of the first rung's ranking."""
+        """Return trials at even steps of the first rung's ranking."""
         order = sorted(range(len(self.trials)), key=lambda at: self.first[at])
         return [order[round(step * (len(order) - 1) / (RANKED - 1))] for step in range(RANKED)]
 
 
 def full_grafts(study: Study, pool: Any, designs: Sequence[int], finals: Mapping[int, float]) -> list[float]:
-    """CPU-seconds of making designs as in the paper: own distillation, finetuning, evaluation."""
+    """Return the CPU-seconds of making designs as in the paper: own distillation, finetuning, evaluation."""
     costs = []
     for at in designs:
         *_, seconds = filled(study.spec, list(study.design(at).edits))
@@ -242,7 +245,7 @@ def full_grafts(study: Study, pool: Any, designs: Sequence[int], finals: Mapping
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """The whole study; what is known so far is written to `--out` after every phase."""
+    """Run the whole study; results so far are written to `--out` after every phase."""
     spec = parse_feasible_study(document(given))
     figures: dict[str, Any] = {"seed": given.seed, "trials": spec.trials, "milp": milp_figures()}
     context = multiprocessing.get_context("spawn")
@@ -259,14 +262,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def finish(study: Study, pool: Any, given: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Promotions, baselines and the designs of the ranking; each design once."""
+    """Finish promotions, baselines and the designs of the ranking, each design once."""
     spec, steps = study.spec, study.spec.evaluate.sampling_steps
     baselines = {name: study.trials.index(chosen) for name, chosen in study.baselines.items()}
-    wanted = list(dict.fromkeys([*study.promoted(), *baselines.values(), *study.ranked()]))
-    results = pool.imap(finished, [(study.design(at), steps) for at in wanted])
+    numbers = list(dict.fromkeys([*study.promoted(), *baselines.values(), *study.ranked()]))
+    results = pool.imap(finished, [(study.design(at), steps) for at in numbers])
     finals: dict[int, float] = {}
     seconds: dict[int, float] = {}
-    for at, (value, spent) in zip(wanted, results, strict=False):
+    for at, (value, spent) in zip(numbers, results, strict=False):
         finals[at], seconds[at] = value, spent
         figures["finals"] = {
             number: {"final": finals[number], "first": study.first[number]} for number in finals
@@ -293,7 +296,7 @@ def compared(
     teacher: float,
     finals: Mapping[int, float],
 ) -> None:
-    """Rank and quality."""
+    """Compute rank and quality."""
     ranked = study.ranked()
     ones, others = [study.first[at] for at in ranked], [finals[at] for at in ranked]
     everyone = list(finals)
@@ -309,7 +312,7 @@ def compared(
 
 
 def keep(given: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Write what is known."""
+    """Write the results so far."""
     if given.out:
         Path(given.out).write_text(json.dumps(figures, indent=1))
 

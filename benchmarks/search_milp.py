@@ -1,4 +1,6 @@
-"""The integer program of studies: equal to exhaustive search on 729 mixes, timed on 56 sites of 8 kinds."""
+"""Integer program of studies: compared with exhaustive search on 729 designs, timed on 56 sites of 8
+kinds.
+"""
 
 import itertools
 import random
@@ -13,7 +15,7 @@ from service.domain.study_feasibility import parse_feasible_study
 
 
 def milp_figures() -> dict[str, object]:
-    """Exhaustive search on 729 mixes at three limits, and the time for 56 sites of 8 kinds."""
+    """Compare with exhaustive search on 729 designs at three limits, and time 56 sites of 8 kinds."""
     small = {"attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}]}
     small |= {"groups": {"attention": [[block] for block in range(6)]}}
     equal = [_equals_exhaustive(small, share, seed) for share in (1.0, 0.97, 0.95) for seed in range(5)]

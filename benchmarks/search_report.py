@@ -1,4 +1,4 @@
-"""The figures of `benchmarks/search.py` as tables, and the interval of its rank correlation."""
+"""Results of `benchmarks/search.py` as tables, and the interval of its rank correlation."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ BOOTSTRAP = 2_000
 
 
 def interval(ones: Sequence[float], others: Sequence[float], seed: int) -> tuple[float, float]:
-    """95 % of the bootstrap of Spearman's coefficient."""
+    """Return the 95 % bootstrap interval of Spearman's coefficient."""
     draw, size = random.Random(seed), len(ones)
     found = []
     for _ in range(BOOTSTRAP):
@@ -24,7 +24,7 @@ def interval(ones: Sequence[float], others: Sequence[float], seed: int) -> tuple
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    """As tables."""
+    """Print the results as tables."""
     costs, rank = figures["costs"], figures["rank"]
     print("| part | device-s |\n|---|---|")
     for name, value in costs.items():

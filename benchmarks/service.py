@@ -1,8 +1,8 @@
 """The service under load on SQLite and PostgreSQL: `python -m benchmarks.service [--write] [--soak 1800]`.
 
-Prints a table of p50/p95/p99 in milliseconds against the figures the service promises; `--write` puts it into
-docs/results/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API and
-database share the machine.
+Prints a table of p50/p95/p99 in milliseconds with the promised limits; `--write` puts it into
+docs/results/load.md. `--soak SECONDS` adds resident memory under half the submission load. Clients, API
+and database share the machine.
 """
 
 import argparse
@@ -47,7 +47,7 @@ QUEUES = (100, 1_000, 10_000)
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table; figures are as `unit` says, the promise is about p95 or about the value."""
+    """One row of the table in the unit `unit`; the promise concerns p95, or the value."""
 
     what: str
     database: str
@@ -67,7 +67,7 @@ class Line:
 
 
 def line(what: str, database: str, seconds: Sequence[float], at_most_ms: float) -> Line:
-    """Percentiles of times, and whether the 95th is within the promise."""
+    """Return percentiles of times, and whether the 95th meets the promise."""
     p50, p95, p99 = (1000 * percentile(seconds, share) for share in (0.5, 0.95, 0.99))
     return Line(what, database, (p50, p95, p99), "ms", f"p95 <= {at_most_ms:g} ms", p95 <= at_most_ms)
 
@@ -84,7 +84,9 @@ class Caller:
         self._api, self._http = api, http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
 
     def ask(self, method: str, path: str, document: object = None) -> float:
-        """Seconds until the whole answer is there. Raises RuntimeError unless it is a success."""
+        """Return the seconds until the whole answer has arrived. Raises RuntimeError unless it is a
+        success.
+        """
         headers = {**self._api.headers, "Content-Type": "application/json"}
         began = time.perf_counter()
         self._http.request(method, path, json.dumps(document) if document else None, headers)
@@ -96,7 +98,7 @@ class Caller:
 
 
 def sustained(api: Api, seconds: float, callers: int = 8) -> float:
-    """Submissions a second that so many callers reach, each sending as soon as it is answered."""
+    """Return the submissions per second that `callers` reach, each sending as soon as it is answered."""
     end, counts = time.monotonic() + seconds, [0] * callers
 
     def work(index: int) -> None:
@@ -110,7 +112,7 @@ def sustained(api: Api, seconds: float, callers: int = 8) -> float:
 
 
 def submissions(api: Api, rate: float, seconds: float, callers: int = 16) -> list[float]:
-    """Times of submissions sent at a fixed rate, whatever the answers take; waiting for a caller counts."""
+    """Return times of submissions sent at a fixed rate, including the wait for a free caller."""
     began, taken = time.perf_counter(), itertools.count()
     times: list[float] = []
 
@@ -133,14 +135,14 @@ def _together(work: Callable[[int], None], callers: int) -> None:
         thread.join()
 
 
-def asked(api: Api, paths: Iterator[str], count: int = 150) -> list[float]:
-    """Times of one request after another, the first few left out."""
+def sequential(api: Api, paths: Iterator[str], count: int = 150) -> list[float]:
+    """Return times of sequential requests, without the first few."""
     caller = Caller(api)
     return [caller.ask("GET", next(paths)) for _ in range(count + 10)][10:]
 
 
 def measure_submissions(kind: str, database: Database, api: Api) -> Iterator[Line]:
-    """Alone on the machine but for the callers."""
+    """Measure submissions, with only the callers running besides."""
     at_rate = submissions(api, 50, 10)
     yield line("submit at 50/s", kind, at_rate, 100)
     least = 100 if kind == "sqlite" else 200
@@ -149,15 +151,17 @@ def measure_submissions(kind: str, database: Database, api: Api) -> Iterator[Lin
 
 
 def measure_reading(kind: str, database: Database, api: Api) -> Iterator[Line]:
-    """Lists, leaderboard and events out of many."""
+    """Measure lists, leaderboard and events of large tables."""
     with database.writing() as session:
         run = template(session, succeeded=True)
         copy_run(session, run, RUNS, "0b")
     analyse(database)
     cursors = (f"0b{10_000_000 + random.randrange(100, RUNS)}" for _ in itertools.count())
     pages = (f"/api/v1/runs?limit=50&cursor={cursor}" for cursor in cursors)
-    yield line(f"50 runs of {RUNS:,}", kind, asked(api, pages), 50)
-    yield line(f"leaderboard of {RUNS:,}", kind, asked(api, itertools.repeat("/api/v1/leaderboard")), 100)
+    yield line(f"50 runs of {RUNS:,}", kind, sequential(api, pages), 50)
+    yield line(
+        f"leaderboard of {RUNS:,}", kind, sequential(api, itertools.repeat("/api/v1/leaderboard")), 100
+    )
     with database.writing() as session:
         copy(session, "runs", f"id = '{run.id}'", 1, id="'0event'", last_event=str(EVENTS))
         kept = "id = (SELECT max(id) FROM events)"
@@ -165,11 +169,11 @@ def measure_reading(kind: str, database: Database, api: Api) -> Iterator[Line]:
     analyse(database)
     starts = (random.randrange(EVENTS) for _ in itertools.count())
     pages = (f"/api/v1/runs/0event/history?limit=200&after={start}" for start in starts)
-    yield line(f"200 events of a run with {EVENTS:,}", kind, asked(api, pages), 50)
+    yield line(f"200 events of a run with {EVENTS:,}", kind, sequential(api, pages), 50)
 
 
 def measure_streams(kind: str, database: Database, api: Api) -> Iterator[Line]:
-    """Ten listeners on each of twenty runs; an event every 50 ms for ten seconds."""
+    """Measure ten listeners on each of twenty runs, with an event every 50 ms for ten seconds."""
     with database.writing() as session:
         runs = [template(session, succeeded=False).id for _ in range(LISTENERS // 10)]
     latencies = asyncio.run(_listen(api, database, runs))
@@ -219,7 +223,7 @@ def _tell(database: Database, runs: list[str]) -> None:
 
 
 class IdleCluster:
-    """Ray's job table, answering at once that everything runs: what is measured is our own work."""
+    """Job table instead of Ray, in which every job runs: only the scheduler's own work is measured."""
 
     def submit(self, job: str, entrypoint: str) -> None: ...
 
@@ -238,7 +242,7 @@ def _scheduler(settings: Settings, database: Database) -> Scheduler:
 
 
 def measure_scheduler(kind: str, database: Database, folder: Path) -> Iterator[Line]:
-    """Rounds over a long queue, then the first round of a new scheduler over many live attempts."""
+    """Measure rounds over a long queue, then the first round of a new scheduler over many live attempts."""
     settings = Settings(data_dir=folder, database_url=database.url, cpus=1)
     with database.writing() as session:
         session.execute(text("UPDATE runs SET state = 'SUCCEEDED' WHERE state <> 'SUCCEEDED'"))
@@ -246,7 +250,7 @@ def measure_scheduler(kind: str, database: Database, folder: Path) -> Iterator[L
     medians: dict[int, float] = {}
     for prefix, length in zip(("1q", "2q", "3q"), QUEUES, strict=True):
         with database.writing() as session:
-            run = template(session, succeeded=False)  # a new one: the last round has started the last one
+            run = template(session, succeeded=False)  # a new run: the last round has started the previous one
             copy_run(session, run, length - max(medians, default=0), prefix)
         analyse(database)
         rounds = [_timed(scheduler.round) for _ in range(23)][3:]
@@ -266,7 +270,7 @@ def measure_scheduler(kind: str, database: Database, folder: Path) -> Iterator[L
 
 
 def _growth(kind: str, medians: dict[int, float]) -> Line:
-    """Of a round with the queue's length: a logarithm's would be 2 from 100 to 10,000."""
+    """Return the growth of a round with the queue's length; a logarithm would give 2 from 100 to 10,000."""
     least, most = min(medians), max(medians)
     allowed = math.log(most) / math.log(least)
     grown = medians[most] / medians[least]
@@ -281,7 +285,9 @@ def _timed(call: Callable[[], None]) -> float:
 
 
 def measure_memory(kind: str, database: Database, api: Api, seconds: float) -> Iterator[Line]:
-    """Growth of the API's resident memory from the first tenth to the last, under 25 submissions a second."""
+    """Measure the growth of the API's resident memory from the first tenth to the last, at 25
+    submissions/s.
+    """
     first_process = psutil.Process(api.process.pid)
     processes, seen = [first_process, *first_process.children(recursive=True)], []
     loader = threading.Thread(target=submissions, args=(api, 25, seconds))
@@ -297,7 +303,7 @@ def measure_memory(kind: str, database: Database, api: Api, seconds: float) -> I
 
 
 def measure(kind: str, soak: float) -> Iterator[Line]:
-    """All lines of one database."""
+    """Yield all lines of one database."""
     with (
         tempfile.TemporaryDirectory(prefix="graftlab-load-") as name,
         database_of(kind, Path(name)) as database,
@@ -313,7 +319,7 @@ def measure(kind: str, soak: float) -> Iterator[Line]:
 
 
 def main() -> None:
-    """Measure both databases, print, and write the report where asked to."""
+    """Measure both databases, print, and write the report if requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/results/load.md")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of half load for the memory line")
@@ -333,7 +339,7 @@ def main() -> None:
 
 
 def report(lines: list[str]) -> str:
-    """The page, with where and when it was measured, and how busy the machine was with other things."""
+    """Return the page, with place and time of the measurement and the machine's load."""
     busy = f"load average {os.getloadavg()[1]:.1f}"
     machine = f"{psutil.cpu_count()} cores, {platform.system()} {platform.machine()} ({busy})"
     return INTRODUCTION.format(machine=machine, day=f"{datetime.now(UTC):%Y-%m-%d}") + "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""From asking to the first training step: a run of the lab against a bare `TorchTrainer` script.
+"""Time from submission to the first training step: a run of the lab compared with a bare `TorchTrainer`.
 
-`python -m benchmarks.startup [--rounds 3] [--workers 1]` starts a lab, and in turn times a script that
-connects to its cluster and enters a `TorchTrainer` loop, a run that finds no worker group waiting (cold),
-and a run that finds one (warm). Prints medians and ratios to the script.
+`python -m benchmarks.startup [--rounds 3] [--workers 1]` starts a lab, and times alternately a script that
+connects to its cluster and enters a `TorchTrainer` loop, a run without a warm worker group (cold), and a
+run with one (warm). Prints medians and ratios to the script.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from service.local_keys import first_key
 from workers.contract import StageStarted
 
 WARM_SECONDS, GOING_SECONDS = 15.0, 10.0
-"""How long a group waits for another run here, and how long it may take to end."""
+"""Time for which a group waits for another run here, and time limit for it to end."""
 BARE = """
 import time
 import ray
@@ -45,7 +45,7 @@ TorchTrainer(
 
 
 def main() -> int:
-    """Time all three in turn and print the table."""
+    """Time all three alternately and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2), help="of the script and the runs")
@@ -66,7 +66,7 @@ def main() -> int:
 def _interleaved(
     jobs: dict[str, Callable[[int], float]], rounds: int
 ) -> Iterator[tuple[str, Callable[[int], float]]]:
-    """Jobs whose n-th call is made in the n-th round of all of them."""
+    """Return jobs whose n-th call is made in the n-th round of all of them."""
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds):
         for name, job in jobs.items():
@@ -89,7 +89,7 @@ def _lab(folder: Path) -> Iterator[Supervisor]:
 
 
 def _bare(supervisor: Supervisor, folder: Path, workers: int) -> float:
-    """With the whole cluster to itself, once the last group has gone home."""
+    """Time the script on the whole cluster, after the last group has ended."""
     time.sleep(WARM_SECONDS + GOING_SECONDS)
     environment = supervisor.environment("benchmark")
     environment["RAY_ADDRESS"] = f"{supervisor.host}:{_gcs_port(supervisor)}"
@@ -108,13 +108,13 @@ def _gcs_port(supervisor: Supervisor) -> str:
 
 
 def _cold(client: GraftlabClient, turn: int, workers: int) -> float:
-    """Once the last group has waited in vain and gone home."""
+    """Time a run after the last group has ended."""
     time.sleep(WARM_SECONDS + GOING_SECONDS)
     return _run(client, 2 * turn, workers)
 
 
 def _run(client: GraftlabClient, seed: int, workers: int) -> float:
-    """Seconds from the request to the start of stage 1, then the rest of the run."""
+    """Return the seconds from submission to the start of stage 1, then wait for the rest of the run."""
     document = {
         "name": f"startup {seed}",
         "backbone": "testbed/dit-fashion",

@@ -1,7 +1,7 @@
-"""Two-dimensional window attention against softmax attention and the same window in five dimensions.
+"""Two-dimensional window attention compared with softmax attention and the same window in five dimensions.
 
-`python -m benchmarks.windows`: CPU time of one thread, medians of interleaved rounds; the peer is torch's
-`scaled_dot_product_attention` over all tokens. Fused kernels take four dimensions; five go the slow way.
+`python -m benchmarks.windows`: CPU time of one thread, medians of interleaved rounds; the reference is
+torch's `scaled_dot_product_attention` over all tokens. Fused kernels support only four dimensions.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    """Print a line a variant and grid."""
+    """Print a line per variant and grid."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--rounds", type=int, default=5)
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def compare(side: int, rounds: int, heads: int = 16, head_dim: int = 72) -> None:
-    """Batches of as many images as make 4,096 tokens, in DiT-XL's width."""
+    """Compare on batches of 4,096 tokens in DiT-XL's width."""
     window = GridWindowAttention(heads * head_dim, heads, 2, (side, side))
     ways: Mapping[str, Mix] = {
         "all tokens (SDPA)": scaled_dot_product_attention,
@@ -49,7 +49,7 @@ def compare(side: int, rounds: int, heads: int = 16, head_dim: int = 72) -> None
 
 
 def in_five_dimensions(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, window: GridWindowAttention) -> Tensor:
-    """The same window with rows as a dimension of their own: a row of queries, 2w+1 rows of keys."""
+    """Compute the same window with rows as a separate dimension: a row of queries, 2w+1 rows of keys."""
     (rows, columns), reach = window.grid, window.half_width
 
     def around(values_BHTE: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def in_five_dimensions(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, window: G
 
 
 def interleaved(jobs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, measured alternately; the first round is a warm-up and is not counted."""
+    """Return the median seconds of each, measured alternately, without the first round, which warms up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds + 1):
         for name, job in jobs.items():

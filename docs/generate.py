@@ -34,7 +34,9 @@ MACHINE_DEFAULTS = {"cpus": "the cores of this machine", "worker_python": "the s
 
 
 def command_line() -> str:
-    """Every command with its arguments and options, as Typer's own documentation command prints them."""
+    """Return every command with its arguments and options, as Typer's own documentation command prints
+    them.
+    """
     root = typer.main.get_command(cli)
     context = root.context_class(root)
     for command in _commands(root):
@@ -53,17 +55,17 @@ def _commands(command: Any) -> Iterator[Any]:
 
 
 def settings_table() -> str:
-    """Every field of Settings with its variable, default and the docstring below it."""
-    prefix, told = settings.Settings.model_config["env_prefix"], _docstrings(settings.Settings)
+    """Return every field of Settings with its variable, default and the docstring below it."""
+    prefix, meanings = settings.Settings.model_config["env_prefix"], _docstrings(settings.Settings)
     rows = [
-        (f"`{prefix}{name.upper()}`", _default(name, field), told.get(name, ""))
+        (f"`{prefix}{name.upper()}`", _default(name, field), meanings.get(name, ""))
         for name, field in settings.Settings.model_fields.items()
     ]
     return _table(("variable", "default", "meaning"), rows)
 
 
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The docstring below each field of a class, on one line."""
+    """Return the docstring below each field of a class, on one line."""
     body = ast.parse(inspect.getsource(model)).body[0].body  # type: ignore[attr-defined]  # a class has one
     return {
         field.target.id: " ".join(text.value.value.split())
@@ -82,7 +84,7 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def routes_table() -> str:
-    """Every operation of the OpenAPI document, by path."""
+    """Return every operation of the OpenAPI document, by path."""
     rows = []
     for path, operations in sorted(_openapi()["paths"].items()):
         for method, operation in operations.items():
@@ -102,15 +104,15 @@ def _openapi() -> dict[str, Any]:
 
 
 def events_list() -> str:
-    """Every event of an attempt with its fields."""
+    """Return every event of an attempt with its fields."""
     members = typing.get_args(typing.get_args(contract.EventBody)[0])
     return "\n\n".join(_event(member) for member in members)
 
 
 def _event(member: type[BaseModel]) -> str:
-    told = _docstrings(member)
+    meanings = _docstrings(member)
     rows = [
-        (f"`{name}`", f"`{_type(field)}`", told.get(name, ""))
+        (f"`{name}`", f"`{_type(field)}`", meanings.get(name, ""))
         for name, field in member.model_fields.items()
         if name != "type"
     ]
@@ -119,7 +121,7 @@ def _event(member: type[BaseModel]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    """The annotation as it is written, without the modules' names."""
+    """Return the annotation as written, without the modules' names."""
     annotation = field.annotation
     return annotation.__name__ if inspect.isclass(annotation) else re.sub(r"\b\w+\.", "", str(annotation))
 
@@ -141,7 +143,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def current(page: str) -> tuple[str, str]:
-    """The page as it is, and as it should be."""
+    """Return the page as it is, and as it should be."""
     text = (FOLDER / page).read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
@@ -155,13 +157,13 @@ def main() -> int:
     check = parser.parse_args().check
     stale = []
     for page in PAGES:
-        text, wanted = current(page)
-        if text != wanted:
+        text, expected = current(page)
+        if text != expected:
             stale.append(page)
             if not check:
-                (FOLDER / page).write_text(wanted)
+                (FOLDER / page).write_text(expected)
     for page in stale:
-        print(f"docs/reference/{page} {'is out of date: run `make docs`' if check else 'is written anew'}")
+        print(f"docs/reference/{page} {'is out of date: run `make docs`' if check else 'is updated'}")
     return 1 if check and stale else 0
 
 

@@ -28,10 +28,10 @@ def _secret(file: Path, prefix: str) -> str:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not file.exists():
         # Written completely or not at all: processes that start together must not read an empty file.
-        with tempfile.NamedTemporaryFile("w", dir=file.parent) as made, suppress(FileExistsError):
-            made.write(f"{prefix}{secrets.token_urlsafe(32)}")
-            made.flush()
-            os.link(made.name, file)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent) as new_file, suppress(FileExistsError):
+            new_file.write(f"{prefix}{secrets.token_urlsafe(32)}")
+            new_file.flush()
+            os.link(new_file.name, file)
     return file.read_text().strip()
 
 

@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     keep_best: bool = False
     """Whether the checkpoint with the lowest loss is kept too, if a stage has one."""
     checkpoint_days: float = Field(default=30.0, ge=0)
-    """Days after a run's end until all checkpoints are deleted and a retry starts anew; `inf` keeps the last
+    """Days after a run's end until all checkpoints are deleted and a retry starts over; `inf` keeps the last
     ones.
     """
     warm_seconds: float = Field(default=60.0, ge=0)

@@ -75,7 +75,7 @@ def _changes(new: dict[str, Any], removed: list[str]) -> dict[str, Any]:
     to_remove = list(LIMITS) if "all" in removed else removed
     unknown = [name for name in to_remove if name not in LIMITS]
     if unknown:
-        raise Refused([f"--remove {unknown[0]!r} is not a limit; choose from {', '.join(LIMITS)}or all"])
+        raise Refused([f"--remove {unknown[0]!r} is not a limit; choose from {', '.join(LIMITS)} or all"])
     both = [name for name in to_remove if name in new and "all" not in removed]
     if both:
         raise Refused([f"{both[0]} cannot be set and removed at once"])

@@ -94,7 +94,7 @@ def _by_timestep(card: ScionCard) -> object:
     rows = table("", "all", *bins, right=("all", *bins))
     for label, name in measures.items():
         names = [name, *(f"{name}/{part}" for part in bins)]
-        rows.add_row(label, *(f"{values[each]:.3e}" if each in values else "-" for each in names))
+        rows.add_row(label, *(f"{values[key]:.3e}" if key in values else "-" for key in names))
     return rows
 
 

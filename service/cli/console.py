@@ -60,7 +60,7 @@ def say(lines: Iterable[str]) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask on a terminal, unless `--yes` was given; scripts are not asked. Raises typer.Abort on no."""
+    """Ask on a terminal, unless `--yes` was given; without a terminal, go on. Raises typer.Abort on no."""
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     typer.confirm(question, abort=True, err=True)

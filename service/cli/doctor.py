@@ -16,7 +16,7 @@ from service.cli.console import out, print_json, table
 from service.cli.discovery import data_folder, find_url
 from service.cli.options import AsJson, Url
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
-from service.domain.tracking_server import ask_server
+from service.domain.tracking_server import check_server
 from service.lab.address import read_address
 from service.local_keys import key_header
 from service.schemas.runs import TrackingState
@@ -150,7 +150,7 @@ def _mlflow(url: str, folder: Path, answers: bool) -> Finding:
     address = read_address(folder)
     if address is None:
         return Finding("MLflow", f"not checked: {reason}")
-    wrong = ask_server(Settings(data_dir=folder.absolute(), mlflow_url=address.mlflow_url))
+    wrong = check_server(Settings(data_dir=folder.absolute(), mlflow_url=address.mlflow_url))
     return Finding("MLflow", wrong or f"{address.mlflow_url} answers", MLFLOW_REMEDY if wrong else "")
 
 

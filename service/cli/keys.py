@@ -40,8 +40,8 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
     for key in keys:
         until = "revoked" if key.revoked_at else f"{key.expires_at:%Y-%m-%d}" if key.expires_at else ""
         used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
-        made = f"{key.created_at:%Y-%m-%d}"
-        rows.add_row(str(key.id), key.prefix, escape(key.owner), key.role, key.sees, made, used, until)
+        created = f"{key.created_at:%Y-%m-%d}"
+        rows.add_row(str(key.id), key.prefix, escape(key.owner), key.role, key.sees, created, used, until)
     return out.print(rows)
 
 

@@ -139,12 +139,14 @@ def fetch(
     """Save a file that a run has made."""
     client = connect(url)
     detail = client.run(run_id_of(client, run))
-    made = {artifact: report.stage for report in detail.stages for artifact in report.artifacts}
-    if name not in made:
-        raise Refused([f"run {detail.id} has no {name!r}; it has {', '.join(made) or 'no files yet'}"])
+    stage_by_artifact = {artifact: report.stage for report in detail.stages for artifact in report.artifacts}
+    if name not in stage_by_artifact:
+        raise Refused(
+            [f"run {detail.id} has no {name!r}; it has {', '.join(stage_by_artifact) or 'no files yet'}"]
+        )
     path = output or Path(name.replace("/", "-"))
     try:
-        client.save_artifact(detail.id, made[name], name, path)
+        client.save_artifact(detail.id, stage_by_artifact[name], name, path)
     except OSError as error:
         raise Refused([f"{path}: {error.strerror}"]) from error
     out.print(f"wrote {escape(str(path))}")

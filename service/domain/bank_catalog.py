@@ -134,10 +134,10 @@ def clear(
     if dry_run:
         removed, freed = [card.key for card in chosen], sum(card.size for card in chosen)
     else:
-        gone = {key: _remove(database, bank, key) for key in [*(card.key for card in chosen), *remains]}
-        removed = [card.key for card in chosen if gone[card.key] is not None]
-        remains = [key for key in remains if gone[key] is not None]
-        freed = sum(size or 0 for size in gone.values())
+        sizes = {key: _remove(database, bank, key) for key in [*(card.key for card in chosen), *remains]}
+        removed = [card.key for card in chosen if sizes[card.key] is not None]
+        remains = [key for key in remains if sizes[key] is not None]
+        freed = sum(size or 0 for size in sizes.values())
     return Cleared(
         removed=removed,
         bytes=freed,

@@ -167,8 +167,8 @@ class Checking:
             log.warning("check %s cannot record its progress: %s", self.check_id, type(error).__name__)
 
     def _end(self, state: str, message: str | None) -> None:
-        found = [asdict(wrong) for wrong in self._found]
-        self._note(state=state, message=message, violations=found, ended_at=now())
+        violations = [asdict(wrong) for wrong in self._found]
+        self._note(state=state, message=message, violations=violations, ended_at=now())
 
     def _note(self, **values: object) -> None:
         with self.database.writing() as session:

@@ -44,5 +44,5 @@ def _rank_ranges(rows: Sequence[LeaderboardRow]) -> Iterator[tuple[int, int]]:
     for index, row in enumerate(rows):
         # Comparisons with NaN are false.
         tied = np.flatnonzero(np.abs(values - values[index]) <= np.hypot(halves, halves[index]))
-        found = [row.rank, *(ranks[other] for other in tied)]
-        yield min(found), max(found)
+        tied_ranks = [row.rank, *(ranks[other] for other in tied)]
+        yield min(tied_ranks), max(tied_ranks)

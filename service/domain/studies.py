@@ -191,7 +191,7 @@ def remaining(budget: Budget, spent: Usage) -> Budget:
     return Budget(**left)
 
 
-def ask_runs(session: Session, study_id: str, action: Action) -> None:
+def apply_to_runs(session: Session, study_id: str, action: Action) -> None:
     """Apply an action to every unfinished run of a study; runs that do not allow it are left as they are."""
     ids = [run.id for _, run in runs_of(session, study_id) if run.state not in TERMINAL]
     for run_id in ids:

@@ -32,7 +32,7 @@ RUNNER = (
 )
 ADMIN = (("POST", f"{API}/experiments/(?:update|delete|restore|set-experiment-tag|delete-experiment-tag)"),)
 LAB = (("PUT", "/api/2[.]0/mlflow-artifacts/artifacts/.+"),)
-ASKED: dict[Right, tuple[tuple[str, str], ...]] = {
+RIGHTS: dict[Right, tuple[tuple[str, str], ...]] = {
     "viewer": VIEWER,
     "runner": RUNNER,
     "admin": ADMIN,
@@ -40,7 +40,7 @@ ASKED: dict[Right, tuple[tuple[str, str], ...]] = {
 }
 RULES = [
     (right, frozenset(methods.split()), re.compile(pattern))
-    for right, rules in ASKED.items()
+    for right, rules in RIGHTS.items()
     for methods, pattern in rules
 ]
 

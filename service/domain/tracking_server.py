@@ -6,7 +6,7 @@ from service.domain.tracking_endpoints import Refused, server_url
 from service.settings import Settings
 
 
-def ask_server(settings: Settings) -> str | None:
+def check_server(settings: Settings) -> str | None:
     """Return why MLflow's server cannot be used, in its own words if it gives any; None if it can."""
     token = settings.mlflow_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}

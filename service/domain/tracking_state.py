@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.db.tables import EventRow, RunRow
-from service.domain.tracking_server import ask_server
+from service.domain.tracking_server import check_server
 from service.schemas.runs import TrackingState
 from service.settings import Settings
 
@@ -33,7 +33,7 @@ def read_tracking(database: Database, settings: Settings) -> TrackingState:
             events=events,
             studies=studies or 0,
             since=_oldest(session),
-            wrong=ask_server(settings),
+            wrong=check_server(settings),
             with_errors=sum(filter(None, errors)),
         )
 

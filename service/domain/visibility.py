@@ -39,8 +39,8 @@ def report_to(session: Session, owner: str | None, report: StageReport) -> Stage
     if owner is None or not report.made_by:
         return report
     seen = shown_to(session, owner, report.made_by.values())
-    kept = {name: run_id if run_id in seen else ANOTHERS for name, run_id in report.made_by.items()}
-    return report.model_copy(update={"made_by": kept})
+    shown_runs = {name: run_id if run_id in seen else ANOTHERS for name, run_id in report.made_by.items()}
+    return report.model_copy(update={"made_by": shown_runs})
 
 
 def event_to(session: Session, owner: str | None, event: RunEvent) -> RunEvent:

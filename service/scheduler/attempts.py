@@ -46,7 +46,7 @@ class LivenessRecord:
     seen: float
     fresh: bool = True
     """Whether a heartbeat was seen since its lease was renewed."""
-    asked: float = 0.0
+    status_at: float = 0.0
     stopped_for: Reason | None = None
     budget: Budget | None = None
 
@@ -214,9 +214,9 @@ class AttemptReconciler:
         over = attempt.lease_until < clock or attempt.lease_until > clock + 2 * patience
         if silent > patience and over:
             return self.end(attempt, "worker_lost", f"no sign of life for {silent:.0f} s")
-        if time.monotonic() - watch.asked < STATUS_SECONDS:
+        if time.monotonic() - watch.status_at < STATUS_SECONDS:
             return None
-        watch.asked = time.monotonic()
+        watch.status_at = time.monotonic()
         return self._ask(attempt)
 
     def _ask(self, attempt: LiveAttempt) -> None:
@@ -255,8 +255,8 @@ def _read_event(storage: Storage, attempt: LiveAttempt, seq: int) -> Event:
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder") from error
     if (event.run_id, event.attempt, event.seq) != (*attempt.key, seq):
-        found = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
-        raise ValueError(f"the file holds {found}")
+        actual = f"event {event.seq} of attempt {event.attempt} of run {event.run_id:.40}"
+        raise ValueError(f"the file holds {actual}")
     return event
 
 

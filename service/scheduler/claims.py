@@ -100,7 +100,7 @@ def _claim(session: Session, run: RunRow, verdict: Verdict, lease_until: float) 
     log.info("run %s attempt %s: claimed", run.id, run.attempt)
 
 
-def tell_set_aside(session: Session, settings: Settings) -> int:
+def note_set_aside(session: Session, settings: Settings) -> int:
     """Set the message of queued runs that need more devices than the lab has, and return their number.
 
     This happens after a restart with fewer devices. The message is removed from runs that fit again.

@@ -14,7 +14,7 @@ from service.db.tables import RunRow
 from service.domain.budgets import live_use, spent_accounts
 from service.log_once import AWAY, Once, brief
 from service.scheduler.attempts import AttemptReconciler
-from service.scheduler.claims import admit, decide, tell_set_aside
+from service.scheduler.claims import admit, decide, note_set_aside
 from service.scheduler.live_attempts import LiveAttempt, live_attempts, renew
 from service.scheduler.warm_workers import WarmWorkerPool
 from workers.contract import attempt_of
@@ -98,7 +98,7 @@ class Scheduler:
         """Start queued runs and return their ids. Nothing is locked during storage operations."""
         if not self._aside_noted:
             with self.control.leading() as session:
-                tell_set_aside(session, self.control.settings)
+                note_set_aside(session, self.control.settings)
             self._aside_noted = True
         with self.control.database.reading() as session:
             decided = decide(session, self.control.settings, self.control.storage)

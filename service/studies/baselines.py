@@ -1,4 +1,4 @@
-"""What a user without a search would try, at the study's own limits."""
+"""Baseline designs that need no search, at the study's own limits."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -19,14 +19,14 @@ TRIES = 1_000
 def baseline_designs(
     spec: StudySpec, card: BackboneCard, scores: Mapping[str, float]
 ) -> dict[BaselineName, Chosen]:
-    """Designs by baseline; one that cannot meet the limits, or needs what the backbone lacks, is left out."""
+    """Return the designs by baseline, without those that miss the limits or need data the backbone lacks."""
     proposer = Proposer(spec.space, scores, spec.limits)
-    found: dict[BaselineName, Chosen] = {}
+    designs: dict[BaselineName, Chosen] = {}
     for name in spec.baselines:
         chosen = _design(name, spec, card, proposer)
         if chosen is not None:
-            found[name] = chosen
-    return found
+            designs[name] = chosen
+    return designs
 
 
 def _design(name: BaselineName, spec: StudySpec, card: BackboneCard, proposer: Proposer) -> Chosen | None:
@@ -40,7 +40,7 @@ def _design(name: BaselineName, spec: StudySpec, card: BackboneCard, proposer: P
 
 
 def _order(name: BaselineName, card: BackboneCard) -> list[int]:
-    """All blocks, the strategy's favourites first."""
+    """Return all blocks in the strategy's order of preference."""
     if name == "interleaved":
         odd = resolve(Strategy(interleaved=0.5), card.depth)
         return [*odd, *(block for block in range(card.depth) if block not in odd)]
@@ -55,11 +55,13 @@ def _order(name: BaselineName, card: BackboneCard) -> list[int]:
 def _by_strategy(
     name: BaselineName, spec: StudySpec, card: BackboneCard, proposer: Proposer
 ) -> Chosen | None:
-    """The same operators in the first blocks of the order: of all such designs the one of least score."""
+    """Replace the first blocks of the order alike; return the design with the least score that meets the
+    limits.
+    """
     try:
         order = _order(name, card)
     except ValueError:
-        return None  # no locality profile
+        return None  # the backbone has no locality profile
     designs = [chosen for chosen in _uniform(spec, order) if proposer.meets(chosen)]
     edited = [chosen for chosen in designs if any(not item.is_keep for item in chosen)]
     if not spec.limits:
@@ -80,25 +82,27 @@ def _uniform(spec: StudySpec, order: list[int]) -> Iterator[Chosen]:
     for count in range(1, len(order) + 1):
         blocks = set(order[:count])
         for mix in product(*by_slot.values()):
-            wanted = dict(zip(by_slot, mix, strict=True))
-            yield tuple(_item(variable, wanted, blocks) for variable in spec.space.variables)
+            labels_by_slot = dict(zip(by_slot, mix, strict=True))
+            yield tuple(_item(variable, labels_by_slot, blocks) for variable in spec.space.variables)
 
 
-def _item(variable: Variable, wanted: Mapping[str, str], blocks: set[int]) -> Item:
+def _item(variable: Variable, labels_by_slot: Mapping[str, str], blocks: set[int]) -> Item:
     slot = variable.items[0].sites[0].slot
     inside = {site.block for site in variable.items[0].sites} <= blocks
-    label = wanted[slot] if inside else KEEP
-    return variable.item(label) if label in variable.labels else _stay(variable)
+    label = labels_by_slot[slot] if inside else KEEP
+    return variable.item(label) if label in variable.labels else _default_item(variable)
 
 
-def _stay(variable: Variable) -> Item:
-    """The original where it is a choice, else the first of them."""
+def _default_item(variable: Variable) -> Item:
+    """Return the original operator if it is a choice, else the first choice."""
     return next((item for item in variable.items if item.is_keep), variable.items[0])
 
 
 def _greedy(spec: StudySpec, proposer: Proposer) -> Chosen | None:
-    """From the original, swap after swap, the one of least score for what it saves, until the limits hold."""
-    chosen = {variable.name: _stay(variable) for variable in spec.space.variables}
+    """Start from the original; repeatedly swap in the item with the least score per saving until the limits
+    hold.
+    """
+    chosen = {variable.name: _default_item(variable) for variable in spec.space.variables}
     while not proposer.meets(tuple(chosen.values())):
         swaps = list(_swaps(spec, proposer, chosen))
         if not swaps:
@@ -111,7 +115,7 @@ def _greedy(spec: StudySpec, proposer: Proposer) -> Chosen | None:
 def _swaps(
     spec: StudySpec, proposer: Proposer, chosen: Mapping[str, Item]
 ) -> Iterator[tuple[float, str, Item]]:
-    """(score for a unit saved, key, item) of every single change that wins back some of a broken limit."""
+    """Yield (score per unit saved, key, item) of every single change that reduces a broken limit's cost."""
     for variable in spec.space.variables:
         now = chosen[variable.name]
         for item in variable.items:
@@ -122,7 +126,7 @@ def _swaps(
 
 
 def _saving(spec: StudySpec, chosen: Mapping[str, Item], now: Item, item: Item) -> float:
-    """Shares of the limits that a swap wins back, counted for those that are broken alone."""
+    """Sum the shares of the limits that a swap saves, over the limits that are broken."""
     saved = 0.0
     for limit in spec.limits:
         total = spec.space.total(limit.cost, tuple(chosen.values()))
@@ -132,8 +136,10 @@ def _saving(spec: StudySpec, chosen: Mapping[str, Item], now: Item, item: Item) 
 
 
 def _random(spec: StudySpec, proposer: Proposer) -> Chosen | None:
-    """The first of many random mixes that meets the limits, else the last one mended."""
-    draw = random.Random(f"random baseline {spec.sampler.seed}")  # noqa: S311 - no secret
+    """Return the first of many random designs that meets the limits, else the last one moved to the
+    nearest.
+    """
+    draw = random.Random(f"random baseline {spec.sampler.seed}")  # noqa: S311 - not a secret
     chosen: Chosen = ()
     for _ in range(TRIES):
         chosen = tuple(draw.choice(variable.items) for variable in spec.space.variables)
@@ -146,7 +152,9 @@ def _random(spec: StudySpec, proposer: Proposer) -> Chosen | None:
 
 
 def fewer_steps(spec: StudySpec, experiment: ExperimentSpec) -> ExperimentSpec | None:
-    """The teacher, sampled in fewer steps: as many as the tighter limit on FLOPs or latency allows."""
+    """Return the teacher with fewer sampling steps: as many as the tighter limit on FLOPs or latency
+    allows.
+    """
     shares = [limit.of_backbone for limit in spec.limits if limit.cost in ("flops", "latency")]
     share = min(shares, default=1.0)
     if share >= 1:

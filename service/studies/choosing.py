@@ -1,4 +1,6 @@
-"""Which screened designs are finetuned: the best, by prediction where there is one, and a few spread out."""
+"""Choose the screened designs to finetune: the best, by prediction if there is one, and a spread of
+others.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,35 +20,37 @@ class Candidate:
 
 
 def promoted(candidates: Sequence[Candidate], rungs: Sequence[Rung], count: int) -> list[int]:
-    """Trial numbers of the best: highest rung first, then by front of (quality, costs) on that rung."""
+    """Return the trial numbers of the best: highest rung first, then by front of (quality, costs) on that
+    rung.
+    """
     chosen: list[int] = []
     for rung in reversed(rungs):
         remaining = [
-            each for each in candidates if rung.metric in each.screened and each.number not in chosen
+            trial for trial in candidates if rung.metric in trial.screened and trial.number not in chosen
         ]
         if not remaining:
             continue
-        points = [(_quality(each, rung.metric, remaining), *each.costs) for each in remaining]
+        points = [(_quality(trial, rung.metric, remaining), *trial.costs) for trial in remaining]
         chosen += [remaining[at].number for at in select(points, count - len(chosen))]
     return chosen[:count]
 
 
-def _quality(candidate: Candidate, metric: str, run_periodically: Sequence[Candidate]) -> float:
-    """The prediction if all have one, else the rung's number."""
-    if all(each.predicted is not None for each in run_periodically):
+def _quality(candidate: Candidate, metric: str, candidates: Sequence[Candidate]) -> float:
+    """Return the prediction if all candidates have one, else the rung's metric."""
+    if all(other.predicted is not None for other in candidates):
         assert candidate.predicted is not None
         return candidate.predicted
     return candidate.screened[metric]
 
 
 def spread(candidates: Sequence[Candidate], metric: str, count: int) -> list[int]:
-    """Numbers of `count` trials at even steps of the first rung's ranking, from best to worst."""
+    """Return the numbers of `count` trials at even steps of the first rung's ranking, from best to worst."""
     ranked = sorted(
-        (each for each in candidates if metric in each.screened), key=lambda e: e.screened[metric]
+        (trial for trial in candidates if metric in trial.screened), key=lambda t: t.screened[metric]
     )
     if count <= 0 or not ranked:
         return []
     if len(ranked) <= count:
-        return [each.number for each in ranked]
+        return [trial.number for trial in ranked]
     steps = [round(at * (len(ranked) - 1) / max(1, count - 1)) for at in range(count)]
     return [ranked[at].number for at in dict.fromkeys(steps)]

@@ -1,9 +1,9 @@
-"""The step that carries every study on: compare what it has with what its phase wants, do the next thing.
+"""Advance each running study by one step: compare what it has with what its phase needs.
 
-measure (where latency counts) -> fill -> screen -> promote -> learn -> screen ... Each change is one
-transaction on the locked study, together with the runs and trials it brings about; whatever is slow (Optuna,
-storage, the integer program) happens before it, and is thrown away if the study has moved on meanwhile. So it
-may be killed anywhere.
+Phases: measure (if latency counts) -> fill -> screen -> promote -> learn -> screen ... Each change is one
+transaction on the locked study, together with the runs and trials that it adds. Slow work (Optuna,
+storage, the integer program) is done before it, and discarded if the study has changed meanwhile. So the
+process may be killed at any point.
 """
 
 import logging
@@ -26,7 +26,7 @@ from service.db.tables import RunRow
 from service.domain.latency_table import latency_rows
 from service.domain.studies import (
     advance,
-    ask_runs,
+    apply_to_runs,
     fail_unread,
     move,
     remaining,
@@ -58,7 +58,7 @@ log = logging.getLogger("graftlab.search")
 
 
 class Driver:
-    """Carries out one step of every running study."""
+    """Takes one step of every running study."""
 
     def __init__(self, control: Control) -> None:
         self.control, self.settings = control, control.settings
@@ -73,29 +73,31 @@ class Driver:
         }
 
     def round(self) -> None:
-        """One step of every running study, one after the other."""
+        """Take one step of every running study, one after the other."""
         for study_id in self.running():
             self.step(study_id)
 
     def running(self) -> list[str]:
-        """Ids of the studies that have a step to take."""
+        """Return the ids of the running studies."""
         with self.database.reading() as session:
             return list(session.scalars(select(StudyRow.id).where(StudyRow.state == "RUNNING")))
 
     def step(self, study_id: str) -> None:
-        """One step; a study that cannot go on fails, others are not touched. Each fault is logged once."""
+        """Take one step; a study that cannot continue fails without affecting others. Each fault is logged
+        once.
+        """
         try:
             self._step(study_id)
             self._say.well(study_id)
         except (LostLeadership, OptunaError, OSError, IntegrityError, StaleDataError, *AWAY) as error:
-            # A request of a user, or another process, may have been a moment ahead.
-            text = f"a step of study {study_id} failed, the next one starts from what is: {brief(error)}"
+            # A request of a user, or another process, may have changed the study first.
+            text = f"a step of study {study_id} failed; it is repeated from the current state: {brief(error)}"
             self._say(study_id, text, trace=True)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a study ends that study
+        except Exception as error:  # noqa: BLE001 - an error caused by a study ends that study
             self.give_up(study_id, error)
 
     def _step(self, study_id: str) -> None:
-        """Raises ValueError where the study cannot go on."""
+        """Take one step. Raises ValueError if the study cannot continue."""
         with self.database.reading() as session:
             study = session.get(StudyRow, study_id)
         if study is None or study.state != "RUNNING":
@@ -105,39 +107,43 @@ class Driver:
         self._phases[study.phase](study)
 
     def give_up(self, study_id: str, error: Exception) -> None:
-        """End the study as FAILED with the reason, whatever of it can still be read."""
+        """End the study as FAILED with the reason, even if parts of it cannot be read."""
         known = isinstance(error, ValueError) and not isinstance(error, ValidationError)
         reason = str(error) if known else f"internal error: {type(error).__name__}: {brief(error)}"
         raised = error.__traceback__ is not None
-        self._say(study_id, f"study {study_id} cannot go on: {brief(error)}", trace=raised)
+        self._say(study_id, f"study {study_id} cannot continue: {brief(error)}", trace=raised)
         try:
             with self.database.reading() as session:
                 study = session.get_one(StudyRow, study_id)
             self._fail(study, reason)
         except (LostLeadership, OSError, *AWAY):
             return  # the next round tries again
-        except Exception as worse:  # noqa: BLE001 - a row that cannot even be loaded is ended as it is
-            self._say(("end", study_id), f"study {study_id}: ended as it is: {brief(worse)}", trace=True)
+        except Exception as worse:  # noqa: BLE001 - a row that cannot be loaded is ended without loading it
+            self._say(
+                ("end", study_id), f"study {study_id}: ended without loading it: {brief(worse)}", trace=True
+            )
             with self.control.leading() as session:
                 fail_unread(session, study_id, reason)
 
     @contextmanager
     def _changing(self, study: StudyRow) -> Iterator[tuple[Session, StudyRow | None]]:
-        """A write transaction on one study; None for the study where it has moved on since it was read."""
+        """Open a write transaction on one study; yield None for the study if it has changed since it was
+        read.
+        """
         with self.control.leading() as session:
             row = session.get(StudyRow, study.id, with_for_update=True)
-            seen = (study.state, study.phase, study.round)
-            same = row is not None and (row.state, row.phase, row.round) == seen
+            expected = (study.state, study.phase, study.round)
+            same = row is not None and (row.state, row.phase, row.round) == expected
             yield session, row if same else None
 
     def _fail(self, study: StudyRow, message: str) -> None:
         with self._changing(study) as (session, row):
             if row is not None:
-                ask_runs(session, row.id, "cancel")
+                apply_to_runs(session, row.id, "cancel")
                 move(session, row, "FAILED", message)
 
     def _measure(self, study: StudyRow) -> None:
-        """One run that adds to the latency table what it lacks for this space and device."""
+        """Submit one run that measures the missing rows of the latency table, and store its results."""
         spec = spec_of_study(study)
         with self.database.reading() as session:
             run = run_for(session, study.id, "measure", "latency table")
@@ -160,7 +166,7 @@ class Driver:
                 advance(row, "fill")
 
     def _fill(self, study: StudyRow) -> None:
-        """One run that distils every (site, kind); its scores are the integer program's."""
+        """Submit one run that distils every (site, kind), and store its scores for the integer program."""
         spec = spec_of_study(study)
         with self.database.reading() as session:
             run = run_for(session, study.id, "fill", "bank")
@@ -173,11 +179,13 @@ class Driver:
         space, scores = available(spec, self.storage), item_scores(spec, self.storage)
         unread = unreadable(spec, self.storage)
         for key in unread:
-            self._say(("scion", key), f"study {study.id}: the card of scion {key} cannot be read; left out")
+            self._say(
+                ("scion", key), f"study {study.id}: the card of scion {key} cannot be read; it is left out"
+            )
         with self._changing(study) as (_, row):
             if row is not None:
                 if unread:
-                    row.message = f"left out, for their cards cannot be read: scions {', '.join(unread)}"[
+                    row.message = f"scions left out because their cards cannot be read: {', '.join(unread)}"[
                         :500
                     ]
                 row.spec = spec.model_copy(update={"space": space}).model_dump(mode="json")
@@ -186,7 +194,7 @@ class Driver:
                 advance(row, "screen")
 
     def _submit_fill(self, study: StudyRow, spec: StudySpec) -> bool:
-        """False where there is nothing to distil."""
+        """Submit the run that fills the bank; False if there is nothing to distil."""
         with self._changing(study) as (session, row):
             work = row and bank_fill_spec(spec, remaining(spec.budget, study_spend(session, study.id)))
             if row is not None and work:
@@ -194,7 +202,7 @@ class Driver:
             return bool(work) or row is None
 
     def _screen(self, study: StudyRow) -> None:
-        """Propose, judge in one run, take the numbers in."""
+        """Propose the round's designs, screen them in one run, and store the results."""
         spec = spec_of_study(study)
         with self.database.reading() as session:
             trials = [trial for trial in trials_of(session, study.id) if trial.round == study.round]
@@ -204,7 +212,7 @@ class Driver:
         elif run is None:
             self._submit_screening(study, spec, trials)
         elif run.state in TERMINAL:
-            self._take_numbers(study, spec, trials, run)
+            self._store_screening(study, spec, trials, run)
         else:
             self._hold_to_budget(study, spec)
 
@@ -231,12 +239,12 @@ class Driver:
             work = screening_work(spec, row.round, trials, remaining(spec.budget, spent))
             submit_for(session, row, work, "screen", str(row.round))
 
-    def _take_numbers(
+    def _store_screening(
         self, study: StudyRow, spec: StudySpec, trials: Sequence[TrialRow], run: RunRow
     ) -> None:
         numbers = numbers_of(spec, trials, self.storage)
         if not any(numbers.values()):
-            return self._fail(study, f"the screening ended without a number: {run.message or run.state}")
+            return self._fail(study, f"the screening ended without a result: {run.message or run.state}")
         with self._changing(study) as (session, row):
             if row is None:
                 return
@@ -248,7 +256,7 @@ class Driver:
             advance(row, "promote")
 
     def _promote(self, study: StudyRow) -> None:
-        """Finetune and evaluate the chosen, in the ordinary queue."""
+        """Finetune and evaluate the chosen designs in the ordinary queue, and store the results."""
         spec = spec_of_study(study)
         with self.database.reading() as session:
             finals = runs_of(session, study.id, ("promote", "calibrate", "baseline"))
@@ -274,8 +282,9 @@ class Driver:
                 advance(row, "learn")
 
     def _learn(self, study: StudyRow) -> None:
-        """Refit; go on with the next round while rounds and budget last. The last one has the step curves
-        measured first.
+        """Refit the predictor, then start the next round while rounds and budget last.
+
+        After the last round, the step curves are measured first.
         """
         spec = spec_of_study(study)
         if study.round >= spec.rounds and self._measures_curves(study, spec):
@@ -288,18 +297,20 @@ class Driver:
             spent, trials = self._spent(session, row, spec), trials_of(session, row.id)
         open_book(self.settings.optuna_url, study, trials)
         ends = spent or study.round >= spec.rounds
-        # Before the study ends, so that whoever waits for its end finds the report.
+        # Written before the study ends, so that a client that waits for its end finds the report.
         publish_report(self.database, self.storage, study.id, "DONE" if ends else None)
         with self._changing(study) as (session, row):
             if row is None or row.version != study.version:
                 return  # extended meanwhile: the report is written once more
             if ends:
-                move(session, row, "DONE", "the budget is spent; what was found is kept" if spent else None)
+                move(session, row, "DONE", "the budget is spent; results are kept" if spent else None)
             else:
                 advance(row, "screen")
 
     def _measures_curves(self, study: StudyRow, spec: StudySpec) -> bool:
-        """Submit what is missing of the step curves, within the budget; False where nothing is under way."""
+        """Submit the missing points of the step curves, within the budget; False if none is missing or
+        running.
+        """
         with self.database.reading() as session:
             under_way = any(run.state not in TERMINAL for _, run in runs_of(session, study.id, ("curve",)))
         if under_way:
@@ -317,10 +328,10 @@ class Driver:
         return spec.budget.exceeded_by(study_spend(session, study.id)) is not None
 
     def _hold_to_budget(self, study: StudyRow, spec: StudySpec) -> None:
-        """Cancel unfinished runs once the budget is spent: it is a limit."""
+        """Cancel unfinished runs once the budget is spent."""
         with self.database.reading() as session:
             if not self._spent(session, study, spec):
                 return
         with self._changing(study) as (session, row):
             if row is not None:
-                ask_runs(session, row.id, "cancel")
+                apply_to_runs(session, row.id, "cancel")

@@ -1,4 +1,4 @@
-"""Figures of a study: Optuna's own where it has them, as interactive plots and as still pictures."""
+"""Plots of a study, Optuna's own where available, as interactive figures and as pictures."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ BEST_SHOWN = 10
 
 
 def in_memory(detail: StudyDetail) -> optuna.Study:
-    """The study as our tables have it, for plotting: first rung against cost."""
+    """Build an Optuna study in memory from our tables, for plotting: first rung against cost."""
     quiet()
     metric, parameters = detail.spec.rungs[0].metric, detail.spec.space.parameters
     cost = costs_shown(detail)[0]
@@ -51,7 +51,7 @@ def _screened(detail: StudyDetail) -> list[str]:
 
 
 def interactive(detail: StudyDetail) -> dict[str, Any]:
-    """Name -> plotly figure."""
+    """Return plotly figures by name."""
     study, metric = in_memory(detail), detail.spec.rungs[0].metric
     plots: Mapping[str, Callable[[], Any]] = {
         "history": lambda: visualization.plot_optimization_history(
@@ -68,11 +68,11 @@ def interactive(detail: StudyDetail) -> dict[str, Any]:
         ),
         "map": lambda: _map_figure(detail),
     }
-    return {name: figure for name in FIGURES if (figure := _tried(plots[name])) is not None}
+    return {name: figure for name in FIGURES if (figure := _plotted(plots[name])) is not None}
 
 
 def pictures(detail: StudyDetail) -> dict[str, bytes]:
-    """Name -> PNG, for pages and Markdown."""
+    """Return PNG pictures by name, for pages and Markdown."""
     study, metric = in_memory(detail), detail.spec.rungs[0].metric
     plots: Mapping[str, Callable[[], Any]] = {
         "history": lambda: still.plot_optimization_history(study, target=_quality, target_name=metric),
@@ -83,17 +83,17 @@ def pictures(detail: StudyDetail) -> dict[str, bytes]:
         "importances": lambda: still.plot_param_importances(study, target=_quality, target_name=metric),
         "map": lambda: _map_picture(detail),
     }
-    found = {}
+    pngs = {}
     for name in FIGURES:
         plt.close("all")
-        if _tried(plots[name]) is not None:
-            found[name] = _png()
+        if _plotted(plots[name]) is not None:
+            pngs[name] = _png()
     plt.close("all")
-    return found
+    return pngs
 
 
-def _tried(plot: Callable[[], Any]) -> Any:
-    """None where there is too little to plot, which Optuna says by raising."""
+def _plotted(plot: Callable[[], Any]) -> Any:
+    """Plot; None if there is too little to plot, for which Optuna raises."""
     try:
         return plot()
     except (ValueError, RuntimeError):
@@ -112,7 +112,7 @@ def _png() -> bytes:
 
 
 def best_trials(detail: StudyDetail) -> list[StudyTrial]:
-    """Finished ones by final quality, then the others by the first rung."""
+    """Return finished trials by final quality, then the others by the first rung."""
     metric = detail.spec.rungs[0].metric
     done = [trial for trial in detail.trial_rows if trial.final and detail.quality in trial.final]
     rest = [trial for trial in detail.trial_rows if trial not in done and metric in trial.screened]
@@ -122,23 +122,25 @@ def best_trials(detail: StudyDetail) -> list[StudyTrial]:
 
 
 def best_designs(detail: StudyDetail) -> list[tuple[str, Mapping[str, str]]]:
-    """Name and what stands where: finished runs by final quality, baselines that change nothing among them,
-    then trials by the first rung.
+    """Return names and operators of the best designs: finished runs by final quality, then trials by the
+    first rung.
+
+    Baselines without a trial keep every operator.
     """
     trials = {trial.number: trial for trial in detail.trial_rows}
     untouched = {variable.name: KEEP for variable in detail.spec.space.variables}
     done = finals(detail)
-    found = [
-        (each.name, untouched if each.run.trial is None else trials[each.run.trial].assignment)
-        for each in done
+    finished_designs = [
+        (final.name, untouched if final.run.trial is None else trials[final.run.trial].assignment)
+        for final in done
     ]
-    finished = {each.run.trial for each in done}
+    finished = {final.run.trial for final in done}
     rest = [trial for trial in best_trials(detail) if trial.number not in finished]
-    return [*found, *((f"trial {trial.number}", trial.assignment) for trial in rest)]
+    return [*finished_designs, *((f"trial {trial.number}", trial.assignment) for trial in rest)]
 
 
 def _map(detail: StudyDetail) -> tuple[list[str], list[str], list[list[str]]]:
-    """(columns, rows, labels): what stands where in the best designs."""
+    """Return (columns, rows, labels): the operators of the best designs by variable."""
     names = [variable.name for variable in detail.spec.space.variables]
     shown = best_designs(detail)[:BEST_SHOWN]
     cells = [[assignment.get(name, MERGED) for name in names] for _, assignment in shown]
@@ -146,7 +148,7 @@ def _map(detail: StudyDetail) -> tuple[list[str], list[str], list[list[str]]]:
 
 
 def _codes(cells: list[list[str]]) -> tuple[list[str], list[list[int]]]:
-    """(labels, numbers): the original first, the others by name."""
+    """Return (labels, numbers): the original first, the others by name."""
     labels = sorted({label for row in cells for label in row} - {KEEP})
     order = [KEEP, *labels]
     return order, [[order.index(label) for label in row] for row in cells]

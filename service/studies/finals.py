@@ -1,4 +1,4 @@
-"""Finished runs of a study, baselines among them: final quality against each stated cost and against time."""
+"""Finished runs of a study and its baselines: final quality against each stated cost and against time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from service.schemas.studies import StudyDetail, StudyRun
 
 Kind = tuple[str, str, str]
 KINDS: tuple[Kind, ...] = (("design", "o", "circle"), ("baseline", "s", "square"))
-"""What a point is, and its marker in either library."""
+"""Kind of a point, with its marker in either library."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """One finished run: its objectives, and whether no other finished run is better in all of them."""
+    """One finished run, and whether no other finished run is better in all objectives."""
 
     run: StudyRun
     name: str
@@ -32,25 +32,25 @@ class Final:
 
 
 def name_of(run: StudyRun) -> str:
-    """`trial 7`, `trial 7 (greedy)`, or the baseline's name where no trial is behind it."""
+    """Name a run in tables: `trial 7`, `trial 7 (greedy)`, or the baseline's name if it has no trial."""
     if run.trial is None:
         return run.label
     return f"trial {run.trial} ({run.label})" if run.role == "baseline" else f"trial {run.trial}"
 
 
 def finals(detail: StudyDetail) -> list[Final]:
-    """Best quality first."""
+    """Return finished runs, best quality first."""
     done = [run for run in detail.runs if run.role in FINISHING and run.quality is not None]
     points = [
         (run.quality or 0.0, *(float(getattr(run, cost)) for cost in detail.spec.costs)) for run in done
     ]
     front = set(fronts(points)[0]) if points else set()
-    found = [Final(run, name_of(run), run.quality or 0.0, at in front) for at, run in enumerate(done)]
-    return sorted(found, key=lambda each: each.quality)
+    rated = [Final(run, name_of(run), run.quality or 0.0, at in front) for at, run in enumerate(done)]
+    return sorted(rated, key=lambda final: final.quality)
 
 
 def costs_shown(detail: StudyDetail) -> tuple[str, ...]:
-    """What final quality is plotted against: the stated costs, or FLOPs where there is none."""
+    """Return the costs to plot final quality against: the stated ones, or FLOPs if there is none."""
     return detail.spec.costs or ("flops",)
 
 
@@ -59,19 +59,19 @@ def _share(detail: StudyDetail, run: StudyRun, cost: str) -> float:
 
 
 def front_figure(detail: StudyDetail) -> Any:
-    """Interactive; None where nothing is finished."""
+    """Plot interactively; None if nothing is finished."""
     done, costs = finals(detail), costs_shown(detail)
     if not done:
         return None
     figure = make_subplots(cols=len(costs), shared_yaxes=True)
     for column, cost in enumerate(costs, 1):
         for kind, _, symbol in KINDS:
-            some = [each for each in done if each.kind == kind]
+            some = [final for final in done if final.kind == kind]
             figure.add_trace(
                 go.Scatter(
-                    x=[_share(detail, each.run, cost) for each in some],
-                    y=[each.quality for each in some],
-                    text=[each.name for each in some],
+                    x=[_share(detail, final.run, cost) for final in some],
+                    y=[final.quality for final in some],
+                    text=[final.name for final in some],
                     mode="markers+text",
                     textposition="top center",
                     marker={"symbol": symbol, "size": 9},
@@ -81,30 +81,30 @@ def front_figure(detail: StudyDetail) -> Any:
                 row=1,
                 col=column,
             )
-        figure.update_xaxes(title_text=f"{cost}, of the backbone", row=1, col=column)
+        figure.update_xaxes(title_text=f"{cost}, relative to the backbone", row=1, col=column)
     figure.update_yaxes(title_text=detail.quality, row=1, col=1)
     return figure
 
 
 def front_picture(detail: StudyDetail) -> Any:
-    """The same as a still picture."""
+    """Plot the same as a picture."""
     done, costs = finals(detail), costs_shown(detail)
     if not done:
         return None
     picture, panels = plt.subplots(1, len(costs), sharey=True, squeeze=False)
     for axes, cost in zip(panels[0], costs, strict=True):
-        _draw(axes, [(each, _share(detail, each.run, cost)) for each in done])
-        axes.set_xlabel(f"{cost}, of the backbone")
+        _draw(axes, [(final, _share(detail, final.run, cost)) for final in done])
+        axes.set_xlabel(f"{cost}, relative to the backbone")
     panels[0][0].set_ylabel(detail.quality)
     panels[0][0].legend(fontsize=7)
     return picture
 
 
 def _draw(axes: Any, placed: Sequence[tuple[Final, float]]) -> None:
-    """Every run at its cost and quality, with its name; those on the front in bold."""
+    """Draw every run at its cost and quality, with its name; those on the front in bold."""
     for kind, marker, _ in KINDS:
-        some = [(place, each.quality) for each, place in placed if each.kind == kind]
+        some = [(place, final.quality) for final, place in placed if final.kind == kind]
         axes.scatter([x for x, _ in some], [y for _, y in some], marker=marker, label=kind)
-    for each, place in placed:
-        weight = "bold" if each.on_front else "normal"
-        axes.annotate(each.name, (place, each.quality), fontsize=7, fontweight=weight)
+    for final, place in placed:
+        weight = "bold" if final.on_front else "normal"
+        axes.annotate(final.name, (place, final.quality), fontsize=7, fontweight=weight)

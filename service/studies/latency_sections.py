@@ -1,4 +1,4 @@
-"""What a report says of latency: the table that the study used, and predictions against the clock."""
+"""Latency sections of a report: the study's latency table, and predicted against measured latency."""
 
 from grafting_core.specs.latency import PartLatency
 from service.schemas.studies import StudyDetail, StudyRun
@@ -13,7 +13,7 @@ TABLE_HEAD = (
     "precision",
     "ms",
     "20 to 80 %",
-    "original's ms",
+    "original ms",
     "adds to a forward",
     "95 %",
 )
@@ -21,12 +21,12 @@ CLOCK_HEAD = ("design", "as", "predicted", "measured", "95 %", "predicted / meas
 
 
 def latency_sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
-    """(heading, table) of both; none where the study has no table."""
+    """Return both sections as (heading, table); none if the study has no table."""
     if not detail.spec.latencies:
         return []
     return [
-        ("Latency: predicted and by the clock", clock_rows(detail)),
-        ("The latency table that was used", [list(TABLE_HEAD), *map(_table_row, detail.spec.latencies)]),
+        ("Latency: predicted and measured", clock_rows(detail)),
+        ("Latency table of this study", [list(TABLE_HEAD), *map(_table_row, detail.spec.latencies)]),
     ]
 
 
@@ -49,7 +49,7 @@ def _table_row(row: PartLatency) -> list[str]:
 
 
 def clock_rows(detail: StudyDetail) -> list[list[str]]:
-    """Every finished run with a prediction, fastest first by the clock; the first row is the head."""
+    """Return every finished run with a prediction, fastest measured first; the first row is the head."""
     runs = [run for run in detail.runs if run.latency is not None and run.quality is not None]
     ordered = sorted(runs, key=lambda run: run.measured_latency or float("inf"))
     return [list(CLOCK_HEAD), *map(_clock_row, ordered)]
@@ -60,6 +60,6 @@ def _clock_row(run: StudyRun) -> list[str]:
     cells = [name_of(run), run.role, f"{predicted:.3f}x"]
     if measured is None:
         return [*cells, "not on this hardware", "-", "-", "-"]
-    kept = {True: "yes", False: "no", None: "-"}[run.keeps_latency]
+    meets_limit = {True: "yes", False: "no", None: "-"}[run.keeps_latency]
     interval = f"{run.measured_latency_low:.3f} to {run.measured_latency_high:.3f}"
-    return [*cells, f"{measured:.3f}x", interval, f"{predicted / measured:.3f}", kept]
+    return [*cells, f"{measured:.3f}x", interval, f"{predicted / measured:.3f}", meets_limit]

@@ -1,8 +1,8 @@
-"""Optuna's side of a study: a database of its own, asked and told, never trusted to remember.
+"""Mirror of a study in Optuna's own database.
 
-Our tables say what was proposed and found; whatever Optuna lacks is told again. Its trials carry our
-numbers, and one that has none (a crash between its commit and ours) is told to have failed. Our runs are
-leased by the scheduler, so Optuna's heartbeats are off.
+Our tables record proposals and results; whatever Optuna lacks is entered again. Its trials carry our
+numbers; a trial without one (after a crash between its commit and ours) is marked as failed. The scheduler
+leases our runs, so Optuna's heartbeats are off.
 """
 
 import threading
@@ -24,20 +24,20 @@ from service.domain.study_samplers import ARGUMENTS, CLASSES
 
 NUMBER = "graftlab_trial"
 BUSY_SECONDS = 30.0
-"""How long a writer waits for another on SQLite: studies take their steps side by side."""
+"""Time for which a writer waits for another on SQLite: several studies may take steps at once."""
 OPENING = threading.Lock()
-"""Optuna makes its tables at the first opening, and two that do so at once fail."""
+"""Optuna creates its tables when first opened, which fails if two threads do so at once."""
 
 
 def quiet() -> None:
-    """Optuna tells of every trial, and warns of what it may rename; our versions are pinned."""
+    """Silence Optuna's messages about every trial and its warnings of renames; our versions are pinned."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A trial as our tables have it. `values` are its objectives, where they are known."""
+    """A trial from our tables. `values` are its objectives, if known."""
 
     number: int
     assignment: Mapping[str, str]
@@ -63,23 +63,23 @@ class OptunaMirror:
         self.study.set_metric_names(list(objectives))
 
     def reconcile(self, known: Sequence[Known]) -> None:
-        """Make Optuna know exactly what we know. Safe to repeat; rebuilds a lost database."""
+        """Make Optuna's trials equal ours. Safe to repeat; rebuilds a lost database."""
         for _ in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self.tell(self.study.ask().number, None)  # its process died while it was entered
         ours = {trial.optuna_number: trial for trial in known if trial.optuna_number is not None}
-        told: set[int] = set()
+        entered: set[int] = set()
         for frozen in self.study.get_trials(deepcopy=False):
             number = frozen.user_attrs.get(NUMBER)
             if frozen.state == TrialState.COMPLETE and isinstance(number, int):
-                told.add(number)
+                entered.add(number)
             elif frozen.state == TrialState.RUNNING:
-                told |= self._settle(frozen, ours.get(frozen.number))
+                entered |= self._settle(frozen, ours.get(frozen.number))
         for trial in known:
-            if trial.values is not None and trial.number not in told:
+            if trial.values is not None and trial.number not in entered:
                 self._add(trial)
 
     def _settle(self, frozen: optuna.trial.FrozenTrial, ours: Known | None) -> set[int]:
-        """Tell an open trial what became of it; ones that nobody knows have failed."""
+        """Give an open trial its result; one that our tables do not have has failed."""
         if ours is None or frozen.params != self._params(ours.assignment):
             self.study.tell(frozen.number, state=TrialState.FAIL)
             return set()
@@ -96,7 +96,9 @@ class OptunaMirror:
         self.tell(entered.number, trial.values)
 
     def enter(self, assignment: Mapping[str, str]) -> int:
-        """Optuna's number of a design that its sampler did not propose: it counts as if it had."""
+        """Enter a design that the sampler did not propose, and return its Optuna number; it counts as
+        proposed.
+        """
         return self._entered(assignment).number
 
     def _entered(self, assignment: Mapping[str, str]) -> optuna.Trial:
@@ -104,9 +106,7 @@ class OptunaMirror:
         self.study.enqueue_trial(self._params(assignment))
         trial = self.study.ask()
         self._suggest(trial)
-        if (
-            self._sampler.kind == "nsga2"
-        ):  # it breeds from trials of a generation, and gives entered ones none
+        if self._sampler.kind == "nsga2":  # nsga2 selects parents by generation, which entered trials lack
             frozen = self.study.get_trials(deepcopy=False)[trial.number]
             NSGAIISampler(**ARGUMENTS["nsga2"]).get_trial_generation(self.study, frozen)
         return trial
@@ -118,13 +118,15 @@ class OptunaMirror:
         return {name: assignment[name] for name in self._names(assignment)}
 
     def _names(self, assignment: Mapping[str, str]) -> list[str]:
-        """Parameters that are settled and have a choice."""
+        """Return the names of parameters that are assigned and have a choice."""
         return [
             name for name, labels in self._space.parameters.items() if name in assignment and len(labels) > 1
         ]
 
     def ask(self, draw: int, kind: SamplerKind) -> tuple[int, dict[str, str]]:
-        """(Optuna's number, assignment) of a new proposal; the same draw of the same history is the same."""
+        """Return (Optuna's number, assignment) of a new proposal; the same draw of the same history is the
+        same.
+        """
         seed = int(digest({"seed": self._sampler.seed, "draw": draw})[:8], 16)
         self.study.sampler = getattr(optuna.samplers, CLASSES[kind])(seed=seed, **ARGUMENTS[kind])
         trial = self.study.ask()
@@ -148,7 +150,7 @@ class OptunaMirror:
         return {**merged, **chosen}
 
     def tell(self, optuna_number: int, values: Sequence[float] | None) -> None:
-        """A value that is known at once, or none: the proposal came to nothing."""
+        """Give a proposal its values, or mark it as failed."""
         if values is None:
             self.study.tell(optuna_number, state=TrialState.FAIL)
         else:

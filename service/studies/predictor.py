@@ -1,7 +1,7 @@
-"""Learning from what is finished: final quality from scores and screening, and scores from screening.
+"""Predictors from finished designs: final quality from scores and screening, and scores from screening.
 
-Ridge regressions. Ranks can flip when designs are finetuned (ModelOpt, TinyFusion), so the
-predictor says how far off it is on designs it has not seen.
+These are ridge regressions. Ranks can change when designs are finetuned (ModelOpt, TinyFusion), so the
+predictor states its error on unseen designs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ from grafting_core.specs.studies.space import Item, Space
 
 Floats = npt.NDArray[np.float64]
 LEAST_FINALS = 5
-"""Fewer finished designs than this say nothing that screening does not."""
+"""Least number of finished designs; fewer add nothing to the screening."""
 RIDGE = 1.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A trial as the predictor sees it: what was known before finetuning, and after it."""
+    """Features of a trial before finetuning, and its final quality after it."""
 
     features: Mapping[str, float]
     final: float | None
@@ -31,7 +31,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Predictor:
-    """final = intercept + weights . standardised features."""
+    """Linear predictor: final = intercept + weights . standardised features."""
 
     names: tuple[str, ...]
     model: Pipeline
@@ -40,38 +40,38 @@ class Predictor:
     trained_on: int
 
     def predict(self, features: Mapping[str, float]) -> float | None:
-        """None where a feature is missing."""
+        """Predict the final quality; None if a feature is missing."""
         if any(name not in features for name in self.names):
             return None
         return float(self.model.predict([[features[name] for name in self.names]])[0])
 
     def summary(self) -> dict[str, object]:
-        """What is kept of it."""
+        """Return the part of the predictor that is stored."""
         weights = dict(zip(self.names, map(float, self.model[-1].coef_), strict=True))
         return {"trained_on": self.trained_on, "leave_one_out_error": self.error, "weights": weights}
 
 
 def fit(seen: Sequence[Seen]) -> Predictor | None:
-    """From the finished ones, on the features that all of them have. None where they are too few."""
-    finished = [each for each in seen if each.final is not None]
+    """Fit to the finished trials, on the features that all of them have; None if they are too few."""
+    finished = [trial for trial in seen if trial.final is not None]
     if len(finished) < LEAST_FINALS:
         return None
-    names = tuple(sorted(set.intersection(*(set(each.features) for each in finished))))
+    names = tuple(sorted(set.intersection(*(set(trial.features) for trial in finished))))
     if not names:
         return None
-    features = [[each.features[name] for name in names] for each in finished]
+    features = [[trial.features[name] for name in names] for trial in finished]
     ridge = RidgeCV(alphas=[RIDGE], store_cv_results=True)  # its squared leave-one-out residuals
-    model = make_pipeline(StandardScaler(), ridge).fit(features, [each.final for each in finished])
+    model = make_pipeline(StandardScaler(), ridge).fit(features, [trial.final for trial in finished])
     return Predictor(names, model, float(np.sqrt(ridge.cv_results_.mean())), len(finished))
 
 
 def refined_scores(
     space: Space, scores: Mapping[str, float], screened: Sequence[tuple[Sequence[Item], float]]
 ) -> dict[str, float]:
-    """Scores that explain the screening better: each item's own, scaled, and what the mixes say beyond it.
+    """Return scores that explain the screening better: each item's own, scaled, plus a deviation.
 
-    y = a + b . sum of scores + sum of deviations, the deviations drawn to zero. As they came where fewer
-    mixes than `LEAST_FINALS` were screened.
+    Fits y = a + b . sum of scores + sum of deviations, with the deviations regularised. With fewer than
+    `LEAST_FINALS` screened designs the scores are returned unchanged.
     """
     if len(screened) < LEAST_FINALS:
         return dict(scores)
@@ -88,7 +88,7 @@ def refined_scores(
 
 
 def _slope(sums: Floats, target: Floats) -> float:
-    """Of the target on the sums; never negative, because a score is a harm."""
+    """Return the slope of the target on the sums; never negative, because a score is a damage."""
     spread = float(((sums - sums.mean()) ** 2).sum())
     if spread == 0:
         return 1.0

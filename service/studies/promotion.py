@@ -1,4 +1,4 @@
-"""The step from screening to ordinary runs, and back with what they found."""
+"""Submit screened designs as ordinary runs, and collect their results."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ say = Once(logging.getLogger("graftlab.search"))
 
 
 def submit_finals(session: Session, study: StudyRow, budget: Budget) -> int:
-    """Queue the round's promotions, calibrations and, in the first round, baselines; how many there are."""
+    """Queue the round's promotions, calibrations and, in the first round, baselines; return their number."""
     spec = spec_of_study(study)
     trials = {trial.number: trial for trial in trials_of(session, study.id)}
     candidates = [
@@ -32,7 +32,7 @@ def submit_finals(session: Session, study: StudyRow, budget: Budget) -> int:
     ]
     done = Counter(row.role for row, _ in runs_of(session, study.id, ("promote", "calibrate")))
     chosen = promoted(candidates, spec.rungs, spec.share(spec.promote - done["promote"], study.round))
-    rest = [each for each in candidates if each.number not in chosen]
+    rest = [trial for trial in candidates if trial.number not in chosen]
     count = spec.share(spec.calibrate - done["calibrate"], study.round)
     spread_out = spread(rest, spec.rungs[0].metric, count)
     plan: list[tuple[Role, int]] = [("promote", number) for number in chosen]
@@ -54,7 +54,7 @@ def _candidate(spec: StudySpec, trial: TrialRow) -> Candidate:
 def _submit_baselines(
     session: Session, study: StudyRow, spec: StudySpec, trials: Sequence[TrialRow], budget: Budget
 ) -> int:
-    """Those that are no trial's design are submitted as they are; a promoted one has its run already."""
+    """Submit baselines that were not promoted as trials, and those that are not designs of the space."""
     count = 0
     for trial in trials:
         if trial.source.startswith("baseline ") and trial.state in ("SCREENED", "PRUNED"):
@@ -65,15 +65,15 @@ def _submit_baselines(
             count += 1
     teacher = spec.experiment(f"{spec.name}: teacher", spec.space.design(()), budget)
     fewer = fewer_steps(spec, teacher.model_copy(update={"name": f"{spec.name}: teacher, fewer steps"}))
-    for name, each in (("teacher", teacher), ("fewer_steps", fewer)):
-        if each is not None and name in spec.baselines:
-            submit_for(session, study, each, "baseline", name)
+    for name, spec_of_baseline in (("teacher", teacher), ("fewer_steps", fewer)):
+        if spec_of_baseline is not None and name in spec.baselines:
+            submit_for(session, study, spec_of_baseline, "baseline", name)
             count += 1
     return count
 
 
 def collect_finals(session: Session, study: StudyRow) -> None:
-    """Take in the figures of every finished run of a trial."""
+    """Store the metrics of every finished run of a trial."""
     spec = spec_of_study(study)
     trials = {trial.number: trial for trial in trials_of(session, study.id)}
     for row, run in runs_of(session, study.id, ("promote", "calibrate", "baseline")):
@@ -86,14 +86,16 @@ def collect_finals(session: Session, study: StudyRow) -> None:
 
 
 def final_figures(session: Session, spec: StudySpec, run: RunRow) -> dict[str, float] | None:
-    """The evaluation's figures, `latency` by its clock among them where the study has a table, or None."""
+    """Return the evaluation's metrics, with the measured `latency` if the study has a table; None without
+    results.
+    """
     stage = session.get(StageRow, (run.id, "evaluate"))
     if stage is None or run.state != "SUCCEEDED":
         return None
     try:
         report = StageReport.model_validate_json(json.dumps(stage.report))
-        found = clocked(spec, stage.report.get("cost"))
-        return report.metrics | ({"latency": found.ratio} if found is not None else {})
+        measured = clocked(spec, stage.report.get("cost"))
+        return report.metrics | ({"latency": measured.ratio} if measured is not None else {})
     except ValidationError as error:
         run.message = f"its evaluation's report cannot be read: {brief(error)}"
         say(run.id, f"run {run.id}: {run.message}")

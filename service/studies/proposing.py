@@ -1,4 +1,4 @@
-"""The designs of one round: the integer program's, the baselines', and the sampler's mended to the limits."""
+"""Designs of one round: from the integer program, the baselines, and the sampler, all within the limits."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +10,15 @@ from service.db.study_tables import SHARED
 from service.studies.optuna_study import Known, OptunaMirror
 
 MILP_SHARE = 0.2
-"""Of a round's designs, those the integer program seeds the sampler with."""
+"""Share of a round's designs with which the integer program seeds the sampler."""
 ASKS_A_DESIGN = 5
-"""Proposals looked at for every design that is wanted: a small space repeats itself."""
+"""Limit of the sampler's proposals per design: a small space repeats itself."""
 DISTANCE = 2
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One design to screen, and who proposed it."""
+    """One design to screen, with its proposer."""
 
     source: str
     chosen: Chosen
@@ -27,7 +27,7 @@ class Proposal:
 
 @dataclass
 class Round:
-    """Collects a round's proposals; a design that the study has is never collected again."""
+    """Collects a round's proposals, without designs that the study already has."""
 
     spec: StudySpec
     number: int
@@ -35,7 +35,7 @@ class Round:
     book: OptunaMirror
     known: Mapping[str, Known]
     """Design key -> trial, of all earlier rounds."""
-    found: dict[str, Proposal] = field(default_factory=dict)
+    collected: dict[str, Proposal] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -43,36 +43,42 @@ class Round:
 
     @property
     def missing(self) -> int:
-        return self.count - len(self.found)
+        return self.count - len(self.collected)
 
     def collect(self, baselines: Mapping[str, Chosen]) -> list[Proposal]:
-        """Up to the round's share of the study's trials. Raises NoDesign where nothing meets the limits."""
+        """Return proposals up to the round's share of the study's trials. Raises NoDesign if none meets the
+        limits.
+        """
         for names in self._same_designs(baselines):
             self._add(f"baseline {SHARED.join(names)}", baselines[names[0]])
         alone = self.spec.sampler.kind == "milp"
         self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
         if not alone:
-            self._ask()
-        return list(self.found.values())
+            self._sample()
+        return list(self.collected.values())
 
     def _same_designs(self, baselines: Mapping[str, Chosen]) -> Iterable[list[str]]:
-        """Names of baselines, those together that come to one design at these limits."""
+        """Group the names of baselines that are the same design at these limits."""
         named: dict[str, list[str]] = {}
         for name, chosen in baselines.items():
             named.setdefault(self._key(chosen), []).append(name)
         return named.values()
 
     def _seed(self, count: int) -> None:
-        """Half of them along the Pareto front of score against FLOPs or seconds, half around the optimum."""
-        wanted = min(self.missing, count)
+        """Seed half along the Pareto front of score against FLOPs or seconds, half around the optimum."""
+        open_places = min(self.missing, count)
         cost: Cost = "latency" if self.spec.needs_latency else "flops"
-        front = self.proposer.sweep(cost, max(2, wanted // 2))[-max(1, wanted // 2) :] if wanted else []
-        for chosen in [*front, *self._diverse(wanted)]:
-            if wanted > 0 and self._add("milp", chosen):
-                wanted -= 1
+        front = (
+            self.proposer.sweep(cost, max(2, open_places // 2))[-max(1, open_places // 2) :]
+            if open_places
+            else []
+        )
+        for chosen in [*front, *self._diverse(open_places)]:
+            if open_places > 0 and self._add("milp", chosen):
+                open_places -= 1
 
     def _diverse(self, count: int) -> Iterator[Chosen]:
-        """Best first; as long as it is asked."""
+        """Yield diverse designs, best first."""
         earlier: list[Chosen] = []
         distance = DISTANCE
         while len(earlier) < 3 * count:
@@ -85,8 +91,8 @@ class Round:
                 continue
             yield earlier[-1]
 
-    def _ask(self) -> None:
-        """The sampler's; after one that is nothing new one by chance, or it might come for ever."""
+    def _sample(self) -> None:
+        """Ask the sampler; after a duplicate, draw one at random so the loop cannot repeat."""
         kind = self.spec.sampler.kind
         for draw in range(ASKS_A_DESIGN * self.count):
             if self.missing <= 0:
@@ -95,29 +101,29 @@ class Round:
             new = self._take(kind, number, self._space.chosen(assignment))
             kind = self.spec.sampler.kind if new else "random"
 
-    def _take(self, source: str, number: int, asked: Chosen) -> bool:
-        """Whether a proposal, moved to the nearest design that meets the limits, is new."""
-        if not self.proposer.meets(asked):
+    def _take(self, source: str, number: int, proposal: Chosen) -> bool:
+        """Add a proposal, moved to the nearest design that meets the limits; return whether it is new."""
+        if not self.proposer.meets(proposal):
             self.book.tell(number, None)
-            return self._add(source, self.proposer.nearest(asked))
-        if self._add(source, asked, number):
+            return self._add(source, self.proposer.nearest(proposal))
+        if self._add(source, proposal, number):
             return True
-        self.book.tell(number, self._value_of(asked))
+        self.book.tell(number, self._value_of(proposal))
         return False
 
     def _value_of(self, chosen: Chosen) -> Sequence[float] | None:
-        """What is known of a design already: a repetition is told its value at once."""
+        """Return the known values of a design, which a duplicate gets at once."""
         trial = self.known.get(self._key(chosen))
         return trial.values if trial else None
 
     def _add(self, source: str, chosen: Chosen, number: int | None = None) -> bool:
-        """False for what the study has. A design without a number is entered into Optuna's book."""
+        """Add a design; False if the study has it. A design without a number is entered in Optuna."""
         key = self._key(chosen)
-        if self.missing <= 0 or key in self.found or key in self.known:
+        if self.missing <= 0 or key in self.collected or key in self.known:
             return False
         if number is None:
             number = self.book.enter(self._space.assignment(chosen))
-        self.found[key] = Proposal(source, chosen, number)
+        self.collected[key] = Proposal(source, chosen, number)
         return True
 
     def _key(self, chosen: Chosen) -> str:

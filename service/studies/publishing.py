@@ -1,4 +1,4 @@
-"""Writes a study's report to storage, where the API and its pages find it."""
+"""Write a study's report to storage, from which the API and its pages serve it."""
 
 import logging
 
@@ -16,7 +16,7 @@ log = logging.getLogger("graftlab.search")
 def publish_report(
     database: Database, storage: Storage, study_id: str, becoming: StudyState | None = None
 ) -> None:
-    """Render from our tables, as the study is or as it is about to be."""
+    """Render the report from our tables, with the state that the study has or is about to get."""
     with database.reading() as session:
         detail = study_detail(session, session.get_one(StudyRow, study_id))
     if becoming is not None:

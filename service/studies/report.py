@@ -1,4 +1,4 @@
-"""A study's report: what was asked, what was found, how it stands against the baselines, and the plots."""
+"""Report of a study: its settings, its results, the comparison with the baselines, and the plots."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from service.studies.step_figures import step_remarks, step_rows
 
 TITLES = {
     "pareto": "Quality against cost: the Pareto front",
-    "steps": "Step curves: quality against time an image, by number of sampling steps",
+    "steps": "Step curves: quality against time per image, by number of sampling steps",
     "screening": "Screening: the first rung against cost, before any finetuning",
     "history": "History of screening",
     "parallel": "Parallel coordinates of screening",
@@ -27,7 +27,7 @@ TITLES = {
 }
 BEST_LISTED = 20
 FEW_TOKENS = 600
-"""Below it attention is too small a part of a block for its replacement to pay."""
+"""Number of tokens below which attention is too small a part of a block to be worth replacing."""
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=select_autoescape(("html.j2",)),
@@ -35,11 +35,11 @@ TEMPLATES = Environment(
     trim_blocks=True,
     keep_trailing_newline=True,
 )
-"""Text in HTML is escaped, in Markdown not."""
+"""Text is escaped in HTML, not in Markdown."""
 
 
 def report_files(detail: StudyDetail) -> dict[str, bytes]:
-    """File name -> content: `report.md` with still pictures, `report.html` that needs nothing else."""
+    """Return the files by name: `report.md` with pictures, and `report.html`, which needs no other file."""
     stills = pictures(detail)
     files = {f"{name}.png": content for name, content in stills.items()}
     files["report.md"] = markdown(detail, list(stills)).encode()
@@ -48,7 +48,7 @@ def report_files(detail: StudyDetail) -> dict[str, bytes]:
 
 
 def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
-    """(heading, table): the first row of each table is its head."""
+    """Return (heading, table) pairs; the first row of each table is its head."""
     return [
         ("The study", _facts(detail)),
         ("Best promoted design against the baselines, at the same limits", _baselines(detail)),
@@ -60,30 +60,32 @@ def sections(detail: StudyDetail) -> list[tuple[str, list[list[str]]]]:
 
 
 def remarks(detail: StudyDetail) -> list[str]:
-    """What readers should know before they believe the figures."""
-    told = [
-        "Screening judges designs before finetuning: a baseline is in its plots only where a trial has the "
-        "same design. Final quality decides, and every finished run is in that plot.",
+    """Return notes that readers need to interpret the results."""
+    notes = [
+        "Screening evaluates designs before finetuning: its plots show a baseline only if a trial has the "
+        "same design. Final quality decides; its plot shows every finished run.",
         *step_remarks(detail),
     ]
     if detail.spec.latencies:
-        told.append(
-            "Predicted latency is the backbone's forward and what the table says each choice adds to it. The "
-            "measured one is the median ratio of interleaved forwards; a promoted design that breaks the "
-            "limit by it has not won. Both hold for this device, batch and precision alone."
+        notes.append(
+            "Predicted latency is the backbone's forward plus the change by each choice according to the "
+            "table. Measured latency is the median ratio of interleaved forwards; a promoted design that "
+            "exceeds the limit by it does not count. Both hold only for this device, batch and precision."
         )
     card = backbone_cards().get(detail.backbone)
     if card is not None and card.dims.num_tokens < FEW_TOKENS:
-        told.append(
+        notes.append(
             f"With {card.dims.num_tokens} tokens attention is a small part of a block: replacing it saves "
-            "little, and fewer sampling steps save more. Which layers and which loss are best here need not "
-            f"be best on backbones of {FEW_TOKENS} tokens and more."
+            "little, and fewer sampling steps save more. The best layers and the best loss here need not "
+            f"be the best on backbones of {FEW_TOKENS} tokens and more."
         )
-    return told
+    return notes
 
 
 def verdict(detail: StudyDetail) -> str:
-    """Who won, and by how much; where there are several objectives, whom nobody beats in all of them."""
+    """Say which design is best, and by how much; with several objectives, also which are on the Pareto
+    front.
+    """
     front = front_of(detail)
     if not front:
         return _winner(detail)
@@ -92,7 +94,7 @@ def verdict(detail: StudyDetail) -> str:
 
 
 def front_of(detail: StudyDetail) -> list[int]:
-    """Finished trials that no other finished one dominates; none where quality is the only objective."""
+    """Return finished trials that no other finished one dominates; none if quality is the only objective."""
     done = [trial for trial in detail.trial_rows if trial.final and detail.quality in trial.final]
     if not done or not detail.spec.costs:
         return []
@@ -106,25 +108,27 @@ def front_of(detail: StudyDetail) -> list[int]:
 def _winner(detail: StudyDetail) -> str:
     beyond = {run.run_id for run in detail.runs if run.keeps_latency is False}
     measured = [
-        each
-        for each in detail.comparisons
-        if each.value is not None and each.baseline != "teacher" and each.run_id not in beyond
+        comparison
+        for comparison in detail.comparisons
+        if comparison.value is not None
+        and comparison.baseline != "teacher"
+        and comparison.run_id not in beyond
     ]
     if detail.best is None and any(run.role == "promote" and run.run_id in beyond for run in detail.runs):
-        return "No promoted design keeps the limit on latency by the clock."
+        return "No promoted design meets the limit on measured latency."
     if detail.best is None or not measured:
-        return "Nothing to compare yet."
-    ahead = [each for each in measured if (each.ahead or 0.0) >= 0]
-    rival = min(measured, key=lambda each: each.value or 0.0)
+        return "There is nothing to compare yet."
+    ahead = [comparison for comparison in measured if (comparison.ahead or 0.0) >= 0]
+    rival = min(measured, key=lambda comparison: comparison.value or 0.0)
     if len(ahead) == len(measured):
-        text = f"The best promoted design ({detail.best:.4g}) is behind no baseline; "
+        text = f"The best promoted design ({detail.best:.4g}) is at least as good as every baseline; "
         return text + f"the nearest is {rival.baseline} with {rival.value:.4g}."
     text = f"The baseline {rival.baseline} won with {rival.value:.4g}; the best promoted design has "
     return text + f"{detail.best:.4g}, ahead of {len(ahead)} of {len(measured)} baselines."
 
 
 def _facts(detail: StudyDetail) -> list[list[str]]:
-    limits = ", ".join(f"{each.cost} <= {each.of_backbone:.4g}x" for each in detail.spec.limits) or "none"
+    limits = ", ".join(f"{limit.cost} <= {limit.of_backbone:.4g}x" for limit in detail.spec.limits) or "none"
     correlation = detail.rank_correlation
     return [
         ["", ""],
@@ -146,11 +150,11 @@ def _baselines(detail: StudyDetail) -> list[list[str]]:
     head = ["baseline", detail.quality, "ahead by", "FLOPs", "params"]
     by_id = {run.run_id: run for run in detail.runs}
     rows = []
-    for each in detail.comparisons:
-        run = by_id[each.run_id]
-        ahead = "-" if each.ahead is None else f"{each.ahead:+.4g}"
-        rows.append([each.baseline, _number(each.value, run.state), ahead, *_costs(detail, run)])
-    compared = {each.baseline for each in detail.comparisons}
+    for comparison in detail.comparisons:
+        run = by_id[comparison.run_id]
+        ahead = "-" if comparison.ahead is None else f"{comparison.ahead:+.4g}"
+        rows.append([comparison.baseline, _number(comparison.value, run.state), ahead, *_costs(detail, run)])
+    compared = {comparison.baseline for comparison in detail.comparisons}
     missing = [name for name in detail.spec.baselines if name not in compared]
     return [head, *rows, *([name, "none at these limits", "-", "-", "-"] for name in missing)]
 
@@ -168,7 +172,7 @@ def _finished(detail: StudyDetail) -> list[list[str]]:
     screened = detail.spec.rungs[0].metric
     head = ["design", "as", "source", f"{screened} in screening", "predicted", detail.quality]
     trials = {trial.number: trial for trial in detail.trial_rows}
-    front = {each.run.run_id for each in finals(detail) if each.on_front}
+    front = {final.run.run_id for final in finals(detail) if final.on_front}
     rows = []
     shown = [run for run in detail.runs if run.role in FINISHING]
     for run in sorted(shown, key=lambda run: run.quality if run.quality is not None else float("inf")):
@@ -188,7 +192,7 @@ def _finished(detail: StudyDetail) -> list[list[str]]:
                 "yes" if run.run_id in front else "",
             ]
         )
-    return [[*head, "FLOPs", "params", "seconds an image", "on the front"], *rows]
+    return [[*head, "FLOPs", "params", "seconds per image", "on the front"], *rows]
 
 
 def _designs(detail: StudyDetail) -> list[list[str]]:
@@ -199,13 +203,13 @@ def _designs(detail: StudyDetail) -> list[list[str]]:
 
 
 def markdown(detail: StudyDetail, plots: list[str]) -> str:
-    """The report with links to the pictures beside it."""
+    """Render the report as Markdown with links to the pictures in the same folder."""
     drawn = [name for name in FIGURES if name in plots]
     return TEMPLATES.get_template("report.md.j2").render(**_content(detail), titles=TITLES, plots=drawn)
 
 
 def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
-    """One file with plotly inside: it can be sent to anybody."""
+    """Render the report as one self-contained HTML file."""
     drawn = {
         TITLES[name]: figure.to_html(full_html=False, include_plotlyjs=False)
         for name, figure in figures.items()
@@ -215,7 +219,7 @@ def page(detail: StudyDetail, figures: dict[str, Any]) -> str:
 
 
 def _content(detail: StudyDetail) -> dict[str, Any]:
-    """What both templates show."""
+    """Return the values that both templates use."""
     return {
         "name": detail.name,
         "verdict": verdict(detail),

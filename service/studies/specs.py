@@ -1,4 +1,4 @@
-"""What a study submits: one filling of the bank, screenings, and ordinary grafts."""
+"""Work that a study submits: latency measurement, bank fill, screenings, and ordinary grafts."""
 
 from collections.abc import Sequence
 
@@ -19,17 +19,17 @@ from service.domain.study_feasibility import check_limits
 
 UNLIMITED = Budget()
 SCORE = "replace_one/noise"
-"""Mean squared change of the teacher's predicted noise: adds up over sites as Puzzle's scores do."""
+"""Mean squared change of the teacher's predicted noise: additive over sites, like Puzzle's scores."""
 
 
 def item_scions(spec: StudySpec, item: Item) -> list[ScionSpec]:
-    """What has to be in the bank before an item can stand anywhere."""
+    """Return the scions that an item needs in the bank."""
     parts = [*item.edits, *((item.pair,) if item.pair else ())]
     return [ScionSpec(backbone=spec.backbone, part=part, plan=spec.distill) for part in parts]
 
 
 def bank_fill_spec(spec: StudySpec, budget: Budget) -> FillSpec | None:
-    """Every scion of the space in one pass; None where the space has none."""
+    """Return the run that distils every scion of the space; None if the space has none."""
     scions = {scion.key: scion for item in spec.space.items for scion in item_scions(spec, item)}
     if not scions:
         return None
@@ -39,7 +39,7 @@ def bank_fill_spec(spec: StudySpec, budget: Budget) -> FillSpec | None:
 
 
 def latency_work(spec: StudySpec, budget: Budget) -> LatencySpec:
-    """The rows of the latency table that the space needs, on the study's own kind of device."""
+    """Return the run that measures the space's rows of the latency table, on the study's kind of device."""
     return LatencySpec(
         name=f"{spec.name}: latency table",
         backbone=spec.backbone,
@@ -52,25 +52,27 @@ def latency_work(spec: StudySpec, budget: Budget) -> LatencySpec:
 
 
 def timed(spec: StudySpec, rows: Sequence[PartLatency]) -> StudySpec:
-    """The study with its table, and with what every item of its space adds to a forward.
+    """Return the study with its latency table, and each item with the change that it makes to a forward.
 
-    Raises ValueError (SpecError among them) where a row is missing or no design keeps the limits.
+    Raises ValueError (including SpecError) if a row is missing or no design meets the limits.
     """
     space = with_latencies(spec.space, rows)
-    found = spec.model_copy(update={"space": space, "latencies": tuple(rows)})
-    check_limits(found, found.limits)
-    return found
+    with_table = spec.model_copy(update={"space": space, "latencies": tuple(rows)})
+    check_limits(with_table, with_table.limits)
+    return with_table
 
 
 def unreadable(spec: StudySpec, storage: Storage) -> list[str]:
-    """Keys of the space's scions that are in the bank with a card that cannot be read."""
+    """Return the keys of the space's scions whose cards in the bank cannot be read."""
     bank = Bank(storage)
     keys = dict.fromkeys(scion.key for item in spec.space.items for scion in item_scions(spec, item))
     return [key for key in keys if bank.has(key) and bank.card(key) is None]
 
 
 def item_scores(spec: StudySpec, storage: Storage) -> dict[str, float]:
-    """Item -> sum of the replace-one scores of its scions; items without all of them are left out."""
+    """Return by item the sum of the replace-one scores of its scions; items without all of them are left
+    out.
+    """
     bank = Bank(storage)
     scores: dict[str, float] = {}
     for item in spec.space.items:
@@ -81,9 +83,9 @@ def item_scores(spec: StudySpec, storage: Storage) -> dict[str, float]:
 
 
 def available(spec: StudySpec, storage: Storage) -> Space:
-    """The space without items whose scions came to nothing.
+    """Return the space without items whose scions could not be distilled.
 
-    Raises ValueError where a variable is left with no choice.
+    Raises ValueError if a variable is left with no choice.
     """
     bank = Bank(storage)
 
@@ -103,7 +105,7 @@ def available(spec: StudySpec, storage: Storage) -> Space:
 def screening_work(
     spec: StudySpec, number: int, trials: Sequence[TrialRow], budget: Budget = UNLIMITED
 ) -> ScreeningSpec:
-    """All trials of a round, in order."""
+    """Return the screening of all trials of a round, in order."""
     return ScreeningSpec(
         name=f"{spec.name}: screening {number}",
         backbone=spec.backbone,
@@ -119,11 +121,11 @@ def screening_work(
 
 
 def costs_of(spec: StudySpec, trial: TrialRow) -> tuple[float, ...]:
-    """The trial's further objectives."""
+    """Return the trial's further objectives."""
     return tuple(float(getattr(trial, cost)) for cost in spec.costs)
 
 
 def graft_work(spec: StudySpec, trial: TrialRow, role: str, budget: Budget) -> ExperimentSpec:
-    """The trial as an ordinary experiment."""
+    """Return the trial as an ordinary experiment."""
     design = spec.space.design(spec.space.chosen(trial.assignment))
     return spec.experiment(f"{spec.name}: {role} {trial.number}", design, budget)

@@ -1,8 +1,7 @@
-"""Which points of the step curves a study measures: its backbone and its best promoted design, each sampled
-in the protocol's number of steps and in fewer.
+"""Points of a study's step curves: its backbone and its best promoted design with fewer sampling steps.
 
-Sampling steps are no part of the key of finetuned weights: every point is an evaluation of weights that are
-there already.
+The number of sampling steps is not part of the key of finetuned weights, so every point is only another
+evaluation of existing weights.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from service.schemas.studies import StudyDetail, StudyRun
 
 @dataclass(frozen=True)
 class Point:
-    """A trial, or None for the backbone, sampled in so many steps."""
+    """A trial, or None for the backbone, with a number of sampling steps."""
 
     trial: int | None
     steps: int
@@ -32,9 +31,10 @@ class Point:
 
 
 def curve_steps(spec: StudySpec) -> tuple[int, ...]:
-    """The protocol's number of sampling steps and the shares of it that the study asks for, descending.
+    """Return the protocol's number of sampling steps and the study's shares of it, in descending order.
 
-    None where no curve is asked for, and where the quality is a loss, in which sampling has no part.
+    Returns an empty tuple if the study has no step curve, or if its quality is a loss, which needs no
+    sampling.
     """
     whole = spec.evaluate.sampling_steps
     if not spec.step_curve or samples_of(spec.quality.split("/")[0]) is None:
@@ -44,14 +44,14 @@ def curve_steps(spec: StudySpec) -> tuple[int, ...]:
 
 
 def curve_points(detail: StudyDetail) -> list[Point]:
-    """Both curves, point by point, most steps first; none before a promoted design is finished."""
+    """Return the points of both curves, most steps first; none before a promoted design is finished."""
     if detail.best_trial is None:
         return []
     return [Point(trial, steps) for steps in curve_steps(detail.spec) for trial in (None, detail.best_trial)]
 
 
 def sampled_runs(detail: StudyDetail) -> dict[Point, StudyRun]:
-    """Every evaluation of the study by what it sampled, whatever became of it."""
+    """Return every evaluation of the study by what it sampled, whatever its state."""
     return {
         Point(run.trial, run.sampling_steps): run
         for run in detail.runs
@@ -60,10 +60,10 @@ def sampled_runs(detail: StudyDetail) -> dict[Point, StudyRun]:
 
 
 def submit_curves(session: Session, study: StudyRow, budget: Budget) -> int:
-    """Queue the points for which the study has no run yet; how many there are."""
+    """Queue the points for which the study has no run yet, and return their number."""
     detail = study_detail(session, study)
-    there = sampled_runs(detail)
-    missing = [point for point in curve_points(detail) if point not in there]
+    existing = sampled_runs(detail)
+    missing = [point for point in curve_points(detail) if point not in existing]
     assignments = {trial.number: trial.assignment for trial in trials_of(session, study.id)}
     for point in missing:
         assignment = {} if point.trial is None else assignments[point.trial]

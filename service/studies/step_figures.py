@@ -1,4 +1,4 @@
-"""Step curves in a study's report: quality against time an image, by number of sampling steps."""
+"""Step curves of a study's report: quality against time per image, by number of sampling steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +10,20 @@ from service.schemas.studies import StudyDetail, StudyRun
 from service.studies.step_curves import Point, curve_points, sampled_runs
 
 BACKBONE = "the backbone"
-SECONDS, SHARE = "seconds an image", "FLOPs an image, of the backbone's at the protocol's steps"
+SECONDS, SHARE = "seconds per image", "FLOPs per image, relative to the backbone's at the protocol's steps"
 Curves = Mapping[str, list[StudyRun]]
 
 
 def curves(detail: StudyDetail) -> Curves:
-    """Finished evaluations of the backbone and of the best promoted design, most steps first."""
-    found: dict[str, list[StudyRun]] = {BACKBONE: []}
+    """Return finished evaluations of the backbone and of the best promoted design, most steps first."""
+    by_name: dict[str, list[StudyRun]] = {BACKBONE: []}
     if detail.best_trial is not None:
-        found[_best(detail)] = []
+        by_name[_best(detail)] = []
     for point, run in sampled_runs(detail).items():
         name = _curve(detail, point)
         if name is not None and run.quality is not None:
-            found[name].append(run)
-    return {name: sorted(runs, key=lambda run: -(run.sampling_steps or 0)) for name, runs in found.items()}
+            by_name[name].append(run)
+    return {name: sorted(runs, key=lambda run: -(run.sampling_steps or 0)) for name, runs in by_name.items()}
 
 
 def _best(detail: StudyDetail) -> str:
@@ -31,50 +31,50 @@ def _best(detail: StudyDetail) -> str:
 
 
 def _curve(detail: StudyDetail, point: Point) -> str | None:
-    """The curve that a point is on, if any."""
+    """Return the name of the curve that a point is on, or None."""
     if point.trial is None:
         return BACKBONE
     return _best(detail) if point.trial == detail.best_trial else None
 
 
 def unmeasured(detail: StudyDetail) -> list[Point]:
-    """Points of the curves that have no quality."""
-    there = sampled_runs(detail)
-    return [point for point in curve_points(detail) if point not in there or there[point].quality is None]
+    """Return the points of the curves that have no quality."""
+    sampled = sampled_runs(detail)
+    return [point for point in curve_points(detail) if point not in sampled or sampled[point].quality is None]
 
 
 def axis(shown: Curves) -> str:
-    """Seconds, where all points were timed on one machine; else FLOPs, which need no clock."""
+    """Choose the axis: seconds if all points were timed on one machine, else FLOPs."""
     runs = [run for curve in shown.values() for run in curve]
     timed = all(run.seconds_per_image is not None for run in runs)
     return SECONDS if timed and len({run.hardware for run in runs}) == 1 else SHARE
 
 
 def cost_of(detail: StudyDetail, run: StudyRun, by: str) -> float:
-    """What an image of this evaluation takes, in the unit of the axis."""
+    """Return the cost of an image of this evaluation, in the unit of the axis."""
     if by == SECONDS:
         return float(run.seconds_per_image or 0.0)
     return float(run.flops or 0.0) / detail.spec.space.base_flops
 
 
 def rival(detail: StudyDetail, shown: Curves, run: StudyRun) -> StudyRun | None:
-    """The backbone's best evaluation that takes no more an image than `run`."""
+    """Return the backbone's best evaluation that costs no more per image than `run`."""
     by = axis(shown)
     most = cost_of(detail, run, by)
-    cheaper = [each for each in shown[BACKBONE] if cost_of(detail, each, by) <= most]
-    return min(cheaper, key=lambda each: each.quality or 0.0, default=None)
+    cheaper = [other for other in shown[BACKBONE] if cost_of(detail, other, by) <= most]
+    return min(cheaper, key=lambda other: other.quality or 0.0, default=None)
 
 
 def step_rows(detail: StudyDetail) -> list[list[str]]:
-    """A row for every point of the curves, measured or not. The first row is the head."""
+    """Return a row for every point of the curves, measured or not. The first row is the head."""
     shown = curves(detail)
     rows = [_row(detail, shown, name, run) for name, runs in shown.items() for run in runs]
-    there = sampled_runs(detail)
+    sampled = sampled_runs(detail)
     for point in unmeasured(detail):
-        state = there[point].state.lower() if point in there else "not measured"
+        state = sampled[point].state.lower() if point in sampled else "not measured"
         rows.append([_curve(detail, point) or "", str(point.steps), state, "-", "-", "-", "-"])
     last = "the backbone at no more " + ("seconds" if axis(shown) == SECONDS else "FLOPs")
-    return [["sampled", "steps", detail.quality, "FLOPs an image", SECONDS, "measured on", last], *rows]
+    return [["sampled", "steps", detail.quality, "FLOPs per image", SECONDS, "measured on", last], *rows]
 
 
 def _row(detail: StudyDetail, shown: Curves, name: str, run: StudyRun) -> list[str]:
@@ -92,25 +92,25 @@ def _row(detail: StudyDetail, shown: Curves, name: str, run: StudyRun) -> list[s
 
 
 def step_remarks(detail: StudyDetail) -> list[str]:
-    """Where fewer steps beat the graft, and what was not measured."""
-    told, shown = [], curves(detail)
+    """Say where the backbone with fewer steps is better than the graft, and what was not measured."""
+    notes, shown = [], curves(detail)
     runs = [] if detail.best_trial is None else shown[_best(detail)]
     pairs = [(run, other) for run in runs if (other := rival(detail, shown, run)) is not None]
     if pairs:
         beaten = [str(run.sampling_steps) for run, other in pairs if _quality(other) < _quality(run)]
         unit = "seconds" if axis(shown) == SECONDS else "FLOPs"
         where = f"at {' and '.join(beaten)} steps" if beaten else "nowhere"
-        told.append(
-            f"The backbone in fewer steps has better quality for no more {unit} an image than the best "
+        notes.append(
+            f"The backbone in fewer steps has better quality for no more {unit} per image than the best "
             f"promoted design {where}, of the {len(pairs)} numbers of steps at which both can be compared."
         )
-    return [*told, *_gaps(detail)]
+    return [*notes, *_gaps(detail)]
 
 
 def _gaps(detail: StudyDetail) -> list[str]:
     points, missing = curve_points(detail), unmeasured(detail)
     if not points:
-        return ["Step curves were not measured: the study asks for none, or has no finished design."]
+        return ["Step curves were not measured: the study has no step curve, or no finished design."]
     if not missing:
         return []
     spent = detail.spec.budget.exceeded_by(detail.spend)
@@ -124,7 +124,7 @@ def _quality(run: StudyRun) -> float:
 
 
 def steps_figure(detail: StudyDetail) -> Any:
-    """Interactive; None where neither curve has two points."""
+    """Plot interactively; None if neither curve has two points."""
     shown = curves(detail)
     if max(map(len, shown.values())) < 2:
         return None
@@ -145,7 +145,7 @@ def steps_figure(detail: StudyDetail) -> Any:
 
 
 def steps_picture(detail: StudyDetail) -> Any:
-    """The same as a still picture."""
+    """Plot the same as a picture."""
     shown = curves(detail)
     if max(map(len, shown.values())) < 2:
         return None

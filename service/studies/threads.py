@@ -1,4 +1,4 @@
-"""Steps of studies in threads of their own: a slow or hung proposal holds up no other study."""
+"""Steps of studies in one thread each, so that a slow or hung proposal delays no other study."""
 
 import logging
 import math
@@ -11,38 +11,38 @@ from service.studies.driver import Driver
 
 log = logging.getLogger("graftlab.search")
 MOST = 8
-"""Steps that are under way at the same time."""
+"""Limit of steps that run at the same time."""
 BRIEF_SECONDS = 0.05
-"""For which each of them is waited for where others are to begin; most steps take less."""
+"""Time to wait for each running step before another may start; most steps take less."""
 
 
 class StepHangs(Exception):
-    """A step has taken longer than allowed. Its thread cannot be ended, but its process can."""
+    """A step has taken longer than allowed. Its thread cannot be stopped, but its process can."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step under way, and when it began by the monotonic clock."""
+    """One running step, and its start by the monotonic clock."""
 
     thread: threading.Thread
     began: float
 
 
 class StepThreads:
-    """Carries on every running study, one step at a time each."""
+    """Advances every running study, each by one step at a time."""
 
     def __init__(self, driver: Driver, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`seconds` is how long one step may take."""
+        """Create threads for steps that may take at most `seconds` each."""
         self._driver, self._seconds, self._clock = driver, seconds, clock
         self._steps: dict[str, Step] = {}
         self._began: dict[str, float] = {}
-        """Study -> when its last step began: who has waited longest is next."""
+        """Study -> start of its last step; the study that has waited longest is next."""
 
     def round(self) -> None:
-        """Begin the next step of each study whose last one has ended, and leave the rest for the next round
-        where too many are under way. Returns without waiting for slow ones.
+        """Start the next step of each study whose last one has ended, up to MOST at once; do not wait for
+        them.
 
-        Raises StepHangs, after the study has been ended as FAILED, where a step has taken too long.
+        Raises StepHangs, after its study was ended as FAILED, if a step has taken too long.
         """
         self._forget_ended()
         self._end_hung()
@@ -64,7 +64,7 @@ class StepThreads:
         self._steps = {study: step for study, step in self._steps.items() if step.thread.is_alive()}
 
     def _has_room(self) -> bool:
-        """Whether one more step may begin."""
+        """Check whether one more step may start."""
         if len(self._steps) >= MOST:
             for step in self._steps.values():
                 step.thread.join(BRIEF_SECONDS)
@@ -74,8 +74,8 @@ class StepThreads:
     def _end_hung(self) -> None:
         hung = [study for study, step in self._steps.items() if self._clock() - step.began > self._seconds]
         for study in hung:
-            reason = f"a step in its search took longer than {self._seconds:.0f} s; choose another sampler or"
-            reason += " a smaller space, or let GRAFTLAB_STUDY_STEP_SECONDS be more, then resume it"
+            reason = f"a step of the search took longer than {self._seconds:.0f} s; choose another sampler or"
+            reason += " a smaller space, or a larger GRAFTLAB_STUDY_STEP_SECONDS, then resume it"
             self._driver.give_up(study, ValueError(reason))
         if hung:
             raise StepHangs(f"a step of study {', '.join(hung)} took longer than {self._seconds:.0f} s")
@@ -84,10 +84,10 @@ class StepThreads:
         try:
             self._driver.step(study)
         except Exception:
-            log.exception("a step of study %s failed; the next one starts from what is", study)
+            log.exception("a step of study %s failed; the next one starts from the current state", study)
 
     def wait(self, seconds: float) -> None:
-        """Until the steps under way have ended, or that long."""
+        """Wait until the running steps have ended, at most that long."""
         end = self._clock() + seconds
         for step in self._steps.values():
             step.thread.join(max(0.0, end - self._clock()))

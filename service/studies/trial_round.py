@@ -1,4 +1,4 @@
-"""Proposing a round's designs, reading what screening found, and refitting the predictor."""
+"""Propose a round's designs, read the results of screening, and refit the predictor."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,14 @@ from service.studies.proposing import Proposal, Round
 from service.studies.specs import costs_of, screening_work
 
 NEEDS: Mapping[str, tuple[str, ...]] = {"gp": ("torch",)}
-"""Sampler -> packages that Optuna imports for it when it first proposes. An extra of its name has them."""
+"""Sampler -> packages that Optuna imports for its first proposal. An extra of the sampler's name installs
+them.
+"""
 say = Once(logging.getLogger("graftlab.search"))
 
 
 def known_trials(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Known]:
-    """What Optuna is told: the first rung's number, which all have, and the costs."""
+    """Return the trials for Optuna: the first rung's metric, which all screened ones have, and the costs."""
     first = spec.rungs[0].metric
     return [
         Known(
@@ -42,7 +44,7 @@ def known_trials(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Known]:
 
 
 def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> OptunaMirror:
-    """Optuna's side of the study, knowing exactly what our tables know."""
+    """Open Optuna's mirror of the study, updated to our tables."""
     spec = spec_of_study(study)
     names = (spec.rungs[0].metric, *spec.costs)
     book = OptunaMirror(url, study.id, spec.space, spec.sampler, names)
@@ -51,30 +53,34 @@ def open_book(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> OptunaMi
 
 
 def propose(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials of the study's current round, not yet stored. Raises ValueError where there can be none."""
+    """Return the trials of the study's current round, not yet stored. Raises ValueError if there can be
+    none.
+    """
     spec = spec_of_study(study)
     check_installed(spec.sampler.kind)
     scores = learned_scores(spec, study, trials)
     proposer = Proposer(spec.space, scores, spec.limits)
-    known = {trial.design_key: each for trial, each in zip(trials, known_trials(spec, trials), strict=True)}
+    known = {
+        trial.design_key: values for trial, values in zip(trials, known_trials(spec, trials), strict=True)
+    }
     baselines: Mapping[str, Chosen] = {}
     if study.round == 1:
         named = baseline_designs(spec, backbone_cards()[spec.backbone.name], study.scores)
         baselines = {str(name): chosen for name, chosen in named.items()}
     book = open_book(url, study, trials)
     try:
-        found = Round(spec, study.round, proposer, book, known).collect(baselines)
+        proposals = Round(spec, study.round, proposer, book, known).collect(baselines)
     except NoDesign as error:
-        raise ValueError("with what could be distilled no design meets the limits") from error
-    return [_trial(study, spec, scores, len(trials) + at, each) for at, each in enumerate(found)]
+        raise ValueError("no design of the distilled operators meets the limits") from error
+    return [_trial(study, spec, scores, len(trials) + at, proposal) for at, proposal in enumerate(proposals)]
 
 
 def check_installed(kind: SamplerKind) -> None:
-    """Raises ValueError where this installation lacks what a sampler computes with."""
+    """Raises ValueError if this installation lacks packages that a sampler needs."""
     missing = [name for name in NEEDS.get(kind, ()) if find_spec(name) is None]
     if missing:
-        wanted = f"sampler {kind} computes with {', '.join(missing)}, which is not installed"
-        raise ValueError(f"{wanted}; `pip install 'graftlab[{kind}]'` installs it, or use another sampler")
+        problem = f"sampler {kind} needs {', '.join(missing)}, which is not installed"
+        raise ValueError(f"{problem}; `pip install 'graftlab[{kind}]'` installs it, or use another sampler")
 
 
 def _trial(
@@ -99,41 +105,41 @@ def _trial(
 
 
 def learned_scores(spec: StudySpec, study: StudyRow, trials: Sequence[TrialRow]) -> dict[str, float]:
-    """Replace-one scores, refined by what the mixes screened so far say beyond them."""
+    """Return the replace-one scores, refined by the designs screened so far."""
     first = spec.rungs[0].metric
-    seen = [
+    screened = [
         (spec.space.chosen(trial.assignment), trial.screened[first])
         for trial in trials
         if first in trial.screened
     ]
-    return refined_scores(spec.space, study.scores, seen)
+    return refined_scores(spec.space, study.scores, screened)
 
 
 def numbers_of(spec: StudySpec, trials: Sequence[TrialRow], storage: Storage) -> dict[int, dict[str, float]]:
-    """Trial -> rung -> number, for all that storage has, whatever became of the run that made them."""
+    """Return the results in storage by trial and rung, whatever the state of the run that made them."""
     work = screening_work(spec, 1, trials)
     designs = zip(trials, work.designs, strict=True)
     return {trial.number: _numbers(work, at, storage) for at, (trial, _) in enumerate(designs)}
 
 
 def _numbers(work: ScreeningSpec, at: int, storage: Storage) -> dict[str, float]:
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for rung in work.rungs:
         path = result_path(work.result_key(work.designs[at], rung))
         known = read_with_digest(storage, path, Screened)
         if known is None:
             break
-        found[rung.metric] = known.value
-    return found
+        values[rung.metric] = known.value
+    return values
 
 
 def fitted(spec: StudySpec, trials: Sequence[TrialRow]) -> Predictor | None:
-    """The predictor of final quality from every trial that is finished."""
+    """Fit the predictor of final quality to every finished trial."""
     return fit([Seen(features_of(trial), _final(spec, trial)) for trial in trials])
 
 
 def features_of(trial: TrialRow) -> dict[str, float]:
-    """What is known of a trial before it is finetuned."""
+    """Return the features of a trial before it is finetuned."""
     return {"score": trial.score, **{name: float(value) for name, value in trial.screened.items()}}
 
 
@@ -143,10 +149,10 @@ def _final(spec: StudySpec, trial: TrialRow) -> float | None:
 
 
 def note_predictions(session: Session, study: StudyRow, trials: Sequence[TrialRow]) -> None:
-    """Refit, and keep for every trial what is expected of it."""
+    """Refit the predictor and store its prediction for every trial."""
     spec = spec_of_study(study)
     predictor = fitted(spec, trials)
     for trial in trials:
         trial.predicted = predictor.predict(features_of(trial)) if predictor else None
-    found = predictor.summary() if predictor else {"trained_on": 0}
-    study.findings = {**study.findings, str(study.round): found}
+    summary = predictor.summary() if predictor else {"trained_on": 0}
+    study.findings = {**study.findings, str(study.round): summary}

@@ -1,4 +1,4 @@
-"""What somebody deleted in MLflow, or what a new MLflow database lacks, is found and projected anew."""
+"""Find runs that were deleted in MLflow, or that a new MLflow database lacks, and project them again."""
 
 import time
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from service.tracking.target import Target
 
 AT_ONCE = 200
 LOOK_SECONDS = 10.0
-"""Between two looks at so many; after a loss the next ones are looked at directly."""
+"""Time between two checks of AT_ONCE entries; after a loss the next ones are checked at once."""
 
 
 class LostRuns:
-    """Goes through everything that was projected, a few at a time, for ever."""
+    """Checks everything that was projected, a few entries at a time, in an endless cycle."""
 
     def __init__(self, database: Database, target: Target, items: Sequence[Items]) -> None:
         self._database, self._target, self._items = database, target, items
@@ -23,7 +23,7 @@ class LostRuns:
         self._due = 0.0
 
     def look(self) -> bool:
-        """Look at the next ones, where it is time; whether some were lost."""
+        """Check the next entries if it is time; return whether some were lost."""
         if time.monotonic() < self._due:
             return False
         lost = [self._look(number) for number in range(len(self._items))]
@@ -40,8 +40,8 @@ class LostRuns:
                 for item, run_id in session.execute(query.order_by(items.table.id).limit(AT_ONCE))
             ]
         self._places[number] = page[-1][0] if len(page) == AT_ONCE else ""
-        there = self._target.there([run_id for _, run_id in page])
-        lost = [item for item, run_id in page if run_id not in there]
+        existing = self._target.there([run_id for _, run_id in page])
+        lost = [item for item, run_id in page if run_id not in existing]
         for item in lost:
             items.forget(item)
         return bool(lost)

@@ -1,4 +1,4 @@
-"""Runs and studies one by one: what is wrong with one is named once and holds no other up."""
+"""Projection of single runs and studies: an error of one is logged once and does not stop others."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ REMEMBERED = 10_000
 
 
 class Items:
-    """Projects items of a table, each on its own account."""
+    """Projects items of a table independently of each other."""
 
     def __init__(self, database: Database, target: Target, table: Table) -> None:
         self._database, self._target, self.table = database, target, table
@@ -28,22 +28,23 @@ class Items:
 
     @property
     def _counted(self) -> tuple[InstrumentedAttribute[int], InstrumentedAttribute[int], int]:
-        """What happened, what of it was projected, and where that begins."""
+        """Return the columns of changes and of projected changes, and the latter's initial value."""
         if self.table is RunRow:
             return RunRow.last_event, RunRow.mlflow_event, 0
         return StudyRow.version, StudyRow.mlflow_version, -1
 
     def behind(self) -> list[str]:
-        """Of which MLflow does not know everything. The index holds these alone."""
-        happened, told, _ = self._counted
-        query = select(self.table.id).where(happened > told).order_by(self.table.id)
+        """Return ids of which MLflow lacks changes. A partial index holds only these."""
+        happened, projected, _ = self._counted
+        query = select(self.table.id).where(happened > projected).order_by(self.table.id)
         with self._database.reading() as session:
             return list(session.scalars(query))
 
     def project(self, item: str, forward: Callable[[str], None]) -> None:
-        """Project one. Raises Away or OperationalError where that says nothing about this item.
+        """Project one item. Raises Away or OperationalError, which say nothing about this item.
 
-        What MLflow has lost is begun anew. What fails for a reason of its own is passed over.
+        An item that MLflow has lost is projected from its beginning. One that fails for its own reason is
+        skipped.
         """
         try:
             try:
@@ -53,13 +54,13 @@ class Items:
                 forward(item)
         except (Away, OperationalError):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the item holds
+        except Exception as error:  # noqa: BLE001 - any content of the item
             self._target.check()
-            self.note(item, [f"it cannot be shown in MLflow: {plain(error)}"])
-            self._pass_over(item)
+            self.note(item, [f"it cannot be projected to MLflow: {plain(error)}"])
+            self._skip(item)
 
     def note(self, item: str, texts: Sequence[str]) -> None:
-        """Name in the log and on the item what could not be projected, each thing once."""
+        """Log and store on the item what could not be projected, each text once."""
         new = [text for text in dict.fromkeys(texts) if (item, text) not in self._named]
         if not new:
             return
@@ -75,16 +76,16 @@ class Items:
             log.warning("%s %s: %s", self._kind, item, text)
 
     def forget(self, item: str) -> None:
-        """Have it projected from its beginning."""
-        _, told, start = self._counted
+        """Reset an item, so that it is projected from its beginning."""
+        _, projected, start = self._counted
         nothing = {"mlflow_run_id": None, "mlflow_experiment_id": None, "mlflow_error": None}
-        self._set(item, **nothing, **{told.key: start})
+        self._set(item, **nothing, **{projected.key: start})
 
-    def _pass_over(self, item: str) -> None:
-        happened, told, _ = self._counted
-        self._set(item, **{told.key: happened})
+    def _skip(self, item: str) -> None:
+        happened, projected, _ = self._counted
+        self._set(item, **{projected.key: happened})
 
     def _set(self, item: str, **values: object) -> None:
-        """By its id: a row that cannot be read can still be written."""
+        """Update the row by id: one that cannot be read can still be written."""
         with self._database.writing() as session:
             session.execute(update(self.table).where(self.table.id == item).values(values))

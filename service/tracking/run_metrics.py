@@ -14,7 +14,7 @@ from workers.contract import Progress, StageDone, StageReport
 
 
 def params(detail: RunDetail) -> list[Param]:
-    """What was asked for, flat; MLflow keeps up to 6,000 characters each."""
+    """Return the submission as flat parameters; MLflow keeps up to 6,000 characters each."""
     flat = {"kind": detail.kind, "experiment_digest": detail.experiment_digest}
     if detail.kind == "graft":
         flat |= _graft_params(detail.experiment)
@@ -35,7 +35,7 @@ def _short(operator: dict[str, Any]) -> str:
 
 
 def metrics(event: RunEvent) -> Iterator[Metric]:
-    """Curves by stage and step; a finished stage's figures under their own names."""
+    """Yield curves by stage and step, and a finished stage's metrics under their own names."""
     body = event.event.body if event.event else None
     at = int(event.at.timestamp() * 1000)
     if isinstance(body, Progress):
@@ -48,12 +48,14 @@ def metrics(event: RunEvent) -> Iterator[Metric]:
 
 
 def _clock(report: StageReport) -> dict[str, float]:
-    """What the clock said, and the ends of the intervals."""
+    """Return measured times and the ends of intervals."""
     ends = {f"{name} low": low for name, (low, _) in report.intervals.items()}
     ends |= {f"{name} high": high for name, (_, high) in report.intervals.items()}
     if report.cost is None:
         return ends
-    forwards = {f"cost/seconds a forward of {each.batch}": each.median for each in report.cost.latencies}
+    forwards = {
+        f"cost/seconds a forward of {latency.batch}": latency.median for latency in report.cost.latencies
+    }
     rate = {"cost/images a second": report.cost.images_per_second}
     return {**ends, **forwards, **rate, "cost/peak bytes": float(report.cost.peak_bytes)}
 
@@ -62,5 +64,5 @@ NOT_IN_NAMES = re.compile(r"[^\w\-. :/]|^/|/(?=/|$)|(?<![^/])[.]+(?=/|$)", re.AS
 
 
 def _name(text: str) -> str:
-    """MLflow allows letters, digits, underscore, dash, period, space, colon and slash, in a clean path."""
+    """Return a name of the characters that MLflow allows, as a clean path."""
     return NOT_IN_NAMES.sub("_", text)[:250]

@@ -1,4 +1,4 @@
-"""Runs as MLflow shows them: a projection of our events, repeatable from any point."""
+"""Project runs to MLflow from their events, repeatable from any point."""
 
 import io
 import time
@@ -27,14 +27,16 @@ from workers.contract import StageDone
 TAG = "graftlab.run_id"
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 FILES = frozenset(("samples.png", "report.json"))
-"""Of a stage's artifacts, what MLflow shows."""
+"""Artifacts of stages that MLflow shows."""
 PAGE = 500
 LONGEST_WAIT = 600.0
-"""Between two looks at a file that cannot be read."""
+"""Longest time between two attempts to read a file that cannot be read."""
 
 
 class Forwarder:
-    """Projects every run from its cursor. Metrics repeat with equal step and time, so twice is once."""
+    """Projects every run from its cursor. Metrics repeat with equal step and time, so repetition is
+    harmless.
+    """
 
     def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
         self.settings, self.database, self.storage = settings, database, storage
@@ -43,13 +45,13 @@ class Forwarder:
         self.studies = StudyForwarder(database, self.target, Items(database, self.target, StudyRow))
         self._lost = LostRuns(database, self.target, [self.runs, self.studies.items])
         self._waits: dict[str, tuple[float, float]] = {}
-        """Run -> until when it waits for a file of its own, and for how long it has been told to."""
+        """Run -> time until which it waits for an unreadable file, and the current length of the wait."""
 
     def round(self) -> bool:
-        """Bring MLflow nearer to the present; whether there is more to do at once. Raises Away."""
+        """Run one round of projection; return whether more can be done at once. Raises Away."""
         # Read each time: the server may have made its secret since.
         reach_mlflow(self.settings.mlflow_url, self.settings.mlflow_token())
-        # Studies first: a run is nested under its parent when it is made.
+        # Studies first: a run is nested under its parent when it is created.
         self.studies.round()
         for run_id in self.runs.behind():
             if self._waits.get(run_id, (0.0, 0.0))[0] <= time.monotonic():
@@ -58,61 +60,61 @@ class Forwarder:
         return lost or any(run_id not in self._waits for run_id in self.runs.behind())
 
     def _forward(self, run_id: str) -> None:
-        """One page of a run's events."""
+        """Project one page of a run's events."""
         with self.database.reading() as session:
             query = select(RunRow.mlflow_run_id, RunRow.mlflow_event, RunRow.last_event)
             tracked, cursor, last = session.execute(query.where(RunRow.id == run_id)).one()
             detail = run_detail(session, run_id)
         if detail is None:
-            raise ValueError("it is not there any more")
+            raise ValueError("the run does not exist any more")
         after = cursor if tracked else 0
         events, numbers, wrong = self._events(run_id, after)
         tracked = tracked or self._find_or_create(detail)
         done = max(numbers, default=last)
-        found, unread = self._send(tracked, events)
+        refused, unread = self._send(tracked, events)
         self._status(tracked, detail, events, reopened=after > 0)
-        self.runs.note(run_id, [*wrong, *found, *unread.values()])
+        self.runs.note(run_id, [*wrong, *refused, *unread.values()])
         self._wait(run_id, bool(unread))
         self._remember(run_id, min([done, *(number - 1 for number in unread)]))
 
     def _events(self, run_id: str, after: int) -> tuple[list[RunEvent], list[int], list[str]]:
-        """A page of events, the numbers it has come through, and what is wrong with unreadable ones."""
+        """Return a page of events, the numbers it covers, and the errors of unreadable ones."""
         with self.database.reading() as session:
             query = select(EventRow.seq).where(EventRow.run_id == run_id, EventRow.seq > after)
             numbers = list(session.scalars(query.order_by(EventRow.seq).limit(PAGE)))
-        found: list[RunEvent] = []
+        events: list[RunEvent] = []
         wrong: list[str] = []
         try:
-            found = self._read(run_id, after, PAGE)
+            events = self._read(run_id, after, PAGE)
         except OperationalError:
             raise
-        except Exception:  # noqa: BLE001 - one of them; which, is seen by taking them singly
+        except Exception:  # noqa: BLE001 - one event is wrong; reading them singly finds it
             for number in numbers:
-                self._try(wrong, f"event {number}", lambda: found.extend(self._read(run_id, number - 1, 1)))  # noqa: B023 - called at once
-        return found, numbers, wrong
+                self._try(wrong, f"event {number}", lambda: events.extend(self._read(run_id, number - 1, 1)))  # noqa: B023 - called at once
+        return events, numbers, wrong
 
     def _read(self, run_id: str, after: int, limit: int) -> list[RunEvent]:
         with self.database.reading() as session:
             return events_after(session, run_id, after, limit)
 
     def _try(self, wrong: list[str], what: str, step: Callable[[], object]) -> None:
-        """Take a step that is this item's alone; what is wrong with it joins the list."""
+        """Run a step that concerns only this item; add its error to the list."""
         try:
             step()
         except OperationalError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the item holds
-            wrong.append(f"{what} cannot be shown in MLflow: {plain(error)}")
+        except Exception as error:  # noqa: BLE001 - any content of the item
+            wrong.append(f"{what} cannot be projected to MLflow: {plain(error)}")
 
     def _find_or_create(self, detail: RunDetail) -> str:
-        """The MLflow run tagged with our id. A predecessor may have been killed at any point of this."""
+        """Return the MLflow run tagged with our id; an earlier process may have died at any point of this."""
         experiment_id = self.target.experiment(detail.backbone)
         started = int(detail.created_at.timestamp() * 1000)
         tags = {TAG: detail.id, **parent_tags(self.database, detail.id)}
-        made = self.target.run(experiment_id, detail.name, started, TAG, tags)
-        tracked = str(made.info.run_id)
-        given = [param for param in params(detail) if param.key not in made.data.params]
-        wrong = self.target.log(tracked, params=given)
+        mlflow_run = self.target.run(experiment_id, detail.name, started, TAG, tags)
+        tracked = str(mlflow_run.info.run_id)
+        missing = [param for param in params(detail) if param.key not in mlflow_run.data.params]
+        wrong = self.target.log(tracked, params=missing)
         name, text = f"{detail.kind}.json", detail.work.model_dump_json(indent=2).encode()
         wrong += self._upload(tracked, name, lambda: self._file(tracked, name, text))
         self.runs.note(detail.id, wrong)
@@ -120,7 +122,7 @@ class Forwarder:
         return tracked
 
     def _upload(self, tracked: str, what: str, step: Callable[[], object]) -> list[str]:
-        """What kept a file from MLflow. Raises Away or Lost."""
+        """Upload a file; return what prevented it. Raises Away or Lost."""
         wrong: list[str] = []
         self._try(wrong, what, step)
         if wrong:
@@ -128,13 +130,13 @@ class Forwarder:
         return wrong
 
     def _send(self, tracked: str, events: list[RunEvent]) -> tuple[list[str], dict[int, str]]:
-        """What MLflow will never have of these events, and of which events a file cannot be read now."""
+        """Send events; return what MLflow refused, and the events whose files cannot be read now."""
         wrong: list[str] = []
-        found: list[Metric] = []
+        values: list[Metric] = []
         unread: dict[int, str] = {}
         for event in events:
-            self._try(wrong, f"event {event.id}", lambda: found.extend(metrics(event)))  # noqa: B023 - called at once
-        wrong += self.target.log(tracked, metrics=found)
+            self._try(wrong, f"event {event.id}", lambda: values.extend(metrics(event)))  # noqa: B023 - called at once
+        wrong += self.target.log(tracked, metrics=values)
         for event in events:
             body = event.event.body if event.event else None
             artifacts = body.report.artifacts if isinstance(body, StageDone) else {}
@@ -142,15 +144,17 @@ class Forwarder:
                 try:
                     wrong += self._copy(tracked, name, artifacts[name])
                 except OSError as error:
-                    unread[event.id] = f"{artifacts[name]} cannot be read ({plain(error)}); tried again later"
+                    unread[event.id] = (
+                        f"{artifacts[name]} cannot be read ({plain(error)}); will be tried again"
+                    )
         return wrong, unread
 
     def _copy(self, tracked: str, name: str, path: str) -> list[str]:
-        """Give MLflow a file; what keeps it from having it. Raises OSError where it cannot be read now."""
+        """Upload a file to MLflow; return what prevented it. Raises OSError if it cannot be read now."""
         try:
             content = self.storage.read_bytes(path)
         except FileNotFoundError:
-            return [f"{path} is gone; MLflow does without"]
+            return [f"{path} does not exist any more; it is left out of MLflow"]
         return self._upload(tracked, path, lambda: self._file(tracked, name, content))
 
     def _file(self, tracked: str, name: str, content: bytes) -> None:
@@ -176,7 +180,9 @@ class Forwarder:
         self.target.client.set_terminated(tracked, ENDED[state], at)
 
     def _wait(self, run_id: str, waits: bool) -> None:
-        """Look at a run with an unreadable file later and later; it alone waits."""
+        """Delay the next projection of a run with an unreadable file, longer each time; other runs do not
+        wait.
+        """
         if not waits:
             self._waits.pop(run_id, None)
             return

@@ -1,4 +1,4 @@
-"""Studies as MLflow shows them: a parent run each, under which the runs that serve it are nested."""
+"""Project studies to MLflow: one parent run each, with the study's runs nested under it."""
 
 from contextlib import suppress
 
@@ -20,7 +20,9 @@ ENDINGS = {"DONE": "FINISHED", "STOPPED": "KILLED", "FAILED": "FAILED"}
 
 
 class StudyForwarder:
-    """Projects each study that has changed. Twice is once: a metric's step is the study's version."""
+    """Projects each study that has changed. A metric's step is the study's version, so repetition is
+    harmless.
+    """
 
     def __init__(self, database: Database, target: Target, items: Items) -> None:
         self._database, self._target, self.items = database, target, items
@@ -39,13 +41,15 @@ class StudyForwarder:
         self._update(study_id, mlflow_version=detail.version)
 
     def _find_or_create(self, detail: StudyDetail) -> str:
-        """The run tagged with the study, under which the runs that MLflow has of it are nested (again)."""
+        """Return the run tagged with the study; runs of the study that MLflow has are nested under it
+        (again).
+        """
         experiment_id = self._target.experiment(detail.backbone)
         started = int(detail.created_at.timestamp() * 1000)
-        made = self._target.run(experiment_id, detail.name, started, TAG, {TAG: detail.id})
-        tracked = str(made.info.run_id)
-        given = [param for param in _params(detail) if param.key not in made.data.params]
-        self.items.note(detail.id, self._target.log(tracked, params=given))
+        parent = self._target.run(experiment_id, detail.name, started, TAG, {TAG: detail.id})
+        tracked = str(parent.info.run_id)
+        missing = [param for param in _params(detail) if param.key not in parent.data.params]
+        self.items.note(detail.id, self._target.log(tracked, params=missing))
         self._nest(detail.id, tracked)
         self._update(detail.id, mlflow_experiment_id=experiment_id, mlflow_run_id=tracked)
         return tracked
@@ -55,11 +59,11 @@ class StudyForwarder:
         with self._database.reading() as session:
             children = list(session.scalars(query.where(StudyRunRow.study_id == study_id)))
         for child in filter(None, children):
-            with suppress(Lost):  # it is made anew, and then nested
+            with suppress(Lost):  # it will be created again, and then nested
                 self._target.log(child, tags=[RunTag(MLFLOW_PARENT_RUN_ID, parent)])
 
     def _send(self, tracked: str, detail: StudyDetail) -> list[str]:
-        """Figures and state; what of it MLflow refuses."""
+        """Send metrics and state; return what MLflow refused."""
         at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
         metrics = [Metric(name, value, at, detail.version) for name, value in _figures(detail).items()]
         tags = [RunTag("graftlab.state", detail.state), RunTag("graftlab.phase", detail.phase)]
@@ -76,7 +80,7 @@ class StudyForwarder:
 
 
 def _params(detail: StudyDetail) -> list[Param]:
-    limits = ", ".join(f"{each.cost} <= {each.of_backbone:.4g}x" for each in detail.spec.limits)
+    limits = ", ".join(f"{limit.cost} <= {limit.of_backbone:.4g}x" for limit in detail.spec.limits)
     flat = {
         "kind": "study",
         "objectives": ", ".join(detail.objectives),
@@ -89,7 +93,7 @@ def _params(detail: StudyDetail) -> list[Param]:
 
 
 def _figures(detail: StudyDetail) -> dict[str, float]:
-    """What the study's page shows, under the same names."""
+    """Return the numbers that the study's page shows, under the same names."""
     figures = {
         "trials": float(detail.trials),
         "screened": float(detail.screened),
@@ -98,12 +102,12 @@ def _figures(detail: StudyDetail) -> dict[str, float]:
     }
     if detail.best is not None:
         figures[f"best/{detail.quality}"] = detail.best
-    baselines = {f"{each.baseline}/{detail.quality}": each.value for each in detail.comparisons}
+    baselines = {f"{row.baseline}/{detail.quality}": row.value for row in detail.comparisons}
     return figures | {name: value for name, value in baselines.items() if value is not None}
 
 
 def parent_tags(database: Database, run_id: str) -> dict[str, str]:
-    """The tag that nests a run under its study; none for a run that serves no study."""
+    """Return the tag that nests a run under its study; empty for a run of no study."""
     query = select(StudyRow.mlflow_run_id).join(StudyRunRow, StudyRunRow.study_id == StudyRow.id)
     with database.reading() as session:
         parent = session.scalar(query.where(StudyRunRow.run_id == run_id))

@@ -1,1 +1,1 @@
-"""Pages."""
+"""Web pages of the lab."""

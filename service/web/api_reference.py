@@ -1,4 +1,4 @@
-"""The REST reference: `/docs/api`, Swagger UI over the lab's own OpenAPI document, without a network."""
+"""The REST reference under `/docs/api`: Swagger UI over the lab's own OpenAPI document, without a network."""
 
 from importlib.resources import files
 
@@ -24,7 +24,7 @@ def mount(app: FastAPI) -> None:
 
 @router.get("/docs/api", response_class=HTMLResponse)
 def api_page(request: Request) -> HTMLResponse:
-    """Every route with its parameters, bodies and answers; reading requests can be tried."""
+    """Show every route with its parameters, bodies and answers; reading requests can be tried."""
     return templates.TemplateResponse(
         request, "api_reference.html", headers={"Content-Security-Policy": POLICY}
     )

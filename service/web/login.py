@@ -1,4 +1,4 @@
-"""The browser's way in: a link that works once becomes a cookie that pages of other origins cannot use."""
+"""Login by a link that works once and sets a cookie that pages of other origins cannot use."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ def login_page(
     code: Annotated[str | None, Query(max_length=100)] = None,
     to: Annotated[str, Query(max_length=200, pattern=r"^/([A-Za-z0-9][A-Za-z0-9/_-]*)?$")] = "/",
 ) -> Response:
-    """With a fresh code: a session, and on to a page of ours. Else a page that says how to get one."""
+    """With a valid code, start a session and redirect to a page; else show how to get a code."""
     secret = _session(lab, code) if code else None
     if secret is None:
         context = {"tried": code is not None}
@@ -40,7 +40,7 @@ def login_page(
 
 
 def _session(lab: LabDep, code: str) -> str | None:
-    """The secret of a new session. A stranger's wrong code takes no lock on writing."""
+    """Return the secret of a new session. A wrong code is refused before the write lock is taken."""
     with lab.database.reading() as session:
         if find_principal(session, code, ("login",)) is None:
             return None

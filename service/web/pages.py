@@ -1,4 +1,4 @@
-"""The lab's pages: rendered on the server, readable without a network, alive by server-sent events."""
+"""The lab's pages: rendered on the server, usable without other networks, updated by polling."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -36,7 +36,7 @@ def mount(app: FastAPI) -> None:
 
 @router.get("/")
 def leaderboard_page(request: Request, lab: LabDep) -> HTMLResponse:
-    """Ranking, with quality against cost as a picture."""
+    """Show the ranking, and a plot of quality against cost."""
     with lab.database.reading() as session:
         board = leaderboard(session, owner=lab.principal.only_owner)
         active = find_runs(
@@ -52,7 +52,7 @@ def runs_page(
     lab: LabDep,
     cursor: Annotated[str | None, Query(max_length=32, pattern="^[0-9a-z]+$")] = None,
 ) -> HTMLResponse:
-    """All runs, newest first."""
+    """Show all runs, newest first."""
     with lab.database.reading() as session:
         page = find_runs(session, limit=50, before=cursor, owner=lab.principal.only_owner)
     return templates.TemplateResponse(request, "runs.html", {"page": page})
@@ -60,7 +60,7 @@ def runs_page(
 
 @router.get("/runs/{run_id}")
 def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
-    """One run: design, progress, curves, samples, figures."""
+    """Show one run: design, progress, curves, samples, metrics."""
     with lab.database.reading() as session:
         last = find_run(session, lab, run_id).last_event
         drawn = curves(loss_curves(session, run_id, last))
@@ -70,7 +70,7 @@ def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
 
 
 def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
-    """What the evaluation published beside its figures, where it is still there and whole."""
+    """Return the evaluation's published report, if it exists and is intact."""
     paths = [stage.artifacts["report.json"] for stage in run.stages if "report.json" in stage.artifacts]
     if not paths:
         return None
@@ -82,7 +82,7 @@ def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
 
 @router.get("/measured")
 def measured_page(request: Request, lab: LabDep) -> HTMLResponse:
-    """Whether cheap figures rank as dear ones do, and latency by hardware."""
+    """Show rank correlations of fidelity rungs, and latency by hardware."""
     return templates.TemplateResponse(
         request, "measured.html", {"measured": show_measured(lab), "table": list_latencies(lab).rows}
     )
@@ -90,14 +90,14 @@ def measured_page(request: Request, lab: LabDep) -> HTMLResponse:
 
 @router.get("/operators")
 def operators_page(request: Request) -> HTMLResponse:
-    """What can be grafted, and onto what."""
+    """Show the operators to graft and the backbones."""
     context = {"operators": list_operators(), "backbones": list_backbones()}
     return templates.TemplateResponse(request, "operators.html", context)
 
 
 @router.get("/problems/{code}")
 def problem_page(request: Request, code: str) -> HTMLResponse:
-    """What an error's type means."""
+    """Show the meaning of a problem type."""
     if code not in CATALOGUE:
         raise ApiError("not-found", f"there is no problem type {code!r}; known: {', '.join(CATALOGUE)}")
     return templates.TemplateResponse(request, "problem.html", {"code": code, "problem": CATALOGUE[code]})
@@ -105,5 +105,5 @@ def problem_page(request: Request, code: str) -> HTMLResponse:
 
 @router.get("/problems")
 def problems_page(request: Request) -> HTMLResponse:
-    """Every type of error there is."""
+    """Show every problem type."""
     return templates.TemplateResponse(request, "problems.html", {"catalogue": CATALOGUE})

@@ -1,4 +1,4 @@
-"""Pictures made on the server: plain data for the templates to draw as inline SVG."""
+"""Plots as plain data, which the templates draw as inline SVG."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ WIDTH, HEIGHT, MARGIN = 640, 260, 44
 
 @dataclass(frozen=True)
 class Dot:
-    """One run in the plane, with where its name goes."""
+    """One run in the plot, with its label."""
 
     x: float
     y: float
@@ -41,7 +41,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Scale:
-    """A straight map from figures to pixels."""
+    """Linear map from values to pixels."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 
 def quality_against_cost(group: LeaderboardGroup) -> Plane:
-    """FID upwards, FLOPs per image to the right: best is bottom left."""
+    """Plot FID upwards against FLOPs per image to the right: the best is bottom left."""
     x = Scale(*_padded([row.flops_per_image for row in group.rows]), MARGIN + 10, WIDTH - 20)
     y = Scale(*_padded([row.value for row in group.rows]), HEIGHT - MARGIN, 14)
     dots = [
@@ -76,7 +76,7 @@ def quality_against_cost(group: LeaderboardGroup) -> Plane:
 
 @dataclass(frozen=True)
 class Cell:
-    """One site of the backbone: what stands there."""
+    """One site of the backbone with its operator."""
 
     block: int
     slot: str
@@ -85,7 +85,7 @@ class Cell:
 
 
 def design_map(spec: ExperimentSpec, depth: int) -> list[list[Cell]]:
-    """A row a slot, a column a block."""
+    """Return one row per slot and one column per block."""
     kinds = {(edit.site.block, edit.site.slot): edit.operator.kind for edit in spec.design.edits}
     return [
         [
@@ -114,9 +114,9 @@ class Curve:
     height: int = HEIGHT // 2
 
 
-def curves(found: Mapping[str, Sequence[tuple[int, float]]]) -> list[Curve]:
-    """Loss of each training stage over its steps."""
-    return [_curve(stage, points) for stage, points in found.items()]
+def curves(losses: Mapping[str, Sequence[tuple[int, float]]]) -> list[Curve]:
+    """Plot the loss of each training stage over its steps."""
+    return [_curve(stage, points) for stage, points in losses.items()]
 
 
 def _curve(stage: str, points: Sequence[tuple[int, float]]) -> Curve:

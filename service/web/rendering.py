@@ -1,4 +1,4 @@
-"""The pages' templates, with what they may call."""
+"""Templates of the pages, with their filters and functions."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Telling addresses outside of the lab that something has ended: which may be called, how, and when again."""
+"""Webhooks: HTTP delivery of messages about ended runs and studies, with retries."""

@@ -1,4 +1,4 @@
-"""Empties the outbox: a thread for each webhook that something is due for, so that none waits for another."""
+"""Delivers the outbox: one thread per webhook with due deliveries, so that none waits for another."""
 
 import logging
 import threading
@@ -25,13 +25,13 @@ from service.webhooks.http import Undelivered, post
 log = logging.getLogger("graftlab.webhooks")
 PRUNE_SECONDS = 60.0
 SENDERS = 8
-"""Webhooks that are called at the same time."""
+"""Limit of webhooks that are called at the same time."""
 LAST_SECONDS = 3.0
-"""For what is being sent when the process is to end."""
+"""Time for running deliveries to finish when the process ends."""
 
 
 class DeliveryWorker:
-    """Any number may work on one outbox, in any process: each delivery is claimed before it is sent."""
+    """Sends due deliveries. Several may work on one outbox: each delivery is claimed before it is sent."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
@@ -41,7 +41,7 @@ class DeliveryWorker:
         self._closed = threading.Event()
 
     def round(self) -> None:
-        """Let somebody begin with every webhook that has something due; returns without waiting for them."""
+        """Start a thread for every webhook with due deliveries; return without waiting for them."""
         self._senders = {key: sender for key, sender in self._senders.items() if sender.is_alive()}
         self._prune()
         with self._database.reading() as session:
@@ -53,7 +53,9 @@ class DeliveryWorker:
             sender.start()
 
     def _prune(self) -> None:
-        """Now and then, and again in the next round where there was more than one round forgets."""
+        """Delete old deliveries once a minute, or in every round while there are more than one round
+        deletes.
+        """
         if time.monotonic() < self._prune_at:
             return
         with self._database.writing() as session:
@@ -61,24 +63,26 @@ class DeliveryWorker:
         self._prune_at = time.monotonic() + (0.0 if many else PRUNE_SECONDS)
 
     def close(self, seconds: float) -> None:
-        """Begin nothing more, and give what is being sent so long to be noted."""
+        """Start nothing more; wait at most `seconds` for running deliveries to be recorded."""
         self._closed.set()
         self.wait(seconds)
 
     def wait(self, seconds: float) -> None:
-        """Until all who were sent out are back, or that long."""
+        """Wait until all running deliveries have ended, at most that long."""
         end = time.monotonic() + seconds
         for sender in self._senders.values():
             sender.join(max(0.0, end - time.monotonic()))
 
     def _serve(self, webhook_id: int) -> None:
-        """All that is due for one webhook, up to the first that does not arrive."""
+        """Send all due deliveries of one webhook, up to the first that fails."""
         try:
             while not self._closed.is_set() and (delivery := self._claim(webhook_id)) is not None:
                 if not self._deliver(delivery):
                     return
         except Exception:
-            log.exception("webhook %s: what was sent could not be noted, and may be sent again", webhook_id)
+            log.exception(
+                "webhook %s: the result of a delivery could not be recorded; it may be sent again", webhook_id
+            )
 
     def _claim(self, webhook_id: int) -> ClaimedDelivery | None:
         with self._database.writing() as session:
@@ -99,7 +103,7 @@ class DeliveryWorker:
         return error is None
 
     def _send(self, delivery: ClaimedDelivery) -> tuple[int | None, str | None]:
-        """(status of the answer, what was wrong): either may be missing."""
+        """Send a delivery; return (status of the answer, error), either of which may be None."""
         try:
             headers = {
                 "content-type": "application/json",
@@ -111,14 +115,14 @@ class DeliveryWorker:
             )
         except Undelivered as error:
             return None, str(error)
-        except Exception as error:  # a delivery that cannot be sent at all ends as FAILED, not the sender
+        except Exception as error:  # a delivery that cannot be sent ends as FAILED without ending the thread
             log.exception("delivery %s cannot be sent", delivery.message_id)
             return None, f"{type(error).__name__}: {brief(error)}"
         return status, None if 200 <= status < 300 else f"answered with status {status}"
 
 
 def send_webhooks(settings: Settings, database: Database, ended: threading.Event) -> threading.Thread:
-    """A thread that works beside the scheduler's rounds until `ended`, then ends within a few seconds."""
+    """Start a thread that delivers until `ended` is set, then ends within a few seconds."""
     worker = DeliveryWorker(settings, database)
     thread = threading.Thread(target=_work, args=(worker, settings, ended), name="webhooks", daemon=True)
     thread.start()
@@ -130,5 +134,5 @@ def _work(worker: DeliveryWorker, settings: Settings, ended: threading.Event) ->
         try:
             worker.round()
         except Exception:
-            log.exception("the outbox could not be looked at; the next round does")
+            log.exception("the outbox could not be read; the next round tries again")
     worker.close(LAST_SECONDS)

@@ -1,4 +1,4 @@
-"""One POST to a webhook: bounded in time, following no redirect, reading no body."""
+"""Send one POST to a webhook: bounded in time, without following redirects or reading the body."""
 
 import asyncio
 import ssl
@@ -14,8 +14,9 @@ class Undelivered(Exception):
 def post(url: str, headers: Mapping[str, str], body: bytes, *, seconds: float) -> int:
     """Send `body` and return the status of the answer, whatever it is. Raises Undelivered.
 
-    `seconds` bounds the whole exchange. httpx ends an answer whose head is longer than 100 kB. Proxies and
-    credentials of the environment are not used; certificates are checked against the system's authorities.
+    `seconds` bounds the whole exchange. httpx refuses an answer whose head is longer than 100 kB. Proxies
+    and credentials of the environment are not used; certificates are checked against the system's
+    authorities.
     """
     try:
         return asyncio.run(_post(url, headers, body, seconds))

@@ -15,7 +15,7 @@ from grafting_core.storage.storage import Storage
 from service.db.engine import Database
 from service.db.tables import AccountRow, AttemptRow, EventRow, RunDependencyRow, RunRow, now
 from service.domain.queue_explain import queue_view
-from service.scheduler.claims import admit, decide, tell_set_aside
+from service.scheduler.claims import admit, decide, note_set_aside
 from service.schemas.runs import QueueEntry
 from service.settings import Settings
 from tests.support.builders import document, experiment, study_document
@@ -216,7 +216,7 @@ def test_a_run_that_can_start_no_more_is_set_aside_told_why_and_holds_no_line(
     storage = Storage(settings.storage)
     with database.writing() as session:
         fill(session, template, [plain(cpus=8, old=True, precedence=-1), *[plain(cpus=2)] * 2], {})
-        assert tell_set_aside(session, settings) == 1
+        assert note_set_aside(session, settings) == 1
     told = explained(database, settings, storage)["r00000"]
     expected = f"it asks for 8 CPUs and the lab has {CPUS}: it waits until the lab has that many"
     assert (told.position, told.lacks, told.waits_for) == (3, "cpus", expected)
@@ -225,7 +225,7 @@ def test_a_run_that_can_start_no_more_is_set_aside_told_why_and_holds_no_line(
     assert admitted(database, settings, storage) == ["r00001", "r00002"]
     settings.cpus = 16
     with database.writing() as session:
-        assert tell_set_aside(session, settings) == 0
+        assert note_set_aside(session, settings) == 0
         assert session.get_one(RunRow, "r00000").message is None
     assert admitted(database, settings, storage) == ["r00000"]
 
@@ -266,9 +266,9 @@ def test_storage_is_asked_outside_of_every_write_transaction(
 
 
 WANTED: list[tuple[dict[str, Any], str]] = [
-    ({"gpus_per_worker": 1, "workers": 4}, "4 workers of 1 GPUs are 4; the lab has 2"),
-    ({"cpus_per_worker": 5}, "1 workers of 5 CPUs are 5; the lab has 4: at most 4 a worker"),
-    ({"workers": 8}, "8 workers of 1 CPUs are 8; the lab has 4"),
+    ({"gpus_per_worker": 1, "workers": 4}, "4 workers of 1 GPUs need 4; the lab has 2"),
+    ({"cpus_per_worker": 5}, "1 workers of 5 CPUs need 5; the lab has 4: at most 4 per worker"),
+    ({"workers": 8}, "8 workers of 1 CPUs need 8; the lab has 4"),
 ]
 
 

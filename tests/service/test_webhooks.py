@@ -1,21 +1,15 @@
-"""What has ended is told: signed, at least once, under one id, to whom it may be told, and to nobody else."""
+"""Deliveries of webhooks: signed, at least once, under one id, only to allowed hosts and requested types."""
 
-import base64
-import hashlib
-import hmac
 import json
 import os
 import signal
-import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
-from typer.testing import CliRunner
 
 from grafting_core.storage.failpoints import arm
-from service.cli.main import app as graft
 from service.db.engine import Database
 from service.db.tables import RunRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
@@ -23,60 +17,16 @@ from service.domain.invariants import verify
 from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
 from service.domain.submission import submit
-from service.domain.webhook_outbox import register
-from service.local_keys import first_key
-from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
 from service.settings import Settings
-from service.webhooks.delivery import DeliveryWorker, send_webhooks
-from tests.support.api_server import serving
-from tests.support.builders import document, experiment, study_document
-from tests.support.webhook_server import ReceivedRequest, WebhookServer, serve_webhooks
-
-HOOKS = "/api/v1/webhooks"
+from service.webhooks.delivery import DeliveryWorker
+from tests.support.builders import experiment, study_document
+from tests.support.webhook_server import WebhookServer, serve_webhooks
+from tests.support.webhooks import HOOKS, cancelled, deliveries, hook, send, signature, webhook_settings
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """A lab that may call this machine, and does not wait between attempts."""
-    changes = {"webhook_hosts": ["127.0.0.1"], "webhook_retry_seconds": 0.0}
-    return settings.model_copy(update={**changes, "webhook_timeout_seconds": 5.0, "webhook_attempts": 3})
-
-
-def hook(database: Database, url: str, *types: str) -> str:
-    """Registered at the store; its secret."""
-    asked = WebhookRequest.model_validate({"url": url, "types": tuple(types or HOOK_TYPES)})
-    with database.writing() as session:
-        return register(session, asked, "ann").secret
-
-
-def cancelled(database: Database) -> str:
-    """A run that has just ended."""
-    with database.writing() as session:
-        run = submit(session, experiment(), "digest", None, owner="ann")
-        apply_action(session, run, "cancel")
-        return run.id
-
-
-def send(settings: Settings, database: Database) -> None:
-    """A round, to its end."""
-    worker = DeliveryWorker(settings, database)
-    worker.round()
-    worker.wait(30)
-
-
-def deliveries(database: Database) -> list[tuple[str, int, int | None]]:
-    with database.reading() as session:
-        rows = session.scalars(select(DeliveryRow).order_by(DeliveryRow.id))
-        return [(row.state, row.attempts, row.status) for row in rows]
-
-
-def signature(secret: str, request: ReceivedRequest) -> str:
-    """As the standard describes it, without a line of ours."""
-    key = base64.b64decode(secret[len("whsec_") :])
-    signed = b".".join(
-        (request.headers["webhook-id"].encode(), request.headers["webhook-timestamp"].encode(), request.body)
-    )
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    return webhook_settings(settings)
 
 
 def test_an_end_is_told_once_and_signed(
@@ -238,10 +188,10 @@ def test_who_claims_at_once_sends_once(
     hook(database, webhook_server.url())
     for _ in range(4):
         cancelled(database)
-    postmen = [DeliveryWorker(patient, database) for _ in range(3)]
-    for worker in postmen:
+    workers = [DeliveryWorker(patient, database) for _ in range(3)]
+    for worker in workers:
         worker.round()
-    for worker in postmen:
+    for worker in workers:
         worker.wait(30)
     assert len(webhook_server.ids) == len(set(webhook_server.ids)) == 4
 
@@ -337,77 +287,3 @@ def test_one_address_is_registered_once_and_a_removed_webhook_is_told_nothing(
     with database.reading() as session:
         assert session.get_one(WebhookRow, made["id"]).secret == ""
         assert session.scalar(select(func.count()).select_from(DeliveryRow)) == 1
-
-
-def test_deliveries_come_in_pages(
-    client: TestClient, database: Database, webhook_server: WebhookServer
-) -> None:
-    made = client.post(HOOKS, json={"url": webhook_server.url()}).json()
-    for _ in range(3):
-        cancelled(database)
-    path, seen, cursor = f"{HOOKS}/{made['id']}/deliveries", [], None
-    while True:
-        asked = {"limit": 2, **({"cursor": cursor} if cursor else {})}
-        page = client.get(path, params=asked).json()
-        seen += [each["id"] for each in page["deliveries"]]
-        cursor = page["next_cursor"]
-        if cursor is None:
-            break
-    assert seen == [3, 2, 1]
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite"])
-def test_the_command_line_adds_tries_lists_and_removes(
-    settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings.round_seconds = 0.05
-    ended = threading.Event()
-    with serving(settings) as port:
-        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
-        thread = send_webhooks(settings, database, ended)
-        outputs = [_graft(port, *words) for words in (["add", webhook_server.url()], ["test", "1"], ["ls"])]
-        outputs += [_graft(port, *words) for words in (["deliveries", "1"], ["rm", "1"], ["ls", "--json"])]
-        ended.set()
-        thread.join()
-    secret = outputs[0].split()[1]
-    assert webhook_server.received[0].headers["webhook-signature"] == signature(
-        secret, webhook_server.received[0]
-    )
-    assert json.loads(webhook_server.received[0].body)["type"] == "webhook.test"
-    assert outputs[1] == "delivered: answered with status 204\n"
-    assert secret not in "".join(outputs[1:])
-    assert "webhook.test" in outputs[3]
-    assert json.loads(outputs[5]) == []
-
-
-@pytest.mark.parametrize("database_kind", ["sqlite"])
-def test_the_doctor_names_what_does_not_get_through(
-    settings: Settings, database: Database, webhook_server: WebhookServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve_webhooks(500) as failing, serving(settings) as port:
-        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
-        hook(database, webhook_server.url())
-        hook(database, failing.url())
-        cancelled(database)
-        with database.writing() as session:
-            session.get_one(DeliveryRow, 2).attempts = settings.webhook_attempts - 1
-        send(settings, database)
-        done = CliRunner().invoke(graft, ["doctor", "--json", "--url", f"http://127.0.0.1:{port}"])
-    found = {finding["what"]: finding for finding in json.loads(done.output)}
-    assert "webhook 1" not in found
-    assert "status 500" in found["webhook 2"]["seen"]
-    assert "graft webhook deliveries 2" in found["webhook 2"]["remedy"]
-
-
-def _graft(port: int, *words: str) -> str:
-    done = CliRunner().invoke(graft, ["webhook", *words, "--url", f"http://127.0.0.1:{port}"])
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def test_a_webhook_tells_nobody_who_may_not_ask(client: TestClient) -> None:
-    client.post("/api/v1/experiments", json=document())
-    key = client.post("/api/v1/keys", json={"owner": "bob", "role": "runner"}).json()["key"]
-    bob = {"Authorization": f"Bearer {key}"}
-    assert client.get(HOOKS, headers=bob).status_code == 403
-    assert client.post(HOOKS, json={"url": "http://127.0.0.1/"}, headers=bob).status_code == 403

@@ -1,4 +1,4 @@
-"""The application on a real socket, for what a test client cannot send or receive."""
+"""Serve the application on a real socket, for behaviour that a test client cannot produce."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ from service.settings import Settings
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[int]:
-    """The application on a real socket; its port."""
+    """Serve the application on a real socket and yield its port."""
     protocol = http_protocol.SlowlorisGuard
     config = uvicorn.Config(create_app(settings), port=0, http=protocol, log_level="error")
     server = uvicorn.Server(config)

@@ -1,4 +1,4 @@
-"""Requests that must be refused: how a case is written, sent and judged."""
+"""Requests that must be refused: description of cases, and the check of their answers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,7 +30,7 @@ def edit(**fields: Any) -> dict[str, Any]:
 
 
 def accepted_or_misnamed(client: TestClient, cases: Iterable[Case]) -> list[tuple[Any, ...]]:
-    """Cases that are not refused as they should be, with what was answered."""
+    """Return the cases that are not refused as expected, with the answers they got."""
     client.headers.pop("content-type", None)
     wrong = []
     for number, name, (method, path), request, status, code in cases:

@@ -1,4 +1,4 @@
-"""Scions filed in a bank without training."""
+"""Fill a bank with scions without training."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from grafting_core.surgery.operate import new_operator
 
 
 def stock(bank: Bank, backbone: Backbone, scions: Iterable[ScionSpec]) -> None:
-    """File untrained scions; the n-th has a score of n."""
+    """Store untrained scions; the n-th has score n."""
     for number, scion in enumerate(scions, 1):
         module = new_operator(backbone, scion.part, scion.plan.seed)
         payload = save(module.state_dict())

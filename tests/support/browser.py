@@ -1,4 +1,4 @@
-"""A real browser that is signed in to the application on a real socket."""
+"""A real browser, signed in to the application on a real socket."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.support.api_server import serving
 
 @contextmanager
 def signed_in_browser(settings: Settings, client: TestClient) -> Iterator[tuple[BrowserContext, str]]:
-    """The browser's context and the address of the lab; `client` belongs to the same settings."""
+    """Yield the browser's context and the lab's address; `client` must belong to the same settings."""
     link = client.post("/api/v1/login-links").json()["path"]
     with serving(settings) as port, sync_playwright() as driver:
         path = shutil.which("chromium")

@@ -1,4 +1,4 @@
-"""Documents and specs with defaults, for tests to vary."""
+"""Documents and specs with defaults that tests can vary."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ QUICK = {
 
 
 def document(kind: str = "hyena_x", layers: Any = (1, 3), **changes: Any) -> dict[str, Any]:
-    """A design that takes a second or two."""
+    """Make a design that takes a second or two to run."""
     edit = {"replace": KINDS[kind].slots[0], "layers": list(layers), "with": {"kind": kind}}
     return {"name": "quick", "backbone": "testbed/dit-fashion", "edits": [edit], **QUICK, **changes}
 
@@ -30,7 +30,7 @@ def experiment(**changes: Any) -> ExperimentSpec:
 
 
 def replacement(kind: str, block: int = 1, init: Init = "random", **fields: Any) -> ReplaceOperator:
-    """One edit of one site."""
+    """Make one edit of one site."""
     operator = KINDS[kind](kind=kind, **fields)
     return ReplaceOperator(site=GraftSite(block=block, slot=operator.slots[0]), operator=operator, init=init)
 
@@ -41,12 +41,12 @@ def design_of(backbone: Backbone, *parts: Part) -> GraftDesign:
 
 
 def same(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Equal names and equal bits."""
+    """Check that both have equal names and equal bits."""
     return one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
 
 
 def study_document(**changes: Any) -> dict[str, Any]:
-    """A study of 16 mixes that takes seconds."""
+    """Make a study of 16 designs that takes seconds."""
     space = {"attention": ["keep", "hyena_x"], "groups": {"attention": [[1], [3], [5], [7]]}}
     screening = {"trials": 6, "rungs": ["loss_gap", "fid20"], "reduction": 2, "loss_draws": 64}
     return {
@@ -70,13 +70,13 @@ OFFER = {
 
 
 def fill_document(*offers: Any, **changes: Any) -> dict[str, Any]:
-    """A bank fill of four scions, or of these offers."""
+    """Make a bank fill of four scions, or of these offers."""
     shared = {"backbone": "testbed/dit-fashion", "distill": QUICK["distill"]}
     return {**shared, "offers": list(offers or [OFFER]), **changes}
 
 
 def minimal_study(**changes: Any) -> dict[str, Any]:
-    """A study with its required fields alone."""
+    """Make a study that has only its required fields."""
     space = {"attention": ["keep", "hyena_x"]}
     return {
         "name": "a",

@@ -10,13 +10,13 @@ from service.settings import Settings
 
 
 def new_scheduler(settings: Settings, database: Database, cluster: Cluster) -> Scheduler:
-    """A scheduler that has not claimed its lease yet."""
+    """Make a scheduler that has not claimed its lease yet."""
     lease = Leadership(database, settings.lead_seconds, "scheduler")
     return Scheduler(ClusterControl(settings, database, Storage(settings.storage), lease, cluster))
 
 
 def studies_control(settings: Settings, database: Database) -> Control:
-    """What a process that drives studies works with; it leads for an hour."""
+    """Make the control of a process that drives studies; its lease lasts an hour."""
     lease = Leadership(database, 3600.0, "studies")
     assert lease.claim()
     return Control(settings, database, Storage(settings.storage), lease)

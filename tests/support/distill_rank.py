@@ -1,7 +1,7 @@
-"""One rank of a DISTILL stage as a process of its own.
+"""One rank of a DISTILL stage as a separate process.
 
-`python -m tests.support.distill_rank FOLDER RUN RANK WORLD STEPS` writes a checkpoint after every step. Ranks
-meet at files, as they meet at `torch.distributed` barriers in a lab.
+`python -m tests.support.distill_rank FOLDER RUN RANK WORLD STEPS` writes a checkpoint after every step.
+The ranks synchronise through files, instead of `torch.distributed` barriers as in a lab.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def spec(steps: int) -> ExperimentSpec:
 
 
 def meeting(folder: Path, rank: int, world: int):
-    """A barrier of processes."""
+    """Return a barrier of processes."""
     numbers = itertools.count()
 
     def barrier() -> None:

@@ -1,4 +1,4 @@
-"""The project's pages: their links, code blocks and commands, and how each command is tested."""
+"""The documentation's pages: their links, code blocks and commands, and the test of each command."""
 
 import re
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ PAGES = (
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "migrations/README.md")),
 )
 LANGUAGES = frozenset({"console", "python", "yaml", "toml", "ini", "text"})
-"""Of code blocks. Commands are in `console` blocks alone, each on a line that begins with `$ `."""
+"""Languages of code blocks. Commands are only in `console` blocks, each on a line that begins with `$ `."""
 
 LOCAL = ("graft check-operator hyena_x", "python -m service.db.migrate --check")
-"""Run without a lab in `tests/test_docs.py`."""
+"""Commands run without a lab in `tests/test_docs.py`."""
 PLUG_IN = (
     "pip install --no-deps --no-build-isolation ./my-package",
     "graft check-operator token_shift",
 )
-"""Run in `tests/test_docs.py` on the package that the page describes."""
+"""Commands run in `tests/test_docs.py` on the package that the page describes."""
 
 NOT_RUN = {
     "make demo": "takes ten minutes; `tests/end_to_end/test_demo.py` runs the same command of `graft`",
@@ -147,7 +147,7 @@ LAB = {
         "cp -r graftlab-data/storage graftlab-backup-storage",
     ),
 }
-"""Run in this order on one lab by `tests/end_to_end/test_documented_commands.py`."""
+"""Commands run in this order on one lab by `tests/end_to_end/test_documented_commands.py`."""
 
 
 @dataclass(frozen=True)
@@ -175,24 +175,24 @@ def documented_commands() -> set[str]:
 
 
 def first_block(page: str, language: str, number: int = 0) -> str:
-    """The text of a page's n-th block in a language."""
+    """Return the text of a page's n-th block in a language."""
     return [block for block in blocks(DOCS / page) if block.language == language][number].text
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def links(page: Path) -> Iterator[str]:
-    """Targets of a page's links and pictures within the repository."""
+    """Yield the targets of a page's links and pictures within the repository."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if "://" not in target:
             yield target
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that MkDocs gives to a page's headings."""
+    """Return the fragments that MkDocs gives to a page's headings."""
     markdown = Markdown(extensions=["toc", "fenced_code"])
     html = markdown.convert(page.read_text())
     return set(re.findall(r'<h\d id="([^"]+)"', html))

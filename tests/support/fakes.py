@@ -7,7 +7,7 @@ from service.cluster import FINISHED
 
 
 class FakeCluster:
-    """A job table in memory; `running` and `status` read what the test has set."""
+    """A job table in memory; `running` and `status` return the states that the test has set."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
@@ -32,7 +32,7 @@ class FakeCluster:
 
 
 class FolderCluster:
-    """A job table in files, named by job, that outlives the process that submits, as Ray's does."""
+    """A job table in files, one per job, that survives the submitting process, like Ray's."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,7 +57,7 @@ class FolderCluster:
             (self._folder / job).write_text("STOPPED")
 
     def forget(self, job: str) -> None:
-        """As a cluster that was started anew."""
+        """Forget a job, like a cluster that was restarted."""
         (self._folder / job).unlink()
 
     def end(self, job: str, state: str) -> None:

@@ -1,4 +1,4 @@
-"""A scheduler over a real database and real storage; the test plays cluster and workers."""
+"""A scheduler over a real database and real storage; the test acts as cluster and workers."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class LabHarness:
             return submit(session, experiment(**changes), "digest", key, None, owner).id
 
     def round(self, count: int = 1) -> None:
-        """Rounds as the process makes them: a fault ends one, not the loop."""
+        """Run rounds like the process does: a fault ends one round, not the loop."""
         for _ in range(count):
             self.scheduler.reconciler.forget()
             try:
@@ -74,24 +74,24 @@ class LabHarness:
             return {run.id: (run.state, run.attempt) for run in session.scalars(select(RunRow))}  # type: ignore[misc]
 
     def say(self, run: str, *bodies: EventBody, attempt: int | None = None) -> None:
-        """The worker of an attempt writes events."""
+        """Write events as the worker of an attempt."""
         number = attempt or self.states()[run][1]
         log = EventLog(self.storage, self.storage.read_model(ticket_path(run, number), RunTicket))
         for body in bodies:
             log.write(body)
 
     def started(self, run: str) -> None:
-        """Until its attempt is at work."""
+        """Run rounds until the run's attempt is running."""
         self.round(2)
         self.say(run, STARTED)
         self.round()
 
     def lose(self, run: str) -> None:
-        """Its job dies."""
+        """End the run's job without a last event."""
         self.cluster.end(f"run-{run}-{self.states()[run][1]}", "FAILED")
 
     def finish(self, run: str, attempt: int | None = None) -> None:
-        """The worker does what is left, unless it has had its last word."""
+        """Finish the run's stages as its worker, unless it has already ended."""
         number = attempt or self.states()[run][1]
         folder = f"{attempt_folder(run, number)}/events"
         if not self.storage.exists(ticket_path(run, number)):
@@ -105,7 +105,9 @@ class LabHarness:
         self.say(run, *bodies[min(done, 3) :], attempt=number)
 
     def drain(self) -> dict[str, tuple[RunState, int]]:
-        """Faults are over: until every run has ended, workers doing their work and pauses being lifted."""
+        """Run rounds without faults until every run has ended; workers finish, and paused runs are
+        resumed.
+        """
         for _ in range(40 + 4 * len(self.states())):
             self.round()
             for run, (state, _) in self.states().items():

@@ -1,4 +1,4 @@
-"""Rows of the latency table and the clock of an evaluation, as a simulated device has them."""
+"""Latency rows and measured costs of a simulated device."""
 
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.latency import LatencySpec, PartLatency, Seconds, TimedPart
@@ -9,7 +9,7 @@ FORWARD_SECONDS = 0.1
 
 
 def timed_row(work: LatencySpec, part: TimedPart, extra: float, run: str = "run") -> PartLatency:
-    """A row of the latency table as a simulated device has it: every operator takes 5 ms and what it adds."""
+    """Make a row of the latency table: every operator takes 5 ms and adds `extra` to a forward."""
     taken = 0.005 + extra * FORWARD_SECONDS
     return PartLatency(
         key=work.row_key(part, SIMULATED),
@@ -31,7 +31,7 @@ def timed_row(work: LatencySpec, part: TimedPart, extra: float, run: str = "run"
 
 
 def clocked_cost(work: ExperimentSpec, ratio: float) -> MeasuredCost:
-    """What a simulated device says of a network whose forward takes `ratio` of the backbone's."""
+    """Make the measured cost of a network whose forward takes `ratio` times the backbone's."""
     latency = Latency(
         batch=work.evaluate.micro_batch,
         pairs=30,

@@ -1,4 +1,4 @@
-"""The lab's own MLflow server as a process, and an application beside it, for tests of both."""
+"""The lab's MLflow server as a process, together with an application, for tests of both."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ START_SECONDS = 120
 
 @contextmanager
 def mlflow_server(folder: Path, port: int = 0) -> Iterator[Settings]:
-    """Start the server of a data folder; the settings of a lab that uses it."""
+    """Start the server of a data folder and yield the settings of a lab that uses it."""
     url = f"http://127.0.0.1:{port or Claims().claim()}/mlflow"
     environment = {**os.environ, "GRAFTLAB_DATA_DIR": str(folder), "GRAFTLAB_MLFLOW_URL": url}
     with (folder / "mlflow.log").open("ab") as log:
@@ -39,7 +39,7 @@ def mlflow_server(folder: Path, port: int = 0) -> Iterator[Settings]:
 
 
 def ask(folder: Path, url: str, path: str) -> httpx.Response | None:
-    """An answer to who knows the secret; None while nobody answers."""
+    """Send a request with the secret; return None if the server does not answer."""
     headers = {"Authorization": f"Bearer {mlflow_token(folder)}"}
     try:
         return httpx.get(f"{url}{path}", headers=headers, timeout=60, trust_env=False)
@@ -48,7 +48,7 @@ def ask(folder: Path, url: str, path: str) -> httpx.Response | None:
 
 
 def settings_of(folder: Path, url: str) -> Settings:
-    """Settings of a lab in this folder whose MLflow is at this address."""
-    hosts = ["testserver"]  # what Starlette's test client calls itself
+    """Return settings of a lab in this folder whose MLflow is at this address."""
+    hosts = ["testserver"]  # the Host header of Starlette's test client
     database_url = f"sqlite:///{folder / 'lab.db'}"
     return Settings(data_dir=folder, database_url=database_url, allowed_hosts=hosts, mlflow_url=url, cpus=2)

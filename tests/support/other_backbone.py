@@ -1,6 +1,7 @@
-"""A second backbone, data set and feature network, as another package would bring them.
+"""A second backbone, data set and feature network, as another package would add them.
 
-Colour images of 8 x 8 in three classes, latents that are the pixels, a DiT of two blocks on a grid of 4 x 4.
+Colour images of 8 x 8 in three classes, latents that equal the pixels, and a DiT of two blocks on a grid
+of 4 x 4.
 """
 
 import torch
@@ -51,7 +52,7 @@ OUTDATED = BackboneEntry(api=0, card=CARD, load=f"{HERE}:load_backbone")
 
 
 def load_backbone(card: BackboneCard, device: torch.device) -> Backbone:
-    """Random weights, always the same."""
+    """Load the backbone with random weights, which are always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = DiTTransformer2DModel(
@@ -72,7 +73,7 @@ def load_backbone(card: BackboneCard, device: torch.device) -> Backbone:
 
 
 def flags(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images [N, 8, 8, 3] in which the colour of the class is strongest, and their labels."""
+    """Make images [N, 8, 8, 3] in which the colour of the class is strongest, with their labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
     images = torch.randint(0, 100, (count, 8, 8, 3), generator=generator, dtype=torch.uint8)
@@ -87,7 +88,9 @@ def load_dataset() -> LabelledImages:
 
 
 class ColourMeans:
-    """12 features: the mean of every colour in every quarter; its logits name the strongest colour."""
+    """Feature network with 12 features, the mean of every colour per quarter; logits name the strongest
+    colour.
+    """
 
     name, digest, device = "other-means", "ef" * 32, torch.device("cpu")
 

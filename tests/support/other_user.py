@@ -1,6 +1,6 @@
-"""What another user can do to a lab: `python other_user.py PROBES`, run as root, prints what leaked.
+"""Attack a lab as another user: `python other_user.py PROBES`, run as root, prints what succeeded.
 
-Imports everything first and becomes `nobody` then: the interpreter itself may be out of that user's reach.
+It imports everything before it becomes the user `nobody`, who may not be able to read the interpreter.
 """
 
 import http.client
@@ -28,18 +28,18 @@ PATHS = (
 )
 MADE = ("/api/2.0/mlflow/experiments/create", "/mlflow/api/2.0/mlflow/experiments/create")
 UNLISTED = ("/ray.rpc.ObjectManagerService/Push", "/ray.rpc.ObjectManagerService/Pull")
-"""Ray has no Python for these; Ray's other methods are read from what is installed.
+"""Methods for which Ray has no Python; its other methods are read from the installed package.
 
-Not asked: `grpc.health`, which says whether a service serves, and `grpc.reflection`, which names services.
-Ray answers both to anybody; what they say is the same on every machine.
+Not tried are `grpc.health`, which reports whether a service serves, and `grpc.reflection`, which names
+services: Ray answers both to every caller, with the same answer on every machine.
 """
 REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED)
 
 
 def main() -> None:
-    """Read what to try, become nobody, and print everything that succeeded as JSON."""
+    """Read the probes, become `nobody`, and print everything that succeeded as JSON."""
     probes: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
-    list(_over_http(0, "GET", "/", None, []))  # loads what is loaded at first use
+    list(_over_http(0, "GET", "/", None, []))  # loads the modules that are imported at first use
     methods = [*UNLISTED, *_methods()]
     list(_over_grpc(1, methods))
     os.setgroups([])
@@ -85,16 +85,16 @@ def _processes(probes: dict[str, Any]) -> Iterator[str]:
 
 def _sockets(probes: dict[str, Any]) -> Iterator[str]:
     for path in probes["sockets"]:
-        with socket.socket(socket.AF_UNIX) as asked:
+        with socket.socket(socket.AF_UNIX) as probe:
             try:
-                asked.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+                probe.connect(f"\0{path[1:]}" if path.startswith("@") else path)
                 yield f"reaches {path}"
             except OSError:
                 continue
 
 
 def _over_http(port: int, method: str, path: str, body: object, secrets: list[str]) -> Iterator[str]:
-    """An answer that has a secret in it, or that says that something was made."""
+    """Yield an answer that contains a secret or reports that something was created."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         text = json.dumps(body) if body else None
@@ -113,7 +113,7 @@ def _over_http(port: int, method: str, path: str, body: object, secrets: list[st
 
 
 def _methods() -> list[str]:
-    """Every method of every service of the installed Ray."""
+    """List every method of every service of the installed Ray."""
     folder, found = Path(ray.core.generated.__path__[0]), []
     for file in sorted(folder.rglob("*_pb2.py")):
         words = file.relative_to(folder).with_suffix("").parts
@@ -124,7 +124,7 @@ def _methods() -> list[str]:
 
 
 def _over_grpc(port: int, methods: list[str]) -> Iterator[str]:
-    """Every empty request that is not refused for want of a token, whatever else comes of it."""
+    """Yield every method whose empty request is not refused for lack of a token."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         if not _speaks_grpc(channel):
             return
@@ -135,7 +135,7 @@ def _over_grpc(port: int, methods: list[str]) -> Iterator[str]:
 
 
 def _speaks_grpc(channel: grpc.Channel) -> bool:
-    """Whether there is a server that knows, or knows that it does not know, a method."""
+    """Check for a gRPC server: it answers a method, also with `unimplemented`."""
     return _ask(channel, "/grpc.health.v1.Health/Check")[0] in (*REFUSED, grpc.StatusCode.OK)
 
 

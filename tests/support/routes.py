@@ -1,7 +1,7 @@
-"""Every route of the application: how it is called, which role it takes, and what it tells a guest.
+"""Every route of the application: how to call it, the role it needs, and what it shows to a guest.
 
-A guest is somebody whose key sees only what is their own. A route that is not in the table fails the tests
-that go over all of them, until somebody has said what it is.
+A guest's key sees only its owner's objects. A route that is missing in the table fails the tests that
+cover all routes.
 """
 
 import re
@@ -20,7 +20,7 @@ ToGuests = Literal["open", "shared", "own", "closed", "admin"]
 
 @dataclass(frozen=True)
 class Call:
-    """`to_guests`: the same for everybody, what is their own alone, or nothing."""
+    """Call of a route. `to_guests`: the same answer for every caller, only own objects, or nothing."""
 
     to_guests: ToGuests
     role: Role = "viewer"
@@ -28,7 +28,7 @@ class Call:
     query: str = ""
     reads_database: bool = True
     fields: Mapping[str, str] = field(default_factory=dict)
-    """What stands for the address's variables, ids excepted."""
+    """Values of the address's variables except ids."""
 
 
 def viewers(to_guests: ToGuests = "own", **more: Any) -> Call:
@@ -65,7 +65,7 @@ ROUTES: dict[str, Call] = {
     "POST /api/v1/login-links": viewers(),
     "GET /metrics": viewers("closed"),
     "GET /mlflow": viewers("closed", reads_database=False),
-    # Beside these tests there is no MLflow, which is told as a database that is away is.
+    # In these tests MLflow does not run, which looks like an unavailable database.
     "MOUNT /mlflow": viewers("closed", fields={"path": ""}),
     "GET /": viewers(),
     "GET /runs": viewers(),
@@ -126,11 +126,11 @@ ROUTES: dict[str, Call] = {
     "POST /api/v1/admin/gc": admins({}),
     "POST /api/v1/admin/tracking/rebuild": admins(),
 }
-"""Webhooks are off in the labs of these tests."""
+"""Routes of webhooks; webhooks are off in the labs of these tests."""
 
 
 def routes_of(app: FastAPI) -> list[str]:
-    """`METHOD /address` of all there is, those of included routers and mounts too."""
+    """Return `METHOD /address` of every route, including those of included routers and mounts."""
     return list(_walk(app.routes))
 
 
@@ -149,7 +149,7 @@ def _walk(routes: list[BaseRoute], prefix: str = "") -> Iterator[str]:
 
 
 def request_of(route: str, ids: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments for a client's `request`, with these ids in address and body."""
+    """Return the arguments of a client's `request`, with these ids in address and body."""
     call, (method, path) = ROUTES[route], route.split()
     if method == "MOUNT":
         method, path = "GET", f"{path}/{{path}}"

@@ -1,4 +1,4 @@
-"""Runs brought into a state without a worker, and the events that workers would write."""
+"""Bring runs into a state without a worker, and make the events that workers would write."""
 
 from sqlalchemy.orm import Session
 
@@ -51,7 +51,7 @@ def write_success(log: EventLog) -> None:
 
 
 def started_run(session: Session, **changes: object) -> RunRow:
-    """A run whose first attempt is on its way."""
+    """Make a run whose first attempt is starting."""
     run = submit(session, experiment(**changes), "digest", None)
     begin(session, run)
     return run
@@ -73,7 +73,7 @@ def event(run: RunRow, seq: int, body: EventBody, attempt: int | None = None) ->
 
 
 def finished_run(session: Session, slowness: float = 1.0, attempts: int = 1) -> RunRow:
-    """A run whose stages took `slowness` times what the lab usually takes."""
+    """Make a run whose stages took `slowness` times the usual time."""
     run = submit(session, experiment(), "digest", None)
     run.state, run.attempt = "SUCCEEDED", attempts
     for stage in STAGES[:3]:

@@ -1,4 +1,4 @@
-"""Stages of a run carried out in this process, without Ray."""
+"""Run stages of a run in this process, without Ray."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from workers.stages.context import Context, Group
 from workers.usage import UsageMeter
 
 ENCODED: dict[int, Latents] = {}
-"""Latents by number of images, encoded once a process."""
+"""Latents by number of images, encoded once per process."""
 
 
 def context(folder: Path, backbone: Backbone, work: Job, run: str = "r1", attempt: int = 1) -> Context:
@@ -43,12 +43,12 @@ def model(folder: Path, spec: ExperimentSpec) -> bytes:
 
 
 class Crash(Exception):
-    """Stands for the death of the process."""
+    """Simulated death of the process."""
 
 
 @contextmanager
 def crash_at(step: int, total_steps: int) -> Iterator[None]:
-    """Raise `Crash` at this step of the loop that has so many steps; the block must reach it."""
+    """Raise `Crash` at this step of the loop with `total_steps` steps; the block must reach it."""
 
     def crashing(self: StageObserver, at: int, total: int, values: Mapping[str, float]) -> None:
         if (at, total) == (step, total_steps):

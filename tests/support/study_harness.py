@@ -1,4 +1,4 @@
-"""A lab with one study, driven step by step without Ray."""
+"""A lab with one study, advanced step by step without Ray."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,7 +36,7 @@ class StudyHarness:
 
     @property
     def driver(self) -> Driver:
-        """A new process each time."""
+        """Return a new driver, like a restarted process."""
         return Driver(replace(self.control, storage=self.storage))
 
     def study(self) -> StudyRow:

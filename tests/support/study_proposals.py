@@ -1,7 +1,7 @@
-"""A study's proposals without a lab: every design is judged by a formula as soon as it is proposed.
+"""Proposals of a study without a lab: a formula evaluates every design as soon as it is proposed.
 
-`python -m tests.support.study_proposals FOLDER KIND...` prints which of torch, diffusers and ray its process
-has loaded when all those samplers have proposed.
+`python -m tests.support.study_proposals FOLDER KIND...` prints which of torch, diffusers and ray its
+process has loaded after all these samplers have proposed.
 """
 
 import sys
@@ -16,7 +16,7 @@ from service.domain.study_feasibility import parse_feasible_study
 from service.studies.trial_round import propose
 
 ROUNDS, TRIALS, FEW = 2, 40, 22
-"""Few are enough for a Gaussian process to have eleven to learn from, many for a generation."""
+"""Numbers of designs: few give a Gaussian process eleven to fit, many make a generation of NSGA-II."""
 HARMS = {"keep": 0.0, "hyena_x": 1.0, "window_attention(half_width=2)": 0.4, "mlp(ratio=3)": 0.7}
 SPACE = {
     "attention": ["keep", "hyena_x", {"kind": "window_attention", "half_width": 2}],
@@ -25,7 +25,7 @@ SPACE = {
 
 
 def document(kind: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """A study of 1,679,616 designs, of which its limits leave few."""
+    """Make a study of 1,679,616 designs, few of which meet its limits."""
     return {
         "name": "rounds",
         "backbone": "testbed/dit-fashion",
@@ -42,13 +42,13 @@ def document(kind: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def harm(chosen: tuple[Item, ...]) -> float:
-    """Deep blocks mind most what they are given, and neighbours mind each other."""
+    """Return the simulated damage: larger in deep blocks, and for neighbours that are both replaced."""
     harms = [HARMS[item.label] * (1 + item.sites[0].block / 4) for item in chosen]
     return sum(harms) + sum(one * other for one, other in pairwise(harms)) / 8
 
 
 def rounds(folder: Path, given: dict[str, Any]) -> tuple[StudySpec, list[TrialRow]]:
-    """All trials of both rounds; Optuna's book is left in the folder."""
+    """Return all trials of both rounds; Optuna's database stays in the folder."""
     spec = parse_feasible_study(given)
     study = StudyRow(id="study", spec=spec.model_dump(mode="json"), scores={})
     trials: list[TrialRow] = []
@@ -62,8 +62,6 @@ def rounds(folder: Path, given: dict[str, Any]) -> tuple[StudySpec, list[TrialRo
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         (Path(sys.argv[1]) / name).mkdir()
-        few = (
-            FEW if name == "gp" else FEW // 2
-        )  # the others need nothing to learn from to load what they load
+        few = FEW if name == "gp" else FEW // 2  # the others load all their modules without fitting
         rounds(Path(sys.argv[1]) / name, document(name, screening={"trials": few}))
     print(sorted({"torch", "diffusers", "ray"} & set(sys.modules)))

@@ -1,4 +1,4 @@
-"""Carry out the runs of a study without Ray: in this process, or with metrics computed from the design."""
+"""Run the runs of a study without Ray: in this process, or with metrics computed from the design."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from workers.stages.screening_actor import ScreeningModels
 
 SECONDS_A_RUN = 10.0
 EXTRAS = {"rest": -0.9, "attention hyena_x": -0.025, "mlp mlp(ratio=3)": -0.015, "pairs": 0.01}
-"""What each part adds to a forward, of the backbone's, on the simulated hardware."""
+"""Change of a forward by each part, relative to the backbone's, on the simulated hardware."""
 
 
 def _reported(run_id: str, report: StageReport) -> StageRow:
@@ -45,21 +45,21 @@ def _reported(run_id: str, report: StageReport) -> StageRow:
 
 
 def harm(design: GraftDesign) -> float:
-    """A number of its own for every design, larger where more is changed."""
+    """Return a different number for every design, larger for more changes."""
     return len(design.edits) + len(design.pairs) + int(digest(design)[:4], 16) / 65536
 
 
 class SimulatedCluster:
-    """Ends every queued run in success."""
+    """Ends every queued run successfully."""
 
     def __init__(self, database: Database, storage: Storage, backbone: Backbone) -> None:
         self.database, self.storage, self.backbone = database, storage, backbone
         self.carried_out: list[str] = []
         self.timed = False
-        """Whether a latency table was asked for; only then evaluations have a clock."""
+        """Whether a latency table was requested; only then evaluations measure latency."""
 
     def work(self) -> int:
-        """Runs carried out."""
+        """Run all queued runs and return their number."""
         with self.database.writing() as session:
             queued = list(session.scalars(select(RunRow).where(RunRow.state == "QUEUED").order_by(RunRow.id)))
             for run in queued:
@@ -102,7 +102,9 @@ class SimulatedCluster:
         return StageReport(stage="evaluate", key="k", metrics=metrics, cost=cost)
 
     def ratio(self, design: GraftDesign) -> float:
-        """Of its forward to the backbone's, by the clock: what the table says, to which some add."""
+        """Return the simulated measured latency relative to the backbone: the table's prediction plus a
+        deviation.
+        """
         names = [f"{edit.site.slot} {label_of(edit.operator)}" for edit in design.edits]
         return 1 + sum(EXTRAS[name] for name in names) + sum(EXTRAS["pairs"] for _ in design.pairs)
 
@@ -119,7 +121,7 @@ class SimulatedCluster:
 
 
 class InProcessCluster(SimulatedCluster):
-    """Carries everything out for real, in this process."""
+    """Runs everything for real, in this process."""
 
     def _fill(self, work: FillSpec, run: str) -> None:
         fill.run(self._context(work, run))

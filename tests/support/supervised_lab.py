@@ -1,4 +1,4 @@
-"""A supervisor as a process of its own, over parts that only wait."""
+"""A supervisor as a separate process, over parts that only wait."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ time.sleep(600)
 
 
 def waiting(folder: Path, port: int = 0) -> Supervisor:
-    """A lab that is prepared, with parts that wait; `start` starts them."""
+    """Prepare a lab whose parts only wait; `start` starts them."""
     lab = Supervisor(folder, port, 1)
     lab.prepare()
     lab.parts = [Part(name, WAIT) for name in NAMES]
@@ -41,7 +41,7 @@ def waiting(folder: Path, port: int = 0) -> Supervisor:
 
 @contextmanager
 def supervised(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], LabAddress]]:
-    """Such a lab, kept by another process that holds its folder."""
+    """Start such a lab in another process, which holds its folder, and yield the process and the address."""
     command = [sys.executable, "-c", PROGRAM, str(folder), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -55,7 +55,7 @@ def supervised(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str
 
 
 def left(folder: Path) -> list[str]:
-    """The command lines of what carries the folder's mark."""
+    """Return the command lines of the processes with the folder's mark."""
     mark, found = mark_of(folder), []
     for process in psutil.process_iter():
         try:
@@ -67,7 +67,7 @@ def left(folder: Path) -> list[str]:
 
 
 def until(done: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until something is so."""
+    """Wait until `done` returns True."""
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "it did not come to that in time"

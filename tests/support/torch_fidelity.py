@@ -1,4 +1,6 @@
-"""torch-fidelity imports torchvision, of which the functions on features need nothing: a stub stands in."""
+"""Import torch-fidelity without torchvision, which the functions on features do not use: a stub replaces
+it.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +26,9 @@ def _anything(name: str) -> type:
 
 @contextmanager
 def imported_torch_fidelity() -> Iterator[Callable[[str], Any]]:
-    """Imports a module of torch-fidelity by its short name, and forgets all of them afterwards."""
+    """Yield a function that imports a module of torch-fidelity by its short name; all are unloaded
+    afterwards.
+    """
     before = set(sys.modules)
     for name in STUBBED:
         sys.modules[name] = _stub(name)

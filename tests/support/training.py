@@ -8,7 +8,7 @@ from grafting_core.training.observer import StudentProgress
 
 
 class MemoryCheckpoints:
-    """Keeps every checkpoint; `every` step is due."""
+    """Checkpointer that keeps every checkpoint; one is due after every `every` steps."""
 
     def __init__(self, every: int = 0) -> None:
         self.kept: dict[int, dict[str, Tensor]] = {}
@@ -26,7 +26,7 @@ class MemoryCheckpoints:
 
 
 class StopAfter:
-    """An observer that asks to stop once this step is done."""
+    """Observer that requests a stop after this step."""
 
     def __init__(self, step: int, seen: Callable[[int], None] = lambda step: None) -> None:
         self._step, self._seen, self._now = step, seen, 0

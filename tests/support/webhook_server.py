@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass
 class ReceivedRequest:
-    """One request."""
+    """One received request."""
 
     path: str
     headers: dict[str, str]
@@ -20,7 +20,7 @@ class ReceivedRequest:
 
 @dataclass
 class WebhookServer:
-    """Answers with the next of `answers`, else with 204; 0 means that it says nothing until released."""
+    """Server that answers with the next of `answers`, then with 204; 0 means no answer until released."""
 
     answers: list[int] = field(default_factory=list)
     received: list[ReceivedRequest] = field(default_factory=list)
@@ -46,7 +46,7 @@ class WebhookServer:
 
 @contextmanager
 def serve_webhooks(*answers: int, tls: tuple[Path, Path] | None = None) -> Iterator[WebhookServer]:
-    """Start one; with a certificate and key it speaks TLS."""
+    """Start a server; with a certificate and key it uses TLS."""
     webhook_server = WebhookServer(list(answers))
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ def serve_webhooks(*answers: int, tls: tuple[Path, Path] | None = None) -> Itera
                 self.send_header("location", webhook_server.url(path="/elsewhere"))
                 self.end_headers()
             except OSError:
-                return  # who hung too long is no longer waited for
+                return  # the client gave up waiting for a delayed answer
 
         def log_message(self, format: str, *args: object) -> None:
             return

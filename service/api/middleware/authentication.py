@@ -92,11 +92,11 @@ class AuthMiddleware:
     async def _still_may(self, scope: Scope, secret: str, before: Principal) -> bool:
         """Check whether an answer in progress may continue; while the database is unavailable it may."""
         try:
-            found = await self._callers.who(secret)
+            current = await self._callers.who(secret)
         except SQLAlchemyError:
             return True
-        same = found is not None and (found.owner, found.sees) == (before.owner, before.sees)
-        return same and found is not None and found.may(needed_role(scope["method"], scope["path"]))
+        same = current is not None and (current.owner, current.sees) == (before.owner, before.sees)
+        return same and current is not None and current.may(needed_role(scope["method"], scope["path"]))
 
 
 def _check_rights(scope: Scope, headers: Headers, principal: Principal, role: Role) -> None:
@@ -157,7 +157,7 @@ def _check_origin(headers: Mapping[str, str]) -> None:
 
 def _cookie(header: str) -> str | None:
     try:
-        found = SimpleCookie(header).get(COOKIE)
+        morsel = SimpleCookie(header).get(COOKIE)
     except CookieError:
         return None
-    return found.value if found else None
+    return morsel.value if morsel else None

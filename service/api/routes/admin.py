@@ -39,7 +39,7 @@ def begin_check(body: CheckRequest, lab: LabDep, response: Response) -> CheckVie
 
 @router.get("/verify")
 def list_checks(lab: LabDep, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> CheckPage:
-    """Checks, newest first."""
+    """List checks, newest first."""
     with lab.database.reading() as session:
         return check_page(session, lab.database.clock(session), limit)
 

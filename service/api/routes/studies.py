@@ -16,7 +16,7 @@ from service.db.study_tables import StudyRow
 from service.domain.studies import (
     ENDED,
     IllegalStudyMove,
-    ask_runs,
+    apply_to_runs,
     create_study,
     extend_study,
     move,
@@ -126,15 +126,15 @@ def change_study(study_id: str, action: Action, lab: LabDep) -> StudyDetail:
 def _change(session: Session, study: StudyRow, action: Action) -> None:
     if action == "pause":
         move(session, study, "PAUSED", "paused on request")
-        ask_runs(session, study.id, "pause")
+        apply_to_runs(session, study.id, "pause")
     elif action == "resume":
         if study.state == "DONE":
             raise IllegalStudyMove("a study that is DONE has no work left; extend it")
         move(session, study, "RUNNING")
-        ask_runs(session, study.id, "resume")
+        apply_to_runs(session, study.id, "resume")
     else:
         move(session, study, "STOPPED", "stopped on request")
-        ask_runs(session, study.id, "cancel")
+        apply_to_runs(session, study.id, "cancel")
 
 
 @router.get("/{study_id}/best")

@@ -1,6 +1,6 @@
-// Keeps a run's page alive while somebody sees it: asks for the run again and again, and reloads the page when
-// its state or a stage changes. It holds no connection open, of which a browser has six for all its tabs, and
-// a hidden tab asks nothing.
+// Updates a run's page while it is visible: polls the run, and reloads the page when its state or a stage
+// changes. It keeps no connection open, of which a browser has six for all its tabs, and a hidden tab does
+// not poll.
 "use strict";
 const run = document.getElementById("run");
 if (run.dataset.live === "yes") {
@@ -17,8 +17,8 @@ if (run.dataset.live === "yes") {
     bar.value = progress.step;
   };
   let waiting = null;
-  let asking = false;
-  const ask = async () => {
+  let polling = false;
+  const poll = async () => {
     const answer = await fetch(`/api/v1/runs/${run.dataset.id}`, { cache: "no-store" });
     if (answer.status === 401 || answer.status === 404) return false;
     if (answer.status !== 200) return true;
@@ -29,11 +29,11 @@ if (run.dataset.live === "yes") {
     return !changed;
   };
   const look = async () => {
-    if (document.hidden || asking) return;
+    if (document.hidden || polling) return;
     clearTimeout(waiting);
-    asking = true;
-    const more = await ask().catch(() => true); // a lab that restarts is asked again
-    asking = false;
+    polling = true;
+    const more = await poll().catch(() => true); // a lab that restarts is polled again
+    polling = false;
     if (more) waiting = setTimeout(look, EVERY);
   };
   document.addEventListener("visibilitychange", look);

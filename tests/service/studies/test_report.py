@@ -44,7 +44,7 @@ def test_the_front_is_of_final_quality_against_each_stated_cost(detail: StudyDet
     assert len(expected) >= 4
     assert sorted(drawn) == sorted(expected * len(COSTS))
     titles = [figure.layout.xaxis.title.text, figure.layout.xaxis2.title.text]
-    assert titles == ["flops, of the backbone", "params, of the backbone"]
+    assert titles == ["flops, relative to the backbone", "params, relative to the backbone"]
     assert figure.layout.yaxis.title.text == detail.quality
     screened = interactive(detail)["screening"]
     assert screened.layout.xaxis.title.text == f"{detail.spec.rungs[0].metric} in screening"

@@ -173,14 +173,14 @@ def test_the_report_shows_both_curves_over_seconds_and_where_fewer_steps_win(
     assert set(hybrid.y) == {detail.best}
     head, *rows = dict(sections(detail))["Fewer operations or fewer steps"]
     assert [row[1] for row in rows] == ["10", "5", "2"] * 2
-    assert [row[head.index("FLOPs an image")] for row in rows[:3]] == ["1.000x", "0.500x", "0.200x"]
+    assert [row[head.index("FLOPs per image")] for row in rows[:3]] == ["1.000x", "0.500x", "0.200x"]
     rival = f"{backbone.y[0]:.4g}"
     assert [row[-1] for row in rows[3:]] == [f"{rival} in 5 steps", f"{rival} in 2 steps", "-"]
     assert step_remarks(detail) == [
-        "The backbone in fewer steps has better quality for no more seconds an image than the best promoted "
+        "The backbone in fewer steps has better quality for no more seconds per image than the best promoted "
         "design at 10 and 5 steps, of the 2 numbers of steps at which both can be compared."
     ]
-    title = "Step curves: quality against time an image, by number of sampling steps"
+    title = "Step curves: quality against time per image, by number of sampling steps"
     assert files["steps.png"][:4] == b"\x89PNG"
     assert f"![{title}](steps.png)" in files["report.md"].decode()
     assert f"<h2>{title}</h2>" in files["report.html"].decode()
