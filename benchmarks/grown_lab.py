@@ -218,7 +218,7 @@ def _studies(session: Session, size: Size) -> str:
             study_id=study.id,
             number=0,
             round=1,
-            source="milp",
+            proposed_by="milp",
             state="DONE",
             assignment=assignment,
             design_key="",

@@ -20,7 +20,7 @@ Every file is written whole or not at all. Event files are numbered from 1 witho
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget, Usage
@@ -60,8 +60,13 @@ class RunTicket(Frozen):
     """What earlier attempts used, for the budget."""
     budget: Budget | None = None
     """What the run may use in all, extensions included; the work's own where it is not given."""
-    micro_batches: Annotated[int, Field(ge=1)] = 1
-    """Parts a training batch is computed in, so that it fits into memory."""
+    accumulation_steps: Annotated[
+        int, Field(ge=1, validation_alias=AliasChoices("accumulation_steps", "micro_batches"))
+    ] = 1
+    """Parts a training batch is computed in, so that it fits into memory.
+
+    Tickets of older versions have the second name.
+    """
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     silence_seconds: Annotated[float, Field(gt=0)] = 60.0
     """An attempt that shows no life for this long is replaced; a worker ends itself after two thirds."""
@@ -210,10 +215,10 @@ DRIVER_ONLY_KINDS = frozenset({"screening"})
 
 
 class WarmWorker(Frozen):
-    """A worker group that has done `turn` tickets and would take another of the same shape."""
+    """A worker group that has done `ticket_index` tickets and would take another of the same shape."""
 
     job: str
-    turn: Annotated[int, Field(ge=1, lt=2**31)]
+    ticket_index: Annotated[int, Field(ge=1, lt=2**31)]
     shape: str
     cpus: Annotated[int, Field(ge=0)]
     gpus: Annotated[int, Field(ge=0)]
@@ -239,9 +244,9 @@ def idle_path(job: str) -> str:
     return f"{IDLE_FOLDER}/{job}.json"
 
 
-def handover_path(job: str, turn: int) -> str:
+def handover_path(job: str, ticket_index: int) -> str:
     """Where the scheduler puts the ticket that an idle worker group shall take."""
-    return f"hosts/{job}/next-{turn}.json"
+    return f"hosts/{job}/next-{ticket_index}.json"
 
 
 def retire_path(job: str) -> str:
@@ -249,14 +254,14 @@ def retire_path(job: str) -> str:
     return f"hosts/{job}/retire"
 
 
-def turn_path(job: str, turn: int) -> str:
-    """From the driver to its workers: begin this turn."""
-    return f"hosts/{job}/turn-{turn}.json"
+def begin_path(job: str, ticket_index: int) -> str:
+    """From the driver to its workers: begin this ticket."""
+    return f"hosts/{job}/begin-{ticket_index}.json"
 
 
-def done_path(job: str, turn: int) -> str:
-    """From rank 0 to its driver: this turn is over."""
-    return f"hosts/{job}/done-{turn}"
+def done_path(job: str, ticket_index: int) -> str:
+    """From rank 0 to its driver: this ticket is done."""
+    return f"hosts/{job}/done-{ticket_index}"
 
 
 def attempt_folder(run_id: str, attempt: int) -> str:

@@ -65,7 +65,7 @@ def distill(
     observer: PassObserver = NO_OBSERVER,
     checkpoints: Checkpointer = NO_CHECKPOINTS,
     done: Done = lambda spec, result: None,
-    micro_batches: int = 1,
+    accumulation_steps: int = 1,
 ) -> dict[str, DistillResult]:
     """Distil every student in one pass of the teacher; `done` is called for each as soon as it has ended.
 
@@ -74,12 +74,12 @@ def distill(
     Students may differ in everything but the stream they learn from (`DistillPlan.stream`). One whose loss
     or error is not finite ends as diverged; the others go on. After an interruption everyone continues from
     where the checkpoint has them. Raises ValueError for students of several streams or of equal keys,
-    StopRequested (after a checkpoint) when asked to stop. `micro_batches` as `finetune` has it.
+    StopRequested (after a checkpoint) when asked to stop. `accumulation_steps` as `finetune` has it.
     """
     _check(specs)
     students = [Student(spec, backbone) for spec in specs]
     for student in students:
-        student.micro_batches = micro_batches
+        student.accumulation_steps = accumulation_steps
     _resume(students, checkpoints)
     results: dict[str, DistillResult] = {}
     total = max((each.plan.steps for each in students), default=0)

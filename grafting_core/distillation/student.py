@@ -84,7 +84,7 @@ class Student:
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
         self.record = TrainState(ending=None if self.plan.steps else "completed")
         self.unread: list[Tensor] = []
-        self.micro_batches = 1
+        self.accumulation_steps = 1
         """Parts a step is computed in, one after the other, where the whole does not fit into memory."""
 
     @property
@@ -116,7 +116,9 @@ class Student:
         """Gradients of the mean loss, part by part; returns that mean."""
         total = torch.zeros((), device=hidden_BTD.device)
         square = target_BTD.square().mean()
-        parts = zip(*(tensor.chunk(self.micro_batches) for tensor in (hidden_BTD, target_BTD)), strict=True)
+        parts = zip(
+            *(tensor.chunk(self.accumulation_steps) for tensor in (hidden_BTD, target_BTD)), strict=True
+        )
         for hidden, target in parts:
             with torch.enable_grad(), autocast(hidden.device, self.plan.precision):
                 output = self.module(hidden)

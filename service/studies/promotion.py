@@ -57,8 +57,8 @@ def _submit_baselines(
     """Those that are no trial's design are submitted as they are; a promoted one has its run already."""
     count = 0
     for trial in trials:
-        if trial.source.startswith("baseline ") and trial.state in ("SCREENED", "PRUNED"):
-            name = trial.source.removeprefix("baseline ")
+        if trial.baselines and trial.state in ("SCREENED", "PRUNED"):
+            name = ", ".join(trial.baselines)
             work = graft_work(spec, trial, name, budget)
             submit_for(session, study, work, "baseline", name, trial.number)
             trial.state = "PROMOTED"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
 from grafting_core.specs.studies.space import Cost, Space, design_key
 from grafting_core.specs.studies.study import StudySpec
-from service.db.study_tables import SHARED
 from service.studies.optuna_study import Known, OptunaMirror
 
 MILP_SHARE = 0.2
@@ -20,9 +19,10 @@ DISTANCE = 2
 class Proposal:
     """One design to screen, and who proposed it."""
 
-    source: str
+    proposed_by: str
     chosen: Chosen
     optuna_number: int
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Round:
     def collect(self, baselines: Mapping[str, Chosen]) -> list[Proposal]:
         """Up to the round's share of the study's trials. Raises NoDesign where nothing meets the limits."""
         for names in self._same_designs(baselines):
-            self._add(f"baseline {SHARED.join(names)}", baselines[names[0]])
+            self._add("baseline", baselines[names[0]], baselines=tuple(names))
         alone = self.spec.sampler.kind == "milp"
         self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
         if not alone:
@@ -95,12 +95,12 @@ class Round:
             new = self._take(kind, number, self._space.chosen(assignment))
             kind = self.spec.sampler.kind if new else "random"
 
-    def _take(self, source: str, number: int, asked: Chosen) -> bool:
+    def _take(self, proposed_by: str, number: int, asked: Chosen) -> bool:
         """Whether a proposal, moved to the nearest design that meets the limits, is new."""
         if not self.proposer.meets(asked):
             self.book.tell(number, None)
-            return self._add(source, self.proposer.nearest(asked))
-        if self._add(source, asked, number):
+            return self._add(proposed_by, self.proposer.nearest(asked))
+        if self._add(proposed_by, asked, number):
             return True
         self.book.tell(number, self._value_of(asked))
         return False
@@ -110,14 +110,16 @@ class Round:
         trial = self.known.get(self._key(chosen))
         return trial.values if trial else None
 
-    def _add(self, source: str, chosen: Chosen, number: int | None = None) -> bool:
+    def _add(
+        self, proposed_by: str, chosen: Chosen, number: int | None = None, baselines: tuple[str, ...] = ()
+    ) -> bool:
         """False for what the study has. A design without a number is entered into Optuna's book."""
         key = self._key(chosen)
         if self.missing <= 0 or key in self.found or key in self.known:
             return False
         if number is None:
             number = self.book.enter(self._space.assignment(chosen))
-        self.found[key] = Proposal(source, chosen, number)
+        self.found[key] = Proposal(proposed_by, chosen, number, baselines)
         return True
 
     def _key(self, chosen: Chosen) -> str:
