@@ -22,7 +22,7 @@ from service.db.webhook_tables import DeliveryRow, WebhookRow
 from service.domain.invariants import verify
 from service.domain.run_controls import apply_action
 from service.domain.run_lifecycle import transition
-from service.domain.submission import submit
+from service.domain.submission import QueueOptions, submit
 from service.domain.webhook_outbox import register
 from service.local_keys import first_key
 from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
@@ -52,7 +52,8 @@ def hook(database: Database, url: str, *types: str) -> str:
 def cancelled(database: Database) -> str:
     """A run that has just ended."""
     with database.writing() as session:
-        run = submit(session, experiment(), "digest", None, owner="ann")
+        options = QueueOptions(tag="sweep")
+        run = submit(session, experiment(), "digest", None, owner="ann", placing=options)
         apply_action(session, run, "cancel")
         return run.id
 
@@ -92,7 +93,7 @@ def test_an_end_is_told_once_and_signed(
     assert abs(now - int(request.headers["webhook-timestamp"])) < 60
     told = json.loads(request.body)
     assert (told["type"], told["data"]["id"], told["data"]["owner"]) == ("run.cancelled", run, "ann")
-    assert told["data"]["path"] == f"/api/v1/runs/{run}"
+    assert (told["data"]["path"], told["data"]["tag"]) == (f"/api/v1/runs/{run}", "sweep")
     (listed,) = client.get(HOOKS).json()
     assert (listed["delivered"], listed["pending"], listed["failed"]) == (1, 0, 0)
     assert made["secret"] not in client.get(HOOKS).text

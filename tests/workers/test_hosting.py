@@ -1,5 +1,6 @@
 """A worker group that has done its ticket takes the next one, or goes home."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -112,3 +113,11 @@ def test_other_resources_or_another_backbone_are_another_shape() -> None:
     usual = host_shape(experiment())
     assert host_shape(experiment(resources={"workers": 2})) != usual
     assert host_shape(experiment(evaluate={"samples": 20})) == usual
+
+
+def test_a_ticket_of_an_older_version_is_read_under_its_own_names(tmp_path: Path) -> None:
+    written = ticket(tmp_path).model_dump(mode="json") | {"accumulation_steps": 4}
+    written["micro_batches"] = written.pop("accumulation_steps")
+    older = RunTicket.model_validate_json(json.dumps(written))
+    assert older.accumulation_steps == 4
+    assert older.model_dump(mode="json").keys() == ticket(tmp_path).model_dump(mode="json").keys()
