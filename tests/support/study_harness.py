@@ -60,6 +60,6 @@ class StudyHarness:
         with self.database.reading() as session:
             trials = trials_of(session, self.id)
             return [
-                (t.number, t.proposed_by, t.baselines, t.design_key, t.screened, t.state, t.final)
+                (t.number, t.proposed_by, t.design_key, t.screened, t.state, t.final, t.baselines)
                 for t in trials
             ]
