@@ -91,7 +91,7 @@ class RunView(View):
     cancel_requested_at: datetime | None = None
     pause_requested_at: datetime | None = None
     tag: str | None = None
-    """What its submission was labelled with; the id of the study that it serves, if any."""
+    """Label of the submission; for a run of a study, the study's id."""
     priority: int = 0
     accumulation_steps: int = 1
     progress: StageProgress | None = None

@@ -49,7 +49,7 @@ class StudyTrial(View):
     proposed_by: str
     """`milp`, a sampler, or `baseline`."""
     baselines: list[str] = []
-    """Names of the baselines that come to this design."""
+    """Names of the baselines that are this design."""
     state: str
     assignment: dict[str, str]
     params: int
