@@ -237,7 +237,7 @@ def _trials(session: Session, study: StudyRow) -> None:
         study_id=study.id,
         number=0,
         round=1,
-        source="milp",
+        proposed_by="milp",
         state="DONE",
         assignment={name: labels[-1] for name, labels in parameters.items()},
         design_key="",

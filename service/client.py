@@ -50,7 +50,7 @@ class GraftlabClient(Transport):
     def submit(self, document: Any, idempotency_key: str | None = None, **options: Any) -> SubmitAnswer:
         """Queue a run of this design; a lost answer cannot make a second run. Raises ApiProblem.
 
-        Options: `priority` (higher runs first), `study` (a label whose account is charged too).
+        Options: `priority` (higher runs first), `tag` (a label whose account is charged too).
         """
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         answer = self._ask("POST", "/experiments", json=document, headers=headers, params=options)

@@ -21,7 +21,7 @@ Every file is written atomically. Event files are numbered from 1 without gaps.
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget, Usage
@@ -61,8 +61,13 @@ class RunTicket(Frozen):
     """Usage of earlier attempts, which counts toward the budget."""
     budget: Budget | None = None
     """Budget of the whole run, extensions included; the job's own budget where this is None."""
-    micro_batches: Annotated[int, Field(ge=1)] = 1
-    """Number of parts that a training batch is split into so that it fits into memory."""
+    accumulation_steps: Annotated[
+        int, Field(ge=1, validation_alias=AliasChoices("accumulation_steps", "micro_batches"))
+    ] = 1
+    """Number of parts that a training batch is split into so that it fits into memory.
+
+    Tickets of older versions have the second name.
+    """
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 5.0
     silence_seconds: Annotated[float, Field(gt=0)] = 60.0
     """An attempt without heartbeat for this long is replaced; a worker ends itself after two thirds."""
@@ -211,10 +216,10 @@ DRIVER_ONLY_KINDS = frozenset({"screening"})
 
 
 class WarmWorker(Frozen):
-    """A worker group that has run `turn` tickets and accepts another one of the same shape."""
+    """A worker group that has run `ticket_index` tickets and accepts another one of the same shape."""
 
     job: str
-    turn: Annotated[int, Field(ge=1, lt=2**31)]
+    ticket_index: Annotated[int, Field(ge=1, lt=2**31)]
     shape: str
     cpus: Annotated[int, Field(ge=0)]
     gpus: Annotated[int, Field(ge=0)]
@@ -240,9 +245,9 @@ def idle_path(job: str) -> str:
     return f"{IDLE_FOLDER}/{job}.json"
 
 
-def handover_path(job: str, turn: int) -> str:
+def handover_path(job: str, ticket_index: int) -> str:
     """Path where the scheduler writes the assignment for an idle worker group."""
-    return f"hosts/{job}/next-{turn}.json"
+    return f"hosts/{job}/next-{ticket_index}.json"
 
 
 def retire_path(job: str) -> str:
@@ -250,14 +255,14 @@ def retire_path(job: str) -> str:
     return f"hosts/{job}/retire"
 
 
-def turn_path(job: str, turn: int) -> str:
-    """Path where the driver tells its workers to begin this turn."""
-    return f"hosts/{job}/turn-{turn}.json"
+def begin_path(job: str, ticket_index: int) -> str:
+    """Path where the driver tells its workers to begin this ticket."""
+    return f"hosts/{job}/begin-{ticket_index}.json"
 
 
-def done_path(job: str, turn: int) -> str:
-    """Path where rank 0 tells its driver that this turn has ended."""
-    return f"hosts/{job}/done-{turn}"
+def done_path(job: str, ticket_index: int) -> str:
+    """Path where rank 0 tells its driver that this ticket is done."""
+    return f"hosts/{job}/done-{ticket_index}"
 
 
 def attempt_folder(run_id: str, attempt: int) -> str:

@@ -15,6 +15,7 @@ from workers.contract import (
     Assignment,
     RunTicket,
     WarmWorker,
+    begin_path,
     done_path,
     handover_path,
     host_shape,
@@ -22,7 +23,6 @@ from workers.contract import (
     retire_path,
     submission_id,
     ticket_path,
-    turn_path,
 )
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ class WarmGroup:
     def __init__(self, storage: Storage, first: RunTicket, begin: Begin) -> None:
         self._storage, self._begin = storage, begin
         self._job = submission_id(first.run_id, first.attempt)
-        self._turn = 1
+        self._ticket_index = 1
         self._over = threading.Event()
         self.ticket: RunTicket | None = first
         """Ticket that the group is running; None between two tickets."""
         self.began = time.monotonic()
-        self._end_turn = begin(first)
+        self._end_ticket = begin(first)
 
     def start(self) -> None:
         threading.Thread(target=self._switch, name="host", daemon=True).start()
@@ -53,25 +53,25 @@ class WarmGroup:
         """Stop the attempt's heartbeat and delete the group's files; call this when the group has ended."""
         self._over.set()
         if self.ticket is not None:
-            self._end_turn()
+            self._end_ticket()
         self._storage.delete(idle_path(self._job))
         for name in self._storage.names(f"hosts/{self._job}"):
             self._storage.delete(f"hosts/{self._job}/{name}")
 
     def _switch(self) -> None:
-        while self._wait_for(lambda: self._storage.exists(done_path(self._job, self._turn))):
+        while self._wait_for(lambda: self._storage.exists(done_path(self._job, self._ticket_index))):
             done, self.ticket = self.ticket, None
-            self._end_turn()
+            self._end_ticket()
             assert done is not None
             handover = self._wait_for_next(done)
-            self._turn += 1
+            self._ticket_index += 1
             if handover.run_id is not None:
                 self.ticket = self._storage.read_model(
                     ticket_path(handover.run_id, handover.attempt), RunTicket
                 )
                 self.began = time.monotonic()
-                self._end_turn = self._begin(self.ticket)
-            self._storage.write_model(turn_path(self._job, self._turn), handover)
+                self._end_ticket = self._begin(self.ticket)
+            self._storage.write_model(begin_path(self._job, self._ticket_index), handover)
             if handover.run_id is None:
                 return
 
@@ -79,12 +79,12 @@ class WarmGroup:
         resources = done.work.resources
         idle = WarmWorker(
             job=self._job,
-            turn=self._turn,
+            ticket_index=self._ticket_index,
             shape=host_shape(done.work),
             cpus=resources.workers * resources.cpus_per_worker,
             gpus=resources.workers * resources.gpus_per_worker,
         )
-        handover = handover_path(self._job, self._turn + 1)
+        handover = handover_path(self._job, self._ticket_index + 1)
         self._storage.write_model(idle_path(self._job), idle)
         retire, end = retire_path(self._job), time.monotonic() + done.warm_seconds
         self._wait_for(
@@ -107,21 +107,23 @@ class WarmGroup:
 
 def receive_tickets(storage: Storage, first: RunTicket, leads: bool) -> Iterator[RunTicket]:
     """Worker side of reuse: yields the first ticket, then each next one until the driver ends the group."""
-    job, turn, ticket = submission_id(first.run_id, first.attempt), 1, first
+    job, ticket_index, ticket = submission_id(first.run_id, first.attempt), 1, first
     while True:
         yield ticket
         if not ticket.warm_seconds:
             return
         if leads:
-            storage.write_bytes(done_path(job, turn), b"")
-        turn += 1
-        handover = _next_turn(storage, turn_path(job, turn), ticket.warm_seconds + DRIVER_SECONDS)
+            storage.write_bytes(done_path(job, ticket_index), b"")
+        ticket_index += 1
+        handover = _next_assignment(
+            storage, begin_path(job, ticket_index), ticket.warm_seconds + DRIVER_SECONDS
+        )
         if handover.run_id is None:
             return
         ticket = storage.read_model(ticket_path(handover.run_id, handover.attempt), RunTicket)
 
 
-def _next_turn(storage: Storage, path: str, seconds: float) -> Assignment:
+def _next_assignment(storage: Storage, path: str, seconds: float) -> Assignment:
     end = time.monotonic() + seconds
     while not storage.exists(path):
         if time.monotonic() > end:

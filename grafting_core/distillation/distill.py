@@ -65,7 +65,7 @@ def distill(
     observer: PassObserver = NO_OBSERVER,
     checkpoints: Checkpointer = NO_CHECKPOINTS,
     done: Done = lambda spec, result: None,
-    micro_batches: int = 1,
+    accumulation_steps: int = 1,
 ) -> dict[str, DistillResult]:
     """Distil every student in one pass of the teacher; `done` is called for each as soon as it has ended.
 
@@ -75,10 +75,10 @@ def distill(
     Students must have the same stream (`DistillPlan.stream`) and may differ in everything else. A student
     whose loss or error is not finite ends as diverged; the others continue. After an interruption every
     student resumes from the checkpoint. Raises ValueError for students of several streams or with equal keys,
-    StopRequested, after a checkpoint, if the observer requests a stop. `micro_batches` as in `finetune`.
+    StopRequested, after a checkpoint, if the observer requests a stop. `accumulation_steps` as in `finetune`.
     """
     _check(specs)
-    students = [Student(spec, backbone, micro_batches) for spec in specs]
+    students = [Student(spec, backbone, accumulation_steps) for spec in specs]
     _resume(students, checkpoints)
     results: dict[str, DistillResult] = {}
     total = max((student.plan.steps for student in students), default=0)

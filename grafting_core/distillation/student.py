@@ -74,13 +74,13 @@ class TrainState:
 class Student:
     """A student's module between two steps. Losses stay on the device until `record_losses` records them."""
 
-    def __init__(self, spec: StudentSpec, backbone: Backbone, micro_batches: int = 1) -> None:
+    def __init__(self, spec: StudentSpec, backbone: Backbone, accumulation_steps: int = 1) -> None:
         self.spec, self.plan = spec, spec.plan
         self.module = spec.build(backbone).to(backbone.device).train()
         self.optimiser = adamw(self.module, self.plan.learning_rate, self.plan.weight_decay)
         self.record = TrainState(ending=None if self.plan.steps else "completed")
         self.pending_losses: list[Tensor] = []
-        self.micro_batches = micro_batches
+        self.accumulation_steps = accumulation_steps
         """Parts of a batch that are computed one after another, if the whole does not fit into memory."""
 
     @property
@@ -112,7 +112,9 @@ class Student:
         """Accumulate gradients of the mean loss, part by part; returns that mean."""
         total = torch.zeros((), device=hidden_BTD.device)
         square = target_BTD.square().mean()
-        parts = zip(*(tensor.chunk(self.micro_batches) for tensor in (hidden_BTD, target_BTD)), strict=True)
+        parts = zip(
+            *(tensor.chunk(self.accumulation_steps) for tensor in (hidden_BTD, target_BTD)), strict=True
+        )
         for hidden, target in parts:
             with torch.enable_grad(), autocast(hidden.device, self.plan.precision):
                 output = self.module(hidden)

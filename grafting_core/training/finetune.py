@@ -48,16 +48,16 @@ def finetune(
     checkpoints: Checkpointer = NO_CHECKPOINTS,
     parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
     share: Shard = Shard(),
-    micro_batches: int = 1,
+    accumulation_steps: int = 1,
 ) -> dict[str, Tensor]:
     """Train the graft's transformer in place and return its EMA weights (a state dict, float32, CPU).
 
-    Each process's rows are computed in `micro_batches` parts, one after another, and gradients are added: the
-    same mean over the same global batch, up to rounding, in less memory.
+    Each process's rows are computed in `accumulation_steps` parts, one after another, and gradients are
+    added: the same mean over the same global batch, up to rounding, in less memory.
 
     Raises Diverged if the loss is not finite, StopRequested, after a checkpoint, if a stop is requested.
     """
-    training = _Training(graft, plan, latents, share, micro_batches)
+    training = _Training(graft, plan, latents, share, accumulation_steps)
     step = training.resume(checkpoints)
     network = parallel(graft.transformer.train())
     observer.progress(step, plan.steps, {})
@@ -87,10 +87,10 @@ class _Training:
     """Network, optimiser and EMA weights between two steps."""
 
     def __init__(
-        self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Shard, micro_batches: int
+        self, graft: Backbone, plan: FinetunePlan, latents: Latents, share: Shard, accumulation_steps: int
     ) -> None:
         self.graft, self.plan, self.latents = graft, plan, latents
-        self.share, self.micro_batches = share, micro_batches
+        self.share, self.accumulation_steps = share, accumulation_steps
         self.objective = objective_of(graft.card)
         transformer = self.transformer = graft.transformer
         # Position embeddings are buffers, hence frozen, as in the paper's recipe.
@@ -121,7 +121,7 @@ class _Training:
         """Accumulate gradients of the mean loss over this process's rows, part by part; returns that mean."""
         batch = self._batch(step)
         rows, total = len(batch), torch.zeros((), dtype=torch.float64, device=self.device)
-        size = math.ceil(rows / self.micro_batches)
+        size = math.ceil(rows / self.accumulation_steps)
         for first in range(0, rows, size):
             part = batch.rows(slice(first, first + size))
             weight = len(part) / rows

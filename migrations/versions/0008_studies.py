@@ -3,8 +3,6 @@
 import sqlalchemy as sa
 from alembic import op
 
-from service.db.tables import UtcTime
-
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
@@ -30,8 +28,8 @@ def upgrade() -> None:
         sa.Column("idempotency_key", sa.String(length=64), unique=True),
         sa.Column("request_digest", sa.String(length=64), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("created_at", UtcTime(), nullable=False),
-        sa.Column("ended_at", UtcTime()),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True)),
         sa.Column("mlflow_run_id", sa.String(length=64)),
         sa.Column("mlflow_url", sa.String(length=500)),
         sa.Column("mlflow_version", sa.Integer(), nullable=False),

@@ -3,8 +3,6 @@
 import sqlalchemy as sa
 from alembic import op
 
-from service.db.tables import UtcTime
-
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -19,8 +17,8 @@ def upgrade() -> None:
         sa.Column("types", sa.JSON(), nullable=False),
         sa.Column("secret", sa.String(length=64), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=False),
-        sa.Column("created_at", UtcTime(), nullable=False),
-        sa.Column("removed_at", UtcTime()),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("removed_at", sa.DateTime(timezone=True)),
     )
     op.create_table(
         "webhook_deliveries",
@@ -36,8 +34,8 @@ def upgrade() -> None:
         sa.Column("due", sa.Double(), nullable=False),
         sa.Column("status", sa.Integer()),
         sa.Column("error", sa.String(length=300)),
-        sa.Column("created_at", UtcTime(), nullable=False),
-        sa.Column("ended_at", UtcTime()),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True)),
     )
     op.create_index("ix_webhook_deliveries_due", "webhook_deliveries", ["state", "due", "webhook_id"])
     op.create_index("ix_webhook_deliveries_webhook", "webhook_deliveries", ["webhook_id", "id"])

@@ -72,21 +72,21 @@ def again_where_beaten(once: Callable[[], T]) -> T:
         return once()
 
 
-def check_chargeable(lab: AppContext, study: str | None) -> None:
-    """Refuse to charge a study of another user, to admins too.
+def check_chargeable(lab: AppContext, tag: str | None) -> None:
+    """Refuse a tag that is the id of another user's study, to admins too.
 
     Raises ApiError: not-found if the principal does not see the study, else forbidden.
     """
-    if study is None:
+    if tag is None:
         return
     with lab.database.reading() as session:
-        row = session.get(StudyRow, study)
+        row = session.get(StudyRow, tag)
     who = lab.principal
     if row is None or row.owner == who.owner:
         return
     if who.only_owner is not None:
-        raise ApiError("not-found", f"there is no study {study!r} of yours; give your run another label")
-    raise ApiError("forbidden", f"study {study} is {row.owner}'s; give your run another label")
+        raise ApiError("not-found", f"there is no study {tag!r} of yours; give your run another tag")
+    raise ApiError("forbidden", f"study {tag} is {row.owner}'s; give your run another tag")
 
 
 def accepted(response: Response, run: RunRow, notes: Sequence[str] = ()) -> SubmitAnswer:

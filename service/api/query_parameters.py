@@ -10,6 +10,8 @@ from grafting_core.specs.documents.explain import nearest
 from grafting_core.specs.naming import unseen
 from service.api.problems import ApiError
 
+RENAMED = {"study": "tag"}
+"""Parameters of earlier versions -> what they are called now."""
 MAX_PART = 200
 """Length limit of an id or a name in the path."""
 
@@ -27,11 +29,17 @@ async def known_parameters(request: Request) -> None:
     unknown = sorted(set(request.query_params) - _names(request.scope["route"]))
     if unknown:
         allowed = sorted(_names(request.scope["route"]))
-        message = f"unknown parameter {shown(unknown[0])}{nearest(unknown[0], allowed)}"
+        message = f"unknown parameter {shown(unknown[0])}{_hint(unknown[0], allowed)}"
         place = pointer("query", unknown[0])
         raise SpecError(
             [Problem(pointer=place, code="unknown-field", message=message, allowed=tuple(allowed))]
         )
+
+
+def _hint(name: str, allowed: list[str]) -> str:
+    if RENAMED.get(name) in allowed:
+        return f"; it is called {RENAMED[name]!r} now"
+    return nearest(name, allowed)
 
 
 def _check_part(value: object) -> None:

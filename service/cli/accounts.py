@@ -1,4 +1,4 @@
-"""`graft budget`: limits and use of the lab, users and studies."""
+"""`graft budget`: limits and use of the lab, users and tags."""
 
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from service.schemas.runs import AccountView
 
 def budget_command(
     account: Annotated[
-        str | None, typer.Argument(help="`lab`, `user/NAME` or `study/NAME`: show only this account.")
+        str | None, typer.Argument(help="`lab`, `user/NAME` or `tag/NAME`: show only this account.")
     ] = None,
     device_seconds: Annotated[float | None, typer.Option(min=1e-9)] = None,
     flops: Annotated[float | None, typer.Option(min=1e-9)] = None,
@@ -62,7 +62,7 @@ LIMITS = {
 def _accounts(client: GraftlabClient, account: str | None, changes: dict[str, Any]) -> list[AccountView]:
     """Return the named account after these changes, or all accounts. Raises Refused."""
     if account is None and changes:
-        raise Refused(["limits need an account: name `lab`, `user/NAME` or `study/NAME`"])
+        raise Refused(["limits need an account: name `lab`, `user/NAME` or `tag/NAME`"])
     if account is None:
         return client.accounts()
     if changes:
@@ -100,8 +100,8 @@ def _one_account(client: GraftlabClient, account: str) -> list[AccountView]:
 
 def _account(text: str) -> tuple[str, str]:
     scope, _, name = text.partition("/")
-    if scope not in ("lab", "user", "study") or (not name and scope != "lab"):
-        raise Refused([f"{text!r} is not an account; write lab, user/NAME or study/NAME"])
+    if scope not in ("lab", "user", "tag") or (not name and scope != "lab"):
+        raise Refused([f"{text!r} is not an account; write lab, user/NAME or tag/NAME"])
     return scope, name or "lab"
 
 

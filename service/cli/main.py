@@ -49,7 +49,7 @@ def submit(
     url: Url = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")] = False,
     priority: Annotated[int, typer.Option(min=-1000, max=1000, help="Higher runs first.")] = 0,
-    study: Annotated[str | None, typer.Option(help="Label whose budget it is charged to as well.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Label whose budget it is charged to as well.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Finetune and evaluate again, even if the lab has the results.")
     ] = False,
@@ -60,7 +60,7 @@ def submit(
     document = read_design(file)
     if fresh and isinstance(document, dict):
         document["fresh"] = True
-    options: dict[str, Any] = {"priority": priority, **({"study": study} if study else {})}
+    options: dict[str, Any] = {"priority": priority, **({"tag": tag} if tag else {})}
     answer = refusing(file, lambda: client.submit(document, **options))
     if answer.notes and not json:
         say(f"note: {note}" for note in answer.notes)

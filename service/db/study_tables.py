@@ -9,9 +9,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.db.tables import Base, now, where
 from service.schemas.runs import StudyPhase, StudyState
 
-SHARED = ", "
-"""Separator between the names of baselines that are the same design."""
-
 
 class StudyRow(Base):
     """One search. `state` and `phase` are written only by `studies.move` and `studies.advance`."""
@@ -59,8 +56,10 @@ class TrialRow(Base):
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     round: Mapped[int]
-    source: Mapped[str] = mapped_column(String(80))
-    """Proposer: `milp`, a sampler, or `baseline deep`; several baselines are joined by SHARED."""
+    proposed_by: Mapped[str] = mapped_column(String(32))
+    """`milp`, a sampler, or `baseline`."""
+    baselines: Mapped[list[str]] = mapped_column(JSON, server_default="[]", default=list)
+    """Names of the baselines that are this design; empty if a sampler proposed it."""
     state: Mapped[str] = mapped_column(String(16))
     assignment: Mapped[dict[str, Any]]
     design_key: Mapped[str] = mapped_column(String(64), index=True)

@@ -54,7 +54,7 @@ class ExperimentRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16), server_default="graft")
-    study: Mapped[str | None] = mapped_column(String(64))
+    tag: Mapped[str | None] = mapped_column(String(64))
     name: Mapped[str] = mapped_column(String(200))
     backbone: Mapped[str] = mapped_column(String(200))
     digest: Mapped[str] = mapped_column(String(64), index=True)
@@ -89,7 +89,7 @@ class RunRow(Base):
     owner: Mapped[str] = mapped_column(String(64), server_default="lab", default="lab")
     name: Mapped[str] = mapped_column(String(200), server_default="", default="")
     """Copy of the experiment's name, so that lists are read from one index."""
-    study: Mapped[str | None] = mapped_column(String(64))
+    tag: Mapped[str | None] = mapped_column(String(64))
     precedence: Mapped[int] = mapped_column(server_default="0", default=0)
     """Minus the priority, so that one ascending index gives the order of the queue."""
     workers: Mapped[int] = mapped_column(server_default="1", default=1)
@@ -110,7 +110,7 @@ class RunRow(Base):
     pause_requested_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(server_default="0", default=0)
     """Ended attempts that count against the limit; an explicit retry resets them."""
-    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    accumulation_steps: Mapped[int] = mapped_column(server_default="1", default=1)
     """Number of parts in which a training batch is computed; doubled when memory runs out."""
     extra_device_seconds: Mapped[float] = mapped_column(server_default="0", default=0.0)
     """Device-seconds granted beyond the budget of the submission."""
@@ -166,10 +166,10 @@ class AttemptRow(Base):
     lease_until: Mapped[float | None]
     """Seconds since 1970 by the database's clock; an attempt not renewed by then is lost."""
     reason: Mapped[str | None] = mapped_column(String(32))
-    micro_batches: Mapped[int] = mapped_column(server_default="1", default=1)
+    accumulation_steps: Mapped[int] = mapped_column(server_default="1", default=1)
     job: Mapped[str | None] = mapped_column(String(64))
     """Ray job that runs the attempt: its own, or a warm worker group left by an earlier attempt."""
-    turn: Mapped[int] = mapped_column(server_default="1", default=1)
+    ticket_index: Mapped[int] = mapped_column(server_default="1", default=1)
     """Position among the tickets of that job."""
 
     @property
@@ -231,7 +231,7 @@ class LeaderRow(Base):
 
 
 class AccountRow(Base):
-    """Limits of a user, a study or the lab, and the use of its ended attempts."""
+    """Limits of a user, a tag or the lab, and the use of its ended attempts."""
 
     __tablename__ = "accounts"
 

@@ -111,9 +111,9 @@ class Walk:
             return deque()
         query = select(*COLUMNS).where(RunRow.state == "QUEUED", RunRow.owner == owner, due(RunRow, now()))
         query = query.where(*self.capacity.fitting(RunRow), *(column <= most for column, most in left))
-        studies = [name for scope, name in self._closed if scope == "study"]
-        if studies:
-            query = query.where(or_(RunRow.study.is_(None), RunRow.study.not_in(studies)))
+        tags = [name for scope, name in self._closed if scope == "tag"]
+        if tags:
+            query = query.where(or_(RunRow.tag.is_(None), RunRow.tag.not_in(tags)))
         if after is not None:
             query = query.where(tuple_(RunRow.precedence, RunRow.id) > (after.precedence, after.id))
         query = query.order_by(RunRow.precedence, RunRow.id).limit(size)

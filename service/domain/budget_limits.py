@@ -26,12 +26,12 @@ class AccountLimits(Frozen):
 
 
 def all_accounts(session: Session, owner: str | None = None) -> list[AccountView]:
-    """List the lab's account, then users, then studies; with `owner`, only that user's account."""
+    """List the lab's account, then users, then tags; with `owner`, only that user's account."""
     query = select(AccountRow).order_by(AccountRow.scope, AccountRow.name)
     if owner is not None:
         query = query.where(AccountRow.scope == "user", AccountRow.name == owner)
     live = live_use(session)
-    order = ("lab", "user", "study")
+    order = ("lab", "user", "tag")
     rows = sorted(session.scalars(query), key=lambda row: (order.index(row.scope), row.name))
     return [_view(row, live) for row in rows]
 

@@ -1,4 +1,4 @@
-"""Budgets of users, studies and the lab: reserved at admission, metered while running, charged after."""
+"""Budgets of users, tags and the lab: reserved at admission, metered while running, charged after."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from service.domain.run_lifecycle import LIVE
 from service.log_once import Once, brief
 
 say = Once(logging.getLogger("graftlab.accounts"))
-Scope = Literal["lab", "user", "study"]
+Scope = Literal["lab", "user", "tag"]
 AccountId = tuple[str, str]
 LAB: AccountId = ("lab", "lab")
 HALF_LIFE_SECONDS = 86_400.0
@@ -61,9 +61,9 @@ def usage_of(backbone: str, spend: Usage) -> AccountUsage:
     return AccountUsage(spend.device_seconds, spend.flops, spend.training_images, share)
 
 
-def keys_of(owner: str, study: str | None) -> tuple[AccountId, ...]:
-    """List the accounts that a run of this owner and study is charged to."""
-    more: tuple[AccountId, ...] = (("study", study),) if study else ()
+def keys_of(owner: str, tag: str | None) -> tuple[AccountId, ...]:
+    """List the accounts charged for a run of this owner and tag. Runs of a study have its id as tag."""
+    more: tuple[AccountId, ...] = (("tag", tag),) if tag else ()
     return (LAB, ("user", owner), *more)
 
 
@@ -119,8 +119,8 @@ def charge_attempt(session: Session, run: RunRow, attempt: AttemptRow, reason: s
         return
     attempt.ended_at, attempt.reason = now(), reason
     used = usage_of(run.experiment.backbone, attempt.spend)
-    open_accounts(session, keys_of(run.owner, run.study))
-    for scope, name in sorted(keys_of(run.owner, run.study)):
+    open_accounts(session, keys_of(run.owner, run.tag))
+    for scope, name in sorted(keys_of(run.owner, run.tag)):
         _charge(session.get_one(AccountRow, (scope, name), with_for_update=True), used)
 
 
@@ -179,7 +179,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveUse:
     )
     backbone = run.experiment.backbone
     spent = usage_of(backbone, attempt.spend)
-    return LiveUse(run.id, keys_of(run.owner, run.study), spent, usage_of(backbone, reserved))
+    return LiveUse(run.id, keys_of(run.owner, run.tag), spent, usage_of(backbone, reserved))
 
 
 def spent_accounts(session: Session, live: Sequence[LiveUse]) -> dict[str, str]:
@@ -205,5 +205,5 @@ def commitments(key: AccountId, live: Sequence[LiveUse]) -> AccountUsage:
 
 
 def title(key: AccountId) -> str:
-    """Name an account in messages: `the lab`, `user ann`, `study s1`."""
+    """Name an account in messages: `the lab`, `user ann`, `tag s1`."""
     return "the lab" if key == LAB else f"{key[0]} {key[1]}"

@@ -153,15 +153,15 @@ def _charged_once(session: Session) -> Wrong:
     """Every account equals the sum of the ended attempts charged to it."""
     totals: dict[AccountId, AccountUsage] = {}
     query = (
-        select(AttemptRow, RunRow.owner, RunRow.study, ExperimentRow.backbone)
+        select(AttemptRow, RunRow.owner, RunRow.tag, ExperimentRow.backbone)
         .join(RunRow, RunRow.id == AttemptRow.run_id)
         .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
         .where(AttemptRow.ended_at.is_not(None))
         .execution_options(yield_per=BATCH)
     )
-    for attempt, owner, study, backbone in session.execute(query):
+    for attempt, owner, tag, backbone in session.execute(query):
         used = usage_of(backbone, attempt.spend)
-        for key in keys_of(owner, study):
+        for key in keys_of(owner, tag):
             totals[key] = totals.get(key, AccountUsage()) + used
     for account in session.scalars(select(AccountRow)):
         key = (account.scope, account.name)

@@ -73,7 +73,7 @@ class QueuedRun:
 
     id: str
     owner: str
-    study: str | None
+    tag: str | None
     precedence: int
     cpus: int
     gpus: int
@@ -97,7 +97,7 @@ class QueuedRun:
 
     @property
     def keys(self) -> tuple[AccountId, ...]:
-        return keys_of(self.owner, self.study)
+        return keys_of(self.owner, self.tag)
 
     def waited_seconds(self) -> float:
         return (now() - self.created_at).total_seconds()

@@ -53,4 +53,4 @@ def can_split(run: RunRow) -> bool:
     """
     plan = run.experiment.spec.get(run.stage or "", {})
     workers = run.experiment.spec["resources"]["workers"]
-    return bool(run.micro_batches * 2 * workers <= plan.get("batch_size", 0))
+    return bool(run.accumulation_steps * 2 * workers <= plan.get("batch_size", 0))

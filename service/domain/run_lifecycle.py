@@ -122,7 +122,7 @@ def _again(
     if run.failures >= max_attempts:
         return transition(session, run, "FAILED", reason, message)
     if policy.smaller_batch:
-        run.micro_batches *= 2
+        run.accumulation_steps *= 2
     if run.pause_requested_at is not None:
         return transition(session, run, "PAUSED", reason, message)
     # A stop on a request that was withdrawn meanwhile is queued without delay.

@@ -80,7 +80,7 @@ def create_study(
 
 def set_budget(session: Session, study: StudyRow, budget: Budget) -> None:
     """Set the limits of the account that all runs of the study are charged to."""
-    key = ("study", study.id)
+    key = ("tag", study.id)
     open_accounts(session, [key])
     accounts(session, [key])[key].limits = budget.model_dump(mode="json", exclude_none=True)
 
@@ -149,7 +149,7 @@ def submit_for(
     earlier = run_for(session, study.id, role, label)
     if earlier is not None:
         return earlier
-    options = QueueOptions(study=study.id)
+    options = QueueOptions(tag=study.id)
     key = f"study {study.id} {role} {label}"
     run = submit(session, work, work.digest, key, owner=study.owner, placing=options)
     session.add(StudyRunRow(study_id=study.id, role=role, label=label, run_id=run.id, trial=trial))

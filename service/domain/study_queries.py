@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.studies.rank_correlation import MODELS_NEEDED, rank_correlation
 from grafting_core.specs.studies.study import StudySpec
-from service.db.study_tables import SHARED, StudyRow, StudyRunRow, TrialRow
+from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import RunRow, StageRow
 from service.domain.latency_table import clocked, keeps_limit
 from service.domain.run_queries import parsed, spends_of
@@ -165,11 +165,9 @@ def comparisons(runs: Sequence[StudyRun], trials: Sequence[TrialRow]) -> list[Co
     """
     best = best_run(runs)
     by_trial = {run.trial: run for run in runs if run.trial is not None and run.role in FINISHING}
-    named = {name: run for run in runs if run.role == "baseline" for name in run.label.split(SHARED)}
-    for trial in trials:
-        if trial.source.startswith("baseline ") and trial.number in by_trial:
-            for name in trial.source.removeprefix("baseline ").split(SHARED):
-                named.setdefault(name, by_trial[trial.number])
+    tried = [trial for trial in trials if trial.number in by_trial]
+    named = {name: by_trial[trial.number] for trial in tried for name in trial.baselines}
+    named |= {run.label: run for run in runs if run.role == "baseline" and run.trial is None}
     return [_against(best, name, run) for name, run in named.items()]
 
 

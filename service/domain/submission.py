@@ -29,9 +29,9 @@ class QuotaReached(Exception):
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """Study that a submission belongs to, and its priority: higher runs first."""
+    """Tag of a submission, and its priority: higher runs first."""
 
-    study: str | None = None
+    tag: str | None = None
     priority: int = 0
 
 
@@ -59,10 +59,10 @@ def submit(
             if earlier.experiment.request_digest != request_digest:
                 raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
             return earlier
-    _check_quota(session, owner, open_accounts(session, keys_of(owner, placing.study)))
+    _check_quota(session, owner, open_accounts(session, keys_of(owner, placing.tag)))
     experiment = ExperimentRow(
         kind=work.kind,
-        study=placing.study,
+        tag=placing.tag,
         name=work.name,
         backbone=work.backbone.name,
         digest=work.digest,
@@ -103,7 +103,7 @@ def _queued(work: Job, experiment: ExperimentRow, forecast: Forecast | None, pla
         experiment=experiment,
         owner=experiment.owner,
         name=experiment.name,
-        study=placing.study,
+        tag=placing.tag,
         precedence=-placing.priority,
         workers=resources.workers,
         cpus=resources.workers * resources.cpus_per_worker,

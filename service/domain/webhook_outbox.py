@@ -94,7 +94,7 @@ def announce_run(session: Session, run: RunRow) -> None:
         "name": run.experiment.name,
         "backbone": run.experiment.backbone,
         "owner": run.owner,
-        "study": run.study,
+        "tag": run.tag,
         "state": run.state,
         "reason": run.reason,
         "message": run.message,

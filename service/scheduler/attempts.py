@@ -101,15 +101,15 @@ class AttemptReconciler:
         """Write the ticket, start the job, then record both: a crash between any two repeats harmlessly."""
         ticket = self._ticket(run_id, number)
         self._control.storage.write_model(ticket_path(run_id, number), ticket)
-        job, turn = self._place(ticket)
-        if turn > 1:
-            self._hosts.hand_over(job, turn, ticket)
+        job, ticket_index = self._place(ticket)
+        if ticket_index > 1:
+            self._hosts.hand_over(job, ticket_index, ticket)
         else:
             self._hosts.make_room(*self._free())
             self._control.cluster.submit(job, self._entrypoint(run_id, number))
         with self._control.leading() as session:
             session.get_one(AttemptRow, (run_id, number)).submitted_at = now()
-        log.info("run %s attempt %s: submitted as ticket %s of %s", run_id, number, turn, job)
+        log.info("run %s attempt %s: submitted as ticket %s of %s", run_id, number, ticket_index, job)
         return job
 
     def _place(self, ticket: RunTicket) -> tuple[str, int]:
@@ -121,10 +121,10 @@ class AttemptReconciler:
         with self._control.leading() as session:
             row = session.get_one(AttemptRow, (ticket.run_id, ticket.attempt))
             if row.job is None and host is not None:
-                row.job, row.turn = host.job, host.turn + 1
+                row.job, row.ticket_index = host.job, host.ticket_index + 1
             elif row.job is None:
                 row.job = submission_id(ticket.run_id, ticket.attempt)
-            return row.job, row.turn
+            return row.job, row.ticket_index
 
     def _free(self) -> tuple[int, int]:
         with self._control.database.reading() as session:
@@ -142,7 +142,7 @@ class AttemptReconciler:
                 storage=settings.storage,
                 spent=spend_of(session, run_id),
                 budget=budget_of(run),
-                micro_batches=run.micro_batches,
+                accumulation_steps=run.accumulation_steps,
                 heartbeat_seconds=min(5.0, settings.silence_seconds / 12),
                 silence_seconds=settings.silence_seconds,
                 checkpoint_seconds=settings.checkpoint_seconds,

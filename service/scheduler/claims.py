@@ -92,7 +92,10 @@ def _claim(session: Session, run: RunRow, verdict: Verdict, lease_until: float) 
     run.reserved_images = want.training_images
     session.add(
         AttemptRow(
-            run_id=run.id, number=run.attempt, lease_until=lease_until, micro_batches=run.micro_batches
+            run_id=run.id,
+            number=run.attempt,
+            lease_until=lease_until,
+            accumulation_steps=run.accumulation_steps,
         )
     )
     transition(session, run, "STARTING")

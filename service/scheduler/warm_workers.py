@@ -39,7 +39,9 @@ class WarmWorkerPool:
     def idle(self) -> list[WarmWorker]:
         """Return idle workers that have no new ticket yet. An unreadable note is logged once."""
         hosts = [host for name in self._storage.names(IDLE_FOLDER) if (host := self._read(name)) is not None]
-        return [host for host in hosts if not self._storage.exists(handover_path(host.job, host.turn + 1))]
+        return [
+            host for host in hosts if not self._storage.exists(handover_path(host.job, host.ticket_index + 1))
+        ]
 
     def _read(self, name: str) -> WarmWorker | None:
         path = f"{IDLE_FOLDER}/{name}"
@@ -69,10 +71,10 @@ class WarmWorkerPool:
         self._storage.delete(idle_path(host.job))  # killed while it waited
         return False
 
-    def hand_over(self, job: str, turn: int, ticket: RunTicket) -> None:
+    def hand_over(self, job: str, ticket_index: int, ticket: RunTicket) -> None:
         """Assign this ticket to a worker; repeating it changes nothing."""
         handover = Assignment(run_id=ticket.run_id, attempt=ticket.attempt)
-        self._storage.write_model(handover_path(job, turn), handover)
+        self._storage.write_model(handover_path(job, ticket_index), handover)
 
     def make_room(self, free_cpus: int, free_gpus: int) -> None:
         """Retire idle workers until the free CPUs and GPUs are not used by any."""

@@ -90,9 +90,10 @@ class RunView(View):
     ended_at: datetime | None = None
     cancel_requested_at: datetime | None = None
     pause_requested_at: datetime | None = None
-    study: str | None = None
+    tag: str | None = None
+    """Label of the submission; for a run of a study, the study's id."""
     priority: int = 0
-    micro_batches: int = 1
+    accumulation_steps: int = 1
     progress: StageProgress | None = None
     spend: Usage
     share_of_pretraining: float
@@ -314,9 +315,9 @@ class QueueView(View):
 
 
 class AccountView(View):
-    """Limits of a user, a study or the lab, its use by ended attempts, and by live ones."""
+    """Limits of a user, a tag or the lab, its use by ended attempts, and by live ones."""
 
-    scope: Literal["lab", "user", "study"]
+    scope: Literal["lab", "user", "tag"]
     name: str
     limits: Budget
     max_queued: int | None = None

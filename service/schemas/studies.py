@@ -46,7 +46,10 @@ class StudyTrial(View):
 
     number: int
     round: int
-    source: str
+    proposed_by: str
+    """`milp`, a sampler, or `baseline`."""
+    baselines: list[str] = []
+    """Names of the baselines that are this design."""
     state: str
     assignment: dict[str, str]
     params: int

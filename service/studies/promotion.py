@@ -57,8 +57,8 @@ def _submit_baselines(
     """Submit baselines that were not promoted as trials, and those that are not designs of the space."""
     count = 0
     for trial in trials:
-        if trial.source.startswith("baseline ") and trial.state in ("SCREENED", "PRUNED"):
-            name = trial.source.removeprefix("baseline ")
+        if trial.baselines and trial.state in ("SCREENED", "PRUNED"):
+            name = ", ".join(trial.baselines)
             work = graft_work(spec, trial, name, budget)
             submit_for(session, study, work, "baseline", name, trial.number)
             trial.state = "PROMOTED"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
 from grafting_core.specs.studies.space import Cost, Space, design_key
 from grafting_core.specs.studies.study import StudySpec
-from service.db.study_tables import SHARED
 from service.studies.optuna_study import Known, OptunaMirror
 
 MILP_SHARE = 0.2
@@ -20,9 +19,10 @@ DISTANCE = 2
 class Proposal:
     """One design to screen, with its proposer."""
 
-    source: str
+    proposed_by: str
     chosen: Chosen
     optuna_number: int
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Round:
         limits.
         """
         for names in self._same_designs(baselines):
-            self._add(f"baseline {SHARED.join(names)}", baselines[names[0]])
+            self._add("baseline", baselines[names[0]], baselines=tuple(names))
         alone = self.spec.sampler.kind == "milp"
         self._seed(self.count if alone else max(1, round(self.count * MILP_SHARE)))
         if not alone:
@@ -101,12 +101,12 @@ class Round:
             new = self._take(kind, number, self._space.chosen(assignment))
             kind = self.spec.sampler.kind if new else "random"
 
-    def _take(self, source: str, number: int, proposal: Chosen) -> bool:
+    def _take(self, proposed_by: str, number: int, proposal: Chosen) -> bool:
         """Add a proposal, moved to the nearest design that meets the limits; return whether it is new."""
         if not self.proposer.meets(proposal):
             self.book.tell(number, None)
-            return self._add(source, self.proposer.nearest(proposal))
-        if self._add(source, proposal, number):
+            return self._add(proposed_by, self.proposer.nearest(proposal))
+        if self._add(proposed_by, proposal, number):
             return True
         self.book.tell(number, self._value_of(proposal))
         return False
@@ -116,14 +116,16 @@ class Round:
         trial = self.known.get(self._key(chosen))
         return trial.values if trial else None
 
-    def _add(self, source: str, chosen: Chosen, number: int | None = None) -> bool:
+    def _add(
+        self, proposed_by: str, chosen: Chosen, number: int | None = None, baselines: tuple[str, ...] = ()
+    ) -> bool:
         """Add a design; False if the study has it. A design without a number is entered in Optuna."""
         key = self._key(chosen)
         if self.missing <= 0 or key in self.collected or key in self.known:
             return False
         if number is None:
             number = self.book.enter(self._space.assignment(chosen))
-        self.collected[key] = Proposal(source, chosen, number)
+        self.collected[key] = Proposal(proposed_by, chosen, number, baselines)
         return True
 
     def _key(self, chosen: Chosen) -> str:

@@ -10,7 +10,7 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.studies.selection import fronts
 from service.domain.study_queries import FINISHING
 from service.domain.study_report_paths import FIGURES
-from service.schemas.studies import StudyDetail, StudyRun
+from service.schemas.studies import StudyDetail, StudyRun, StudyTrial
 from service.studies.figures import best_designs, interactive, pictures
 from service.studies.finals import finals, name_of
 from service.studies.latency_sections import latency_sections
@@ -170,7 +170,7 @@ def _costs(detail: StudyDetail, run: StudyRun) -> list[str]:
 
 def _finished(detail: StudyDetail) -> list[list[str]]:
     screened = detail.spec.rungs[0].metric
-    head = ["design", "as", "source", f"{screened} in screening", "predicted", detail.quality]
+    head = ["design", "as", "proposed by", f"{screened} in screening", "predicted", detail.quality]
     trials = {trial.number: trial for trial in detail.trial_rows}
     front = {final.run.run_id for final in finals(detail) if final.on_front}
     rows = []
@@ -183,7 +183,7 @@ def _finished(detail: StudyDetail) -> list[list[str]]:
             [
                 name_of(run),
                 run.role,
-                trial.source if trial else "-",
+                _proposed_by(trial) if trial else "-",
                 "-" if first is None else f"{first:.4g}",
                 "-" if predicted is None else f"{predicted:.4g}",
                 _number(run.quality, run.state),
@@ -193,6 +193,11 @@ def _finished(detail: StudyDetail) -> list[list[str]]:
             ]
         )
     return [[*head, "FLOPs", "params", "seconds per image", "on the front"], *rows]
+
+
+def _proposed_by(trial: StudyTrial) -> str:
+    """`milp`, or `baseline deep, uniform`."""
+    return " ".join((trial.proposed_by, ", ".join(trial.baselines))).strip()
 
 
 def _designs(detail: StudyDetail) -> list[list[str]]:

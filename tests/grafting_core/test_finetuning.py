@@ -86,8 +86,12 @@ class Reads(TorchDispatchMode):
 
 
 def test_the_loss_is_read_once_a_step_however_many_parts_it_has(backbone: Backbone, latents: Latents) -> None:
-    def reads(micro_batches: int) -> int:
-        given = {"observer": NullObserver(), "checkpoints": NoCheckpoints(), "micro_batches": micro_batches}
+    def reads(accumulation_steps: int) -> int:
+        given = {
+            "observer": NullObserver(),
+            "checkpoints": NoCheckpoints(),
+            "accumulation_steps": accumulation_steps,
+        }
         with Reads() as counted:
             finetune(copied(backbone), PLAN.model_copy(update={"steps": 2}), latents, **given)
         return counted.count

@@ -116,7 +116,7 @@ def test_running_out_of_memory_halves_the_micro_batch_until_it_cannot(
             apply_event(session, settings, event(run, 1, STARTED))
             failed = AttemptFailed(reason="out_of_memory", message="m")
             apply_event(session, settings, event(run, 2, failed))
-            seen.append(run.micro_batches)
+            seen.append(run.accumulation_steps)
             if run.state == "QUEUED":
                 begin(session, run)
         assert seen == [2, 4, 8, 16, 16]
@@ -156,15 +156,15 @@ def test_routes_act_on_one_and_on_many(client: TestClient) -> None:
 
 
 def test_the_queue_and_accounts_are_shown_and_limits_set(client: TestClient) -> None:
-    placed = "/api/v1/experiments?priority=4&study=s1"
+    placed = "/api/v1/experiments?priority=4&tag=s1"
     run = client.post(placed, json=document()).json()["run_id"]
     (entry,) = client.get("/api/v1/queue", params={"run": run}).json()["entries"]
     assert (entry["run_id"], entry["priority"], entry["position"]) == (run, 4, 1)
     limits = {"budget": {"flops": 1e15, "share_of_pretraining": 0.5}, "max_running": 2}
-    kept = client.put("/api/v1/accounts/study/s1", json=limits).json()
+    kept = client.put("/api/v1/accounts/tag/s1", json=limits).json()
     assert (kept["limits"]["flops"], kept["max_running"]) == (1e15, 2)
     names = [(a["scope"], a["name"]) for a in client.get("/api/v1/accounts").json()]
-    assert names == [("lab", "lab"), ("user", "lab"), ("study", "s1")]
+    assert names == [("lab", "lab"), ("user", "lab"), ("tag", "s1")]
     assert client.put("/api/v1/accounts/galaxy/x", json={}).status_code == 422
     for name in ("other", "Lab", "LAB"):
         refused = client.put(f"/api/v1/accounts/lab/{name}", json={})

@@ -53,11 +53,11 @@ def _clear(session: Session) -> None:
         session.execute(delete(table))
 
 
-OWNERS, STUDIES = ("ann", "bob", "cy"), (None, "s1", "s2")
+OWNERS, TAGS = ("ann", "bob", "cy"), (None, "s1", "s2")
 RUN = st.fixed_dictionaries(
     {
         "owner": st.sampled_from(OWNERS),
-        "study": st.sampled_from(STUDIES),
+        "tag": st.sampled_from(TAGS),
         "precedence": st.integers(-1, 1),
         "cpus": st.integers(1, CPUS + 2),
         "gpus": st.integers(0, GPUS + 1),
@@ -69,7 +69,7 @@ RUN = st.fixed_dictionaries(
     }
 )
 LIMITS = st.dictionaries(
-    st.sampled_from([("lab", "lab"), *(("user", name) for name in OWNERS), ("study", "s1"), ("study", "s2")]),
+    st.sampled_from([("lab", "lab"), *(("user", name) for name in OWNERS), ("tag", "s1"), ("tag", "s2")]),
     st.fixed_dictionaries(
         {
             "limits": st.sampled_from([{}, {"device_seconds": 60.0}, {"device_seconds": 5.0}]),
@@ -162,7 +162,7 @@ def _check(runs: list[dict[str, Any]], limits: dict[Any, Any], started: list[str
         assert sum(run["cpus"] for run in [*live, *mine]) <= CPUS
     assert not any(run["late"] for run in mine)
     for run in mine:
-        for key in (("lab", "lab"), ("user", run["owner"]), ("study", run["study"])):
+        for key in (("lab", "lab"), ("user", run["owner"]), ("tag", run["tag"])):
             account = limits.get(key, {"limits": {}, "device_seconds": 0.0})
             assert account["device_seconds"] < account["limits"].get("device_seconds", 1e9)
         most = limits.get(("user", run["owner"]), {}).get("max_running")
@@ -171,26 +171,26 @@ def _check(runs: list[dict[str, Any]], limits: dict[Any, Any], started: list[str
 
 
 def plain(**changes: Any) -> dict[str, Any]:
-    given_run = {"owner": "ann", "study": None, "precedence": 0, "cpus": 1, "gpus": 0, "state": "QUEUED"}
+    given_run = {"owner": "ann", "tag": None, "precedence": 0, "cpus": 1, "gpus": 0, "state": "QUEUED"}
     return {**given_run, "key": "", "late": False, "old": False, "seconds": None, **changes}
 
 
-SPENT = {("study", "s1"): {"limits": {"device_seconds": 5.0}, "device_seconds": 10.0}}
-CLAIMED = {("study", "s1"): {"limits": {"device_seconds": 60.0}, "device_seconds": 10.0}}
-RUNNING = plain(state="RUNNING", key="a", study="s1", seconds=45.0)
+SPENT = {("tag", "s1"): {"limits": {"device_seconds": 5.0}, "device_seconds": 10.0}}
+CLAIMED = {("tag", "s1"): {"limits": {"device_seconds": 60.0}, "device_seconds": 10.0}}
+RUNNING = plain(state="RUNNING", key="a", tag="s1", seconds=45.0)
 
 
 @pytest.mark.parametrize(
     ("held", "limits", "lacks"),
     [
-        (plain(study="s1"), SPENT, "budget"),
-        (plain(study="s1", seconds=50.0), CLAIMED, "budget"),
+        (plain(tag="s1"), SPENT, "budget"),
+        (plain(tag="s1", seconds=50.0), CLAIMED, "budget"),
         (plain(key="a"), {}, "another run"),
         (plain(late=True), {}, "back-off"),
         (plain(cpus=CPUS + 1), {}, "cpus"),
         (plain(gpus=GPUS + 1, old=True), {}, "gpus"),
         (plain(cpus=2), {("user", "ann"): {"limits": {}, "device_seconds": 0.0, "max_cpus": 2}}, "quota"),
-        (plain(study="s1", cpus=CPUS, old=True), SPENT, "budget"),
+        (plain(tag="s1", cpus=CPUS, old=True), SPENT, "budget"),
     ],
 )
 def test_however_many_runs_are_held_the_owners_next_one_starts(

@@ -49,12 +49,24 @@ def test_the_same_key_gives_the_same_run_and_another_body_is_refused(client: Tes
     assert stored(client) == 1
 
 
+def test_a_submission_is_labelled_by_its_tag_and_the_old_name_is_refused(client: TestClient) -> None:
+    run = client.post(f"{SUBMIT}?tag=sweep", json=document()).json()["run_id"]
+    assert client.get(f"/api/v1/runs/{run}").json()["tag"] == "sweep"
+    assert client.get("/api/v1/runs").json()["runs"][0]["tag"] == "sweep"
+    answer = client.post(f"{SUBMIT}?study=sweep", json=document(name="other"))
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/query/study")
+    assert "it is called 'tag' now" in answer.json()["detail"]
+    old = client.put("/api/v1/accounts/study/sweep", json={"max_queued": 1})
+    assert (old.status_code, "'tag'" in old.json()["detail"]) == (422, True)
+    assert stored(client) == 1
+
+
 def test_a_key_that_comes_back_with_anything_else_is_refused(client: TestClient) -> None:
     key, body = {"Idempotency-Key": "k"}, document()
-    first = client.post(f"{SUBMIT}?priority=1&study=s", json=body, headers=key)
-    again = client.post(f"{SUBMIT}?study=s&priority=1", json=body, headers=key)
+    first = client.post(f"{SUBMIT}?priority=1&tag=s", json=body, headers=key)
+    again = client.post(f"{SUBMIT}?tag=s&priority=1", json=body, headers=key)
     assert (again.status_code, again.json()) == (202, first.json())
-    for query in ("", "?priority=2&study=s", "?priority=1&study=t", "?priority=1"):
+    for query in ("", "?priority=2&tag=s", "?priority=1&tag=t", "?priority=1"):
         answer = client.post(f"{SUBMIT}{query}", json=body, headers=key)
         assert (answer.status_code, answer.json()["code"]) == (422, "key-reused"), query
     analysis = {"backbone": "testbed/dit-fashion"}

@@ -101,6 +101,20 @@ def test_looking_at_somebody_new_makes_no_account(lab: GraftlabClient, graft: Gr
     assert graft("budget", "user/ada", "--remove", "flop")[0] == 2
 
 
+def test_a_design_is_submitted_with_a_tag_whose_account_has_limits(
+    lab: GraftlabClient, graft: Graft, tmp_path: Path
+) -> None:
+    design = tmp_path / "design.json"
+    design.write_text(json.dumps(document()))
+    code, told, _ = graft("submit", str(design), "--tag", "sweep", "--json")
+    assert (code, lab.run(json.loads(told)["run_id"]).tag) == (0, "sweep")
+    assert graft("budget", "tag/sweep", "--flops", "1e18")[0] == 0
+    (account,) = [each for each in lab.accounts() if (each.scope, each.name) == ("tag", "sweep")]
+    assert account.limits.flops == 1e18
+    code, _, said = graft("budget", "study/sweep")
+    assert (code, "write lab, user/NAME or tag/NAME" in said) == (2, True)
+
+
 def test_what_cannot_be_undone_asks_on_a_terminal(
     lab: GraftlabClient, graft: Graft, at_a_terminal: Callable[[str], None]
 ) -> None:

@@ -34,23 +34,23 @@ def scheduler(settings: Settings, database: Database, cluster: FakeCluster) -> S
 
 
 def wait_idle(
-    scheduler: Scheduler, cluster: FakeCluster, turn: int = 1, cpus: int = 1, **changes: object
+    scheduler: Scheduler, cluster: FakeCluster, ticket_index: int = 1, cpus: int = 1, **changes: object
 ) -> None:
     """A worker group that has done an earlier run of this shape."""
     shape = host_shape(experiment(**changes))
-    idle = WarmWorker(job=HOST, turn=turn, shape=shape, cpus=cpus, gpus=0)
+    idle = WarmWorker(job=HOST, ticket_index=ticket_index, shape=shape, cpus=cpus, gpus=0)
     scheduler.control.storage.write_model(idle_path(HOST), idle)
     cluster.jobs[HOST] = "RUNNING"
 
 
-def handed_over(scheduler: Scheduler, turn: int = 2) -> Assignment:
-    return scheduler.control.storage.read_model(handover_path(HOST, turn), Assignment)
+def handed_over(scheduler: Scheduler, ticket_index: int = 2) -> Assignment:
+    return scheduler.control.storage.read_model(handover_path(HOST, ticket_index), Assignment)
 
 
 def test_a_run_goes_to_a_host_that_waits(
     scheduler: Scheduler, database: Database, cluster: FakeCluster
 ) -> None:
-    wait_idle(scheduler, cluster, turn=3)
+    wait_idle(scheduler, cluster, ticket_index=3)
     run = queue(database)
     for _ in range(2):
         scheduler.round()
@@ -94,7 +94,7 @@ def test_a_kill_between_decision_and_handover_decides_the_same(
     assert handed_over(scheduler) == Assignment(run_id=run, attempt=1)
     with database.reading() as session:
         row = session.get_one(AttemptRow, (run, 1))
-        assert (row.job, row.turn) == (HOST, 2)
+        assert (row.job, row.ticket_index) == (HOST, 2)
         assert row.submitted_at is not None
 
 
@@ -155,7 +155,7 @@ def test_a_waiting_or_working_host_is_no_orphan(
     write_success(log_of(scheduler, run))
     scheduler.round()
     host = submission_id(run, 1)
-    idle = WarmWorker(job=host, turn=1, shape=host_shape(experiment()), cpus=1, gpus=0)
+    idle = WarmWorker(job=host, ticket_index=1, shape=host_shape(experiment()), cpus=1, gpus=0)
     scheduler.control.storage.write_model(idle_path(host), idle)
     scheduler._orphans_sought = -1e9
     scheduler.round()

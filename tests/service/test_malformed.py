@@ -93,8 +93,15 @@ def clones(database: Database, template: str, count: int, run_state: str, **more
 
 def note(rng: random.Random, job: str) -> bytes:
     """A note of an idle worker with one thing wrong."""
-    right = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}
-    wrong = [("job", "../../etc"), ("job", 5), ("turn", -1), ("turn", HUGE), ("cpus", "two"), ("gpus", -4)]
+    right = {"job": job, "ticket_index": 1, "shape": "s", "cpus": 1, "gpus": 0}
+    wrong = [
+        ("job", "../../etc"),
+        ("job", 5),
+        ("ticket_index", -1),
+        ("ticket_index", HUGE),
+        ("cpus", "two"),
+        ("gpus", -4),
+    ]
     if rng.random() < 0.3:
         return rubbish(rng)
     return json.dumps(right | dict([rng.choice(wrong)])).encode()
@@ -254,7 +261,14 @@ def _promote(database: Database, study_id: str, runs: list[str], rng: random.Ran
 
 
 def _trial(study_id: str, number: int) -> TrialRow:
-    given = {"round": 1, "source": "random", "state": "PROMOTED", "assignment": {}, "params": 1, "flops": 1.0}
+    given = {
+        "round": 1,
+        "proposed_by": "random",
+        "state": "PROMOTED",
+        "assignment": {},
+        "params": 1,
+        "flops": 1.0,
+    }
     screened = {"score": 0.0, "screened": {"loss_gap": 1.0}}
     return TrialRow(study_id=study_id, number=number, design_key=f"{number:064d}", **given, **screened)
 
@@ -279,7 +293,7 @@ def test_a_note_of_a_newer_worker_is_read_and_what_it_says_beyond_is_passed_over
     scheduler: Scheduler, cluster: FakeCluster
 ) -> None:
     job = submission_id("0k3a", 1)
-    known = {"job": job, "turn": 1, "shape": "s", "cpus": 1, "gpus": 0}
+    known = {"job": job, "ticket_index": 1, "shape": "s", "cpus": 1, "gpus": 0}
     scheduler.control.storage.write_bytes(
         f"hosts/idle/{job}.json", json.dumps({**known, "mood": "good"}).encode()
     )

@@ -149,12 +149,12 @@ def test_what_the_guest_is_not_told_the_others_are(stage: Stage, client: TestCli
 def test_nobody_charges_a_study_that_somebody_else_began(stage: Stage, client: TestClient) -> None:
     study = stage.foreign["study_id"]
     for asker, status in ((stage.guest, 404), (as_user(client, "bob"), 403), (client, 403), (stage.zoe, 202)):
-        answer = asker.post(f"/api/v1/experiments?study={study}", json=document(name="charged"))
+        answer = asker.post(f"/api/v1/experiments?tag={study}", json=document(name="charged"))
         assert answer.status_code == status
         assert answer.json().get("detail", study).count(study) == 1
-    runs = [run["owner"] for run in client.get("/api/v1/runs").json()["runs"] if run["study"] == study]
+    runs = [run["owner"] for run in client.get("/api/v1/runs").json()["runs"] if run["tag"] == study]
     assert runs == ["zoe"]
-    label = stage.guest.post("/api/v1/experiments?study=my-label", json=document(name="labelled"))
+    label = stage.guest.post("/api/v1/experiments?tag=my-label", json=document(name="labelled"))
     assert label.status_code == 202
 
 

@@ -44,7 +44,7 @@ def start(database: Database, settings: Settings) -> Callable[[], list[str]]:
 
 def queue(session: Session, name: str, owner: str = "ann", **given: Any) -> RunRow:
     """A run unlike all others, so that none waits for what another is making."""
-    placing = QueueOptions(given.pop("study", None), given.pop("priority", 0))
+    placing = QueueOptions(given.pop("tag", None), given.pop("priority", 0))
     seconds = given.pop("seconds", None)
     expected = Forecast(device_seconds=seconds, low=seconds, high=seconds, runs=9) if seconds else None
     plan = {"distill": {"steps": 6, "seed": next(BLOCKS), "batch_size": 16, "images": 200, "held_out": 16}}
@@ -139,14 +139,14 @@ def test_quotas_hold_a_users_runs_back(database: Database, start: Callable[[], l
     assert start() == []
 
 
-@pytest.mark.parametrize("key", [("lab", "lab"), ("user", "ann"), ("study", "s1")])
+@pytest.mark.parametrize("key", [("lab", "lab"), ("user", "ann"), ("tag", "s1")])
 def test_shared_budgets_are_reserved_metered_and_settled(
     database: Database, start: Callable[[], list[str]], key: tuple[str, str]
 ) -> None:
     with database.writing() as session:
         set_limits(session, key, AccountLimits(budget=Budget(device_seconds=100.0)))
-        first = queue(session, "first", seconds=60.0, study="s1")
-        queue(session, "second", seconds=60.0, study="s1")
+        first = queue(session, "first", seconds=60.0, tag="s1")
+        queue(session, "second", seconds=60.0, tag="s1")
     assert start() == ["first"]
     with database.writing() as session:
         run = session.get_one(RunRow, first.id)
@@ -164,9 +164,9 @@ def test_runs_of_a_lab_without_history_claim_all_they_may_until_there_is_one(
     database: Database, start: Callable[[], list[str]]
 ) -> None:
     with database.writing() as session:
-        set_limits(session, ("study", "s1"), AccountLimits(budget=Budget(device_seconds=1e5)))
+        set_limits(session, ("tag", "s1"), AccountLimits(budget=Budget(device_seconds=1e5)))
         first, *_ = (
-            queue(session, name, study="s1", budget={"device_seconds": 1e5})
+            queue(session, name, tag="s1", budget={"device_seconds": 1e5})
             for name in ("first", "second", "third")
         )
     assert start() == ["first"]

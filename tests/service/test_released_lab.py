@@ -67,7 +67,21 @@ def test_its_study_is_shown_with_its_trials(lab: TestClient) -> None:
     (study,) = lab.get("/api/v1/studies").json()["studies"]
     shown = lab.get(f"/api/v1/studies/{study['id']}").json()
     assert (shown["name"], shown["state"]) == ("small-study", "DONE")
-    assert len(shown["trial_rows"]) >= 4
+    proposed = [(trial["proposed_by"], trial["baselines"]) for trial in shown["trial_rows"]]
+    assert proposed == [("baseline", ["interleaved"]), ("milp", []), ("random", []), ("random", [])]
+    assert [each["baseline"] for each in shown["comparisons"]] == ["interleaved"]
+    assert lab.get(f"/studies/{study['id']}").status_code == 200
+
+
+def test_runs_of_its_study_have_the_studys_id_as_tag_and_its_account(lab: TestClient) -> None:
+    (study,) = lab.get("/api/v1/studies").json()["studies"]
+    tags = {run["name"]: run["tag"] for run in lab.get("/api/v1/runs").json()["runs"]}
+    assert {tags[name] for name in DESIGNS} == {None}
+    assert {tag for name, tag in tags.items() if name.startswith("small-study: ")} == {study["id"]}
+    accounts = {(each["scope"], each["name"]): each for each in lab.get("/api/v1/accounts").json()}
+    spent = accounts["tag", study["id"]]["spent"]["device_seconds"]
+    assert spent == pytest.approx(study["spend"]["device_seconds"])
+    assert spent > 0
 
 
 def test_its_bank_lists_every_scion(lab: TestClient, folder: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_run_cancelled_between_the_look_and_the_claim_stays_cancelled(
         return original(control)
 
     assert scheduler.control.lease.claim()
-    scheduler._aside_told = True
+    scheduler._aside_noted = True
     monkeypatch.setattr(Control, "leading", cancelling)
     assert scheduler.admit() == [second]
     assert state(database, first) == ("CANCELLED", 0)

@@ -42,7 +42,7 @@ def test_an_end_is_told_once_and_signed(
     assert abs(now - int(request.headers["webhook-timestamp"])) < 60
     told = json.loads(request.body)
     assert (told["type"], told["data"]["id"], told["data"]["owner"]) == ("run.cancelled", run, "ann")
-    assert told["data"]["path"] == f"/api/v1/runs/{run}"
+    assert (told["data"]["path"], told["data"]["tag"]) == (f"/api/v1/runs/{run}", "sweep")
     (listed,) = client.get(HOOKS).json()
     assert (listed["delivered"], listed["pending"], listed["failed"]) == (1, 0, 0)
     assert made["secret"] not in client.get(HOOKS).text

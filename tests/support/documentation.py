@@ -90,6 +90,7 @@ LAB = {
         "graft budget user/ann --device-seconds 3600 --max-running 2",
         "graft budget user/ann",
         "graft budget user/ann --remove device-seconds",
+        "graft budget tag/sweep --device-seconds 7200",
     ),
     "bank": (
         "graft bank ls",

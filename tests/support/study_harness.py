@@ -59,4 +59,7 @@ class StudyHarness:
     def trials(self) -> list[tuple[object, ...]]:
         with self.database.reading() as session:
             trials = trials_of(session, self.id)
-            return [(t.number, t.source, t.design_key, t.screened, t.state, t.final) for t in trials]
+            return [
+                (t.number, t.proposed_by, t.design_key, t.screened, t.state, t.final, t.baselines)
+                for t in trials
+            ]

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from service.db.engine import Database
 from service.db.webhook_tables import DeliveryRow
 from service.domain.run_controls import apply_action
-from service.domain.submission import submit
+from service.domain.submission import QueueOptions, submit
 from service.domain.webhook_outbox import register
 from service.schemas.webhooks import HOOK_TYPES, WebhookRequest
 from service.settings import Settings
@@ -36,7 +36,8 @@ def hook(database: Database, url: str, *types: str) -> str:
 def cancelled(database: Database) -> str:
     """Make a run that has just ended and return its id."""
     with database.writing() as session:
-        run = submit(session, experiment(), "digest", None, owner="ann")
+        options = QueueOptions(tag="sweep")
+        run = submit(session, experiment(), "digest", None, owner="ann", placing=options)
         apply_action(session, run, "cancel")
         return run.id
 

@@ -1,5 +1,6 @@
 """A worker group that has done its ticket takes the next one, or goes home."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from workers.contract import (
     Assignment,
     RunTicket,
     WarmWorker,
+    begin_path,
     handover_path,
     host_shape,
     idle_path,
     retire_path,
     submission_id,
     ticket_path,
-    turn_path,
 )
 from workers.reuse import WarmGroup, receive_tickets
 
@@ -61,20 +62,20 @@ class Group:
         return self.notes
 
 
-def hand_over(storage: Storage, next_one: RunTicket, turn: int) -> None:
+def hand_over(storage: Storage, next_one: RunTicket, ticket_index: int) -> None:
     storage.write_model(ticket_path(next_one.run_id, 1), next_one)
-    storage.write_model(handover_path(JOB, turn), Assignment(run_id=next_one.run_id, attempt=1))
+    storage.write_model(handover_path(JOB, ticket_index), Assignment(run_id=next_one.run_id, attempt=1))
 
 
 def test_a_group_takes_the_ticket_that_is_handed_over_and_goes_home_when_bidden(tmp_path: Path) -> None:
     group = Group(tmp_path, ticket(tmp_path))
     idle = group.until_idle()
-    assert (idle.job, idle.turn, idle.cpus) == (JOB, 1, 1)
+    assert (idle.job, idle.ticket_index, idle.cpus) == (JOB, 1, 1)
     assert idle.shape == host_shape(experiment(name="another design", layers=[5]))
     hand_over(group.storage, ticket(tmp_path, "r2"), 2)
     while "work r2" not in group.notes:
         time.sleep(0.01)
-    assert group.until_idle().turn == 2
+    assert group.until_idle().ticket_index == 2
     group.storage.write_bytes(retire_path(JOB), b"")
     expected = ["begin r1", "work r1", "end r1", "begin r2", "work r2", "end r2", "home"]
     assert group.until_home() == expected
@@ -105,10 +106,18 @@ def test_a_worker_whose_driver_is_gone_goes_home(tmp_path: Path, monkeypatch: py
     assert [t.run_id for t in receive_tickets(storage, ticket(tmp_path, warm_seconds=0.1), leads=False)] == [
         "r1"
     ]
-    assert not storage.exists(turn_path(JOB, 2))
+    assert not storage.exists(begin_path(JOB, 2))
 
 
 def test_other_resources_or_another_backbone_are_another_shape() -> None:
     usual = host_shape(experiment())
     assert host_shape(experiment(resources={"workers": 2})) != usual
     assert host_shape(experiment(evaluate={"samples": 20})) == usual
+
+
+def test_a_ticket_of_an_older_version_is_read_under_its_own_names(tmp_path: Path) -> None:
+    written = ticket(tmp_path).model_dump(mode="json") | {"accumulation_steps": 4}
+    written["micro_batches"] = written.pop("accumulation_steps")
+    older = RunTicket.model_validate_json(json.dumps(written))
+    assert older.accumulation_steps == 4
+    assert older.model_dump(mode="json").keys() == ticket(tmp_path).model_dump(mode="json").keys()

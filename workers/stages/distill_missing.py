@@ -90,7 +90,7 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
         observer=context.pass_observer("distill", stage_key),
         checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
         done=_publisher(context, bank, own),
-        micro_batches=context.ticket.micro_batches,
+        accumulation_steps=context.ticket.accumulation_steps,
     )
 
 

@@ -46,14 +46,14 @@ def _finetune(context: Context, key: str) -> None:
         checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
         parallel=context.group.parallel,
         share=share,
-        micro_batches=context.ticket.micro_batches,
+        accumulation_steps=context.ticket.accumulation_steps,
     )
     if context.group.leads:
         card = {
             "key": key,
             "design": spec.design.model_dump(mode="json"),
             "metrics": {},
-            "micro_batches": context.ticket.micro_batches,
+            "accumulation_steps": context.ticket.accumulation_steps,
             "workers": share.world,
             "made_by": context.ticket.run_id,
         }

@@ -34,19 +34,19 @@ def create_experiment(
     response: Response,
     idempotency_key: IdempotencyKey,
     priority: Annotated[int, Query(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0,
-    study: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")] = None,
+    tag: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")] = None,
 ) -> SubmitAnswer:
     """Store the experiment and queue a run of it. The same Idempotency-Key returns the same run.
 
-    Higher priorities run first. `study` is a label whose account is charged in addition to the user's; a
-    study that another user created cannot be charged.
+    Higher priorities run first. `tag` is a label whose account is charged in addition to the user's; the id
+    of a study is the tag of its runs, and is refused if another user created the study.
     """
     spec = _resolved(body, lab)
     check_startable(lab, spec)
-    check_chargeable(lab, study)
+    check_chargeable(lab, tag)
     planned = plan(spec)
     expected = _forecast(lab, planned)
-    placing = QueueOptions(study, priority)
+    placing = QueueOptions(tag, priority)
     run = submit_once(lab, spec, body.request_digest, idempotency_key, expected, placing)
     return accepted(response, run, planned.notes)
 

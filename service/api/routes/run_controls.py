@@ -143,7 +143,7 @@ def show_queue(
 
 @router.get("/accounts")
 def list_accounts(lab: LabDep) -> list[AccountView]:
-    """List limits and use of the lab, users and studies; a key that sees only its own gets its own
+    """List limits and use of the lab, users and tags; a key that sees only its own gets its own
     account.
     """
     with lab.database.reading() as session:

@@ -14,7 +14,7 @@ import pytest
 
 from grafting_core.specs.studies.integer_program import Proposer
 from grafting_core.specs.studies.study import SamplerKind, StudySpec
-from service.db.study_tables import SHARED, TrialRow
+from service.db.study_tables import TrialRow
 from service.studies import optuna_study
 from tests.support.study_proposals import FEW, TRIALS, document, rounds
 
@@ -46,7 +46,7 @@ def test_every_proposal_is_another_design_within_the_limits(
     proposer = Proposer(spec.space, {}, spec.limits)
     assert all(proposer.meets(spec.space.chosen(trial.assignment)) for trial in trials)
     assert len({trial.design_key for trial in trials}) == len(trials) == spec.trials
-    assert kind in {trial.source for trial in trials if trial.round == 2}
+    assert kind in {trial.proposed_by for trial in trials if trial.round == 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +62,7 @@ def test_a_sampler_that_learns_proposes_better_designs_in_its_second_round(
     found: Callable[[SamplerKind], Found], kind: SamplerKind
 ) -> None:
     _, trials = found(kind)
-    own = [[t.screened["loss_gap"] for t in trials if (t.source, t.round) == (kind, n)] for n in (1, 2)]
+    own = [[t.screened["loss_gap"] for t in trials if (t.proposed_by, t.round) == (kind, n)] for n in (1, 2)]
     assert statistics.mean(own[1]) < statistics.mean(own[0])
 
 
@@ -120,9 +120,10 @@ def test_torch_is_loaded_when_a_gaussian_process_proposes_and_never_else(
 def test_baselines_that_come_to_one_design_share_it_and_keep_their_names(tmp_path: Path) -> None:
     names = ["interleaved", "top_local", "low_local", "deep", "greedy", "random"]
     _, trials = rounds(tmp_path, document("random", baselines=names, screening={"trials": 8}, **SMALL))
-    sources = [
-        trial.source.removeprefix("baseline ") for trial in trials if trial.source.startswith("baseline ")
-    ]
-    assert sorted(name for source in sources for name in source.split(SHARED)) == sorted(names)
-    assert len(sources) < len(names)
+    shared = [trial.baselines for trial in trials if trial.proposed_by == "baseline"]
+    assert sorted(name for each in shared for name in each) == sorted(names)
+    assert len(shared) < len(names)
+    assert [trial.baselines for trial in trials if trial.proposed_by != "baseline"] == [[]] * (
+        8 - len(shared)
+    )
     assert len({trial.design_key for trial in trials}) == len(trials)

@@ -20,7 +20,9 @@ FINETUNE = FinetunePlan(steps=2, batch_size=12, warmup_steps=0, images=200)
 def finetuned(backbone: Backbone, latents: Latents, parts: int) -> dict[str, torch.Tensor]:
     graft = backbone.with_transformer(copy.deepcopy(backbone.transformer))
     kept = MemoryCheckpoints()
-    return finetune(graft, FINETUNE, latents, observer=NullObserver(), checkpoints=kept, micro_batches=parts)
+    return finetune(
+        graft, FINETUNE, latents, observer=NullObserver(), checkpoints=kept, accumulation_steps=parts
+    )
 
 
 def test_finetuning_in_parts_is_the_whole_to_rounding_and_the_same_every_time(
@@ -47,7 +49,7 @@ def test_distilling_in_parts_is_the_whole_to_rounding(
             latents,
             observer=NullObserver(),
             checkpoints=NoCheckpoints(),
-            micro_batches=count,
+            accumulation_steps=count,
         )
         for count in (1, 5)
     )
