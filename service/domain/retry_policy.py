@@ -13,7 +13,7 @@ LONGEST_BACK_OFF = 600.0
 
 @dataclass(frozen=True)
 class Policy:
-    """What follows an attempt: `ends` is the run's state if no other attempt follows."""
+    """Rules for an attempt that ended; `ends` is the state of a run that is not retried."""
 
     ends: RunState = "FAILED"
     retry: bool = False
