@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.data.image_sets import ArrayImages, ImageSet
+from grafting_core.data.image_sets import ArrayImages, IndexedImages
 from grafting_core.data.latents import LatentDataset, Latents, encode_images
 from grafting_core.specs.backbone import BackboneCard
-from grafting_core.specs.datasets import DATASETS
+from grafting_core.specs.datasets import DATASETS, DatasetEntry, DatasetRef
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class FeatureStatistics:
     count: int
     mean: npt.NDArray[np.float64]
     scatter: npt.NDArray[np.float64]
+
+
+LabelledSet = tuple[IndexedImages, npt.NDArray[np.int64] | None]
+"""Images and their labels, None if they have none."""
 
 
 class Dataset(Protocol):
@@ -50,8 +54,11 @@ class Dataset(Protocol):
     def held_out(self, backbone: Backbone) -> LatentDataset | None:
         """Latents of samples held out from training; None if there are none."""
 
-    def reference_images(self, name: str) -> tuple[ImageSet, npt.NDArray[np.int64] | None]:
+    def reference_images(self, name: str) -> LabelledSet:
         """Images that samples are compared with, displayed under `name`, and their labels if known."""
+
+    def held_out_reference(self, name: str) -> LabelledSet | None:
+        """The same for images held out from training; None if there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,14 @@ class LabelledImages:
         chosen = first_of_each_class(labels, len(labels))
         return encode_images(backbone, images[chosen], labels[chosen], self.digest)
 
-    def reference_images(self, name: str) -> tuple[ImageSet, npt.NDArray[np.int64] | None]:
+    def reference_images(self, name: str) -> LabelledSet:
         return ArrayImages(name, self.images.numpy()), self.labels.numpy()
+
+    def held_out_reference(self, name: str) -> LabelledSet | None:
+        images, labels = self.held_out_images, self.held_out_labels
+        if images is None or labels is None or not len(labels):
+            return None
+        return ArrayImages(name, images.numpy()), labels.numpy()
 
 
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:
@@ -92,28 +105,41 @@ def first_of_each_class(labels: Tensor, count: int) -> Tensor:
     return torch.argsort(ranks, stable=True)[:count].sort().values
 
 
-@lru_cache(maxsize=2)
 def load_dataset(name: str) -> Dataset:
     """Load a data set and cache it. Raises ValueError for a name that is not in the table."""
-    dataset: Dataset = DATASETS.find(name).loader()
+    return _loaded(DATASETS.find(name))
+
+
+@lru_cache(maxsize=2)
+def _loaded(entry: DatasetEntry) -> Dataset:
+    dataset: Dataset = entry.loader() if entry.card is None else entry.loader(entry.card)
     return dataset
 
 
-def dataset_of(card: BackboneCard) -> Dataset:
-    """Data set of the backbone. Raises ValueError if its card names none."""
-    if card.dataset is None:
+def dataset_of(card: BackboneCard, named: DatasetRef | None = None) -> Dataset:
+    """The named data set, by default the backbone's.
+
+    Raises ValueError if the card names none, or if the data set here is another revision than the named one.
+    """
+    if named is None and card.dataset is None:
         raise ValueError(f"backbone {card.name!r} has no data set for training and comparison")
-    return load_dataset(card.dataset)
+    dataset = load_dataset(named.name if named else str(card.dataset))
+    if named is not None and dataset.digest != named.digest:
+        raise ValueError(
+            f"data set {named.name!r} has the digest {dataset.digest[:12]} here, not {named.digest[:12]}"
+        )
+    return dataset
 
 
-def encode_latents(backbone: Backbone, images: int) -> Latents:
-    """Latents of `images` training samples of the backbone's data set."""
-    return Latents.of(backbone, dataset_of(backbone.card).latents(backbone, images))
+def encode_latents(backbone: Backbone, images: int, dataset: DatasetRef | None = None) -> Latents:
+    """Latents of `images` training samples of a data set, by default the backbone's."""
+    return Latents.of(backbone, dataset_of(backbone.card, dataset).latents(backbone, images))
 
 
-def encode_held_out(backbone: Backbone) -> Latents:
+def encode_held_out(backbone: Backbone, dataset: DatasetRef | None = None) -> Latents:
     """Latents of all samples held out from training. Raises ValueError if there are none."""
-    held_out = dataset_of(backbone.card).held_out(backbone)
+    found = dataset_of(backbone.card, dataset)
+    held_out = found.held_out(backbone)
     if held_out is None:
-        raise ValueError(f"backbone {backbone.card.name!r} has no images that are held out from training")
+        raise ValueError(f"data set {found.name!r} has no samples held out from training")
     return Latents.of(backbone, held_out)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -33,7 +34,7 @@ class ImageFolder:
         self.name, self.path = path.name, path
         self.files, self.passed_over = find_pictures(path)
         if not self.files:
-            besides = f"; skipped: {_counted(self.passed_over)}" if self.passed_over else ""
+            besides = f"; skipped: {counted_files(self.passed_over)}" if self.passed_over else ""
             raise BadFile(f"{path} has no images in the formats {', '.join(FORMATS)}{besides}")
         self.count = len(self.files)
         self._changed: dict[str, set[Path]] = {}
@@ -47,7 +48,7 @@ class ImageFolder:
     @property
     def notes(self) -> tuple[str, ...]:
         """Skipped files, and numbers of images that were converted, among those read so far."""
-        over = [f"{self.path} has files that were skipped: {_counted(self.passed_over)}"]
+        over = [f"{self.path} has files that were skipped: {counted_files(self.passed_over)}"]
         changed = [f"{len(files)} of {self.count} pictures {what}" for what, files in self._changed.items()]
         return (*(over if self.passed_over else ()), *changed)
 
@@ -73,24 +74,10 @@ class ImageFolder:
 
     def _read(self, file: Path) -> Images:
         with opened(file) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                self._note("were turned upright by their EXIF orientation", file)
-            if picture.mode in SIXTEEN:
-                self._note("of 16 bits were scaled to 8", file)
-                return _eight_bits(upright)
-            if picture.mode in WITH_ALPHA or "transparency" in picture.info:
-                return self._without_alpha(upright, file)
-            return np.asarray(upright.convert("RGB"))
-
-    def _without_alpha(self, picture: Image.Image, file: Path) -> Images:
-        pixels = np.asarray(picture.convert("RGBA"))
-        if pixels[..., 3].min() < 255:
-            self._note("have transparent pixels; alpha was dropped and the colours kept", file)
-        return np.ascontiguousarray(pixels[..., :3])
-
-    def _note(self, what: str, file: Path) -> None:
-        self._changed.setdefault(what, set()).add(file)
+            pixels, notes = upright_rgb(picture)
+        for what in notes:
+            self._changed.setdefault(what, set()).add(file)
+        return pixels
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -120,7 +107,7 @@ def _why_not(file: Path) -> str | None:
     return "links" if file.is_symlink() else None
 
 
-def _counted(over: Counter[str]) -> str:
+def counted_files(over: Counter[str]) -> str:
     shown = [f"{count} {why}" for why, count in over.most_common(NAMED)]
     rest = sum(over.values()) - sum(count for _, count in over.most_common(NAMED))
     return "; ".join([*shown, f"{rest} others"] if rest else shown)
@@ -134,18 +121,39 @@ def check_extent(path: Path, count: int, size: tuple[int, int]) -> None:
         raise BadFile(f"{path} has images of {size[1]} x {size[0]}; sides up to {MAX_SIDE} are supported")
 
 
+def upright_rgb(picture: Image.Image) -> tuple[Images, list[str]]:
+    """An opened image as 8-bit RGB [H, W, 3], and how it was converted."""
+    notes: list[str] = []
+    upright = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        notes.append("were turned upright by their EXIF orientation")
+    if picture.mode in SIXTEEN:
+        return _eight_bits(upright), [*notes, "of 16 bits were scaled to 8"]
+    if picture.mode not in WITH_ALPHA and "transparency" not in picture.info:
+        return np.asarray(upright.convert("RGB")), notes
+    pixels = np.asarray(upright.convert("RGBA"))
+    if pixels[..., 3].min() < 255:
+        notes.append("have transparent pixels; alpha was dropped and the colours kept")
+    return np.ascontiguousarray(pixels[..., :3]), notes
+
+
 @contextmanager
-def opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image; its pixels are decoded only after the header is checked. Raises BadFile."""
-    kind = FORMATS[file.suffix.lower()]
+def opened(file: Path, content: IO[bytes] | None = None, max_side: int = MAX_SIDE) -> Iterator[Image.Image]:
+    """Open an image; its pixels are decoded only after the header is checked. Raises BadFile.
+
+    `content` holds the bytes if they are not in a file of their own; `file` then only names them, and a name
+    without a known suffix allows every supported format.
+    """
+    named = FORMATS.get(file.suffix.lower())
+    kinds = [named] if named else sorted(set(FORMATS.values()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=[kind]) as picture:
-                _check_header(file, picture)
+            with Image.open(content or file, formats=kinds) as picture:
+                _check_header(file, picture, max_side)
                 yield picture
     except UnidentifiedImageError as error:
-        raise BadFile(f"{file} is not a {kind} image") from error
+        raise BadFile(f"{file} is not a {' or '.join(kinds)} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadFile(f"{file} is too large an image ({error})") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -154,9 +162,9 @@ def opened(file: Path) -> Iterator[Image.Image]:
         raise BadFile(f"{file} cannot be read as an image ({error})") from error
 
 
-def _check_header(file: Path, picture: Image.Image) -> None:
-    if max(picture.size) > MAX_SIDE:
-        raise BadFile(f"{file} is {picture.width} x {picture.height}; sides up to {MAX_SIDE} are supported")
+def _check_header(file: Path, picture: Image.Image, max_side: int) -> None:
+    if max(picture.size) > max_side:
+        raise BadFile(f"{file} is {picture.width} x {picture.height}; sides up to {max_side} are supported")
     if picture.mode not in PLAIN | WITH_ALPHA | SIXTEEN:
         raise BadFile(f"{file} has the mode {picture.mode}; save it as 8-bit gray or RGB")
     # Pillow reads 16-bit colours by cutting off their low bytes.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from grafting_core.data.image_files import REPORTED_EVERY, ImageFolder, check_extent
 from grafting_core.data.images import Images
@@ -26,6 +27,16 @@ class ImageSet(Protocol):
     @property
     def notes(self) -> tuple[str, ...]:
         """Warnings, complete once the images have been read."""
+
+
+class IndexedImages(ImageSet, Protocol):
+    """Images with random access, which training needs."""
+
+    channels: int
+    """1 for gray images, whose three colours are equal."""
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Images:
+        """[n, H, W, 3] in the order of the indices."""
 
 
 class SampleFile:
@@ -55,20 +66,29 @@ class SampleFile:
 
 
 class ArrayImages:
-    """Images in memory, gray [N, H, W] or RGB [N, H, W, 3]."""
+    """Images in memory, gray [N, H, W] or with channels [N, H, W, C], C of 1 or 3."""
 
     def __init__(self, name: str, images: Images) -> None:
         self.name, self.images = name, images
         self.count, self.size = len(images), (images.shape[1], images.shape[2])
+        self.channels = 3 if images.ndim == 4 and images.shape[3] == 3 else 1
 
     def batches(self, rows: int) -> Iterator[Images]:
         for start in range(0, self.count, rows):
-            part = self.images[start : start + rows]
-            yield part if part.ndim == 4 else np.repeat(part[..., None], 3, axis=3)
+            yield in_three_channels(self.images[start : start + rows])
+
+    def rows(self, indices: npt.NDArray[np.int64]) -> Images:
+        return in_three_channels(self.images[indices])
 
     @property
     def notes(self) -> tuple[str, ...]:
         return ()
+
+
+def in_three_channels(images: Images) -> Images:
+    """[n, H, W] or [n, H, W, C] with C of 1 or 3 -> [n, H, W, 3]."""
+    channels = images[..., None] if images.ndim == 3 else images
+    return channels if channels.shape[3] == 3 else np.repeat(channels, 3, axis=3)
 
 
 def reported(images: ImageSet, rows: int) -> Iterator[Images]:

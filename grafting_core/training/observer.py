@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from grafting_core.data import progress
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class StopRequested(Exception):
-    """Raised by a stage after a stop request, once it has saved a checkpoint."""
+StopRequested = progress.StopRequested
+"""Raised by a stage after a stop request, once it has saved a checkpoint."""
 
 
 class Observer(Protocol):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.registry import load_backbone
-from grafting_core.data.datasets import encode_held_out, encode_latents, load_dataset
+from grafting_core.data.datasets import encode_held_out, encode_latents
 from grafting_core.diffusion.sampling import sample_images
 from grafting_core.evaluation.evaluate import (
     compute_report,
@@ -66,7 +66,6 @@ def _registered(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         table.reload()
     yield
     monkeypatch.undo()
-    load_dataset.cache_clear()
     for table in TABLES:
         table.reload()
 

@@ -9,6 +9,7 @@ import pytest
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.latents import Latents
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.experiment import ExperimentSpec, finetune_key
 from grafting_core.specs.jobs import Job
 from grafting_core.storage.storage import Storage
@@ -19,8 +20,8 @@ from workers.observer import StageObserver, StopCondition
 from workers.stages.context import Context, Group
 from workers.usage import UsageMeter
 
-ENCODED: dict[int, Latents] = {}
-"""Latents by number of images, encoded once per process."""
+ENCODED: dict[tuple[int, DatasetRef | None], Latents] = {}
+"""Latents by number of images and data set, encoded once per process."""
 
 
 def context(folder: Path, backbone: Backbone, work: Job, run: str = "r1", attempt: int = 1) -> Context:

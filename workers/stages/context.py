@@ -9,6 +9,7 @@ from torch import nn
 from grafting_core.backbones.base import Backbone
 from grafting_core.data.datasets import encode_held_out, encode_latents
 from grafting_core.data.latents import Latents
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import Job, as_graft
 from grafting_core.storage.artifacts import keep_published, read_card
@@ -48,8 +49,8 @@ class Context:
     meter: UsageMeter
     stop_condition: StopCondition
     events: EventLog | None
-    _latents: dict[int, Latents] = field(default_factory=dict)
-    _held_out: Latents | None = None
+    _latents: dict[tuple[int, DatasetRef | None], Latents] = field(default_factory=dict)
+    _held_out: dict[DatasetRef | None, Latents] = field(default_factory=dict)
     scions: dict[str, bytes] = field(default_factory=dict)
     """Key -> verified weights, read by stage 1 for stage 2, which removes them."""
 
@@ -72,17 +73,18 @@ class Context:
         """Run that published the artifact."""
         return str(read_card(self.storage, folder).get("made_by", ""))
 
-    def latents(self, images: int) -> Latents:
-        """Training latents, encoded once per attempt."""
-        if images not in self._latents:
-            self._latents[images] = encode_latents(self.backbone, images)
-        return self._latents[images]
+    def latents(self, images: int, dataset: DatasetRef | None = None) -> Latents:
+        """Training latents of a data set, by default the backbone's, encoded once per attempt."""
+        key = images, dataset
+        if key not in self._latents:
+            self._latents[key] = encode_latents(self.backbone, images, dataset)
+        return self._latents[key]
 
-    def held_out(self) -> Latents:
-        """Latents of held-out images, which no training uses, encoded once per attempt."""
-        if self._held_out is None:
-            self._held_out = encode_held_out(self.backbone)
-        return self._held_out
+    def held_out(self, dataset: DatasetRef | None = None) -> Latents:
+        """Latents of held-out samples, which no training uses, encoded once per attempt."""
+        if dataset not in self._held_out:
+            self._held_out[dataset] = encode_held_out(self.backbone, dataset)
+        return self._held_out[dataset]
 
     def observer(self, stage: StageName, key: str) -> Observer:
         return self.pass_observer(stage, key)

@@ -16,6 +16,7 @@ from grafting_core.distillation.distill import DistillResult, StudentSpec, disti
 from grafting_core.distillation.merge_init import fit_merges, merge_student
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build_operator
+from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.cost import part_flops, pass_flops_per_image
@@ -81,12 +82,12 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
     context.meter.set_step_cost("distill", StepCost(plan.batch_size * flops, plan.batch_size))
     if not own:
         return  # more workers than scions
-    latents = context.latents(plan.images)
+    latents = context.latents(plan.images, plan.dataset)
     distill(
         context.backbone,
         candidates_of(context.backbone, list(own.values()), latents),
         latents,
-        context.held_out(),
+        context.held_out(plan.dataset),
         observer=context.pass_observer("distill", stage_key),
         checkpoints=ScionProgress(context.storage, bank, list(own), context.ticket.checkpoint_seconds),
         done=_publisher(context, bank, own),
@@ -111,7 +112,7 @@ def _publisher(
                 key=candidate.key,
                 scion=scion,
                 errors=result.errors,
-                held_out=card.held_out.digest if card.held_out else None,
+                held_out=_held_out_digest(card, scion),
                 curve=tuple(result.curve),
                 steps=result.steps,
                 ending="plateau" if result.ending == "plateau" else "completed",
@@ -138,22 +139,30 @@ def _attributed_usage(context: Context, scion: ScionSpec, result: DistillResult,
     return Usage(device_seconds=seconds, flops=images * flops, training_images=images // sharers)
 
 
+def _held_out_digest(card: BackboneCard, scion: ScionSpec) -> str | None:
+    """Digest of the data of held-out errors: the plan's data set, by default the backbone's images."""
+    if scion.plan.dataset is not None:
+        return scion.plan.dataset.digest
+    return card.held_out.digest if card.held_out else None
+
+
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
-    """Store replace-one scores of the scions that have none, each rank its share."""
+    """Add replace-one scores to the cards that lack them, each rank its share."""
     cards = [bank.card(scion.key) for scion in scions]
     unscored = {card.key: card for card in cards if card is not None and not card.scores}
     own = list(unscored)[context.group.share.rank :: context.group.share.world]
     if not own:
         return
     places = {key: intervention(context.backbone, bank, unscored[key].scion) for key in own}
-    for key, scores in replace_one(context.backbone, places, context.held_out()).items():
-        bank.add_scores(key, scores)
+    held_out = context.held_out(scions[0].plan.dataset)
+    for key, scores in replace_one(context.backbone, places, held_out).items():
+        bank.amend(unscored[key].model_copy(update={"scores": scores}))
 
 
 def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
-    """Store restore-one scores within this design of the scions that have none."""
+    """Add restore-one scores under this design's digest to the cards that lack them."""
     bank, backbone, name = Bank(context.storage), context.backbone, digest(context.spec.design)
-    cards = {scion.key: bank.full_card(scion.key) for scion in scions}
+    cards = {scion.key: bank.card(scion.key) for scion in scions}
     if all(card is None or name in card.restored for card in cards.values()):
         return
     modules = {scion.key: module_of(backbone, bank, scion) for scion in scions}
@@ -162,9 +171,11 @@ def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
         return _operate(backbone, [(s, modules[s.key]) for s in scions if s.key not in left_out])
 
     places = dict.fromkeys(modules, place_all_but)
-    for key, scores in restore_one(backbone, places, context.held_out()).items():
-        if cards[key] is not None:
-            bank.add_restored(key, name, scores)
+    held_out = context.held_out(context.spec.distill.dataset)
+    for key, scores in restore_one(backbone, places, held_out).items():
+        card = cards[key]
+        if card is not None:
+            bank.amend(card.model_copy(update={"restored": {**card.restored, name: scores}}))
 
 
 def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) -> Undoable:

@@ -1,0 +1,1 @@
+"""Sources of images: folders, webdataset tars and parquet files."""
