@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from grafting_core.evaluation.features.base import spatial_rows
+from grafting_core.evaluation.features.pixels import luma
 from grafting_core.specs.features import FeatureSource, feature_digest
 from grafting_core.testbed.assets import load_classifier
 from grafting_core.testbed.networks import FashionClassifier
@@ -32,12 +33,6 @@ class FashionNetwork:
         maps = self.classifier.body[:SPATIAL_STAGE](pixels)
         pool = self.classifier.body[SPATIAL_STAGE:](maps).mean(dim=(2, 3))
         return pool, spatial_rows(maps), self.classifier.head(pool)
-
-
-def luma(images_NHWC: Tensor) -> Tensor:
-    """uint8 [N, H, W] by ITU-R 601 in integer arithmetic, so that gray values do not change."""
-    weights = torch.tensor([299, 587, 114], dtype=torch.int32, device=images_NHWC.device)
-    return (images_NHWC.int() * weights).sum(dim=3).add(500).div(1000, rounding_mode="floor").to(torch.uint8)
 
 
 def load_fashion(source: FeatureSource | None, device: torch.device | str) -> FashionNetwork:

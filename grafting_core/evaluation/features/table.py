@@ -27,6 +27,9 @@ def load_network(
     if kind.weights != "shipped":
         _check(name, kind, source)
     network: FeatureNetwork = kind.loader(source, device)
+    if kind.card is not None:
+        # Metrics are named by it; the folder may have another name.
+        network.name = name
     return network
 
 

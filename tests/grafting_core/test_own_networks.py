@@ -1,0 +1,367 @@
+"""Networks of a user's own: a classifier trained on the data set's classes, and folders of image models."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from grafting_core.data.datasets import Dataset, LabelledImages, load_dataset
+from grafting_core.data.encode import encode_folder
+from grafting_core.data.latent_folder import load_latent_folder
+from grafting_core.data.progress import StopRequested
+from grafting_core.evaluation.evaluate import dataset_reference
+from grafting_core.evaluation.features.base import extract
+from grafting_core.evaluation.features.classifier import ClassifierConfig, load_classifier, pixels_for
+from grafting_core.evaluation.features.image_models import load_timm_model, read_feature_folder
+from grafting_core.evaluation.features.table import load_network
+from grafting_core.evaluation.features.train import train_classifier
+from grafting_core.evaluation.oracle import oracle_report
+from grafting_core.specs.datasets import DatasetCard, DatasetRef, register_datasets
+from grafting_core.specs.encoding import EncodeSettings
+from grafting_core.specs.features import (
+    FEATURE_NETWORKS,
+    FeatureCard,
+    FeatureSource,
+    digest_of_path,
+    feature_digest,
+    register_features,
+)
+from grafting_core.specs.plans import EvaluationProtocol
+from tests.support.other_backbone import flags
+from tests.support.pictures import picture_folder
+
+REF = DatasetRef(name="own/pictures", digest="5" * 64)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Enough for squares of five colours."""
+
+    steps: int = 60
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> DatasetCard:
+    folder = tmp_path_factory.mktemp("pictures")
+    settings = EncodeSettings(name="own/pictures", image_size=16, held_out=0.25, shard_rows=50)
+    return encode_folder(picture_folder(folder / "images", 5, 24), folder / "set", settings, None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, pictures: DatasetCard) -> FeatureCard:
+    target = tmp_path_factory.mktemp("classifier") / "net"
+    return train_classifier(load_latent_folder(pictures), target, Settings(), name="own/judge")
+
+
+@pytest.fixture
+def _registered(pictures: DatasetCard, trained: FeatureCard) -> Iterator[None]:
+    register_datasets([pictures])
+    register_features([trained])
+    yield
+    register_datasets([])
+    register_features([])
+
+
+def test_a_classifier_learns_the_classes_and_says_how_well(
+    pictures: DatasetCard, trained: FeatureCard
+) -> None:
+    assert (trained.name, trained.kind, trained.dims) == ("own/judge", "classifier", 128)
+    assert (trained.dataset, trained.side, trained.spatial) == (pictures.ref, None, True)
+    folder = Path(trained.folder or "")
+    assert trained.digest == digest_of_path(folder)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "card.json",
+        "config.json",
+        "model.safetensors",
+        "training.json",
+    ]
+    network = load_classifier(FeatureSource(path=str(folder), sha256=trained.digest), "cpu")
+    images, labels = load_latent_folder(pictures).held_out_reference("x")
+    found = extract(network, images.rows(np.arange(images.count)), 7)
+    assert found.pool.shape == (30, 128)
+    assert found.spatial.shape == (30, 8 * 8 * 7)
+    assert trained.accuracy == (found.logits.argmax(1) == labels).mean()
+    assert trained.accuracy > 0.9
+
+
+@pytest.mark.usefixtures("_registered")
+def test_it_judges_under_its_registered_name_and_the_oracle_is_near(trained: FeatureCard) -> None:
+    assert feature_digest("own/judge") == trained.digest
+    assert FEATURE_NETWORKS.find("own/judge").names_classes
+    network, dataset = load_network("own/judge"), load_dataset("own/pictures")
+    assert network.name == "own/judge"
+    protocol = EvaluationProtocol(samples=30, feature_network="own/judge", micro_batch=10)
+    report = oracle_report(dataset, network, protocol, recognises=True)
+    assert report.values["label_accuracy/own/judge"] == trained.accuracy
+    assert "sfid30/own/judge" in report.values
+    assert "is30/own/judge" not in report.values or report.values["is30/own/judge"] > 1
+    reference = dataset_reference(dataset, network, "x")
+    noise = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    far = extract(network, noise, 10).pool.mean(axis=0) - reference.pool.mean
+    images, _ = dataset.held_out_reference("x")
+    near = extract(network, images.rows(np.arange(30)), 10).pool.mean(axis=0) - reference.pool.mean
+    assert np.square(near).sum() < 0.1 * np.square(far).sum()
+
+
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
+    tmp_path: Path, pictures: DatasetCard
+) -> None:
+    dataset, settings = load_latent_folder(pictures), Settings(steps=9)
+    whole = train_classifier(dataset, tmp_path / "whole", settings)
+    told: list[tuple[int, int, str]] = []
+
+    def stop() -> bool:
+        return told[-1][0] == 4
+
+    progress = lambda *done: told.append(done)  # noqa: E731
+    with pytest.raises(StopRequested):
+        train_classifier(dataset, tmp_path / "again", settings, progress, stop)
+    assert (tmp_path / "again" / "checkpoint.safetensors").exists()
+    resumed = train_classifier(dataset, tmp_path / "again", settings, progress)
+    assert [done for done, _, _ in told] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]
+    assert told[-1] == (9, 9, "steps")
+    assert resumed.digest == whole.digest
+    # Once more is harmless, and trains nothing.
+    assert train_classifier(dataset, tmp_path / "again", settings, progress) == resumed
+    assert len(told) == 11
+    other = train_classifier(dataset, tmp_path / "seed", Settings(steps=9, seed=1))
+    assert other.digest != whole.digest
+    with pytest.raises(ValueError, match="a training on other data or with other settings"):
+        train_classifier(dataset, tmp_path / "again", Settings(steps=10))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "x").touch()
+    with pytest.raises(ValueError, match="contains other files"):
+        train_classifier(dataset, tmp_path / "mine", settings)
+
+
+def test_gray_images_of_the_testbed_are_learnt_too(tmp_path: Path, dataset: LabelledImages) -> None:
+    card = train_classifier(dataset, tmp_path / "net", Settings(steps=1))
+    config = ClassifierConfig.model_validate_json((tmp_path / "net" / "config.json").read_bytes())
+    assert (config.image_size, config.channels, len(config.classes)) == ((28, 28), 1, 10)
+    assert card.dataset == DatasetRef(name=dataset.name, digest=dataset.digest)
+    gray = dataset.images[:2]
+    pixels = pixels_for(config, gray.unsqueeze(3).expand(-1, -1, -1, 3))
+    assert torch.equal(pixels, gray.float().div(127.5).sub(1).unsqueeze(1))
+
+
+def test_a_data_set_without_labels_or_held_out_images(tmp_path: Path) -> None:
+    class Unlabelled(LabelledImages):
+        def reference_images(self, name: str) -> Any:
+            return super().reference_images(name)[0], None
+
+    images, labels = flags(12, 0)
+    unlabelled: Dataset = Unlabelled("x", "1" * 64, images, labels)
+    with pytest.raises(ValueError, match="'x' has no labels"):
+        train_classifier(unlabelled, tmp_path / "a", Settings())
+    alone = LabelledImages("x", "1" * 64, images, labels)
+    assert train_classifier(alone, tmp_path / "b", Settings(steps=1)).accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("side", "widths"),
+    [
+        (8, (128,)),
+        (16, (32, 128)),
+        (28, (32, 64, 128)),
+        (64, (32, 64, 128)),
+        (256, (32, 64, 128, 128, 128)),
+    ],
+)
+def test_maps_shrink_to_eight_whatever_the_images_size(side: int, widths: tuple[int, ...]) -> None:
+    config = ClassifierConfig(image_size=(side, side), channels=3, classes=("a", "b"), dataset=REF)
+    assert config.widths == widths
+
+
+def test_images_of_another_size_are_resized(trained: FeatureCard) -> None:
+    network = load_classifier(FeatureSource(path=str(trained.folder), sha256=trained.digest), "cpu")
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    large = small.repeat(2, axis=1).repeat(2, axis=2)
+    assert extract(network, large, 2).pool.shape == (2, 128)
+
+
+def test_a_classifier_folder_is_read_and_bad_ones_are_refused(tmp_path: Path, trained: FeatureCard) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+    for file in Path(trained.folder or "").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    card = read_feature_folder(folder, "mine", "MIT")
+    assert (card.name, card.licence, card.digest) == ("mine", "MIT", trained.digest)
+    assert (card.kind, card.dims, card.dataset) == ("classifier", 128, trained.dataset)
+    assert card.accuracy == trained.accuracy
+    tensors = load_file(folder / "model.safetensors")
+    name = "head.weight"
+    for change, message in (
+        ({name: tensors[name] * float("nan")}, "not finite"),
+        ({name: tensors[name][:, :5].contiguous()}, "size mismatch"),
+        ({"extra": tensors[name].clone()}, "extra"),
+    ):
+        save_file({**tensors, **change}, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            read_feature_folder(folder, "mine")
+    (folder / "model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not of its config\.json"):
+        read_feature_folder(folder, "mine")
+    (folder / "config.json").write_text('{"kind": "graftlab-classifier"}')
+    with pytest.raises(ValueError, match="contains no classifier"):
+        read_feature_folder(folder, "mine")
+
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def vit(folder: Path) -> None:
+    config = transformers.ViTConfig(image_size=16, patch_size=4, **SMALL)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+
+
+def dinov2(folder: Path) -> None:
+    transformers.Dinov2Model(transformers.Dinov2Config(image_size=28, patch_size=7, **SMALL)).save_pretrained(
+        folder
+    )
+    processor = {"crop_size": {"height": 14, "width": 14}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def resnet(folder: Path) -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1])
+    transformers.ResNetModel(config).save_pretrained(folder)
+
+
+def clip(folder: Path) -> None:
+    vision = {"image_size": 16, "patch_size": 4, **SMALL}
+    text = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1, **SMALL}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)
+    transformers.CLIPModel(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "spatial"),
+    [(vit, 4 * 4 * 7), (dinov2, 2 * 2 * 7), (resnet, 28 * 28 * 7), (clip, 4 * 4 * 7)],
+)
+def test_image_models_of_transformers_become_feature_networks(
+    tmp_path: Path, make: Callable[[Path], None], spatial: int
+) -> None:
+    torch.manual_seed(0)
+    make(tmp_path / "net")
+    card = read_feature_folder(tmp_path / "net", "own/eye", "MIT")
+    assert (card.kind, card.dims, card.spatial, card.dataset) == ("transformers", 24, True, None)
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+    register_features([card])
+    try:
+        network = load_network("own/eye")
+        found = extract(network, images, 2)
+    finally:
+        register_features([])
+    assert network.name == "own/eye"
+    assert found.pool.shape == (3, 24)
+    assert found.spatial.shape == (3, spatial)
+    assert found.logits is None
+    assert np.ptp(found.pool, axis=0).max() > 1e-4
+
+
+def test_the_class_token_is_the_feature(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vit(tmp_path / "net")
+    card = read_feature_folder(tmp_path / "net", "x")
+    register_features([card])
+    try:
+        found = extract(load_network("x"), np.full((1, 16, 16, 3), 200, np.uint8), 1)
+    finally:
+        register_features([])
+    model = transformers.ViTModel.from_pretrained(tmp_path / "net", add_pooling_layer=False).eval()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = (torch.full((1, 3, 16, 16), 200 / 255) - mean) / std
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0]
+    np.testing.assert_allclose(found.pool, expected.numpy(), atol=1e-6)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def lacks_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    first = next(name for name in tensors if "layer" in name)
+    save_file({k: v for k, v in tensors.items() if k != first}, folder / "model.safetensors")
+
+
+def is_not_finite(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    first = next(name for name in tensors if "layer" in name)
+    save_file({**tensors, first: tensors[first] * float("nan")}, folder / "model.safetensors")
+
+
+def is_pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def is_truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lacks_a_tensor, r"not those of its config\.json; they lack"),
+        (is_not_finite, "weights that are not finite numbers"),
+        (is_pickled, "no safetensors; pickled weights are not loaded"),
+        (is_truncated, "contains no image model of transformers"),
+        (lambda f: edit(f, hidden_size=36), "contains no image model of transformers"),
+        (lambda f: edit(f, auto_map={"AutoModel": "code.Model"}), r"remote code \(auto_map\)"),
+        (lambda f: edit(f, model_type="unheard-of"), "contains no image model of transformers"),
+        (lambda f: (f / "config.json").unlink(), r"config\.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("{}"), "names no image model"),
+        (lambda f: (f / "config.json").write_text("[]"), "is no JSON object"),
+    ],
+)
+def test_folders_that_hold_something_else_are_refused(
+    tmp_path: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    vit(tmp_path / "net")
+    change(tmp_path / "net")
+    with pytest.raises(ValueError, match=message):
+        read_feature_folder(tmp_path / "net", "x")
+
+
+def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=20, **SMALL)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="contains a BertModel, which takes no images"):
+        read_feature_folder(tmp_path, "x")
+
+
+def test_timm_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "num_classes": 3}')
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match=r"this network needs timm: pip install 'graftlab\[features\]'"):
+        read_feature_folder(tmp_path, "x")
+
+
+def test_a_timm_folder_becomes_a_feature_network(tmp_path: Path) -> None:
+    """Where timm is installed; it needs torchvision."""
+    timm = pytest.importorskip("timm", exc_type=ImportError)
+    model = timm.create_model("resnet10t", num_classes=3)
+    config = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": {"input_size": [3, 32, 32]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    card = read_feature_folder(tmp_path, "x")
+    assert (card.kind, card.dims, card.spatial) == ("timm", 512, True)
+    network = load_timm_model(FeatureSource(path=str(tmp_path), sha256=card.digest), "cpu")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert extract(network, images, 2).logits.shape == (2, 3)
