@@ -23,7 +23,9 @@ from grafting_core.specs.sampling_steps import guides
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
-    """Labels [n]: `balanced` cycles through the classes, `uniform` draws from (seed, index)."""
+    """Labels [n]: `balanced` deals classes in turn, `uniform` draws from (seed, index); 0 without classes."""
+    if num_classes == 0:
+        return torch.zeros(len(indices), dtype=torch.int64)
     if protocol.labels == "balanced":
         return torch.tensor([index % num_classes for index in indices])
     return torch.tensor([_hash(f"label/{protocol.seed}/{index}") % num_classes for index in indices])

@@ -108,7 +108,8 @@ def _evaluate_model(request: EvaluateRequest, backbone: Backbone, network: nn.Mo
             update={"feature_network": feature_network.digest, "reference": reference.digest}
         )
     chunks = [*_chunks(request, backbone, network, feature_network)]
-    return compute_report(chunks, reference, fingerprint, recognises(backbone, feature_network))
+    known = recognises(backbone, feature_network, protocol.dataset)
+    return compute_report(chunks, reference, fingerprint, known)
 
 
 def _check_size(feature_network: FeatureNetwork, size: tuple[int, int]) -> int:
@@ -156,9 +157,10 @@ def _reference(
             if path.is_dir()
             else load_reference(path, feature_network)
         )
-    if backbone is None or backbone.card.dataset is None:
+    dataset = request.protocol.dataset
+    if backbone is None or (backbone.card.dataset is None and dataset is None):
         raise ValueError(f"{request.subject} has no reference of its own; name one with --reference")
-    return training_reference(backbone.card, feature_network)
+    return training_reference(backbone.card, feature_network, dataset)
 
 
 def _evaluate_images(request: EvaluateRequest, images: ImageSet) -> EvaluationReport:

@@ -110,7 +110,7 @@ def forward_job(backbone: Backbone, network: nn.Module, batch: int, precision: P
     generator = torch.Generator().manual_seed(0)
     latents: Tensor = torch.randn((batch, *backbone.latent_shape), generator=generator)
     latents = latents.to(backbone.device)
-    labels = torch.arange(batch) % backbone.card.num_classes
+    labels = torch.arange(batch) % max(1, backbone.card.num_classes)
     conditions = backbone.label_conditions(labels).to(backbone.device)
     forward = backbone.with_transformer(network).sampling_forward()
 

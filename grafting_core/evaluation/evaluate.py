@@ -1,7 +1,7 @@
 """Stage 3: sample, extract features, compute metrics."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.base import Backbone
-from grafting_core.data.datasets import FeatureStatistics, dataset_of
+from grafting_core.data.datasets import Dataset, FeatureStatistics, dataset_of
 from grafting_core.data.images import Images
 from grafting_core.data.latents import Latents, predict_batch
 from grafting_core.diffusion.sampling import sample_images, sample_labels
@@ -23,6 +23,7 @@ from grafting_core.evaluation.metrics.moments import Moments, finite_rows
 from grafting_core.evaluation.metrics.report import by_class, compute_metrics
 from grafting_core.evaluation.reference import Labels, Reference, make_reference
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.features import FEATURE_NETWORKS
 from grafting_core.specs.plans import EvaluationProtocol
@@ -30,7 +31,9 @@ from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
 from grafting_core.specs.rungs import LOSS_DRAWS
 
 CHUNK = 500
-_REFERENCES: dict[tuple[str, str], Reference] = {}
+_REFERENCES: dict[tuple[str, str, str], Reference] = {}
+NO_LABEL = -1
+"""Target of a sample that was generated without a label."""
 Keep = Callable[[int, Images], None]
 """Receives the index of the first sample and the images of samples first .. first + n."""
 REPORTED = ("graftlab", "torch", "numpy", "diffusers")
@@ -38,7 +41,10 @@ REPORTED = ("graftlab", "torch", "numpy", "diffusers")
 
 @dataclass(frozen=True)
 class EvaluatedChunk:
-    """Features, target labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n."""
+    """Features, target labels [n] and SHA-256 [n, 32] of the images of samples first .. first + n.
+
+    Labels of samples of a backbone without classes are NO_LABEL.
+    """
 
     first: int
     features: Features
@@ -56,26 +62,40 @@ def feature_network_for(backbone: Backbone, protocol: EvaluationProtocol) -> Fea
     return network
 
 
-def recognises(backbone: Backbone, network: FeatureNetwork) -> bool:
-    """Whether the network's logits are the backbone's classes, in the same order."""
-    card = backbone.card
-    return network.name == card.feature_network and FEATURE_NETWORKS.entries[network.name].names_classes
+def recognises(backbone: Backbone, network: FeatureNetwork, dataset: DatasetRef | None = None) -> bool:
+    """Whether the network's logits are the target classes, in the same order.
+
+    These are the classes of `dataset`, by default the backbone's own. False for a backbone without classes.
+    """
+    card, kind = backbone.card, FEATURE_NETWORKS.entries.get(network.name)
+    if kind is None or not kind.names_classes or not card.num_classes:
+        return False
+    if kind.card is None:
+        return network.name == card.feature_network and dataset is None
+    trained_on = kind.card.dataset
+    return trained_on is not None and trained_on.digest == dataset_of(card, dataset).digest
 
 
-def training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
-    """Reference of the backbone's training images, with statistics of the whole training set if published.
+def training_reference(
+    card: BackboneCard, network: FeatureNetwork, dataset: DatasetRef | None = None
+) -> Reference:
+    """Reference of a data set, by default the backbone's, with statistics of the whole set if published.
 
     Computed once per process. Raises ValueError for a backbone without a data set.
     """
-    key = (card.digest, network.digest)
+    return dataset_reference(dataset_of(card, dataset), network, dataset.name if dataset else card.name)
+
+
+def dataset_reference(dataset: Dataset, network: FeatureNetwork, name: str) -> Reference:
+    """Reference of a loaded data set, displayed under `name`. Computed once per process."""
+    key = (name, dataset.digest, network.digest)
     if key not in _REFERENCES:
-        _REFERENCES[key] = _make_training_reference(card, network)
+        _REFERENCES[key] = _make_reference(dataset, network, name)
     return _REFERENCES[key]
 
 
-def _make_training_reference(card: BackboneCard, network: FeatureNetwork) -> Reference:
-    dataset = dataset_of(card)
-    images, labels = dataset.reference_images(card.name)
+def _make_reference(dataset: Dataset, network: FeatureNetwork, name: str) -> Reference:
+    images, labels = dataset.reference_images(name)
     made = make_reference(images, network, labels)
     whole = dataset.statistics.get(network.name)
     if whole is None:
@@ -89,7 +109,7 @@ def _gaussian(whole: FeatureStatistics) -> Gaussian:
 
 
 def evaluate(graft: Backbone, protocol: EvaluationProtocol) -> EvaluationReport:
-    """Sample the graft and compute every metric against its training images, in this process.
+    """Sample the graft and compute every metric against the protocol's reference, in this process.
 
     The report equals that of a lab for the same weights. Raises ValueError without the network's weights, or
     for a backbone without a data set.
@@ -100,8 +120,8 @@ def evaluate(graft: Backbone, protocol: EvaluationProtocol) -> EvaluationReport:
         for span in _spans(protocol.samples, protocol.micro_batch)
     ]
     fingerprint = own_fingerprint(graft.card.digest, protocol)
-    reference = training_reference(graft.card, network)
-    return compute_report(chunks, reference, fingerprint, recognises(graft, network))
+    reference = training_reference(graft.card, network, protocol.dataset)
+    return compute_report(chunks, reference, fingerprint, recognises(graft, network, protocol.dataset))
 
 
 def _spans(samples: int, micro_batch: int) -> list[tuple[int, int]]:
@@ -127,8 +147,15 @@ def evaluate_chunk(
     images = sample_images(backbone, transformer, protocol, indices).numpy()
     keep(first, images)
     features = extract(network or feature_network_for(backbone, protocol), images, protocol.micro_batch)
-    targets = sample_labels(protocol, backbone.card.num_classes, indices)
-    return EvaluatedChunk(first, features, targets.numpy(), hashes_of(images))
+    return EvaluatedChunk(first, features, _targets(backbone, protocol, indices), hashes_of(images))
+
+
+def _targets(backbone: Backbone, protocol: EvaluationProtocol, indices: Sequence[int]) -> Labels:
+    classes = backbone.card.num_classes
+    if not classes:
+        return np.full(len(indices), NO_LABEL)
+    labels: Labels = sample_labels(protocol, classes, indices).numpy()
+    return labels
 
 
 def hashes_of(images: Images) -> npt.NDArray[np.uint8]:
@@ -160,7 +187,7 @@ def compute_report(
     if predicted is not None:
         right = targets == predicted
         metrics.add(f"label_accuracy/{protocol.feature_network}", float(right.mean()), label_interval(right))
-    elif features.logits is not None:
+    elif features.logits is not None and (targets != NO_LABEL).any():
         metrics.warnings.append(
             f"no label_accuracy: the classes of {protocol.feature_network} are not the backbone's"
         )
@@ -216,8 +243,8 @@ def fid_at(
     ]
     if reference is not None:
         return frechet_of_rows(reference.pool, concat(chunks).pool)
-    whole = dataset_of(backbone.card).statistics.get(network.name)
-    pool = _gaussian(whole) if whole else training_reference(backbone.card, network).pool
+    whole = dataset_of(backbone.card, protocol.dataset).statistics.get(network.name)
+    pool = _gaussian(whole) if whole else training_reference(backbone.card, network, protocol.dataset).pool
     return frechet_of_rows(pool, concat(chunks).pool)
 
 

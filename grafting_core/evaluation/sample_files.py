@@ -87,9 +87,9 @@ def _put_in_order(path: Path, protocol: EvaluationProtocol, parts: Iterable[Imag
 
 
 def manifest(protocol: EvaluationProtocol, num_classes: int) -> str:
-    """CSV of row, sample index, seed of its noise and label, in the file's order."""
+    """CSV of row, sample index, seed of its noise and label (empty without classes), in the file's order."""
     order = row_order(protocol).tolist()
-    labels = sample_labels(protocol, num_classes, order).tolist()
+    labels = sample_labels(protocol, num_classes, order).tolist() if num_classes else [""] * len(order)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("row", "index", "seed", "label"))

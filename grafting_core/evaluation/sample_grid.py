@@ -14,7 +14,8 @@ from grafting_core.specs.plans import EvaluationProtocol
 
 ROWS, MAX_COLUMNS = 3, 10
 """Columns show the first classes, which share batches and so need few forwards."""
-SCALE = 2
+SMALL = 64
+"""Images up to this height are shown at twice their size."""
 GAP = 4
 LABEL_HEIGHT = 22
 INK, PAPER = "#1c1c1c", "#ffffff"
@@ -22,7 +23,7 @@ INK, PAPER = "#1c1c1c", "#ffffff"
 
 @dataclass(frozen=True)
 class SampleGrid:
-    """uint8 images [rows, columns, H, W] or [rows, columns, H, W, C] of one model, one class per column."""
+    """uint8 images [rows, columns, H, W], or with 3 channels last, of one model, one class per column."""
 
     images: Tensor
 
@@ -38,29 +39,33 @@ class SampleGrid:
 
 
 def sample_grid(backbone: Backbone, transformer: nn.Module, protocol: EvaluationProtocol) -> SampleGrid:
-    """`ROWS` samples of up to `MAX_COLUMNS` classes, balanced, with the protocol's own sampler and seed."""
+    """`ROWS` samples of up to `MAX_COLUMNS` classes, balanced, with the protocol's own sampler and seed.
+
+    A backbone without classes gets `MAX_COLUMNS` columns of samples.
+    """
     balanced = protocol.model_copy(update={"labels": "balanced"})
-    classes = backbone.card.num_classes
+    classes = backbone.card.num_classes or MAX_COLUMNS
     columns = min(classes, MAX_COLUMNS)
     indices = [row * classes + column for row in range(ROWS) for column in range(columns)]
     images = sample_images(backbone, transformer, balanced, indices)
-    if backbone.card.dataset is not None and dataset_of(backbone.card).inverted:
+    named = protocol.dataset
+    if (named or backbone.card.dataset) is not None and dataset_of(backbone.card, named).inverted:
         images = 255 - images
     return SampleGrid(images.unflatten(0, (ROWS, columns)))
 
 
 def _panel(title: str, images: Tensor) -> Image.Image:
-    rows, columns, height, width = images.shape[:4]
-    step = height * SCALE + GAP
-    panel = Image.new("RGB", (columns * (width * SCALE + GAP) + GAP, LABEL_HEIGHT + rows * step), PAPER)
+    rows, columns = images.shape[:2]
+    height, width = (side * (2 if images.shape[2] <= SMALL else 1) for side in images.shape[2:4])
+    panel = Image.new("RGB", (columns * (width + GAP) + GAP, LABEL_HEIGHT + rows * (height + GAP)), PAPER)
     ImageDraw.Draw(panel).text(
         (GAP, GAP), title.encode("ascii", "replace").decode()[:60], fill=INK, font_size=13
     )
     for row in range(rows):
         for column in range(columns):
             tile = Image.fromarray(images[row, column].numpy())
-            place = (GAP + column * (width * SCALE + GAP), LABEL_HEIGHT + row * step)
-            panel.paste(tile.resize((width * SCALE, height * SCALE), Image.Resampling.NEAREST), place)
+            place = (GAP + column * (width + GAP), LABEL_HEIGHT + row * (height + GAP))
+            panel.paste(tile.resize((width, height), Image.Resampling.NEAREST), place)
     return panel
 
 

@@ -45,7 +45,7 @@ class Screener:
     @property
     def latents(self) -> Latents:
         if self._latents is None:
-            self._latents = encode_held_out(self.backbone)
+            self._latents = encode_held_out(self.backbone, self.protocol.dataset)
         return self._latents
 
     def _teacher_loss(self, draws: int) -> float:

@@ -107,7 +107,9 @@ def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
 
 
 def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
-    """Fingerprint of a comparison with the images of the backbone whose digest is `subject`."""
+    """Fingerprint of a comparison with the protocol's data set, by default that of the backbone whose digest
+    is `subject`.
+    """
     network = protocol.feature_digest or feature_digest(protocol.feature_network)
     known = [card for card in backbone_cards().values() if card.digest == subject]
     return ProtocolFingerprint(
@@ -115,9 +117,29 @@ def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFinge
         subject=subject,
         protocol=protocol,
         feature_network=network,
-        reference=digest({"own images of": subject, "seen by": network}),
+        reference=_reference_digest(subject, protocol, network),
         held_out=next((card.held_out.digest for card in known if card.held_out is not None), None),
     )
+
+
+def _reference_digest(subject: str, protocol: EvaluationProtocol, network: str | None) -> str:
+    if protocol.dataset is not None:
+        return digest({"images of": protocol.dataset.digest, "seen by": network})
+    return digest({"own images of": subject, "seen by": network})
+
+
+def oracle_path(fingerprint: ProtocolFingerprint) -> str:
+    """Path of the metrics of held-out real images; the sampler's settings do not enter it."""
+    protocol = fingerprint.protocol
+    counted = {
+        "samples": protocol.samples,
+        "mode": protocol.mode,
+        "network": protocol.feature_network,
+        "recipe": fingerprint.recipe,
+        "reference": fingerprint.reference,
+        "held out": fingerprint.held_out,
+    }
+    return f"oracles/{digest(counted)}.json"
 
 
 @memoized

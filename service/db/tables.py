@@ -121,7 +121,7 @@ class RunRow(Base):
     reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     """Amounts that a live attempt may still use of shared budgets."""
     checkpoints_pruned: Mapped[str] = mapped_column(String(8), server_default="", default="")
-    """The stage of deleting its checkpoints after its end: see `domain.checkpoint_retention`."""
+    """How far its checkpoints have been deleted since it ended: see `domain.checkpoint_retention`."""
     stage: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)

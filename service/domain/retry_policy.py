@@ -13,7 +13,7 @@ LONGEST_BACK_OFF = 600.0
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules for an attempt that ended; `ends` is the state of a run that is not retried."""
+    """What follows an attempt: `ends` is the run's state if no other attempt follows."""
 
     ends: RunState = "FAILED"
     retry: bool = False

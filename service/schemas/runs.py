@@ -373,6 +373,6 @@ class TrackingState(View):
     since: datetime | None = None
     """Time of the oldest event that MLflow does not have."""
     wrong: str | None = None
-    """The reason MLflow cannot be used, and the command to run."""
+    """Why MLflow cannot be used, and what to run."""
     with_errors: int = 0
     """Number of runs and studies with entries that MLflow refused."""

@@ -5,6 +5,7 @@ import copy
 from safetensors.torch import load
 from torch import nn
 
+from grafting_core.data.datasets import dataset_of
 from grafting_core.evaluation.cost import hardware_of, measure_cost
 from grafting_core.evaluation.evaluate import (
     compute_report,
@@ -15,10 +16,11 @@ from grafting_core.evaluation.evaluate import (
     training_reference,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork
+from grafting_core.evaluation.oracle import oracle_report
 from grafting_core.evaluation.reference import Reference, unpacked
 from grafting_core.evaluation.sample_grid import sample_grid
 from grafting_core.specs.cost import design_cost, grafted_params
-from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of
+from grafting_core.specs.experiment import evaluation_key, finetune_key, fingerprint_of, oracle_path
 from grafting_core.specs.results import EvaluationReport, MeasuredCost
 from grafting_core.storage.artifacts import keep_published, publish, read_card, read_file, read_published
 from grafting_core.storage.checksums import read_with_digest, write_with_digest
@@ -116,22 +118,35 @@ def sample(context: Context, key: str, graft: nn.Module, export: SampleExport) -
 
 def _report(context: Context, key: str) -> EvaluationReport:
     network = feature_network_for(context.backbone, context.spec.evaluate)
-    known = recognises(context.backbone, network)
+    reference = reference_of(context, network)
+    known = recognises(context.backbone, network, context.spec.evaluate.dataset)
+    _publish_oracle(context, network, reference, known)
     chunks = Chunks(context.storage, key).all()
-    return compute_report(chunks, reference_of(context, network), fingerprint_of(context.spec), known)
+    return compute_report(chunks, reference, fingerprint_of(context.spec), known)
 
 
 def reference_of(context: Context, network: FeatureNetwork) -> Reference:
-    """Reference of the backbone's training images, made once for all designs that are compared with it."""
+    """Reference of the protocol's or the backbone's data set, made once for all designs compared with it."""
     folder = f"references/{fingerprint_of(context.spec).reference}"
     if not keep_published(context.storage, folder):
-        made = training_reference(context.backbone.card, network)
+        made = training_reference(context.backbone.card, network, context.spec.evaluate.dataset)
         publish(context.storage, folder, "reference.npz", made.packed(), made.card.model_dump(mode="json"))
     return unpacked(read_published(context.storage, folder), network)
 
 
+def _publish_oracle(context: Context, network: FeatureNetwork, reference: Reference, known: bool) -> None:
+    """Write the metrics of held-out real images, once for all designs evaluated under this protocol."""
+    protocol, path = context.spec.evaluate, oracle_path(fingerprint_of(context.spec))
+    dataset = dataset_of(context.backbone.card, protocol.dataset)
+    if read_with_digest(context.storage, path, EvaluationReport) is not None:
+        return
+    if dataset.held_out_reference(dataset.name) is not None:
+        report = oracle_report(dataset, network, protocol, known, reference)
+        write_with_digest(context.storage, path, report)
+
+
 def _losses(context: Context, graft: nn.Module) -> dict[str, float]:
-    latents, teacher = context.held_out(), context.backbone
+    latents, teacher = context.held_out(context.spec.evaluate.dataset), context.backbone
     loss, teacher_loss = (
         denoising_loss_of(model, latents) for model in (teacher.with_transformer(graft), teacher)
     )

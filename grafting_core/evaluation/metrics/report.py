@@ -168,10 +168,9 @@ def _lacks(reference: Reference, samples: Features) -> list[str]:
 def by_class(
     reference: Reference, samples: Features, targets: Labels, predicted: Labels | None
 ) -> tuple[ClassFigures, ...]:
-    """Accuracy and kernel distance of every target class, in order."""
-    return tuple(
-        _class(reference, samples.pool, targets, predicted, int(label)) for label in np.unique(targets)
-    )
+    """Accuracy and kernel distance of every target class, in order; targets below 0 are no class."""
+    labels = np.unique(targets[targets >= 0])
+    return tuple(_class(reference, samples.pool, targets, predicted, int(label)) for label in labels)
 
 
 def _class(

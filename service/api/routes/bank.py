@@ -43,7 +43,7 @@ def list_scions(
 @router.get("/scions/{key}")
 def show_scion(key: str, lab: LabDep) -> ScionCard:
     """Return a scion's card: held-out errors by timestep, scores, curve, cost."""
-    card = Bank(lab.storage).full_card(key) if key.isalnum() else None
+    card = Bank(lab.storage).card(key) if key.isalnum() else None
     if card is None:
         raise ApiError("not-found", f"there is no scion {key!r}")
     with lab.database.reading() as session:
