@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.specs.backbone import BackboneRef, backbone_cards
+from grafting_core.specs.backbone import BackboneRef, cards_with_digest
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.canonical import digest, memoized
@@ -109,7 +109,7 @@ def fingerprint_of(spec: ExperimentSpec) -> ProtocolFingerprint:
 def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFingerprint:
     """Fingerprint of a comparison with the images of the backbone whose digest is `subject`."""
     network = protocol.feature_digest or feature_digest(protocol.feature_network)
-    known = [card for card in backbone_cards().values() if card.digest == subject]
+    known = cards_with_digest(subject)
     return ProtocolFingerprint(
         recipe=RECIPE_VERSIONS["evaluate"],
         subject=subject,

@@ -33,6 +33,8 @@ POLICIES: Mapping[Reason, Policy] = {
     "worker_lost": Policy(retry=True),
     "invalid_checkpoint": Policy(retry=True),
     "storage_full": Policy(retry=True),
+    # Another attempt would read the same files.
+    "bad_input": Policy(),
     # Not caused by the run.
     "node_fault": Policy(retry=True, counted=False),
     "preempted": Policy(retry=True, counted=False, back_off=False),
