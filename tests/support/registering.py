@@ -18,7 +18,7 @@ from tests.support.runs import STARTED
 from workers.contract import AttemptFailed, RunTicket, attempt_of, ticket_path
 from workers.events import EventLog
 from workers.failures import classify
-from workers.group import _serve, alone
+from workers.group import _serve, single_process
 
 
 def pipeline(folder: Path) -> Path:
@@ -52,7 +52,7 @@ class InProcess:
         events = EventLog(self.storage, ticket)
         events.write(STARTED)
         try:
-            _serve(ticket, time.time(), alone(ticket.work))
+            _serve(ticket, time.time(), single_process(ticket.work))
         except Exception as error:  # noqa: BLE001 - as the driver of an attempt does
             reason, message = classify(error)
             EventLog(self.storage, ticket).write(AttemptFailed(reason=reason, message=message))

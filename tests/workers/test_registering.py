@@ -23,7 +23,7 @@ from tests.support.stages import events_of
 from workers.contract import RunTicket, StageDone, StageReport, StageStarted, Stop, attempt_folder
 from workers.events import EventLog
 from workers.failures import classify
-from workers.group import _serve, alone
+from workers.group import _serve, single_process
 from workers.observer import StopCondition
 from workers.registered import make_known
 from workers.stages import intake
@@ -100,7 +100,7 @@ def test_the_same_files_again_are_found_and_not_written_again(tmp_path: Path, so
 
 def test_an_attempt_carries_it_out_without_any_backbone(tmp_path: Path, source: Path) -> None:
     given = ticket(tmp_path, source)
-    _serve(given, 0.0, alone(given.work))
+    _serve(given, 0.0, single_process(given.work))
     bodies = [event.body for event in events_of(tmp_path / "storage")]
     phases = [body for body in bodies if isinstance(body, StageStarted)]
     assert len(phases) == 2
@@ -155,8 +155,8 @@ def other_depth(folder: Path) -> None:
     ("spoil", "message"),
     [
         (nan, "not finite"),
-        (truncated, "holds no DiT"),
-        (pickled, "holds no DiT"),
+        (truncated, "safetensors"),
+        (pickled, "safetensors"),
         (empty, "holds none of the files"),
         (out_of_the_root, "does not register"),
         (folder_out_of_the_root, "does not register"),
