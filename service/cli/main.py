@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import actions, views
+from service.cli import actions, bank_transfer, views
 from service.cli.actions import run_id_of
 from service.cli.admin import admin_app, tracking_app
 from service.cli.analyze import analyze_command
@@ -198,6 +198,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(admin_app, name="admin")
 app.add_typer(tracking_app, name="tracking")
+bank_transfer.install(bank_app)
 app.add_typer(bank_app, name="bank")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(dataset_app, name="dataset")
