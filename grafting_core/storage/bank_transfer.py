@@ -78,15 +78,16 @@ def export_scions(bank: Bank, keys: Sequence[str], file: Path, origin: str) -> i
     damaged = [f"{key[:12]}: {wrong}" for key in keys if (wrong := bank.verify(key))]
     if damaged:
         raise ValueError(f"scion {damaged[0]}; `graft bank verify` sets damaged ones aside")
-    cards = {key: bank.storage.read_bytes(f"{bank.folder(key)}/{CARD}") for key in keys}
-    index = Index(origin=origin, scions={key: _sha256(card) for key, card in cards.items()})
+    # With the scores, which are files of their own beside the card.
+    cards = {key: card for key in keys if (card := bank.full_card(key)) is not None}
+    contents = {key: card.model_dump_json().encode() for key, card in cards.items()}
+    index = Index(origin=origin, scions={key: _sha256(content) for key, content in contents.items()})
     part = file.with_name(f".{file.name}.part")
     try:
         with tarfile.open(part, "x:") as archive:
             _add(archive, INDEX, index.model_dump_json().encode())
-            for key, content in cards.items():
-                _add(archive, f"{key}/{CARD}", content)
-                card = ScionCard.model_validate_json(content)
+            for key, card in cards.items():
+                _add(archive, f"{key}/{CARD}", contents[key])
                 _add(archive, f"{key}/{card.file}", bank.read(key))
         if file.exists():
             raise FileExistsError(f"{file} is there already")

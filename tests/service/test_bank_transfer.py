@@ -40,7 +40,9 @@ def bank(tmp_path: Path) -> Bank:
     """With two scions."""
     made = Bank(Storage(str(tmp_path / "there")))
     for scion in scions_of(experiment(layers=[1, 3])):
-        deposit(made, scion)
+        card = deposit(made, scion)
+        made.add_scores(card.key, {"replace_one/noise": 0.5})
+        made.add_restored(card.key, "ab" * 32, {"restore_one/noise": 0.25})
     return made
 
 
@@ -63,7 +65,13 @@ def test_scions_arrive_as_they_were_with_their_origin(bank: Bank, other: Bank, f
     found = import_scions(other, file, known)
     assert sorted(found.new) == bank.names() == other.names()
     for key in bank.names():
-        assert other.card(key) == bank.card(key)
+        card = other.full_card(key)
+        assert card is not None
+        assert card == bank.full_card(key)
+        assert (card.scores, card.restored) == (
+            {"replace_one/noise": 0.5},
+            {"ab" * 32: {"restore_one/noise": 0.25}},
+        )
         assert other.read(key) == bank.read(key)
         origin = origin_of(other.storage, key)
         assert origin is not None
