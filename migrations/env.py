@@ -7,6 +7,7 @@ from alembic import context
 from grafting_core.storage.failpoints import failpoint
 from service.db import (
     check_tables,  # noqa: F401 - their tables belong to Base
+    registry_tables,  # noqa: F401 - their tables belong to Base
     study_tables,  # noqa: F401 - their tables belong to Base
     webhook_tables,  # noqa: F401 - their tables belong to Base
 )

@@ -21,6 +21,7 @@ from service.api.routes import (
     health,
     keys,
     mlflow,
+    registry,
     run_controls,
     runs,
     studies,
@@ -65,7 +66,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestLogMiddleware)
     problems.install(app)
     api = APIRouter(prefix="/api/v1")
-    for part in (experiments, analyses, runs, run_controls, catalog, keys, bank, studies, webhooks, admin):
+    # The registry last: its addresses hold names with slashes, such as other routes begin with.
+    parts = (
+        experiments,
+        analyses,
+        runs,
+        run_controls,
+        catalog,
+        keys,
+        bank,
+        studies,
+        webhooks,
+        admin,
+        registry,
+    )
+    for part in parts:
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -14,6 +14,7 @@ from service.requesting import ApiProblem, CannotBeSent, LabUnreachable, Transpo
 from service.schemas.bank import Cleared, ScionPage, ScionView, Verified
 from service.schemas.checks import CheckPage, CheckView
 from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
+from service.schemas.registry import RegisteredDetail, RegisteredView, Removed, view_of
 from service.schemas.rung_agreement import LatencyTable
 from service.schemas.runs import (
     TERMINAL,
@@ -162,6 +163,31 @@ class GraftlabClient(Transport):
 
     def backbones(self) -> list[BackboneView]:
         return self._parse_list(BackboneView, self._ask("GET", "/backbones"))
+
+    def register(self, kind: str, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
+        """Queue a run that registers something of a kind: backbones, datasets or features."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(SubmitAnswer, self._ask("POST", f"/{kind}", json=document, headers=headers))
+
+    def all_registered(self, kind: str) -> list[RegisteredView]:
+        """Everything of a kind: what ships with packages, then what was registered."""
+        if kind == "backbones":
+            return [view_of(each) for each in self.backbones()]
+        return self._parse_list(RegisteredView, self._ask("GET", f"/{kind}"))
+
+    def registered(self, kind: str, name: str) -> RegisteredDetail:
+        """One of them with its card and revisions. Raises ApiProblem where there is none."""
+        return self._parse(RegisteredDetail, self._ask("GET", f"/{kind}/{name}"))
+
+    def verify_registered(self, kind: str, name: str, revision: int | None = None) -> SubmitAnswer:
+        """Queue a run that reads a revision again, and fails where it is damaged."""
+        params = {"revision": revision} if revision else {}
+        return self._parse(SubmitAnswer, self._ask("POST", f"/{kind}/{name}/verify", params=params))
+
+    def remove_registered(self, kind: str, name: str, revision: int | None = None) -> Removed:
+        """Remove a name, or one of its revisions; refused while work that has not ended needs it."""
+        params = {"revision": revision} if revision else {}
+        return self._parse(Removed, self._ask("DELETE", f"/{kind}/{name}", params=params))
 
     def scions(self, limit: int = 50, cursor: str | None = None, **filters: str | None) -> ScionPage:
         """Return a page of the bank in the order of keys; `prefix`, `kind` and `backbone` filter it."""

@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     gpus: int = 0
     """GPUs that running attempts may use together."""
 
+    import_roots: list[Path] = []
+    """Folders of the lab's machine from which backbones, data sets and feature networks may be registered.
+
+    None: nothing is registered by path. `graft up` on loopback allows its user's home folder instead.
+    """
+
     webhook_hosts: list[str] = []
     """Hosts, `host` or `host:port`, that webhooks may call; if empty, webhooks are off."""
     webhook_timeout_seconds: float = Field(default=10.0, gt=0)
@@ -124,6 +130,7 @@ class Settings(BaseSettings):
         self.storage = self.storage or str(self.data_dir / "storage")
         if "://" not in self.storage:
             self.storage = str(Path(self.storage).expanduser().absolute())
+        self.import_roots = [root.expanduser().absolute() for root in self.import_roots]
         self.host = "127.0.0.1" if self.host == "localhost" else self.host
         own = f"[{self.host}]" if ":" in self.host else self.host
         if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound

@@ -10,6 +10,8 @@ Layout under the storage root (an fsspec URI):
     latencies/<key>.json               row of the latency table: one operator on one kind of device
     screened/<key>.json                value of a hybrid on one rung of a screening
     references/<key>/                  reference.npz: statistics that samples are compared with
+    registry/<what>/<digest>/          content/ (files of a registered folder), card.json
+    registry/staging/<run>/            files that a registration has copied so far
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   the ticket, written by the scheduler
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
@@ -27,10 +29,11 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.jobs import Job
+from grafting_core.specs.registration import Registered, Registry
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.storage.storage import Storage
 
-StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure"]
+StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure", "register"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """Stage names in the order in which they are displayed."""
 
@@ -44,6 +47,7 @@ Reason = Literal[
     "preempted",
     "invalid_checkpoint",
     "storage_full",
+    "bad_input",
     "internal_error",
 ]
 
@@ -76,6 +80,12 @@ class RunTicket(Frozen):
     """Number of a stage's newest checkpoints to keep while it runs."""
     keep_best: bool = False
     """Whether to keep the checkpoint with the lowest loss as well."""
+    registered: Registry = Registry()
+    """Cards of registered things that the work names."""
+    import_roots: tuple[str, ...] = ()
+    """Folders of the worker's machine from which may be registered."""
+    closed_folders: tuple[str, ...] = ()
+    """Folders of the lab itself, from which may not be registered."""
     warm_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Seconds that the worker group waits for another ticket after this one; 0: it ends."""
 
@@ -100,6 +110,8 @@ class StageReport(Frozen):
     """Artifact -> run that made it, of reused artifacts."""
     found: dict[str, Usage] = {}
     """Key -> usage of making it, of reused scions."""
+    registered: Registered | None = None
+    """The card of what was registered, if the stage registers."""
     notes: tuple[str, ...] = ()
     """Messages for people, such as damaged files that were found and repaired."""
 

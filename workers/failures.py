@@ -10,6 +10,7 @@ BY_NAME: dict[str, Reason] = {
     "OutOfMemoryError": "out_of_memory",
     "MemoryError": "out_of_memory",
     "CorruptArtifact": "invalid_checkpoint",
+    "BadInput": "bad_input",
     "ActorDiedError": "worker_lost",
     "RayActorError": "worker_lost",
     "WorkerCrashedError": "worker_lost",
@@ -60,5 +61,8 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _message(error: BaseException) -> str:
+    """Its type and last line; of what people can put right, the sentence alone."""
+    if type(error).__name__ == "BadInput":
+        return " ".join(str(error).split())[:500]
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[-1].strip()}"[:500]

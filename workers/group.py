@@ -10,6 +10,7 @@ import torch
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registry import load_backbone
+from grafting_core.specs.backbone import BackboneRef
 from grafting_core.specs.jobs import Job
 from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Shard
@@ -19,8 +20,9 @@ from workers.events import EventLog
 from workers.liveness import DrainWatch, own_node_drains
 from workers.logs import setup_logging
 from workers.observer import AttemptStoppedEarly, StopCondition
+from workers.registered import make_known
 from workers.reuse import receive_tickets
-from workers.stages import analyze, distill, evaluate, fill, finetune, measure
+from workers.stages import analyze, distill, evaluate, fill, finetune, measure, register
 from workers.stages.context import Context, Group, Stage
 from workers.usage import UsageMeter, difference
 
@@ -30,6 +32,10 @@ STAGES: Mapping[StageName, Stage] = {
     "finetune": finetune.run,
     "evaluate": evaluate.run,
 }
+
+
+WITHOUT_BACKBONE = frozenset({"registration"})
+"""Kinds of work for which no backbone is loaded ahead."""
 
 
 def train_loop(first: RunTicket, started: float, group: Group | None = None) -> None:
@@ -54,6 +60,7 @@ def single_process(work: Job) -> Group:
 def _serve(ticket: RunTicket, started: float, group: Group) -> None:
     """Run one ticket and free its memory."""
     torch.set_num_threads(ticket.work.resources.cpus_per_worker)
+    make_known(Storage(ticket.storage), ticket.registered)
     context = _context(ticket, started, group)
     log.info("attempt %s of %s on %s", ticket.attempt, ticket.work.name, group.device)
     PIPELINES[ticket.work.kind](context)
@@ -66,17 +73,18 @@ def _serve(ticket: RunTicket, started: float, group: Group) -> None:
 
 
 @lru_cache(maxsize=1)
-def _backbone(name: str, device: torch.device) -> Backbone:
-    """Loaded once for all tickets: no stage changes it."""
-    return load_backbone(name, device)
+def _backbone(ref: BackboneRef, device: torch.device) -> Backbone:
+    """Loaded once for all tickets: no stage changes it. Raises ValueError if its weights are others."""
+    backbone = load_backbone(ref.name, device)
+    if backbone.card.digest != ref.digest:
+        raise ValueError("this worker's backbone weights differ from those that the work was planned for")
+    return backbone
 
 
 def _context(ticket: RunTicket, started: float, group: Group) -> Context:
     storage = Storage(ticket.storage)
     meter = UsageMeter(ticket.work, started)
-    backbone = _backbone(ticket.work.backbone.name, group.device)
-    if backbone.card.digest != ticket.work.backbone.digest:
-        raise ValueError("this worker's backbone weights differ from those that the work was planned for")
+    backbone = None if ticket.work.kind in WITHOUT_BACKBONE else _backbone(ticket.work.backbone, group.device)
     events = EventLog(storage, ticket) if group.leads else None
     return Context(ticket, storage, backbone, group, meter, StopCondition(storage, ticket, meter), events)
 
@@ -109,5 +117,6 @@ PIPELINES: Mapping[str, Callable[[Context], None]] = {
     "fill": partial(run_stage, stage=fill.run),
     "analysis": partial(run_stage, stage=analyze.run),
     "latency": partial(run_stage, stage=measure.run),
+    "registration": partial(run_stage, stage=register.run),
 }
 """Kind of work -> function that runs it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grafting_core.specs.analysis import AnalysisSpec
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import (
     design_cost,
@@ -19,6 +19,7 @@ from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Job
 from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec
+from grafting_core.specs.registration import RegistrationSpec
 from grafting_core.specs.rungs import rung_cost
 from grafting_core.specs.screening import ScreeningSpec
 from workers.contract import StageName
@@ -36,7 +37,7 @@ StepCosts = Mapping[StageName, StepCost]
 
 
 def _graft_costs(spec: ExperimentSpec) -> StepCosts:
-    card = backbone_cards()[spec.backbone.name]
+    card = card_of(spec.backbone)
     forward = design_cost(spec, card).flops_per_forward
     distill, finetune = spec.distill.batch_size, spec.finetune.batch_size
     return {
@@ -47,20 +48,20 @@ def _graft_costs(spec: ExperimentSpec) -> StepCosts:
 
 
 def _fill_costs(spec: FillSpec) -> StepCosts:
-    card, batch = backbone_cards()[spec.backbone.name], spec.plan.batch_size
+    card, batch = card_of(spec.backbone), spec.plan.batch_size
     flops = pass_flops_per_image(card, [scion.part for scion in spec.scions])
     return {"distill": StepCost(batch * flops, batch)}
 
 
 def _analysis_costs(spec: AnalysisSpec) -> StepCosts:
     """One step is one sample: all its sampling steps, each with both forwards of guidance."""
-    forward = backbone_cards()[spec.backbone.name].forward_flops()
+    forward = card_of(spec.backbone).forward_flops()
     return {"analyze": StepCost(2 * spec.sampling_steps * forward)}
 
 
 def _screening_costs(spec: ScreeningSpec) -> StepCosts:
     """One step is one hybrid on one rung; its cost is the mean over all rungs."""
-    card = backbone_cards()[spec.backbone.name]
+    card = card_of(spec.backbone)
     counts, total, remaining = 0, 0.0, len(spec.designs)
     for rung in spec.rungs:
         teacher = card.forward_flops()
@@ -72,8 +73,13 @@ def _screening_costs(spec: ScreeningSpec) -> StepCosts:
 
 def _latency_costs(spec: LatencySpec) -> StepCosts:
     """One step is one row: at most `MOST_ROUNDS` rounds of three forwards, each about the backbone's."""
-    forward = backbone_cards()[spec.backbone.name].forward_flops()
+    forward = card_of(spec.backbone).forward_flops()
     return {"measure": StepCost(3.0 * MOST_ROUNDS * spec.batch * forward)}
+
+
+def _registration_costs(spec: RegistrationSpec) -> StepCosts:
+    """What it reads and checks takes time alone."""
+    return {"register": StepCost(0.0)}
 
 
 COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
@@ -82,6 +88,7 @@ COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "analysis": _analysis_costs,
     "screening": _screening_costs,
     "latency": _latency_costs,
+    "registration": _registration_costs,
 }
 """Kind of work -> cost of one step of each of its stages."""
 

@@ -11,7 +11,7 @@ from grafting_core.specs.dims import SLOTS, BlockDims, Slot
 from grafting_core.specs.operators import OperatorBase
 from grafting_core.specs.operators.attention import MultiHeadAttention
 from grafting_core.specs.operators.mlp import Mlp
-from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
+from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable, hidden
 from grafting_core.specs.site import GraftSite
 
 Count = Annotated[int, Field(ge=0)]
@@ -65,7 +65,8 @@ class BackboneCard(Frozen):
     num_params: Count
     decoder_flops: Count
     """FLOPs of decoding one latent to an image."""
-    pretraining: Pretraining
+    pretraining: Pretraining | None = None
+    """What it cost to make; None: unknown."""
     feature_network: str
     """Feature network that evaluates its samples, unless a design names another."""
     num_images: Count
@@ -105,6 +106,10 @@ class BackboneCard(Frozen):
         width, tokens = self.dims.width, self.dims.num_tokens
         patch = self.patch_size**2 * self.latent_channels
         return 4 * width**2 + 2 * tokens * width * patch + 4 * tokens * width * patch
+
+    def share_of_pretraining(self, flops: float) -> float | None:
+        """FLOPs over those of its pretraining; None where it is not known what that took."""
+        return flops / self.pretraining.flops if self.pretraining else None
 
     def block_flops(self) -> int:
         """FLOPs of one unedited block on one sample: its operators and adaLN."""
@@ -164,16 +169,19 @@ def backbone_cards() -> dict[str, BackboneCard]:
     return {name: entry.card for name, entry in BACKBONES.entries.items()}
 
 
-_REVISIONS: dict[str, BackboneCard] = {}
-"""Digest -> card, of every registered revision, so that references to older ones can be resolved."""
+_REVISIONS: dict[BackboneRef, BackboneCard] = {}
+"""Cards of all registered revisions, so that references to older ones can be resolved."""
 
 
-def register_cards(cards: Iterable[BackboneCard]) -> None:
-    """Make registered backbones known to this process, older revisions of a name before newer ones."""
-    listed = list(cards)
+def register_cards(cards: Iterable[BackboneCard], removed: Iterable[BackboneCard] = ()) -> None:
+    """Make registered backbones known to this process, older revisions of a name before newer ones.
+
+    Those of them that were `removed` can be neither named nor loaded; what refers to them finds their sizes.
+    """
+    listed, gone = list(cards), {card.ref for card in removed}
     _REVISIONS.clear()
-    _REVISIONS.update({card.digest: card for card in listed})
-    BACKBONES.register({card.name: _registered(card) for card in listed})
+    _REVISIONS.update({card.ref: card for card in listed})
+    BACKBONES.register({card.name: _registered(card) for card in listed if card.ref not in gone})
 
 
 def _registered(card: BackboneCard) -> BackboneEntry:
@@ -183,9 +191,28 @@ def _registered(card: BackboneCard) -> BackboneEntry:
 
 def card_of(ref: BackboneRef) -> BackboneCard:
     """Card of exactly this revision. Raises ValueError for a backbone that the lab does not have."""
-    if ref.digest in _REVISIONS:
-        return _REVISIONS[ref.digest]
-    card = backbone_cards().get(ref.name)
-    if card is None or card.digest != ref.digest:
+    found = known_card(ref)
+    if found is None:
         raise ValueError(f"the lab has no backbone {ref.name!r} with the digest {ref.digest[:12]}")
-    return card
+    return found
+
+
+def known_card(ref: BackboneRef) -> BackboneCard | None:
+    """As `card_of`; None for a backbone that the lab does not have."""
+    if ref in _REVISIONS:
+        return _REVISIONS[ref]
+    card = backbone_cards().get(ref.name)
+    return card if card is not None and card.digest == ref.digest else None
+
+
+def revisions_of(name: str) -> list[BackboneCard]:
+    """Registered revisions of a name, oldest first, removed ones too."""
+    if ("backbone", name) in hidden():
+        return []
+    return [card for card in _REVISIONS.values() if card.name == name]
+
+
+def cards_with_digest(digest: str) -> list[BackboneCard]:
+    """Cards of all backbones with these weights, older revisions too, whatever their names are."""
+    known = {card.ref: card for card in (*_REVISIONS.values(), *backbone_cards().values())}
+    return [card for card in known.values() if card.digest == digest]

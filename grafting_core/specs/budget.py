@@ -24,9 +24,12 @@ class Budget(Frozen):
                 return name
         return None
 
-    def resolved(self, pretraining_flops: float) -> "Budget":
-        """The same budget with its share of pretraining converted to FLOPs; the lower limit counts."""
-        if self.share_of_pretraining is None:
+    def resolved(self, pretraining_flops: float | None) -> "Budget":
+        """The same budget with its share of pretraining converted to FLOPs; the lower limit counts.
+
+        If the cost of pretraining is unknown (None), the share limits nothing and is kept as it is.
+        """
+        if self.share_of_pretraining is None or pretraining_flops is None:
             return self
         flops = min(self.flops or 1e24, self.share_of_pretraining * pretraining_flops)
         return self.model_copy(update={"flops": flops, "share_of_pretraining": None})

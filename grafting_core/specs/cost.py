@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.backbone import BackboneCard, card_of
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import memoized
@@ -54,7 +54,8 @@ class ExperimentPlan(Frozen):
     cost: DesignCost
     stages: tuple[StagePlan, ...]
     total: Usage
-    share_of_pretraining: float
+    share_of_pretraining: float | None
+    """None where it is not known what the backbone cost to make."""
     runnable: bool
     """False if the lab has only the backbone's card and not its weights."""
     notes: tuple[str, ...] = ()
@@ -64,7 +65,7 @@ class ExperimentPlan(Frozen):
 @memoized
 def plan(spec: ExperimentSpec) -> ExperimentPlan:
     """Stages, keys, parameters and FLOPs of a resolved experiment."""
-    card = backbone_cards()[spec.design.backbone.name]
+    card = card_of(spec.design.backbone)
     stages = _stages(spec, card)
     total = sum((stage.spend for stage in stages), Usage())
     return ExperimentPlan(
@@ -74,7 +75,7 @@ def plan(spec: ExperimentSpec) -> ExperimentPlan:
         cost=design_cost(spec, card),
         stages=stages,
         total=total,
-        share_of_pretraining=total.flops / card.pretraining.flops,
+        share_of_pretraining=card.share_of_pretraining(total.flops),
         runnable=card.weights is not None,
         notes=() if spec.design.is_teacher else warmup_notes(distill=spec.distill, finetune=spec.finetune),
     )

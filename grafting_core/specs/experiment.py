@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.specs.backbone import BackboneRef, backbone_cards
+from grafting_core.specs.backbone import BackboneRef, cards_with_digest
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.canonical import digest, memoized
@@ -111,7 +111,7 @@ def own_fingerprint(subject: str, protocol: EvaluationProtocol) -> ProtocolFinge
     is `subject`.
     """
     network = protocol.feature_digest or feature_digest(protocol.feature_network)
-    known = [card for card in backbone_cards().values() if card.digest == subject]
+    known = cards_with_digest(subject)
     return ProtocolFingerprint(
         recipe=RECIPE_VERSIONS["evaluate"],
         subject=subject,

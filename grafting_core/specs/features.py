@@ -148,7 +148,8 @@ def feature_sources() -> dict[str, FeatureSource]:
     Raises ValueError for a file that cannot be read or names an unknown network.
     """
     named = os.environ.get(SETTING)
-    return {**_SOURCES, **(_read_sources(Path(named)) if named else {})}
+    registered = {name: source for name, source in _SOURCES.items() if name in FEATURE_NETWORKS}
+    return {**registered, **(_read_sources(Path(named)) if named else {})}
 
 
 def _read_sources(file: Path) -> dict[str, FeatureSource]:

@@ -13,9 +13,13 @@ from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.experiment import ExperimentSpec, protocol_digest
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.latency import LatencySpec
+from grafting_core.specs.registration import RegistrationSpec
 from grafting_core.specs.screening import ScreeningSpec
 
-Job = Annotated[ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec, Discriminator("kind")]
+Job = Annotated[
+    ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec | RegistrationSpec,
+    Discriminator("kind"),
+]
 WORK: TypeAdapter[Job] = TypeAdapter(Job)
 
 LAST_STAGES: Mapping[str, str] = {
@@ -24,6 +28,7 @@ LAST_STAGES: Mapping[str, str] = {
     "fill": "distill",
     "screening": "screen",
     "latency": "measure",
+    "registration": "register",
 }
 """Kind -> stage whose report completes the work."""
 

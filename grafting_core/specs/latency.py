@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.specs.backbone import BackboneCard, BackboneRef, backbone_cards
+from grafting_core.specs.backbone import BackboneCard, BackboneRef, card_of
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.canonical import digest, fields_of
@@ -70,7 +70,7 @@ class LatencySpec(Frozen):
 
     def row_key(self, part: TimedPart, hardware: Hardware) -> str:
         """Key of one row, shared by all studies and backbones of these sizes; weights do not enter."""
-        card = backbone_cards()[self.backbone.name]
+        card = card_of(self.backbone)
         sizes = ("dims", "depth", "patch_size", "latent_channels", "num_classes")
         return digest(
             {

@@ -6,6 +6,7 @@ is data: reading a table imports no model. The function named by `load` loads wh
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
@@ -19,6 +20,19 @@ API_VERSION = 1
 """Version of the interface of entries and the objects that they load; raised on breaking changes."""
 
 log = logging.getLogger(__name__)
+
+_HIDDEN: ContextVar[frozenset[tuple[str, str]]] = ContextVar("hidden", default=frozenset())
+"""(Kind of table, name) of registered rows that whoever asks now may not know of."""
+
+
+def hide(names: frozenset[tuple[str, str]]) -> None:
+    """From here on, in this context, tables show no registered row with one of these (kind, name)."""
+    _HIDDEN.set(names)
+
+
+def hidden() -> frozenset[tuple[str, str]]:
+    """What `hide` was given in this context."""
+    return _HIDDEN.get()
 
 
 class Entry(Frozen):
@@ -62,7 +76,9 @@ class PluginTable(Generic[Row]):
 
     @property
     def entries(self) -> Mapping[str, Row]:
-        return {**self._registered, **self._read[0]}
+        unseen = {name for what, name in hidden() if what == self.what}
+        registered = {name: row for name, row in self._registered.items() if name not in unseen}
+        return {**registered, **self._read[0]}
 
     def register(self, rows: Mapping[str, Row]) -> None:
         """Set the rows that this lab has registered, replacing those set before.
@@ -70,6 +86,11 @@ class PluginTable(Generic[Row]):
         Entry points take precedence over rows of the same name.
         """
         self._registered = dict(rows)
+
+    def ships(self, name: str) -> bool:
+        """Whether an entry point has this name, usable or not."""
+        rows, failures = self._read
+        return name in rows or name in failures
 
     @property
     def failures(self) -> Mapping[str, str]:

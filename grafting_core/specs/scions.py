@@ -87,6 +87,12 @@ def part_name(part: Part) -> str:
     return str(part.place)
 
 
+class Scores(Frozen):
+    """Scores of one scion, by name; a file of its own in the bank."""
+
+    values: dict[str, float]
+
+
 class ScionCard(Frozen):
     """Bank entry that describes a scion. Times are the maker's clock, for display only."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from grafting_core.specs.backbone import BackboneRef, backbone_cards
+from grafting_core.specs.backbone import BackboneRef, known_card
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.canonical import digest, fields_of
@@ -64,7 +64,7 @@ class ScreeningSpec(Frozen):
 
     def _images_of(self, rung: Rung) -> dict[str, str]:
         """Digest of the held-out images of a loss rung; empty for FID rungs, which use none."""
-        card = backbone_cards().get(self.backbone.name)
+        card = known_card(self.backbone)
         if not isinstance(rung, LossGapRung) or card is None or card.held_out is None:
             return {}
         return {"held out": card.held_out.digest}

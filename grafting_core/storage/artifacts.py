@@ -37,11 +37,11 @@ def publish(
         storage.write_bytes(f"{folder}/{file}", content)
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
     document = {**card, "file": name, "sha256": digests.pop(name), "files": digests}
-    document[CARD_DIGEST] = _card_digest(document)
+    document[CARD_DIGEST] = card_digest(document)
     storage.write_bytes(f"{folder}/{CARD}", json.dumps(document, sort_keys=True).encode())
 
 
-def _card_digest(document: Mapping[str, Any]) -> str:
+def card_digest(document: Mapping[str, Any]) -> str:
     """Digest of the card's content without its own digest."""
     rest = {name: value for name, value in document.items() if name != CARD_DIGEST}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -53,7 +53,7 @@ def read_card(storage: Storage, folder: str) -> dict[str, Any]:
     Cards of older versions have no digest of their own.
     """
     card: dict[str, Any] = json.loads(storage.read_bytes(f"{folder}/{CARD}"))
-    if card.get(CARD_DIGEST) not in (None, _card_digest(card)):
+    if card.get(CARD_DIGEST) not in (None, card_digest(card)):
         raise CorruptArtifact(f"{folder}/{CARD} does not match its own digest")
     return card
 

@@ -2,22 +2,26 @@
 
 scions/<key>/operator-<digest>.safetensors   weights; the content is in the name, so a card finds its own
 scions/<key>/card.json                       a `ScionCard`; written last: the scion exists with its card
+scions/<key>/scores.json                     replace-one scores, measured later; never rewritten with others
+scions/<key>/restored-<design digest>.json   restore-one scores within one design
 scions/<key>/progress                        checkpoint of an unfinished distillation
 scions/<key>/diverged.json                   reason why the distillation diverged
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from grafting_core.specs.scions import ScionCard
+from grafting_core.specs.scions import ScionCard, Scores
 from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, damage, read_published
-from grafting_core.storage.checksums import set_aside
+from grafting_core.storage.checksums import read_with_digest, set_aside, write_with_digest
 from grafting_core.storage.storage import Storage
 
 ROOT = "scions"
+SCORES, RESTORED = "scores.json", re.compile(r"restored-([0-9a-f]{64})\.json")
 
 
 class Bank:
@@ -42,11 +46,34 @@ class Bank:
         return self.storage.exists(f"{self.folder(key)}/{CARD}")
 
     def card(self, key: str) -> ScionCard | None:
-        """Card of a scion; None if it is missing or unreadable (`verify` gives the reason)."""
+        """Card of a scion with its scores; None if missing or unreadable (`verify` gives the reason)."""
+        card = self._card(key)
+        if card is None or card.scores:
+            return card
+        return card.model_copy(update={"scores": self._scores(f"{self.folder(key)}/{SCORES}")})
+
+    def full_card(self, key: str) -> ScionCard | None:
+        """The same with the restore-one scores of every design that has them."""
+        card = self.card(key)
+        if card is None:
+            return None
+        found = {
+            match[1]: self._scores(f"{self.folder(key)}/{name}")
+            for name in self.storage.names(self.folder(key))
+            if (match := RESTORED.fullmatch(name))
+        }
+        return card.model_copy(update={"restored": {**card.restored, **found}})
+
+    def _card(self, key: str) -> ScionCard | None:
         try:
             return self.storage.read_model(f"{self.folder(key)}/{CARD}", ScionCard)
         except (FileNotFoundError, ValidationError):
             return None
+
+    def _scores(self, path: str) -> dict[str, float]:
+        """Scores in a file; none if it is missing or damaged, so that they are measured again."""
+        scores = read_with_digest(self.storage, path, Scores)
+        return dict(scores.values) if scores else {}
 
     def cards(self, after: str = "") -> Iterator[ScionCard]:
         """All cards in the order of their keys, after the key `after`."""
@@ -78,7 +105,7 @@ class Bank:
             payload = self.read(key)
         except (CorruptArtifact, *READ_ERRORS) as error:
             return str(error) or type(error).__name__
-        if self.card(key) is None:
+        if self._card(key) is None:
             return "its card cannot be read"
         weights[key] = payload
         return None
@@ -86,7 +113,7 @@ class Bank:
     def verify(self, key: str) -> str | None:
         """Reason why the weights or the card of a scion are damaged, or None."""
         wrong = damage(self.storage, self.folder(key))
-        if wrong is None and self.card(key) is None:
+        if wrong is None and self._card(key) is None:
             return "its card cannot be read"
         return wrong
 
@@ -101,9 +128,14 @@ class Bank:
         for name in ("progress", "diverged.json"):
             self.storage.delete(f"{self.folder(card.key)}/{name}")
 
-    def amend(self, card: ScionCard) -> None:
-        """Replace the card by one with more scores."""
-        self.storage.write_model(f"{self.folder(card.key)}/{CARD}", card)
+    def add_scores(self, key: str, scores: Mapping[str, float]) -> None:
+        """Store replace-one scores: a file of its own, so that no writer can lose another's."""
+        write_with_digest(self.storage, f"{self.folder(key)}/{SCORES}", Scores(values=dict(scores)))
+
+    def add_restored(self, key: str, design: str, scores: Mapping[str, float]) -> None:
+        """Store restore-one scores within the design of this digest."""
+        path = f"{self.folder(key)}/restored-{design}.json"
+        write_with_digest(self.storage, path, Scores(values=dict(scores)))
 
     def remove(self, key: str) -> int:
         """Delete a scion and all its files, the card first; returns bytes freed."""

@@ -1,16 +1,20 @@
 """Dependencies of the routes: database, storage, settings and the principal of the request."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from grafting_core.storage.storage import Storage
 from service.api.event_stream import EventBroadcaster
 from service.api.problems import ApiError
 from service.db.engine import Database
 from service.db.tables import RunRow
+from service.domain import registry
 from service.domain.api_keys import Principal
 from service.domain.forecast_cache import ForecastCache
 from service.domain.run_queries import run_detail, visible_to
@@ -54,8 +58,19 @@ class AppContext:
 
 
 async def _lab(request: Request) -> AppContext:
+    """The lab as whoever asks sees it: what it has registered is known, private things of others are not."""
     lab: AppContext = request.app.state.lab
-    return replace(lab, principal=getattr(request.state, "principal", NOBODY))
+    who = getattr(request.state, "principal", NOBODY)
+    await run_in_threadpool(_refresh, lab.database)
+    # Here and not in the thread: what is hidden holds for this request's context.
+    registry.show_to(who)
+    return replace(lab, principal=who)
+
+
+def _refresh(database: Database) -> None:
+    """A route that needs the database says itself that it is away."""
+    with suppress(SQLAlchemyError), database.reading() as session:
+        registry.refresh(session)
 
 
 LabDep = Annotated[AppContext, Depends(_lab)]

@@ -6,14 +6,16 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Response
 from sqlalchemy.exc import IntegrityError
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.experiment import Resources
 from grafting_core.specs.jobs import Job
+from grafting_core.specs.registration import RegistrationSpec
 from service.api.deps import AppContext
 from service.api.problems import ApiError
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
+from service.domain.registrations import NameTaken, UnderWay
 from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
 
@@ -37,8 +39,8 @@ IdempotencyKey = Annotated[str | None, Depends(_usable)]
 
 def check_startable(lab: AppContext, work: Job) -> None:
     """Refuse work that the lab could never start. Raises ApiError or SpecError."""
-    if backbone_cards()[work.backbone.name].weights is None:
-        name = work.backbone.name
+    name = work.backbone.name
+    if not isinstance(work, RegistrationSpec) and card_of(work.backbone).weights is None:
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
     problems = list(beyond_devices(work.resources, lab.settings.cpus, lab.settings.gpus))
     if problems:
@@ -120,3 +122,5 @@ def submit_once(
         raise ApiError("quota", str(error)) from error
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
+    except (NameTaken, UnderWay) as error:
+        raise ApiError("conflict", str(error)) from error

@@ -23,6 +23,7 @@ def budget_command(
     max_running: Annotated[int | None, typer.Option(min=0)] = None,
     max_cpus: Annotated[int | None, typer.Option(min=0)] = None,
     max_gpus: Annotated[int | None, typer.Option(min=0)] = None,
+    max_registered_bytes: Annotated[int | None, typer.Option(min=0, help="Of what a user registers.")] = None,
     remove: Annotated[
         list[str] | None,
         typer.Option("--remove", help="A limit to remove, such as flops; `all` removes every one."),
@@ -40,6 +41,7 @@ def budget_command(
         "max-running": max_running,
         "max-cpus": max_cpus,
         "max-gpus": max_gpus,
+        "max-registered-bytes": max_registered_bytes,
     }
     changes = _changes({name: limit for name, limit in options.items() if limit is not None}, remove or [])
     accounts = _accounts(connect(url), account, changes)
@@ -55,6 +57,7 @@ LIMITS = {
     "max-running": "max_running",
     "max-cpus": "max_cpus",
     "max-gpus": "max_gpus",
+    "max-registered-bytes": "max_registered_bytes",
 }
 """Name of a limit's option -> its field."""
 
@@ -129,4 +132,6 @@ def _of(used: float, limit: float | None) -> str:
 def _quotas(account: AccountView) -> str:
     kinds = ("queued", "running", "cpus", "gpus")
     limits = {kind: getattr(account, f"max_{kind}") for kind in kinds}
-    return ", ".join(f"{most} {kind}" for kind, most in limits.items() if most is not None)
+    quotas = [f"{most} {kind}" for kind, most in limits.items() if most is not None]
+    size = account.max_registered_bytes
+    return ", ".join([*quotas, *([] if size is None else [f"{engineering(size)}B registered"])])

@@ -6,6 +6,7 @@ import typer
 
 from service.cli.console import Yes, confirm, escape, out, print_json, table
 from service.cli.options import AsJson, Url, connect
+from service.schemas.keys import KeyView
 from service.schemas.runs import Role, Sees
 
 keys_app = typer.Typer(help="API keys and their rights.", no_args_is_help=True)
@@ -21,12 +22,15 @@ def make_command(
         Sees, typer.Option(help="See the whole lab, or only the owner's runs and studies.")
     ] = "lab",
     days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days until it expires.")] = None,
+    registers: Annotated[
+        bool, typer.Option("--registers", help="May register backbones, data sets and feature networks.")
+    ] = False,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
     """Make a key and print it once; it is stored nowhere."""
     limits = {} if days is None else {"days": days}
-    new_key = connect(url).make_key(owner, role=role, sees=sees, **limits)
+    new_key = connect(url).make_key(owner, role=role, sees=sees, registers=registers, **limits)
     print_json(new_key) if json else out.out(new_key.key, highlight=False)
 
 
@@ -36,13 +40,18 @@ def list_command(url: Url = None, json: AsJson = False) -> None:
     keys = connect(url).keys()
     if json:
         return print_json(keys)
-    rows = table("id", "begins with", "owner", "role", "sees", "made", "last used", "until")
+    rows = table("id", "begins with", "owner", "role", "sees", "registers", "made", "last used", "until")
     for key in keys:
         until = "revoked" if key.revoked_at else f"{key.expires_at:%Y-%m-%d}" if key.expires_at else ""
         used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
         created = f"{key.created_at:%Y-%m-%d}"
-        rows.add_row(str(key.id), key.prefix, escape(key.owner), key.role, key.sees, created, used, until)
+        rights = (key.role, key.sees, _registers(key))
+        rows.add_row(str(key.id), key.prefix, escape(key.owner), *rights, created, used, until)
     return out.print(rows)
+
+
+def _registers(key: KeyView) -> str:
+    return "yes" if key.registers or key.role == "admin" else ""
 
 
 @keys_app.command("revoke")

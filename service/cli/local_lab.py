@@ -23,6 +23,7 @@ from service.cli.views import show_leaderboard
 from service.client import GraftlabClient
 from service.domain.tracking_endpoints import PREFIX
 from service.lab.address import forget_address, read_address
+from service.lab.import_roots import import_roots
 from service.lab.ports import NoFreePort
 from service.lab.processes import end_strays, mark_of
 from service.lab.scratch import remove_scratch
@@ -225,5 +226,8 @@ def _say_where(supervisor: Supervisor) -> None:
     link = _client(supervisor).login_link()
     out.print(f"  pages   {link}  (works once; `graft open` prints another)", soft_wrap=True)
     out.print(f"  MLflow  {supervisor.address.url}{PREFIX}/")
+    roots = ", ".join(map(str, import_roots(supervisor.settings)))
+    where = f"registered from {escape(roots)}" if roots else "registered from no folder"
+    out.print(f"  models  {where} (GRAFTLAB_IMPORT_ROOTS)", soft_wrap=True)
     for line in supervisor.without():
         out.print(escape(line), soft_wrap=True)

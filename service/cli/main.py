@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.cli import actions, views
+from service.cli import actions, bank_transfer, views
 from service.cli.actions import run_id_of
 from service.cli.admin import admin_app, tracking_app
 from service.cli.analyze import analyze_command
@@ -21,6 +21,7 @@ from service.cli.keys import keys_app, open_command
 from service.cli.local_lab import demo_command, down_command, up_command
 from service.cli.options import AsJson, Url, connect
 from service.cli.progress import follow
+from service.cli.registry import backbone_app, dataset_app, features_app
 from service.cli.studies import study_app
 from service.cli.webhooks import webhook_app
 from service.client import GraftlabClient
@@ -197,7 +198,11 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(webhook_app, name="webhook")
 app.add_typer(admin_app, name="admin")
 app.add_typer(tracking_app, name="tracking")
+bank_transfer.install(bank_app)
 app.add_typer(bank_app, name="bank")
+app.add_typer(backbone_app, name="backbone")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(features_app, name="features")
 app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
 app.command("evaluate")(evaluate_command)

@@ -51,7 +51,8 @@ def show_plan(plan: PlanAnswer) -> None:
     out.print(stages_table(plan))
     for note in plan.notes:
         out.print(f"note: {escape(note)}", soft_wrap=True)
-    out.print(f"total {engineering(plan.total.flops)}FLOPs, {plan.share_of_pretraining:.2%} of pretraining")
+    share = "an unknown share" if plan.share_of_pretraining is None else f"{plan.share_of_pretraining:.2%}"
+    out.print(f"total {engineering(plan.total.flops)}FLOPs, {share} of pretraining")
     if plan.forecast:
         out.print(f"expected: {forecast_text(plan.forecast)}")
     if not plan.runnable:

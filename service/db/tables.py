@@ -13,6 +13,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -121,7 +122,7 @@ class RunRow(Base):
     reserved_images: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
     """Amounts that a live attempt may still use of shared budgets."""
     checkpoints_pruned: Mapped[str] = mapped_column(String(8), server_default="", default="")
-    """How far its checkpoints have been deleted since it ended: see `domain.checkpoint_retention`."""
+    """The stage of deleting its checkpoints after its end: see `domain.checkpoint_retention`."""
     stage: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int] = mapped_column(default=0)
@@ -243,6 +244,8 @@ class AccountRow(Base):
     max_running: Mapped[int | None]
     max_cpus: Mapped[int | None]
     max_gpus: Mapped[int | None]
+    max_registered_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of what a user has registered."""
     device_seconds: Mapped[float] = mapped_column(default=0.0)
     flops: Mapped[float] = mapped_column(default=0.0)
     training_images: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -275,6 +278,8 @@ class KeyRow(Base):
     owner: Mapped[str] = mapped_column(String(64))
     role: Mapped[Role] = mapped_column(String(8))
     sees: Mapped[Sees] = mapped_column(String(8))
+    registers: Mapped[bool] = mapped_column(server_default=false(), default=False)
+    """Whether it may register backbones, data sets and feature networks."""
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("api_keys.id"))
     """The key that opened this session; revoked with it."""
     created_at: Mapped[datetime] = mapped_column(default=now)

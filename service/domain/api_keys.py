@@ -36,6 +36,7 @@ class Principal:
     expires_at: datetime | None = None
     rights_from: int | None = None
     """Id of the key that grants these rights: a session's own row grants none."""
+    registers: bool = False
 
     @property
     def only_owner(self) -> str | None:
@@ -45,6 +46,11 @@ class Principal:
     def may(self, role: Role) -> bool:
         """Check whether this principal's role includes the given one."""
         return ROLES.index(self.role) >= ROLES.index(role)
+
+    @property
+    def may_register(self) -> bool:
+        """Check the right to register, which is granted apart from the role; admins have it."""
+        return self.role == "admin" or (self.may("runner") and self.registers)
 
     def may_change(self, owner: str) -> bool:
         """Check the right to change objects of `owner`: runners change their own, admins everything."""
@@ -73,6 +79,7 @@ def make_key(
         owner=principal.owner,
         role=principal.role,
         sees=principal.sees,
+        registers=principal.registers,
         parent_id=principal.key_id,
         expires_at=now() + life if life else None,
     )
@@ -125,6 +132,7 @@ def _principal(line: list[KeyRow]) -> Principal:
         kind=shown.kind,
         expires_at=min((row.expires_at for row in line if row.expires_at), default=None),
         rights_from=key.id,
+        registers=key.registers,
     )
 
 
@@ -167,9 +175,12 @@ def revoke(session: Session, key_id: int) -> KeyRow | None:
     return None
 
 
-def change_rights(row: KeyRow, role: Role | None, sees: Sees | None, days: int | None) -> None:
+def change_rights(
+    row: KeyRow, role: Role | None, sees: Sees | None, days: int | None, registers: bool | None = None
+) -> None:
     """Change the rights or the expiry of a key; None keeps the current value."""
     row.role, row.sees = role or row.role, sees or row.sees
+    row.registers = row.registers if registers is None else registers
     row.expires_at = now() + timedelta(days=days) if days else row.expires_at
 
 

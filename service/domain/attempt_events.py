@@ -9,6 +9,7 @@ from grafting_core.specs.jobs import LAST_STAGES
 from service.db.tables import AttemptRow, RunRow, StageRow
 from service.domain.artifact_dependencies import share_costs
 from service.domain.budgets import charge_attempt
+from service.domain.registrations import keep_card
 from service.domain.run_lifecycle import LIVE, after_attempt, record, transition
 from service.settings import Settings
 from workers.contract import (
@@ -59,6 +60,7 @@ def _apply(session: Session, settings: Settings, run: RunRow, attempt: AttemptRo
             if session.get(StageRow, (run.id, report.stage)) is None:
                 share_costs(session, run, report)
             _keep_report(session, attempt, report)
+            keep_card(session, run, report)
         case AttemptSucceeded(spend=spend):
             add_spend(attempt, spend)
             _succeed(session, settings, run, attempt)

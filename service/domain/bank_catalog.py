@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
@@ -52,7 +52,7 @@ def _distil_cost(spec: ExperimentSpec, names: Sequence[str]) -> Usage:
     """Return the cost of distilling the new scions in one run."""
     parts = [scion.part for scion in scions_of(spec) if scion.name in names]
     images = spec.distill.steps * spec.distill.batch_size if parts else 0
-    card = backbone_cards()[spec.backbone.name]
+    card = card_of(spec.backbone)
     return Usage(flops=float(images * pass_flops_per_image(card, parts)), training_images=images)
 
 

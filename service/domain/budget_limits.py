@@ -13,6 +13,7 @@ from service.domain.budgets import AccountId, LiveUse, commitments, live_use, op
 from service.schemas.runs import AccountView
 
 Quota = Annotated[int, Field(ge=0, le=10**9)] | None
+Bytes = Annotated[int, Field(ge=0, lt=2**63)] | None
 
 
 class AccountLimits(Frozen):
@@ -23,6 +24,8 @@ class AccountLimits(Frozen):
     max_running: Quota = None
     max_cpus: Quota = None
     max_gpus: Quota = None
+    max_registered_bytes: Bytes = None
+    """Of backbones, data sets and feature networks that a user registers."""
 
 
 def all_accounts(session: Session, owner: str | None = None) -> list[AccountView]:
@@ -43,6 +46,7 @@ def set_limits(session: Session, key: AccountId, new: AccountLimits) -> AccountV
     row.limits = new.budget.model_dump(exclude_none=True)
     row.max_queued, row.max_running = new.max_queued, new.max_running
     row.max_cpus, row.max_gpus = new.max_cpus, new.max_gpus
+    row.max_registered_bytes = new.max_registered_bytes
     session.flush()
     return _view(row, live_use(session))
 
@@ -70,6 +74,7 @@ def _view(row: AccountRow, live: list[LiveUse]) -> AccountView:
         max_running=row.max_running,
         max_cpus=row.max_cpus,
         max_gpus=row.max_gpus,
+        max_registered_bytes=row.max_registered_bytes,
         spent=Usage(device_seconds=row.device_seconds, flops=row.flops, training_images=row.training_images),
         share_of_pretraining=row.share_of_pretraining,
         claimed=Usage(

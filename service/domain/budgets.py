@@ -13,6 +13,7 @@ from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.budget import Budget, Usage
 from service.db.engine import insert_if_absent
 from service.db.tables import AccountRow, AttemptRow, RunRow, now
+from service.domain.pretraining import share_of_pretraining
 from service.domain.run_lifecycle import LIVE
 from service.log_once import Once, brief
 
@@ -56,8 +57,7 @@ class AccountUsage:
 
 def usage_of(backbone: str, spend: Usage) -> AccountUsage:
     """Convert the use of a run on this backbone to that of an account."""
-    card = backbone_cards().get(backbone)
-    share = spend.flops / card.pretraining.flops if card else 0.0
+    share = share_of_pretraining(backbone, spend.flops) or 0.0
     return AccountUsage(spend.device_seconds, spend.flops, spend.training_images, share)
 
 
@@ -148,7 +148,7 @@ def budget_of(run: RunRow) -> Budget:
     if budget.device_seconds is not None and run.extra_device_seconds:
         more = budget.device_seconds + run.extra_device_seconds
         budget = budget.model_copy(update={"device_seconds": more})
-    return budget.resolved(card.pretraining.flops) if card else budget
+    return budget.resolved(card.pretraining.flops) if card and card.pretraining else budget
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.backbone import BackboneCard, BackboneRef, known_card
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import image_flops
 from grafting_core.specs.experiment import own_fingerprint
@@ -14,10 +14,11 @@ from grafting_core.specs.plans import EvaluationProtocol
 from service.db.tables import ExperimentRow, LeaderboardEntryRow, RunRow
 from service.domain.design_cost import without
 from service.domain.leaderboard_entries import cost_known
+from service.domain.pretraining import share_of_pretraining
 from service.domain.rank_ranges import with_ties
 from service.domain.run_queries import parsed, spends_of
 from service.domain.stopped_runs import cut_short
-from service.domain.visibility import first_to
+from service.domain.visibility import first_to, without_private_names
 from service.schemas.runs import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
 
 PAGE = 100
@@ -49,7 +50,7 @@ def leaderboard(
     if after is not None and not counts:
         raise BadCursor(after)
     shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
-    return Leaderboard(
+    board = Leaderboard(
         groups=[
             _group(
                 session, [*ranked, LeaderboardEntryRow.protocol_digest == digest], count, after, limit, owner
@@ -59,6 +60,7 @@ def leaderboard(
         other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
         cut_short=cut_short(session, owner, protocol),
     )
+    return without_private_names(board)
 
 
 def _ranked(owner: str | None) -> list[ColumnElement[bool]]:
@@ -184,14 +186,13 @@ def _teacher(
     """Return the group's teacher; `subject` is the digest of the backbone that was evaluated."""
     query = select(LeaderboardEntryRow).where(*ranked, LeaderboardEntryRow.is_teacher.is_(True))
     row = session.scalars(query.order_by(LeaderboardEntryRow.value).limit(1)).first()
-    card = backbone_cards().get(backbone)
-    return Teacher.of(row, card if card and card.digest == subject else None, protocol)
+    return Teacher.of(row, known_card(BackboneRef(name=backbone, digest=subject)), protocol)
 
 
 def _row(
     rank: int, row: LeaderboardEntryRow, paid: Usage, teacher: Teacher, owner: str | None
 ) -> LeaderboardRow:
-    card, made = backbone_cards().get(row.backbone), cost_known(row)
+    made = cost_known(row)
     return LeaderboardRow(
         rank=rank,
         rank_from=rank,
@@ -210,7 +211,7 @@ def _row(
         spend=paid,
         saved=without(made, paid) if made else None,
         first=_first(row, owner),
-        share_of_pretraining=made.flops / card.pretraining.flops if made and card else None,
+        share_of_pretraining=share_of_pretraining(row.backbone, made.flops) if made else None,
     )
 
 

@@ -13,7 +13,7 @@ LONGEST_BACK_OFF = 600.0
 
 @dataclass(frozen=True)
 class Policy:
-    """What follows an attempt: `ends` is the run's state if no other attempt follows."""
+    """Rules for an attempt that ended; `ends` is the state of a run that is not retried."""
 
     ends: RunState = "FAILED"
     retry: bool = False
@@ -33,6 +33,8 @@ POLICIES: Mapping[Reason, Policy] = {
     "worker_lost": Policy(retry=True),
     "invalid_checkpoint": Policy(retry=True),
     "storage_full": Policy(retry=True),
+    # Another attempt would read the same files.
+    "bad_input": Policy(),
     # Not caused by the run.
     "node_fault": Policy(retry=True, counted=False),
     "preempted": Policy(retry=True, counted=False, back_off=False),

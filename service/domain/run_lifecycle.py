@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from grafting_core.storage.failpoints import failpoint
 from service.db.tables import EventRow, RunRow, now
 from service.domain.leaderboard_entries import upsert_entry
+from service.domain.registrations import UnderWay, follow_run
 from service.domain.retry_policy import POLICIES, back_off, can_split
 from service.domain.webhook_outbox import announce_run
 from service.log_once import plain
@@ -77,6 +78,10 @@ def transition(
     current = run.state
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
+    try:
+        follow_run(session, run, to)
+    except UnderWay as error:
+        raise IllegalMove(str(error)) from error
     failpoint(move_point(current, to))
     run.state, run.reason, run.message = to, reason, message and plain(message)[:500]
     if to == "RUNNING" and run.started_at is None:

@@ -8,14 +8,20 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session, joinedload
 
-from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import WORK, Job, as_graft
 from service.db.tables import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.artifact_dependencies import transfers
+from service.domain.pretraining import share_of_pretraining
 from service.domain.tracking_endpoints import link
-from service.domain.visibility import event_to, message_to, report_to
+from service.domain.visibility import (
+    event_to,
+    hidden_runs,
+    message_to,
+    report_to,
+    without_private_names,
+)
 from service.schemas.runs import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from workers.contract import STAGES, Event, PartProgress, StageReport
 
@@ -54,6 +60,7 @@ def find_runs(
     """List runs, newest first. Run ids sort by time, so the last id of a page is the cursor of the next."""
     conditions = [RunRow.name == name] if name else []
     conditions += [RunRow.owner == owner] if owner else []
+    conditions += [RunRow.id.not_in(hidden_runs())] if hidden_runs() else []
     conditions += [RunRow.id < before] if before else []
     # A range, on which every collation and the index agree; LIKE would read all rows.
     conditions += [RunRow.id >= prefix, RunRow.id <= prefix.ljust(ID_LENGTH, "z")] if prefix else []
@@ -85,12 +92,13 @@ def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None
     spends = spends_of(session, ids)
     reports = reports_of(session, ids, ("evaluate",))
     views = [_view(row, spends.get(row.id, Usage()), reports.get(row.id, [])) for row in rows]
-    return [view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views]
+    told = (view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views)
+    return [without_private_names(view) for view in told]
 
 
 def visible_to(run: RunRow, owner: str | None) -> bool:
     """Check whether a reader who sees this owner's runs, or all (None), sees the run."""
-    return owner is None or run.experiment.owner == owner
+    return run.id not in hidden_runs() and owner in (None, run.experiment.owner)
 
 
 def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDetail | None:
@@ -102,7 +110,8 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
     reports = [report_to(session, owner, report) for report in stored]
     view = _view(row, spends_of(session, [run_id]).get(run_id, Usage()), reports)
     shown = view.model_dump() | {"message": message_to(session, owner, view.message)}
-    return RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
+    found = RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
+    return without_private_names(found)
 
 
 def _parts(session: Session, row: RunRow) -> list[PartProgress]:
@@ -166,7 +175,6 @@ def reports_of(
 
 
 def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
-    card = backbone_cards().get(row.experiment.backbone)
     return RunView(
         id=row.id,
         kind=row.experiment.kind,
@@ -189,7 +197,7 @@ def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
         accumulation_steps=row.accumulation_steps,
         progress=_progress(row),
         spend=spend,
-        share_of_pretraining=spend.flops / card.pretraining.flops if card else 0.0,
+        share_of_pretraining=share_of_pretraining(row.experiment.backbone, spend.flops),
         forecast=row.forecast,
         metrics={
             name: value

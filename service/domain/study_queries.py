@@ -15,6 +15,7 @@ from service.domain.latency_table import clocked, keeps_limit
 from service.domain.run_queries import parsed, spends_of
 from service.domain.studies import Role, runs_of, spec_of_study, study_spends, trials_of
 from service.domain.tracking_endpoints import link
+from service.domain.visibility import without_private_names
 from service.schemas.studies import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
 
 FINISHING: tuple[Role, ...] = ("promote", "calibrate", "baseline")
@@ -54,10 +55,11 @@ def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyVie
     """Build the list entries with three queries, however many studies there are."""
     ids = [study.id for study in studies]
     counts, finals, spends = _counts(session, ids), _finals(session, ids), study_spends(session, ids)
-    return [
+    views = (
         _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Usage()))
         for study in studies
-    ]
+    )
+    return [without_private_names(view) for view in views]
 
 
 def _counts(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -131,7 +133,7 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
     spec, trials = spec_of_study(study), trials_of(session, study.id)
     runs = _runs(session, spec, study.id, trials)
     best, view = best_run(runs), study_view(session, study)
-    return StudyDetail(
+    found = StudyDetail(
         **view.model_dump(exclude={"budget", "spend"}),
         budget=view.budget,
         spend=view.spend,
@@ -144,6 +146,7 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
         best_trial=best.trial if best else None,
         rank_correlation=_correlation(spec, trials),
     )
+    return without_private_names(found)
 
 
 def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:

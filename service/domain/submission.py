@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from grafting_core.specs.cost import plan
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import Job, protocol_of
+from grafting_core.specs.registration import RegistrationSpec
 from grafting_core.storage.failpoints import failpoint
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.artifact_dependencies import record_needs
 from service.domain.budgets import AccountId, keys_of, open_accounts
+from service.domain.registrations import begin
 from service.domain.run_lifecycle import enter, new_run_id
 from service.schemas.runs import Forecast
 
@@ -75,6 +77,8 @@ def submit(
     run = _queued(work, experiment, forecast, placing)
     enter(session, run)
     record_needs(session, run, work)
+    if isinstance(work, RegistrationSpec):
+        begin(session, run, work)
     failpoint("submit")
     return run
 

@@ -1,4 +1,4 @@
-"""How far MLflow lags behind the lab, by the lab's cursors, and whether MLflow answers."""
+"""The lag of MLflow behind the lab, by the lab's cursors, and whether MLflow answers."""
 
 from datetime import datetime
 

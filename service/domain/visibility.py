@@ -1,25 +1,61 @@
 """Hide other users' runs in answers to readers who see only their own runs."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from grafting_core.specs.plugins import hidden
 from service.db.tables import RunRow
 from service.domain.artifact_dependencies import WAITS
 from service.schemas.bank import ScionView
 from service.schemas.runs import FirstMade, QueueView, RunEvent
 from workers.contract import StageDone, StageReport
 
+M = TypeVar("M", bound=BaseModel)
 ANOTHERS = "another's"
-"""Replacement for the id of a run that the reader does not see."""
+"""Replacement for the id of a run, or for a private name, that the reader does not see."""
+_HIDDEN_RUNS: ContextVar[frozenset[str]] = ContextVar("hidden runs", default=frozenset())
+"""Runs that register something private which the reader may not know of."""
 AWAITED = re.compile(f"^{WAITS}([0-9a-z]+)")
+
+
+def hide_runs(run_ids: frozenset[str]) -> None:
+    """Hide these runs from the rest of this context."""
+    _HIDDEN_RUNS.set(run_ids)
+
+
+def hidden_runs() -> frozenset[str]:
+    """Return the runs that are hidden in this context."""
+    return _HIDDEN_RUNS.get()
+
+
+def without_private_names(view: M) -> M:
+    """Replace names of private things that the reader does not see."""
+    names = {name for _, name in hidden()}
+    if not names:
+        return view
+    document = view.model_dump(mode="json")
+    replaced = _replaced(document, names)
+    return view if replaced == document else type(view).model_validate_json(json.dumps(replaced))
+
+
+def _replaced(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(each, names) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_replaced(each, names) for each in value]
+    return ANOTHERS if isinstance(value, str) and value in names else value
 
 
 def shown_to(session: Session, owner: str | None, run_ids: Iterable[str]) -> set[str]:
     """Return those of the runs that a reader of this owner's runs, or all (None), sees."""
-    ids = set(run_ids)
+    ids = set(run_ids) - hidden_runs()
     if owner is None or not ids:
         return ids
     query = select(RunRow.id).where(RunRow.id.in_(ids), RunRow.owner == owner)
@@ -77,9 +113,11 @@ def first_to(owner: str | None, first: FirstMade) -> FirstMade:
 
 def queue_to(session: Session, owner: str | None, view: QueueView) -> QueueView:
     """Return the reader's own entries of the queue; the ids of others' runs are left out."""
-    if owner is None:
+    own = [
+        entry for entry in view.entries if owner in (None, entry.owner) and entry.run_id not in hidden_runs()
+    ]
+    if len(own) == len(view.entries) and owner is None:
         return view
-    own = [entry for entry in view.entries if entry.owner == owner]
     seen = shown_to(session, owner, {run_id for entry in own for run_id in entry.behind})
     entries = [
         entry.model_copy(

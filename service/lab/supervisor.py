@@ -21,6 +21,7 @@ from service.domain.tracking_endpoints import PREFIX
 from service.lab.address import LabAddress, forget_address, read_address, write_address
 from service.lab.environment import environment_of
 from service.lab.guardian import DONE
+from service.lab.import_roots import as_setting, import_roots
 from service.lab.modes import close_to_others, write_secret
 from service.lab.parts import OPTIONAL, Part, shorten
 from service.lab.ports import LOOPBACK, Claims, is_address, is_free, listen, listeners
@@ -133,6 +134,7 @@ class Supervisor:
             "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
             "GRAFTLAB_MLFLOW_URL": address.mlflow_url,
             "GRAFTLAB_CPUS": str(self.cpus),
+            "GRAFTLAB_IMPORT_ROOTS": as_setting(import_roots(self.settings)),
             "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
         }
 

@@ -23,8 +23,8 @@ def serving() -> FastAPI:
     """Create the application of one API process, with the logging of the first one."""
     setup_logging()
     app = create_app()
-    # What start-up made lives as long as the process. Unless frozen, every full garbage collection walks
-    # it again during some request, which takes a tenth of a second.
+    # The objects made at start-up live as long as the process. Unless frozen, every full garbage collection
+    # walks them again during some request, which takes a tenth of a second.
     gc.collect()
     gc.freeze()
     return app

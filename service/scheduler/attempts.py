@@ -16,6 +16,7 @@ from service.db.tables import AttemptRow, RunRow, now
 from service.domain.attempt_events import apply_event, end_attempt
 from service.domain.budgets import budget_of
 from service.domain.queue_order import room
+from service.domain.registry import registry_for
 from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spend_of, work_of
 from service.log_once import AWAY, brief
@@ -135,10 +136,14 @@ class AttemptReconciler:
         settings = self._control.settings
         with self._control.database.reading() as session:
             run = session.get_one(RunRow, run_id)
+            work = work_of(run)
             return RunTicket(
                 run_id=run_id,
                 attempt=number,
-                work=work_of(run),
+                work=work,
+                registered=registry_for(session, work),
+                import_roots=tuple(map(str, settings.import_roots)),
+                closed_folders=(str(settings.data_dir), settings.storage),
                 storage=settings.storage,
                 spent=spend_of(session, run_id),
                 budget=budget_of(run),

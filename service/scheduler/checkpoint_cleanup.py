@@ -6,7 +6,15 @@ import threading
 from grafting_core.storage.storage import Storage
 from service.control import Control, run_periodically
 from service.db.engine import Database
-from service.domain.checkpoint_retention import EndedRun, Policy, note_pruned, prune, runs_to_prune, surplus
+from service.domain.checkpoint_retention import (
+    EndedRun,
+    Policy,
+    note_pruned,
+    prune,
+    remove_staging,
+    runs_to_prune,
+    surplus,
+)
 from service.log_once import AWAY, Once, brief
 from service.settings import Settings
 
@@ -40,6 +48,7 @@ class CheckpointCleaner:
     def _is_clean(self, run: EndedRun) -> bool:
         """Delete surplus checkpoints of one run; True if there were none."""
         try:
+            remove_staging(self._storage, run.id)
             files = surplus(self._storage, run, self._policy)
             if not files.paths:
                 return True

@@ -28,7 +28,7 @@ class LiveAttempt:
     stop_requested_at: datetime | None
     budget: Budget
     wrong: str | None = None
-    """Why the run cannot be read; such an attempt ends."""
+    """The reason the run cannot be read; such an attempt ends."""
 
     @property
     def key(self) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from service.control import ClusterControl
 from service.db.leader_lease import LostLeadership
 from service.db.tables import RunRow
 from service.domain.budgets import live_use, spent_accounts
+from service.domain.registry import refresh
 from service.log_once import AWAY, Once, brief
 from service.scheduler.attempts import AttemptReconciler
 from service.scheduler.claims import admit, decide, note_set_aside
@@ -44,6 +45,8 @@ class Scheduler:
             self.reconciler.forget()
             self._aside_noted = False
             return
+        with self.control.database.reading() as session:
+            refresh(session)
         for step in (self._reconcile_all, self._end_orphans, self.admit):
             self._carry_out(step)
 

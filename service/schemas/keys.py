@@ -13,6 +13,8 @@ class KeyView(View):
     owner: str
     role: Role
     sees: Sees
+    registers: bool = False
+    """Whether it may register backbones, data sets and feature networks; admins may."""
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
@@ -38,4 +40,5 @@ class Whoami(View):
     owner: str
     role: Role
     sees: Sees
+    registers: bool = False
     expires_at: datetime | None = None

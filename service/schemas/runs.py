@@ -96,7 +96,8 @@ class RunView(View):
     accumulation_steps: int = 1
     progress: StageProgress | None = None
     spend: Usage
-    share_of_pretraining: float
+    share_of_pretraining: float | None = None
+    """None where it is not known what the backbone cost to make."""
     forecast: Forecast | None = None
     """Forecast when the run was queued; the actual use is in `spend`."""
     metrics: dict[str, float]
@@ -252,9 +253,19 @@ class BackboneView(View):
     num_tokens: int
     num_params: int
     forward_flops: int
-    pretraining_flops: float
+    pretraining_flops: float | None = None
+    """None: not known."""
     runnable: bool
     figures: dict[str, float]
+    owner: str = ""
+    """Who registered it; empty where it comes with a package."""
+    private: bool = False
+    revision: int | None = None
+    size: int = 0
+    """Bytes of what was registered."""
+    licence: str | None = None
+    registering: str | None = None
+    """The run that registers another revision."""
 
 
 class RunEvent(View):
@@ -324,6 +335,7 @@ class AccountView(View):
     max_running: int | None = None
     max_cpus: int | None = None
     max_gpus: int | None = None
+    max_registered_bytes: int | None = None
     spent: Usage
     share_of_pretraining: float
     claimed: Usage
@@ -373,6 +385,6 @@ class TrackingState(View):
     since: datetime | None = None
     """Time of the oldest event that MLflow does not have."""
     wrong: str | None = None
-    """Why MLflow cannot be used, and what to run."""
+    """The reason MLflow cannot be used, and the command to run."""
     with_errors: int = 0
     """Number of runs and studies with entries that MLflow refused."""

@@ -24,6 +24,7 @@ from service.db.leader_lease import LostLeadership
 from service.db.study_tables import StudyRow, TrialRow
 from service.db.tables import RunRow
 from service.domain.latency_table import latency_rows
+from service.domain.registry import refresh
 from service.domain.studies import (
     advance,
     apply_to_runs,
@@ -99,6 +100,7 @@ class Driver:
     def _step(self, study_id: str) -> None:
         """Take one step. Raises ValueError if the study cannot continue."""
         with self.database.reading() as session:
+            refresh(session)
             study = session.get(StudyRow, study_id)
         if study is None or study.state != "RUNNING":
             return

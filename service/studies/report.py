@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from plotly.offline import get_plotlyjs
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import known_card
 from grafting_core.specs.studies.selection import fronts
 from service.domain.study_queries import FINISHING
 from service.domain.study_report_paths import FIGURES
@@ -72,7 +72,7 @@ def remarks(detail: StudyDetail) -> list[str]:
             "table. Measured latency is the median ratio of interleaved forwards; a promoted design that "
             "exceeds the limit by it does not count. Both hold only for this device, batch and precision."
         )
-    card = backbone_cards().get(detail.backbone)
+    card = known_card(detail.spec.backbone)
     if card is not None and card.dims.num_tokens < FEW_TOKENS:
         notes.append(
             f"With {card.dims.num_tokens} tokens attention is a small part of a block: replacing it saves "

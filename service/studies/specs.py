@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.filling import FillSpec
@@ -43,7 +43,7 @@ def latency_work(spec: StudySpec, budget: Budget) -> LatencySpec:
     return LatencySpec(
         name=f"{spec.name}: latency table",
         backbone=spec.backbone,
-        parts=timed_parts(spec.space, backbone_cards()[spec.backbone.name]),
+        parts=timed_parts(spec.space, card_of(spec.backbone)),
         batch=spec.evaluate.micro_batch,
         precision=spec.evaluate.precision,
         budget=budget,

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.screening import Screened, ScreeningSpec, result_path
 from grafting_core.specs.studies.integer_program import Chosen, NoDesign, Proposer
 from grafting_core.specs.studies.space import design_key
@@ -65,7 +65,7 @@ def propose(url: str, study: StudyRow, trials: Sequence[TrialRow]) -> list[Trial
     }
     baselines: Mapping[str, Chosen] = {}
     if study.round == 1:
-        named = baseline_designs(spec, backbone_cards()[spec.backbone.name], study.scores)
+        named = baseline_designs(spec, card_of(spec.backbone), study.scores)
         baselines = {str(name): chosen for name, chosen in named.items()}
     book = open_book(url, study, trials)
     try:

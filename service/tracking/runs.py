@@ -14,7 +14,10 @@ from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.db.tables import EventRow, RunRow
 from service.direct import reach_mlflow
+from service.domain.api_keys import Principal
+from service.domain.registry import refresh, show_to
 from service.domain.run_queries import events_after, run_detail
+from service.domain.visibility import hidden_runs
 from service.schemas.runs import TERMINAL, RunDetail, RunEvent
 from service.settings import Settings
 from service.tracking.deleted import LostRuns
@@ -25,6 +28,8 @@ from service.tracking.target import Target, plain
 from workers.contract import StageDone
 
 TAG = "graftlab.run_id"
+EVERYBODY = Principal(owner="", role="viewer")
+"""Whoever sees the lab sees all of MLflow: what is private to somebody has no name there."""
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 FILES = frozenset(("samples.png", "report.json"))
 """Artifacts of stages that MLflow shows."""
@@ -51,6 +56,9 @@ class Forwarder:
         """Run one round of projection; return whether more can be done at once. Raises Away."""
         # Read each time: the server may have made its secret since.
         reach_mlflow(self.settings.mlflow_url, self.settings.mlflow_token())
+        with self.database.reading() as session:
+            refresh(session)
+        show_to(EVERYBODY)
         # Studies first: a run is nested under its parent when it is created.
         self.studies.round()
         for run_id in self.runs.behind():
@@ -65,6 +73,8 @@ class Forwarder:
             query = select(RunRow.mlflow_run_id, RunRow.mlflow_event, RunRow.last_event)
             tracked, cursor, last = session.execute(query.where(RunRow.id == run_id)).one()
             detail = run_detail(session, run_id)
+        if run_id in hidden_runs():
+            return self._remember(run_id, last)
         if detail is None:
             raise ValueError("the run does not exist any more")
         after = cursor if tracked else 0
@@ -75,7 +85,7 @@ class Forwarder:
         self._status(tracked, detail, events, reopened=after > 0)
         self.runs.note(run_id, [*wrong, *refused, *unread.values()])
         self._wait(run_id, bool(unread))
-        self._remember(run_id, min([done, *(number - 1 for number in unread)]))
+        return self._remember(run_id, min([done, *(number - 1 for number in unread)]))
 
     def _events(self, run_id: str, after: int) -> tuple[list[RunEvent], list[int], list[str]]:
         """Return a page of events, the numbers it covers, and the errors of unreadable ones."""
@@ -173,7 +183,8 @@ class Forwarder:
     def _close(self, tracked: str, detail: RunDetail, state: str) -> None:
         at = int((detail.ended_at or detail.created_at).timestamp() * 1000)
         spend = {f"spend.{name}": value for name, value in detail.spend.model_dump().items()}
-        spend["spend.share_of_pretraining"] = detail.share_of_pretraining
+        if detail.share_of_pretraining is not None:
+            spend["spend.share_of_pretraining"] = detail.share_of_pretraining
         figures = [Metric(name, float(value), at, 0) for name, value in spend.items()]
         wrong = self.target.log(tracked, metrics=figures, tags=[RunTag("graftlab.state", state)])
         self.runs.note(detail.id, wrong)

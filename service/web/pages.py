@@ -89,9 +89,9 @@ def measured_page(request: Request, lab: LabDep) -> HTMLResponse:
 
 
 @router.get("/operators")
-def operators_page(request: Request) -> HTMLResponse:
+def operators_page(request: Request, lab: LabDep) -> HTMLResponse:
     """Show the operators to graft and the backbones."""
-    context = {"operators": list_operators(), "backbones": list_backbones()}
+    context = {"operators": list_operators(), "backbones": list_backbones(lab)}
     return templates.TemplateResponse(request, "operators.html", context)
 
 

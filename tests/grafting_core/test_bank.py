@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from grafting_core.specs import scions
 from grafting_core.specs.backbone import BackboneRef
 from grafting_core.specs.budget import Usage
+from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.plans import DistillPlan
 from grafting_core.specs.scions import ScionCard, ScionSpec
 from grafting_core.storage.bank import Bank, CorruptArtifact, payload_name
@@ -44,6 +45,7 @@ VALUES = {
     "patience": st.none() | st.integers(1, 10_000),
     "seed": st.integers(0, 2**32 - 1),
     "init_seed": st.integers(1, 2**32 - 1),
+    "dataset": st.builds(DatasetRef, name=st.just("d"), digest=st.sampled_from(["a" * 64, "b" * 64])),
 }
 
 
@@ -190,3 +192,32 @@ def test_removing_frees_everything_beside_the_scion(bank: Bank, tmp_path: Path) 
     size = sum(path.stat().st_size for path in (tmp_path / "scions" / SCION.key).iterdir())
     assert bank.remove(SCION.key) == size
     assert not bank.has(SCION.key)
+
+
+def test_scores_of_several_writers_are_all_kept_and_leave_the_card_as_it_is(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    bank, other = Bank(storage), Bank(storage)
+    bank.publish(card(), b"weights")
+    written = storage.read_bytes(f"{bank.folder(SCION.key)}/card.json")
+    designs = ("a" * 64, "b" * 64)
+    bank.add_restored(SCION.key, designs[0], {"restore_one/noise": 1.0})
+    other.add_scores(SCION.key, {"replace_one/noise": 0.25})
+    other.add_restored(SCION.key, designs[1], {"restore_one/noise": 2.0})
+    found = bank.full_card(SCION.key)
+    assert found is not None
+    assert found.scores == {"replace_one/noise": 0.25}
+    assert found.restored == {
+        design: {"restore_one/noise": value} for design, value in zip(designs, (1.0, 2.0), strict=True)
+    }
+    assert storage.read_bytes(f"{bank.folder(SCION.key)}/card.json") == written
+    assert bank.card(SCION.key) == card().model_copy(update={"scores": {"replace_one/noise": 0.25}})
+
+
+def test_damaged_scores_are_measured_again(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    bank = Bank(storage)
+    bank.publish(card(), b"weights")
+    bank.add_scores(SCION.key, {"replace_one/noise": 0.25})
+    path = f"{bank.folder(SCION.key)}/scores.json"
+    storage.write_bytes(path, storage.read_bytes(path).replace(b"0.25", b"0.75"))
+    assert bank.card(SCION.key) == card()

@@ -141,7 +141,7 @@ def test_protocols_come_from_presets_and_files_and_bad_ones_are_refused(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "x.npz", "--weights", "w.pth"], "belong together"),
+        (["evaluate", "x.npz", "--weights", "w.pth"], "need each other"),
         (["evaluate", "x.npz", "--weights", "w.pth", "--sha256", "abc"], "64 hex digits"),
         (["reference", "make", "x", "-o", "y", "--network", "incepton"], "did you mean 'inception'"),
     ],

@@ -27,6 +27,8 @@ class Call:
     body: dict[str, Any] | None = None
     query: str = ""
     reads_database: bool = True
+    registers: bool = False
+    """Whether it takes the right to register, which the role alone does not give."""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Values of the address's variables except ids."""
 
@@ -37,6 +39,11 @@ def viewers(to_guests: ToGuests = "own", **more: Any) -> Call:
 
 def runners(body: dict[str, Any] | None = None, to_guests: ToGuests = "own", **more: Any) -> Call:
     return Call(to_guests, "runner", body, **more)
+
+
+def registering(body: dict[str, Any] | None = None, **more: Any) -> Call:
+    """What takes the right to register; without it nothing is looked up."""
+    return Call("own", "runner", body, registers=True, **more)
 
 
 def admins(body: dict[str, Any] | None = None, **more: Any) -> Call:
@@ -56,11 +63,23 @@ ROUTES: dict[str, Call] = {
     "HEAD /openapi.json": constant(),
     "GET /problems": constant(),
     "GET /problems/{code}": constant(fields={"code": "invalid"}),
-    "GET /operators": constant(),
     "GET /docs/api": constant(),
     "MOUNT /static/swagger": constant(fields={"path": "swagger-ui.css"}),
     "GET /api/v1/operators": constant(),
-    "GET /api/v1/backbones": constant(),
+    "GET /api/v1/backbones": viewers("shared"),
+    "POST /api/v1/backbones": registering({"name": "x", "path": "/models/x"}, reads_database=False),
+    "POST /api/v1/datasets": registering({"name": "x", "path": "/models/x"}, reads_database=False),
+    "POST /api/v1/features": registering({"name": "x", "path": "/models/x"}, reads_database=False),
+    "GET /api/v1/datasets": viewers("shared"),
+    "GET /api/v1/features": viewers("shared"),
+    "GET /api/v1/backbones/{name:path}": viewers("shared", fields={"name": "testbed/dit-fashion"}),
+    "GET /api/v1/datasets/{name:path}": viewers("shared", fields={"name": "testbed/fashion-mnist"}),
+    "GET /api/v1/features/{name:path}": viewers("shared", fields={"name": "fashion-cnn"}),
+    **{
+        f"{method} /api/v1/{kind}/{{name:path}}{action}": registering(fields={"name": "nosuch"})
+        for kind in ("backbones", "datasets", "features")
+        for method, action in (("POST", "/verify"), ("DELETE", ""))
+    },
     "GET /api/v1/whoami": viewers(reads_database=False),
     "POST /api/v1/login-links": viewers(),
     "GET /metrics": viewers("closed"),
@@ -68,6 +87,7 @@ ROUTES: dict[str, Call] = {
     # In these tests MLflow does not run, which looks like an unavailable database.
     "MOUNT /mlflow": viewers("closed", fields={"path": ""}),
     "GET /": viewers(),
+    "GET /operators": viewers("shared"),
     "GET /runs": viewers(),
     "GET /runs/{run_id}": viewers(),
     "GET /studies": viewers(),

@@ -44,7 +44,8 @@ class Context:
 
     ticket: RunTicket
     storage: Storage
-    backbone: Backbone
+    loaded: Backbone | None
+    """The backbone of the work; None for work that needs none."""
     group: Group
     meter: UsageMeter
     stop_condition: StopCondition
@@ -53,6 +54,13 @@ class Context:
     _held_out: dict[DatasetRef | None, Latents] = field(default_factory=dict)
     scions: dict[str, bytes] = field(default_factory=dict)
     """Key -> verified weights, read by stage 1 for stage 2, which removes them."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Raises ValueError for work that is of no backbone."""
+        if self.loaded is None:
+            raise ValueError(f"{self.work.kind} work is of no backbone")
+        return self.loaded
 
     @property
     def work(self) -> Job:

@@ -147,7 +147,7 @@ def _held_out_digest(card: BackboneCard, scion: ScionSpec) -> str | None:
 
 
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
-    """Add replace-one scores to the cards that lack them, each rank its share."""
+    """Store replace-one scores of the scions that have none, each rank its share."""
     cards = [bank.card(scion.key) for scion in scions]
     unscored = {card.key: card for card in cards if card is not None and not card.scores}
     own = list(unscored)[context.group.share.rank :: context.group.share.world]
@@ -156,13 +156,13 @@ def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
     places = {key: intervention(context.backbone, bank, unscored[key].scion) for key in own}
     held_out = context.held_out(scions[0].plan.dataset)
     for key, scores in replace_one(context.backbone, places, held_out).items():
-        bank.amend(unscored[key].model_copy(update={"scores": scores}))
+        bank.add_scores(key, scores)
 
 
 def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
-    """Add restore-one scores under this design's digest to the cards that lack them."""
+    """Store restore-one scores within this design of the scions that have none."""
     bank, backbone, name = Bank(context.storage), context.backbone, digest(context.spec.design)
-    cards = {scion.key: bank.card(scion.key) for scion in scions}
+    cards = {scion.key: bank.full_card(scion.key) for scion in scions}
     if all(card is None or name in card.restored for card in cards.values()):
         return
     modules = {scion.key: module_of(backbone, bank, scion) for scion in scions}
@@ -173,9 +173,8 @@ def score_restoring(context: Context, scions: Sequence[ScionSpec]) -> None:
     places = dict.fromkeys(modules, place_all_but)
     held_out = context.held_out(context.spec.distill.dataset)
     for key, scores in restore_one(backbone, places, held_out).items():
-        card = cards[key]
-        if card is not None:
-            bank.amend(card.model_copy(update={"restored": {**card.restored, name: scores}}))
+        if cards[key] is not None:
+            bank.add_restored(key, name, scores)
 
 
 def _operate(backbone: Backbone, placed: Sequence[tuple[ScionSpec, nn.Module]]) -> Undoable:

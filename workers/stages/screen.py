@@ -21,6 +21,7 @@ from grafting_core.training.observer import Observer, StopRequested
 from workers.contract import RunTicket, StageDone, StageReport
 from workers.events import EventLog
 from workers.observer import AttemptStoppedEarly, StageObserver, StopCondition
+from workers.registered import make_known
 from workers.usage import UsageMeter
 
 FINISHED: str = Searcher.FINISHED
@@ -133,6 +134,7 @@ def screen(ticket: RunTicket, started: float) -> None:
     """Run a screening attempt. Raises AttemptStoppedEarly with the reason."""
     assert isinstance(ticket.work, ScreeningSpec)
     spec, storage = ticket.work, Storage(ticket.storage)
+    make_known(storage, ticket.registered)
     meter, events = UsageMeter(spec, started), EventLog(storage, ticket)
     stop_condition = StopCondition(storage, ticket, meter)
     rungs = RungState(spec, storage)

@@ -14,6 +14,7 @@ from grafting_core.storage.bank import Bank
 from grafting_core.storage.checksums import write_with_digest
 from grafting_core.storage.storage import Storage
 from workers.contract import RunTicket
+from workers.registered import make_known
 from workers.stages.distill_missing import module_of
 
 
@@ -31,6 +32,7 @@ class ScreeningModels:
         ticket = RunTicket.model_validate_json(ticket_json)
         assert isinstance(ticket.work, ScreeningSpec)
         spec, storage = ticket.work, Storage(ticket.storage)
+        make_known(storage, ticket.registered)
         torch.set_num_threads(spec.resources.cpus_per_worker)
         device = "cuda" if torch.cuda.is_available() and spec.resources.gpus_per_worker else "cpu"
         backbone = load_backbone(spec.backbone.name, torch.device(device))

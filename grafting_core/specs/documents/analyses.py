@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from grafting_core.specs.analysis import AnalysisRequest, AnalysisSpec
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.documents.data import check_budget
 from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.documents.explain import refused
 from grafting_core.specs.documents.lookup import find_card
@@ -22,6 +23,7 @@ def parse_analysis(document: Any) -> AnalysisSpec:
     except ValidationError as error:
         raise refused(error, document, AnalysisRequest) from error
     card = find_card(request.backbone)
+    check_budget(request.budget, card)
     bands = _bands(request, card)
     settings = request.model_dump(include={"samples", "sampling_steps", "seed"})
     return AnalysisSpec(

@@ -6,17 +6,18 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.backbone import BackboneCard, revisions_of
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.design import GraftDesign
+from grafting_core.specs.documents.data import BackboneData, check_budget, check_data, with_data
 from grafting_core.specs.documents.edits import Edit, EditResolver, problem
 from grafting_core.specs.documents.errors import SpecError, shown
 from grafting_core.specs.documents.explain import refused
 from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.documents.parsing import check_plain
 from grafting_core.specs.experiment import MOST_WORKERS, ExperimentSpec, Resources
-from grafting_core.specs.features import feature_sources
+from grafting_core.specs.features import FEATURE_NETWORKS, feature_sources
 from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.specs.presets import PRESETS, PresetName
@@ -30,6 +31,7 @@ class Submission(Frozen):
 
     name: Name
     backbone: Word
+    dataset: Word | None = None
     edits: Annotated[tuple[Edit, ...], Field(max_length=1000)] = ()
     preset: PresetName = "demo"
     # Only fields that were set override the preset.
@@ -58,7 +60,7 @@ def parse_submission(
         raise refused(error, document, Submission) from error
     card = completed(find_card(submission.backbone))
     design = _design(submission, card)
-    return _spec(submission, card, design)
+    return _spec(submission, with_data(card, submission.dataset), design)
 
 
 def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
@@ -70,26 +72,32 @@ def _design(submission: Submission, card: BackboneCard) -> GraftDesign:
     return editing.design()
 
 
-def _spec(submission: Submission, card: BackboneCard, design: GraftDesign) -> ExperimentSpec:
-    preset = PRESETS[submission.preset]
+def _spec(submission: Submission, data: BackboneData, design: GraftDesign) -> ExperimentSpec:
+    preset, card = PRESETS[submission.preset], data.card
     distill = _overridden(preset.distill, submission.distill)
     finetune = _overridden(preset.finetune, submission.finetune)
     evaluate = _overridden(preset.evaluate, submission.evaluate)
-    if "feature_network" not in submission.evaluate.model_fields_set:
-        evaluate = evaluate.model_copy(update={"feature_network": card.feature_network})
+    given = submission.evaluate.model_fields_set
+    if "feature_network" not in given:
+        evaluate = evaluate.model_copy(update={"feature_network": data.feature_network})
+    if not card.num_classes and "guidance" not in given:
+        evaluate = evaluate.model_copy(update={"guidance": 1.0})
     _check_feature_network(evaluate, card)
+    check_data(data, evaluate, {"distill": distill, "finetune": finetune, "evaluate": evaluate})
+    check_budget(submission.budget, card)
     evaluate = _with_weights_named(evaluate)
     _check_guidance(evaluate)
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
-    limit = card.num_images or None
-    _check_held_out(distill, card)
+    limit = data.training or None
+    _check_held_out(distill, card, data.training)
+    named = {"dataset": data.ref}
     return ExperimentSpec(
         name=submission.name,
         design=design,
-        distill=_capped(distill, limit),
-        finetune=_capped(finetune, limit),
-        evaluate=evaluate,
+        distill=_capped(distill, limit).model_copy(update=named),
+        finetune=_capped(finetune, limit).model_copy(update=named),
+        evaluate=evaluate.model_copy(update=named),
         keep_samples=submission.keep_samples,
         budget=submission.budget,
         resources=submission.resources,
@@ -125,10 +133,10 @@ def check_shares(plan: FinetunePlan, resources: Resources) -> None:
     raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
 
 
-def _check_held_out(plan: DistillPlan, card: BackboneCard) -> None:
+def _check_held_out(plan: DistillPlan, card: BackboneCard, images: int) -> None:
     """Refuse to measure held-out error on more draws than the backbone has images: some would count twice."""
-    if 0 < card.num_images < plan.held_out:
-        message = f"{card.name} has {card.num_images:,} images; hold out at most that many"
+    if 0 < images < plan.held_out:
+        message = f"{card.name} has {images:,} images; hold out at most that many"
         raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
 
 
@@ -153,10 +161,19 @@ def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
 
 
 def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
-    """Allow only the backbone's own feature network and those with weights named by the administrator."""
-    allowed = list(dict.fromkeys([card.feature_network, *feature_sources()]))
+    """Allow the backbone's own feature network and those whose weights the lab has.
+
+    For a registered backbone these include the networks that ship with packages.
+    """
+    sources = feature_sources()
+    shipped = [name for name, kind in FEATURE_NETWORKS.entries.items() if kind.weights == "shipped"]
+    others = [*sources, *(shipped if revisions_of(card.name) else [])]
+    allowed = list(dict.fromkeys([card.feature_network, *others]))
+    if card.weights is not None and card.feature_network not in (*sources, *shipped):
+        allowed.remove(card.feature_network)
     if protocol.feature_network not in allowed:
-        message = f"{card.name} is evaluated with {', '.join(allowed)}, not {shown(protocol.feature_network)}"
+        known = ", ".join(allowed) or "a network that is registered first (`graft features train`)"
+        message = f"{card.name} is evaluated with {known}, not {shown(protocol.feature_network)}"
         path = ("evaluate", "feature_network")
         raise SpecError(
             [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]

@@ -9,10 +9,12 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.design import Init
 from grafting_core.specs.dims import Slot
+from grafting_core.specs.documents.data import check_budget
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.documents.errors import Problem, SpecError
 from grafting_core.specs.documents.explain import refused
 from grafting_core.specs.documents.layers import LayerSelector
+from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.documents.parsing import check_plain
 from grafting_core.specs.experiment import ExperimentSpec, Resources, scions_of
 from grafting_core.specs.filling import FillSpec
@@ -39,6 +41,7 @@ class FillDocument(Frozen):
 
     name: Name = "fill"
     backbone: Word
+    dataset: Word | None = None
     offers: Annotated[tuple[OperatorChoices, ...], Field(max_length=200)]
     preset: PresetName = "demo"
     # Only fields that were set override the preset.
@@ -54,6 +57,7 @@ def parse_fill(document: Any) -> FillSpec:
         request = FillDocument.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise refused(error, document, FillDocument) from error
+    check_budget(request.budget, find_card(request.backbone))
     scions = {scion.key: scion for spec in _designs(request, document) for scion in scions_of(spec)}
     return FillSpec(
         name=request.name, scions=tuple(scions.values()), budget=request.budget, resources=request.resources
@@ -63,7 +67,8 @@ def parse_fill(document: Any) -> FillSpec:
 def _designs(request: FillDocument, document: Any) -> list[ExperimentSpec]:
     """Each operator of each offer as a design of its own, so that the rules for designs apply."""
     _check_size(request)
-    shared = {name: document[name] for name in ("backbone", "preset", "distill") if name in document}
+    names = ("backbone", "dataset", "preset", "distill")
+    shared = {name: document[name] for name in names if name in document}
     found: list[ExperimentSpec] = []
     problems: dict[str, Problem] = {}
     empty = [f"/offers/{row}/with" for row, offer in enumerate(request.offers) if not offer.with_]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from grafting_core.specs.backbone import BackboneCard, backbone_cards
+from grafting_core.specs.backbone import BackboneCard, card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import plan
 from grafting_core.specs.dims import SLOTS, Slot
@@ -40,7 +40,7 @@ from grafting_core.specs.studies.study import (
     samples_of,
 )
 
-SHARED = ("name", "backbone", "preset", "distill", "finetune", "evaluate", "budget", "resources")
+SHARED = ("name", "backbone", "dataset", "preset", "distill", "finetune", "evaluate", "budget", "resources")
 """Fields with the same meaning in a study and in a design file."""
 QUALITIES = "loss_gap or a FID such as fid1k"
 
@@ -60,7 +60,7 @@ def parse_study(document: Any) -> StudySpec:
         raise SpecError(_in_user_document(explained.problems, document), explained.left_out) from error
     settings = parse_submission(_shared(plain, study))
     check_shares(settings.finetune, settings.resources)
-    card = backbone_cards()[study.backbone]
+    card = card_of(settings.backbone)
     problems = [*_space_problems(study, card), *_objective_problems(study, settings.evaluate, card)]
     if problems:
         raise SpecError(problems)
@@ -68,7 +68,7 @@ def parse_study(document: Any) -> StudySpec:
         update={
             "distill": settings.distill,
             "finetune": settings.finetune,
-            "budget": settings.budget.resolved(card.pretraining.flops),
+            "budget": settings.budget.resolved(card.pretraining.flops if card.pretraining else None),
         }
     )
     _check_budget(spec, card)
@@ -323,7 +323,7 @@ def _variables(study: StudyDocument, slot: Slot, card: BackboneCard) -> Iterator
 
 def cheapest_plan(spec: StudySpec) -> Usage:
     """Usage of the cheapest possible study: fill the bank once, finetune and evaluate one design."""
-    card = backbone_cards()[spec.backbone.name]
+    card = card_of(spec.backbone)
     operators = [edit.operator for item in spec.space.items for edit in item.edits]
     trained = sum(operator.computed_flops(card.dims) for operator in operators)
     images = spec.distill.steps * spec.distill.batch_size
@@ -335,9 +335,9 @@ def cheapest_plan(spec: StudySpec) -> Usage:
         flops=3.0 * tuned * smallest + teacher.flops * smallest / spec.space.base_flops, training_images=tuned
     )
     whole = fill + promotion
-    pretraining = card.pretraining
-    rate = pretraining.flops / pretraining.device_seconds if pretraining.device_seconds else None
-    return whole.model_copy(update={"device_seconds": whole.flops / rate if rate else 0.0})
+    seconds = card.pretraining.device_seconds if card.pretraining else None
+    share = card.share_of_pretraining(whole.flops)
+    return whole.model_copy(update={"device_seconds": share * seconds if share and seconds else 0.0})
 
 
 def _smallest(space: Space) -> dict[str, str]:
@@ -347,7 +347,7 @@ def _smallest(space: Space) -> dict[str, str]:
 
 def _check_budget(spec: StudySpec, card: BackboneCard) -> None:
     needed = cheapest_plan(spec)
-    shares = {"share_of_pretraining": needed.flops / card.pretraining.flops}
+    shares = {"share_of_pretraining": card.share_of_pretraining(needed.flops) or 0.0}
     for name, given in spec.budget:
         least = {**dict(needed), **shares}[name]
         if given is not None and given < least:

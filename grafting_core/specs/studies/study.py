@@ -100,6 +100,7 @@ class StudyDocument(Frozen):
 
     name: Annotated[Name, Field(max_length=MAX_STUDY_NAME)]
     backbone: Word
+    dataset: Word | None = None
     space: SpaceDocument
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1, max_length=3)]
     limits: Limits = Limits()

@@ -13,7 +13,7 @@ from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
 from service.domain.bank_catalog import clear, scion_page
-from service.domain.visibility import ANOTHERS, scions_to, shown_to
+from service.domain.visibility import ANOTHERS, scions_to, shown_to, without_private_names
 from service.schemas.bank import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.schemas.runs import SubmitAnswer
 
@@ -37,18 +37,18 @@ def list_scions(
             session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
         )
         shown = scions_to(session, lab.principal.only_owner, page.scions)
-    return page.model_copy(update={"scions": shown})
+    return without_private_names(page.model_copy(update={"scions": shown}))
 
 
 @router.get("/scions/{key}")
 def show_scion(key: str, lab: LabDep) -> ScionCard:
     """Return a scion's card: held-out errors by timestep, scores, curve, cost."""
-    card = Bank(lab.storage).card(key) if key.isalnum() else None
+    card = Bank(lab.storage).full_card(key) if key.isalnum() else None
     if card is None:
         raise ApiError("not-found", f"there is no scion {key!r}")
     with lab.database.reading() as session:
         seen = shown_to(session, lab.principal.only_owner, [card.made_by])
-    return card if seen else card.model_copy(update={"made_by": ANOTHERS})
+    return without_private_names(card if seen else card.model_copy(update={"made_by": ANOTHERS}))
 
 
 @router.post("/scions:verify")

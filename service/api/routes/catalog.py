@@ -10,8 +10,10 @@ from service.api.deps import LabDep
 from service.api.problems import ApiError
 from service.domain.latency_table import latency_table
 from service.domain.leaderboard import PAGE, BadCursor, leaderboard
+from service.domain.registry_queries import registered_views
 from service.domain.rung_agreement import measured
 from service.domain.visibility import ANOTHERS, shown_to
+from service.schemas.registry import RegisteredView
 from service.schemas.rung_agreement import LatencyTable, Measurements
 from service.schemas.runs import BackboneView, Leaderboard, OperatorView
 
@@ -89,13 +91,17 @@ def operator_view(kind: str, cls: type[OperatorBase]) -> OperatorView:
 
 
 @router.get("/backbones", tags=["catalogue"])
-def list_backbones() -> list[BackboneView]:
+def list_backbones(lab: LabDep) -> list[BackboneView]:
     """List all known backbones; those without weights can only be planned for."""
-    return [_backbone_view(card) for card in backbone_cards().values()]
+    with lab.database.reading() as session:
+        found = {view.name: view for view in registered_views(session, "backbone")}
+    return [_backbone_view(card, found[card.name]) for card in backbone_cards().values()]
 
 
-def _backbone_view(card: BackboneCard) -> BackboneView:
+def _backbone_view(card: BackboneCard, registered: RegisteredView) -> BackboneView:
+    own = registered.model_dump(include={"owner", "private", "revision", "size", "licence", "registering"})
     return BackboneView(
+        **own,
         name=card.name,
         digest=card.digest,
         depth=card.depth,
@@ -104,7 +110,7 @@ def _backbone_view(card: BackboneCard) -> BackboneView:
         num_tokens=card.dims.num_tokens,
         num_params=card.num_params,
         forward_flops=card.forward_flops(),
-        pretraining_flops=card.pretraining.flops,
+        pretraining_flops=card.pretraining.flops if card.pretraining else None,
         runnable=card.weights is not None,
         figures=card.figures,
     )

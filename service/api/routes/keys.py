@@ -26,6 +26,8 @@ class KeyRequest(Frozen):
     owner: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
     role: Role = "runner"
     sees: Sees = "lab"
+    registers: bool = False
+    """Whether it may register backbones, data sets and feature networks."""
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 
@@ -34,6 +36,7 @@ class KeyChange(Frozen):
 
     role: Role | None = None
     sees: Sees | None = None
+    registers: bool | None = None
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
     """Days from now until the key expires."""
 
@@ -46,9 +49,8 @@ def create_key(body: KeyRequest, lab: LabDep) -> KeyMade:
     """Create a key. Its secret is in this answer and nowhere else."""
     _check_together(body.role, body.sees)
     with lab.database.writing() as session:
-        row, secret = make_key(
-            session, Principal(owner=body.owner, role=body.role, sees=body.sees), days=body.days
-        )
+        rights = Principal(owner=body.owner, role=body.role, sees=body.sees, registers=body.registers)
+        row, secret = make_key(session, rights, days=body.days)
         return KeyMade(**_view(row).model_dump(), key=secret)
 
 
@@ -68,7 +70,7 @@ def change_key(
     """Change the rights or the expiry of a key; fields left out stay as they are."""
     with lab.database.writing() as session:
         row = _find(session, key_id)
-        change_rights(row, body.role, body.sees, body.days)
+        change_rights(row, body.role, body.sees, body.days, body.registers)
         _check_together(row.role, row.sees)
         return _view(row)
 
@@ -112,11 +114,18 @@ def create_login_link(lab: LabDep) -> LoginLink:
 def whoami(lab: LabDep) -> Whoami:
     """Return the owner, role and expiry of the key that was sent."""
     who = lab.principal
-    return Whoami(owner=who.owner, role=who.role, sees=who.sees, expires_at=who.expires_at)
+    return Whoami(
+        owner=who.owner,
+        role=who.role,
+        sees=who.sees,
+        registers=who.may_register,
+        expires_at=who.expires_at,
+    )
 
 
 def _view(row: KeyRow) -> KeyView:
     times: dict[str, datetime | None] = {
         name: getattr(row, name) for name in ("created_at", "expires_at", "revoked_at", "last_used_at")
     }
-    return KeyView(id=row.id, prefix=row.prefix, owner=row.owner, role=row.role, sees=row.sees, **times)
+    rights = {"role": row.role, "sees": row.sees, "registers": row.registers}
+    return KeyView(id=row.id, prefix=row.prefix, owner=row.owner, **rights, **times)

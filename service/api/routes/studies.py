@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.plans import warmup_notes
+from grafting_core.specs.plugins import hidden
 from grafting_core.specs.studies.study import StudyDocument
 from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
@@ -20,7 +21,6 @@ from service.domain.studies import (
     create_study,
     extend_study,
     move,
-    spec_of_study,
 )
 from service.domain.study_feasibility import parse_feasible_study
 from service.domain.study_queries import study_detail, study_page
@@ -144,8 +144,7 @@ def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
     if detail.best_trial is None:
         raise ApiError("not-found", f"study {study_id} has no finished design yet")
     trial = next(row for row in detail.trial_rows if row.number == detail.best_trial)
-    with lab.database.reading() as session:
-        spec = spec_of_study(_seen(session, lab, study_id))
+    spec = detail.spec
     design = spec.space.design(spec.space.chosen(trial.assignment))
     edits: list[dict[str, Any]] = [
         {
@@ -160,15 +159,18 @@ def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
     plans = {
         name: getattr(spec, name).model_dump(mode="json") for name in ("distill", "finetune", "evaluate")
     }
+    data = {"dataset": spec.distill.dataset.name} if spec.distill.dataset else {}
     name = f"{spec.name}: best"
-    return {"name": name, "backbone": spec.backbone.name, "edits": edits, **plans}
+    return {"name": name, "backbone": spec.backbone.name, **data, "edits": edits, **plans}
 
 
 @router.get("/{study_id}/report/{name}")
 def read_report(study_id: str, name: str, lab: LabDep) -> Response:
     """Return a file of the report: `report.md`, `report.html` or a picture."""
     with lab.database.reading() as session:
-        _seen(session, lab, study_id)
+        study = _seen(session, lab, study_id)
+    if ("backbone", study.backbone) in hidden():
+        raise ApiError("not-found", f"the report of study {study_id} names what is private to its owner")
     path = f"{report_folder(study_id)}/{name}"
     if name not in REPORT_FILES or not lab.storage.exists(path):
         raise ApiError("not-found", f"study {study_id} has no report file {name!r} yet")

@@ -1,0 +1,198 @@
+"""Registering backbones, data sets and feature networks, and looking after what was registered."""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from fastapi import APIRouter, Query, Response
+from fastapi import Path as InPath
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.documents.errors import Problem, SpecError, shown
+from grafting_core.specs.documents.registrations import (
+    BackboneDocument,
+    DatasetDocument,
+    FeaturesDocument,
+    parse_backbone,
+    parse_dataset,
+    parse_features,
+)
+from grafting_core.specs.plugins import hidden
+from grafting_core.specs.registration import NO_AUTOENCODER, TABLES, RegistrationSpec, What, registry_folder
+from grafting_core.storage.folders import remove_folder
+from service.api.deps import AppContext, LabDep
+from service.api.documents import DocumentRoute, Unresolved
+from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
+from service.api.problems import ApiError
+from service.db.registry_tables import RegisteredRow
+from service.domain.import_paths import PathNotAllowed, allowed_path
+from service.domain.registrations import (
+    RegistrationQuota,
+    StillNeeded,
+    find_revisions,
+    may_still_register,
+    remove,
+)
+from service.domain.registry_queries import registered_detail, registered_views
+from service.schemas.registry import RegisteredDetail, RegisteredView, Removed
+from service.schemas.runs import SubmitAnswer
+
+router = APIRouter(tags=["registry"], route_class=DocumentRoute)
+WHAT: dict[str, What] = {"backbones": "backbone", "datasets": "dataset", "features": "features"}
+"""Part of the address -> kind of thing."""
+Name = Annotated[str, InPath(max_length=200)]
+Revision = Annotated[int | None, Query(ge=1, lt=2**31)]
+
+
+@router.post("/backbones", status_code=202)
+def add_backbone(
+    body: Unresolved[BackboneDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
+) -> SubmitAnswer:
+    """Queue a run that copies a folder as diffusers saves it, checks it and derives its card.
+
+    Takes a key with the right to register. The path is one of the lab's machine, under its import roots.
+    """
+    _check_right(lab)
+    return _queue(lab, parse_backbone(body.document), body.request_digest, idempotency_key, response)
+
+
+@router.post("/datasets", status_code=202)
+def add_dataset(
+    body: Unresolved[DatasetDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
+) -> SubmitAnswer:
+    """Queue a run that copies an encoded data set, or encodes images. Takes the right to register."""
+    _check_right(lab)
+    return _queue(lab, parse_dataset(body.document), body.request_digest, idempotency_key, response)
+
+
+@router.post("/features", status_code=202)
+def add_features(
+    body: Unresolved[FeaturesDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
+) -> SubmitAnswer:
+    """Queue a run that copies an image model, or trains a classifier. Takes the right to register."""
+    _check_right(lab)
+    return _queue(lab, parse_features(body.document), body.request_digest, idempotency_key, response)
+
+
+def _check_right(lab: AppContext) -> None:
+    if not lab.principal.may_register:
+        message = "registering is a right of its own; an admin gives it with `graft keys make --registers`"
+        raise ApiError("forbidden", message)
+
+
+def _queue(
+    lab: AppContext, work: RegistrationSpec, request_digest: str, key: str | None, response: Response
+) -> SubmitAnswer:
+    resolved = _resolved(lab, work)
+    check_startable(lab, resolved)
+    try:
+        with lab.database.reading() as session:
+            left = may_still_register(session, lab.principal.owner)
+    except RegistrationQuota as error:
+        raise ApiError("quota", str(error)) from error
+    bounded = resolved.model_copy(update={"max_bytes": left})
+    return accepted(response, submit_once(lab, bounded, request_digest, key))
+
+
+def _resolved(lab: AppContext, work: RegistrationSpec) -> RegistrationSpec:
+    """With links in its paths resolved. Raises SpecError where one is not under an import root."""
+    found, problems = {}, []
+    for field in ("path", "vae"):
+        given = getattr(work, field)
+        if given in (None, NO_AUTOENCODER):
+            continue
+        try:
+            closed = [lab.settings.data_dir, Path(lab.settings.storage)]
+            found[field] = allowed_path(given, lab.settings.import_roots, closed)
+        except PathNotAllowed as error:
+            problems.append(
+                Problem(pointer=f"/{field}", code="path-not-allowed", message=str(error), given=shown(given))
+            )
+    if problems:
+        raise SpecError(problems)
+    return work.model_copy(update=found)
+
+
+@router.get("/datasets")
+def list_datasets(lab: LabDep) -> list[RegisteredView]:
+    """Data sets by name: those of packages, then those that were registered."""
+    return _views(lab, "dataset")
+
+
+@router.get("/features")
+def list_features(lab: LabDep) -> list[RegisteredView]:
+    """Feature networks by name: those of packages, then those that were registered."""
+    return _views(lab, "features")
+
+
+def _views(lab: AppContext, what: What) -> list[RegisteredView]:
+    with lab.database.reading() as session:
+        return registered_views(session, what)
+
+
+def _add_routes(kind: str, what: What) -> None:
+    """What all kinds of registered things have: a page of their own, a check, and an end."""
+
+    @router.post(f"/{kind}/{{name:path}}/verify", status_code=202)
+    def verify_registered(
+        name: Name, lab: LabDep, response: Response, revision: Revision = None
+    ) -> SubmitAnswer:
+        """Queue a run that reads a revision again, by default the newest, and fails where it is damaged."""
+        _check_right(lab)
+        with lab.database.reading() as session:
+            row = _to_change(session, lab, what, name, revision)[-1]
+            private = row.private
+        work = RegistrationSpec(what=what, action="verify", name=name, subject=row.digest, private=private)
+        return accepted(response, submit_once(lab, work, row.digest, None))
+
+    @router.get(f"/{kind}/{{name:path}}")
+    def show_registered(name: Name, lab: LabDep) -> RegisteredDetail:
+        """One of them with its card and revisions."""
+        with lab.database.reading() as session:
+            found = registered_detail(session, what, name)
+        return found or _not_found(what, name)
+
+    @router.delete(f"/{kind}/{{name:path}}")
+    def remove_registered(name: Name, lab: LabDep, revision: Revision = None) -> Removed:
+        """Remove a name with all its revisions, or one of them; refused while work in hand needs it.
+
+        What past runs have found stays, with the figures of the revision that they name.
+        """
+        _check_right(lab)
+        return _removed(lab, what, name, revision)
+
+
+for _kind, _what in WHAT.items():
+    _add_routes(_kind, _what)
+
+
+def _removed(lab: AppContext, what: What, name: str, revision: int | None) -> Removed:
+    try:
+        with lab.database.writing() as session:
+            rows = _to_change(session, lab, what, name, revision)
+            numbers, size = [row.revision or 0 for row in rows], sum(row.size for row in rows)
+            unused = remove(session, rows)
+    except StillNeeded as error:
+        raise ApiError("conflict", str(error)) from error
+    for digest in unused:
+        remove_folder(lab.storage, registry_folder(what, digest))
+    return Removed(name=name, revisions=numbers, bytes=size)
+
+
+def _to_change(
+    session: Session, lab: AppContext, what: What, name: str, revision: int | None
+) -> list[RegisteredRow]:
+    """Revisions that can be used, oldest first. Raises ApiError: not-found where unseen, or forbidden."""
+    unseen = (TABLES[what].what, name) in hidden()
+    rows = [] if unseen else find_revisions(session, what, name)
+    if TABLES[what].ships(name):
+        raise ApiError("forbidden", f"{name} comes with a package; nobody registered it")
+    rows = [row for row in rows if revision in (None, row.revision)]
+    if not rows:
+        _not_found(what, name if revision is None else f"{name}@{revision}")
+    if not lab.principal.may_change(rows[0].owner):
+        raise ApiError("forbidden", f"{name} is {rows[0].owner}'s; an admin can change it")
+    return rows
+
+
+def _not_found(what: What, name: str) -> NoReturn:
+    raise ApiError("not-found", f"there is no {TABLES[what].what} {name!r}")

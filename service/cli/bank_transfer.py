@@ -1,0 +1,96 @@
+"""`graft bank export` and `graft bank import`: scions from one lab to another, as a file."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grafting_core.specs.backbone import cards_with_digest
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.bank_transfer import export_scions, import_scions, matching_keys
+from grafting_core.storage.storage import Storage
+from service.cli.console import Refused, escape, out, print_json, say
+from service.cli.discovery import data_folder
+from service.cli.options import AsJson
+from service.db.engine import Database
+from service.domain.registry import refresh
+from service.formatting import engineering
+from service.settings import Settings
+
+Data = Annotated[Path, typer.Option("--data", help="Folder of the lab's databases, storage and logs.")]
+OURS = Path("graftlab-data")
+
+
+def export_command(
+    keys: Annotated[list[str], typer.Argument(help="Keys of scions, or how they begin; then the file.")],
+    everything: Annotated[bool, typer.Option("--all", help="Every scion; name the file alone.")] = False,
+    data: Data = OURS,
+) -> None:
+    """Write scions of the lab on this machine to a file, for another lab. Its last argument is that file."""
+    *prefixes, file = keys
+    if bool(prefixes) is everything:
+        raise Refused(["name keys and then the file, or --all and the file alone"])
+    settings = _settings(data)
+    bank = Bank(Storage(settings.storage))
+    try:
+        chosen = (
+            [key for key in bank.names() if bank.has(key)] if everything else matching_keys(bank, prefixes)
+        )
+        size = export_scions(bank, chosen, Path(file), socket.gethostname())
+    except (ValueError, OSError) as error:
+        raise Refused([_words(error)]) from error
+    out.print(f"{len(chosen)} scions, {engineering(size)}B: {escape(file)}")
+
+
+def import_command(
+    file: Annotated[Path, typer.Argument(help="File that `graft bank export` has written.")],
+    unknown_backbones: Annotated[
+        bool,
+        typer.Option("--unknown-backbones", help="Also scions of backbones that this lab does not have."),
+    ] = False,
+    data: Data = OURS,
+    json: AsJson = False,
+) -> None:
+    """Add scions of another lab to the bank of the lab on this machine; nothing is overwritten."""
+    settings = _settings(data)
+    database = Database(settings.database_url)
+    with database.reading() as session:
+        refresh(session)
+    database.engine.dispose()
+    try:
+        found = import_scions(
+            Bank(Storage(settings.storage)),
+            file,
+            lambda digest: bool(cards_with_digest(digest)),
+            unknown_too=unknown_backbones,
+        )
+    except (ValueError, OSError) as error:
+        raise Refused([_words(error)]) from error
+    if json:
+        return print_json(found)
+    if found.unknown:
+        names = ", ".join(found.backbones)
+        say([f"{len(found.unknown)} scions are left out: this lab has no backbone {names}"])
+    new, old = len(found.new), len(found.present)
+    return out.print(f"{new} scions added, {old} were there already (from {escape(found.origin)})")
+
+
+def _settings(data: Path) -> Settings:
+    """Of the lab of a data folder. Raises Refused where there is none."""
+    folder = data_folder(data)
+    if not folder.is_dir():
+        raise Refused([f"there is no lab in {folder}; name its folder with --data"])
+    return Settings(data_dir=folder)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def install(app: typer.Typer) -> None:
+    """Add both commands."""
+    app.command("export")(export_command)
+    app.command("import")(import_command)

@@ -1,0 +1,199 @@
+"""The life of a registration: begun with its run, a revision once that has succeeded, removed on request."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import String, cast, func, select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.documents.errors import shown
+from grafting_core.specs.registration import TABLES, Registered, RegistrationSpec, What
+from service.db.registry_tables import RegisteredRow, RegisteredState
+from service.db.study_tables import StudyRow
+from service.db.tables import AccountRow, ExperimentRow, RunRow
+from service.schemas.runs import TERMINAL, RunState
+from workers.contract import StageReport
+
+CURRENT = ("registering", "ready", "removed")
+"""States of rows that make a name somebody's."""
+
+
+class NameTaken(ValueError):
+    """The name is somebody else's, or cannot have this revision."""
+
+
+class UnderWay(ValueError):
+    """Another registration of this name has not ended."""
+
+
+class StillNeeded(ValueError):
+    """Something that has not ended works with it."""
+
+
+class RegistrationQuota(ValueError):
+    """The owner has registered as many bytes as they may."""
+
+
+def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
+    """Reserve the name for this run. Raises NameTaken, UnderWay.
+
+    Two at once: the second raises IntegrityError, and UnderWay on a repeat.
+    """
+    if work.action == "verify":
+        session.add(_row(run, work, "check"))
+        return
+    rows = _named(session, work.what, work.name, CURRENT)
+    kind = TABLES[work.what].what
+    if any(row.owner != run.owner for row in rows):
+        raise NameTaken(f"the {kind} {work.name} is not yours; choose another name")
+    if any(row.state == "registering" for row in rows):
+        other = next(row.run_id for row in rows if row.state == "registering")
+        raise UnderWay(f"{work.name} is being registered by run {other}; wait for its end or cancel it")
+    if any(row.private != work.private for row in rows):
+        how = "private" if rows[0].private else "the lab's"
+        raise NameTaken(f"the {kind} {work.name} is {how}, and so are its revisions; choose another name")
+    session.add(_row(run, work, "registering"))
+    session.flush()
+
+
+def _row(run: RunRow, work: RegistrationSpec, state: RegisteredState) -> RegisteredRow:
+    return RegisteredRow(
+        what=work.what,
+        name=work.name,
+        owner=run.owner,
+        private=work.private,
+        licence=work.licence,
+        run_id=run.id,
+        state=state,
+    )
+
+
+def _named(session: Session, what: What, name: str, states: Sequence[str]) -> list[RegisteredRow]:
+    query = select(RegisteredRow).where(
+        RegisteredRow.what == what, RegisteredRow.name == name, RegisteredRow.state.in_(states)
+    )
+    return list(session.scalars(query.order_by(RegisteredRow.revision, RegisteredRow.id)))
+
+
+def _of_run(session: Session, run: RunRow) -> RegisteredRow | None:
+    if run.experiment.kind != "registration":
+        return None
+    return session.scalars(select(RegisteredRow).where(RegisteredRow.run_id == run.id)).first()
+
+
+def keep_card(session: Session, run: RunRow, report: StageReport) -> None:
+    """Note what the worker has published. It can be named once the run has succeeded."""
+    row, made = _of_run(session, run), report.registered
+    if row is None or made is None or row.state != "registering":
+        return
+    row.digest, row.size = made.card.digest, made.size
+    row.licence = made.card.licence or row.licence
+    row.card = _without_place(made)
+
+
+def _without_place(made: Registered) -> dict[str, object]:
+    """The card as it is stored: where the files lie is for each process to say."""
+    place = "weights" if made.what == "backbone" else "folder"
+    return made.card.model_copy(update={place: None}).model_dump(mode="json")
+
+
+def follow_run(session: Session, run: RunRow, to: RunState) -> None:
+    """Take the registration along where its run goes. Raises UnderWay where the name has another by now."""
+    row = _of_run(session, run)
+    if row is None or row.state not in ("registering", "failed"):
+        return
+    if to == "SUCCEEDED":
+        _settle(session, row)
+    elif to in TERMINAL:
+        row.state, row.card, row.digest, row.size = "failed", None, "", 0
+    elif row.state == "failed":
+        _begin_again(session, row)
+
+
+def _begin_again(session: Session, row: RegisteredRow) -> None:
+    others = _named(session, row.what, row.name, CURRENT)
+    if any(each.state == "registering" or each.owner != row.owner for each in others):
+        raise UnderWay(f"{row.name} has been registered otherwise since; register it anew")
+    row.state = "registering"
+
+
+def _settle(session: Session, row: RegisteredRow) -> None:
+    """Make it a revision: the next one, or, where the files are the same, the one that is there already."""
+    earlier = _named(session, row.what, row.name, ("ready", "removed"))
+    same = next((each for each in earlier if each.digest == row.digest), None)
+    if same is None:
+        row.revision = 1 + max((each.revision or 0 for each in earlier), default=0)
+        row.state = "ready"
+        return
+    same.state, same.size, same.licence, same.card = "ready", row.size, row.licence, row.card
+    row.revision, row.state, row.card, row.size = same.revision, "repeated", None, 0
+
+
+def find_revisions(session: Session, what: What, name: str) -> list[RegisteredRow]:
+    """Revisions of a name that can be used, oldest first, whoever may know of them."""
+    return _named(session, what, name, ("ready",))
+
+
+def may_still_register(session: Session, owner: str) -> int | None:
+    """Bytes that are left of the owner's quota; None without one. Raises RegistrationQuota for none."""
+    account = session.get(AccountRow, ("user", owner))
+    if account is None or account.max_registered_bytes is None:
+        return None
+    left = account.max_registered_bytes - registered_bytes(session, owner)
+    if left <= 0:
+        most = account.max_registered_bytes
+        raise RegistrationQuota(f"{owner} may register {most:,} bytes, and has; remove something first")
+    return left
+
+
+def registered_bytes(session: Session, owner: str) -> int:
+    """Of everything that an owner has registered and not removed."""
+    query = select(func.sum(RegisteredRow.size))
+    mine = query.where(RegisteredRow.owner == owner, RegisteredRow.state == "ready")
+    return int(session.scalar(mine) or 0)
+
+
+def remove(session: Session, rows: Sequence[RegisteredRow]) -> list[str]:
+    """Take revisions out of the tables; digests whose files nothing uses any more.
+
+    Raises StillNeeded. What past runs have found with them stays.
+    """
+    for row in rows:
+        needed = _needed_by(session, row)
+        if needed:
+            raise StillNeeded(f"{row.name} is needed by {needed}")
+    for row in rows:
+        row.state, row.size = "removed", 0
+    session.flush()
+    used = select(RegisteredRow.digest).where(
+        RegisteredRow.what == rows[0].what, RegisteredRow.state.in_(("ready", "registering"))
+    )
+    kept = set(session.scalars(used))
+    return [row.digest for row in rows if row.digest not in kept]
+
+
+def _needed_by(session: Session, row: RegisteredRow) -> str | None:
+    """What has not ended and names this revision, in words."""
+    names = cast(ExperimentRow.spec, String).contains(row.digest)
+    runs = select(RunRow.id).join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
+    run = session.scalar(runs.where(RunRow.state.not_in(TERMINAL), names).order_by(RunRow.id).limit(1))
+    if run:
+        return f"run {run}, which has not ended"
+    names = cast(StudyRow.spec, String).contains(row.digest)
+    study = session.scalar(
+        select(StudyRow.id).where(StudyRow.state.in_(("RUNNING", "PAUSED")), names).limit(1)
+    )
+    if study:
+        return f"study {study}, which has not ended"
+    return _card_that_names(session, row)
+
+
+def _card_that_names(session: Session, row: RegisteredRow) -> str | None:
+    if row.what != "dataset":
+        return None
+    ready = select(RegisteredRow).where(RegisteredRow.state == "ready", RegisteredRow.what != "dataset")
+    newest = find_revisions(session, "dataset", row.name)[-1:] == [row]
+    for other in session.scalars(ready):
+        named = (other.card or {}).get("dataset")
+        if (named == row.name and newest) or (isinstance(named, dict) and named.get("digest") == row.digest):
+            return f"{TABLES[other.what].what} {shown(other.name)}"
+    return None

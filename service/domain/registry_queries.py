@@ -1,0 +1,114 @@
+"""Registered things as people see them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.datasets import DatasetCard
+from grafting_core.specs.features import FeatureCard
+from grafting_core.specs.plugins import Entry, hidden
+from grafting_core.specs.registration import TABLES, What
+from service.db.registry_tables import RegisteredRow
+from service.schemas.registry import RegisteredDetail, RegisteredView, RevisionView
+
+Card = BackboneCard | DatasetCard | FeatureCard
+
+
+def registered_views(session: Session, what: What) -> list[RegisteredView]:
+    """Everything of a kind that whoever asks may know of: what ships with packages first."""
+    rows = _rows(session, what)
+    names = [*TABLES[what].entries, *(row.name for row in rows)]
+    return [_view(what, name, [row for row in rows if row.name == name]) for name in dict.fromkeys(names)]
+
+
+def registered_detail(session: Session, what: What, name: str) -> RegisteredDetail | None:
+    """One of them; None where there is none that whoever asks may know of."""
+    rows = [row for row in _rows(session, what) if row.name == name]
+    if not rows and name not in TABLES[what].entries:
+        return None
+    card = _card(TABLES[what].entries.get(name))
+    return RegisteredDetail(
+        **_view(what, name, rows).model_dump(),
+        card=card.model_dump(mode="json", exclude={"weights", "folder"}) if card else None,
+        revisions=list(_revisions(rows)),
+    )
+
+
+def _rows(session: Session, what: What) -> list[RegisteredRow]:
+    """Of every name that has a revision or is being registered, and may be known of."""
+    unseen = {name for table, name in hidden() if table == TABLES[what].what}
+    query = select(RegisteredRow).where(
+        RegisteredRow.what == what, RegisteredRow.state.in_(("registering", "ready", "removed"))
+    )
+    rows = session.scalars(query.order_by(RegisteredRow.name, RegisteredRow.revision, RegisteredRow.id)).all()
+    alive = {row.name for row in rows if row.state != "removed"} - unseen
+    return [row for row in rows if row.name in alive]
+
+
+def _view(what: What, name: str, rows: Sequence[RegisteredRow]) -> RegisteredView:
+    ready = [row for row in rows if row.state == "ready"]
+    under_way = [row.run_id for row in rows if row.state == "registering"]
+    card = _card(TABLES[what].entries.get(name))
+    shown: dict[str, Any] = {"what": what, "name": name, "registering": under_way[0] if under_way else None}
+    if card is not None:
+        shown |= {"digest": card.digest, "summary": _summary(card), "figures": _figures(card)}
+    if not rows:
+        return RegisteredView(**shown, shipped=True, licence=card.licence if card else None)
+    own = {"owner": rows[0].owner, "private": rows[0].private}
+    if not ready:
+        return RegisteredView(**shown, **own)
+    newest = ready[-1]
+    return RegisteredView(
+        **shown,
+        **own,
+        revision=newest.revision,
+        size=newest.size,
+        licence=newest.licence,
+        created_at=newest.created_at,
+    )
+
+
+def _revisions(rows: Sequence[RegisteredRow]) -> Iterator[RevisionView]:
+    for row in rows:
+        if row.revision is not None and (row.state == "ready" or row.state == "removed"):
+            yield RevisionView(
+                revision=row.revision,
+                digest=row.digest,
+                size=row.size,
+                licence=row.licence,
+                state=row.state,
+                run_id=row.run_id,
+                created_at=row.created_at,
+            )
+
+
+def _card(entry: Entry | None) -> Card | None:
+    found: Card | None = getattr(entry, "card", None)
+    return found
+
+
+def _summary(card: Card) -> str:
+    if isinstance(card, BackboneCard):
+        height, width = card.dims.grid
+        labels = f"{card.num_classes} classes" if card.num_classes else "no labels"
+        return f"{card.depth} blocks of {card.dims.width}, {height} x {width} tokens, {labels}"
+    if isinstance(card, DatasetCard):
+        kind = "pixels" if card.autoencoder is None else "latents"
+        sides = " x ".join(map(str, card.image_size))
+        labels = f"{len(card.classes)} classes" if card.classes else "no labels"
+        return f"{card.training:,} + {card.held_out:,} images of {sides}, {kind}, {labels}"
+    judged = f", classes of {card.dataset.name}" if card.dataset else ""
+    return f"{card.kind}, {card.dims} features{judged}"
+
+
+def _figures(card: Card) -> dict[str, float]:
+    if isinstance(card, BackboneCard):
+        sizes = {"parameters": float(card.num_params), "flops_per_forward": float(card.forward_flops())}
+        return sizes | card.figures
+    if isinstance(card, DatasetCard):
+        return {"training": float(card.training), "held_out": float(card.held_out)}
+    accuracy = {} if card.accuracy is None else {"accuracy": card.accuracy}
+    return {"features": float(card.dims), **accuracy}

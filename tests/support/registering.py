@@ -1,0 +1,66 @@
+"""Things registered with a lab of a test, by a worker in this process."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from grafting_core.storage.storage import Storage
+from grafting_core.testbed.plugin import ASSETS
+from service.db.engine import Database
+from service.scheduler.loop import Scheduler
+from service.settings import Settings
+from tests.support.control import new_scheduler
+from tests.support.fakes import FakeCluster
+from tests.support.runs import STARTED
+from workers.contract import AttemptFailed, RunTicket, attempt_of, ticket_path
+from workers.events import EventLog
+from workers.failures import classify
+from workers.group import _serve, single_process
+
+
+def pipeline(folder: Path) -> Path:
+    """The testbed's networks as diffusers saves a pipeline."""
+    for part in ("transformer", "autoencoder"):
+        shutil.copytree(ASSETS / part, folder / part)
+    return folder
+
+
+class InProcess:
+    """A lab's scheduler over a cluster that starts nothing; tickets are carried out here when asked for."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.cluster = FakeCluster()
+        self.scheduler: Scheduler = new_scheduler(settings, database, self.cluster)
+        self.storage = Storage(settings.storage)
+        self._done: set[str] = set()
+
+    def round(self) -> None:
+        """Start what is queued, carry it out to its end, and take in what came of it."""
+        self.scheduler.round()
+        self.scheduler.round()
+        for job in [job for job in self.cluster.jobs if job not in self._done]:
+            self._done.add(job)
+            attempt = attempt_of(job)
+            assert attempt is not None
+            self._carry_out(self.storage.read_model(ticket_path(*attempt), RunTicket))
+        self.scheduler.round()
+
+    def _carry_out(self, ticket: RunTicket) -> None:
+        events = EventLog(self.storage, ticket)
+        events.write(STARTED)
+        try:
+            _serve(ticket, time.time(), single_process(ticket.work))
+        except Exception as error:  # noqa: BLE001 - as the driver of an attempt does
+            reason, message = classify(error)
+            EventLog(self.storage, ticket).write(AttemptFailed(reason=reason, message=message))
+
+
+def register(client: TestClient, lab: InProcess, kind: str = "backbones", **document: Any) -> str:
+    """Register something and carry the run out; the run's id."""
+    answer = client.post(f"/api/v1/{kind}", json=document)
+    assert answer.status_code == 202, answer.text
+    lab.round()
+    return str(answer.json()["run_id"])

@@ -1,0 +1,181 @@
+"""Files of a folder that somebody else may change, copied so that a copy is whole and of one moment."""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".npz", ".csv", ".model")
+"""Of files that are taken along; others, such as checkpoints of trainers, stay where they are."""
+MOST_LEVELS = 4
+MOST_FILES = 100_000
+COPY_BYTES = 1 << 22
+
+
+class BadInput(ValueError):
+    """What was given cannot be registered; the text says why, to whoever gave it."""
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Folders from which may be registered, except what lies in the closed ones."""
+
+    allowed: Sequence[str]
+    closed: Sequence[str] = ()
+
+    def admit(self, path: Path) -> bool:
+        """Check a path whose links are resolved."""
+        return _is_in(path, self.allowed) and not _is_in(path, self.closed)
+
+
+def _is_in(path: Path, folders: Sequence[str]) -> bool:
+    return any(path.is_relative_to(os.path.realpath(folder)) for folder in folders)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to copy: where it is, its name in the copy, and what tells whether it has changed."""
+
+    path: str
+    name: str
+    size: int
+    changed: int
+    inode: int
+
+
+def list_files(folder: Path, roots: Roots | None) -> list[SourceFile]:
+    """Files of a folder in the order of their names, links resolved.
+
+    Raises BadInput: no folder, a link that leads out of the roots (where there are any), or no usable file.
+    """
+    top = _resolved(str(folder), roots)
+    if not Path(top).is_dir():
+        raise BadInput(f"{folder} is no folder on the lab's machine")
+    files = sorted(_walk(top, "", roots, MOST_LEVELS), key=lambda file: file.name)
+    if not files:
+        raise BadInput(f"{folder} holds none of the files that are registered ({', '.join(SUFFIXES)})")
+    if len(files) > MOST_FILES:
+        raise BadInput(f"{folder} holds {len(files):,} files; at most {MOST_FILES:,} are registered")
+    return files
+
+
+def check_links(source: Path, roots: Roots) -> None:
+    """Raises BadInput where a file, or anything in a folder, leads out of the roots, or is not there."""
+    top = _resolved(str(source), roots)
+    if not Path(top).exists():
+        raise BadInput(f"{source} is not there, or may not be read by the lab")
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            path = f"{folder}/{name}"
+            if Path(path).is_symlink():
+                _resolved(path, roots)
+
+
+def _resolved(path: str, roots: Roots | None) -> str:
+    found = os.path.realpath(path)
+    if roots is not None and not roots.admit(Path(found)):
+        raise BadInput(f"{path} leads to a place from which this lab does not register")
+    return found
+
+
+def _walk(folder: str, inside: str, roots: Roots | None, levels: int) -> Iterator[SourceFile]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = _resolved(entry.path, roots)
+        try:
+            found = Path(path).stat()
+        except OSError as error:
+            raise BadInput(f"{entry.path} cannot be read: {error.strerror}") from error
+        if stat.S_ISDIR(found.st_mode):
+            if levels:
+                yield from _walk(path, f"{inside}{entry.name}/", roots, levels - 1)
+        elif entry.name.endswith(SUFFIXES):
+            if not stat.S_ISREG(found.st_mode):
+                raise BadInput(f"{entry.path} is no regular file")
+            name = f"{inside}{entry.name}"
+            yield SourceFile(path, name, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def copy_files(
+    files: Sequence[SourceFile],
+    to: Path,
+    roots: Roots | None,
+    tell: Callable[[int, int], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Copy them under `to`; what an earlier attempt has copied stays. False where it was stopped.
+
+    Raises BadInput where a file is not the one any more that was listed.
+    """
+    total, done = sum(file.size for file in files), 0
+    for file in files:
+        if stopped():
+            return False
+        tell(done, total)
+        if not _is_copied(file, to / file.name):
+            _copy(file, to / file.name, roots)
+        done += file.size
+    tell(total, total)
+    return True
+
+
+def _is_copied(file: SourceFile, target: Path) -> bool:
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (file.size, file.changed)
+
+
+def _copy(file: SourceFile, target: Path, roots: Roots | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    try:
+        with open(_opened(file, roots), "rb") as source, beside.open("wb") as copy:
+            shutil.copyfileobj(source, copy, COPY_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
+            _check_unchanged(file, source.fileno())
+        os.utime(beside, ns=(file.changed, file.changed))
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _opened(file: SourceFile, roots: Roots | None) -> int:
+    """A descriptor of the very file that was listed, whatever has been put into its place since."""
+    try:
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadInput(f"{file.path} cannot be read: {error.strerror}") from error
+    try:
+        _check_unchanged(file, descriptor)
+        _resolved(str(Path(f"/proc/self/fd/{descriptor}").readlink()), roots)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_unchanged(file: SourceFile, descriptor: int) -> None:
+    found = os.fstat(descriptor)
+    if (found.st_size, found.st_mtime_ns, found.st_ino) != (file.size, file.changed, file.inode):
+        raise BadInput(f"{file.path} changed while it was read; nothing was registered")
+
+
+def check_same(before: Sequence[SourceFile], after: Sequence[SourceFile]) -> None:
+    """Raises BadInput where a folder has other files by now than when it was listed."""
+    known: Mapping[str, SourceFile] = {file.name: file for file in before}
+    changed = sorted(
+        {file.name for file in after if known.get(file.name) != file}
+        | (known.keys() - {file.name for file in after})
+    )
+    if changed:
+        raise BadInput(f"{changed[0]} changed while the folder was read; nothing was registered")

@@ -1,0 +1,140 @@
+"""REGISTER: a folder, images or a data set become a revision of the lab's own, copied, checked and published.
+
+Everything is checked on the lab's copy, under `registry/staging/<run>`, which a later attempt goes on with.
+It takes its place in the registry, and its card with it, only once all of it is there and right.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from grafting_core.specs.registration import Registered, RegistrationSpec, registry_folder
+from grafting_core.storage.artifacts import CARD, damage, keep_published, read_card
+from grafting_core.storage.folders import CONTENT, publish_folder
+from grafting_core.training.observer import Observer, StopRequested
+from workers.contract import StageReport
+from workers.stages.context import Context
+from workers.stages.intake import BadInput, Roots
+from workers.stages.registering import Card, Intake, add_backbone, add_dataset, add_features, encode, train
+
+STAGING = "registry/staging"
+MEBI = 2**20
+
+
+def run(context: Context) -> StageReport:
+    """Carry a registration out. Raises BadInput with a sentence for whoever asked for it, StopRequested."""
+    work = context.work
+    if not isinstance(work, RegistrationSpec):
+        raise ValueError(f"{work.name} is {work.kind} work, not a registration")
+    if work.action == "verify":
+        return _verify(context, work)
+    staging = _staging(context)
+    progress = PhaseProgress(context)
+    roots = Roots(context.ticket.import_roots, context.ticket.closed_folders)
+    intake = Intake(work, staging, roots, progress)
+    try:
+        card = MAKERS[work.what, work.action](intake)
+    except StopRequested:
+        raise
+    except BadInput:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    except ValueError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise BadInput(_sentence(error, staging)) from error
+    size, reused = _publish(context, work, card, staging, progress)
+    shutil.rmtree(staging, ignore_errors=True)
+    return StageReport(
+        stage="register",
+        key=work.digest,
+        artifacts={CARD: f"{registry_folder(work.what, card.digest)}/{CARD}"},
+        metrics={"bytes": float(size)},
+        stop_cause="reused" if reused else "completed",
+        registered=Registered.of(card, size),
+    )
+
+
+MAKERS: Mapping[tuple[str, str], Callable[[Intake], Card]] = {
+    ("backbone", "add"): add_backbone,
+    ("dataset", "add"): add_dataset,
+    ("dataset", "encode"): encode,
+    ("features", "add"): add_features,
+    ("features", "train"): train,
+}
+
+
+def _staging(context: Context) -> Path:
+    """A folder of this run's own, the same for each of its attempts where storage is this machine's."""
+    run_id = context.ticket.run_id
+    if context.storage.is_local:
+        staging = context.storage.local_path(f"{STAGING}/{run_id}")
+    else:
+        staging = Path(tempfile.gettempdir()) / "graftlab-staging" / run_id
+    staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return staging
+
+
+def _sentence(error: ValueError, staging: Path) -> str:
+    """What was wrong, without the place of the lab's copy."""
+    return str(error).replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
+
+
+def _publish(
+    context: Context, work: RegistrationSpec, card: Card, staging: Path, progress: "PhaseProgress"
+) -> tuple[int, bool]:
+    """Bytes of the published files, and whether they had been there already, intact."""
+    folder, storage = registry_folder(work.what, card.digest), context.storage
+    if keep_published(storage, folder):
+        return int(read_card(storage, folder)["size"]), True
+    files = [file for file in (staging / CONTENT).rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    if work.max_bytes is not None and size > work.max_bytes:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise BadInput(f"it has {size:,} bytes; its owner may register {work.max_bytes:,} more")
+    document = {
+        "card": card.model_dump(mode="json"),
+        "made_by": context.ticket.run_id,
+        "size": size,
+        "what": work.what,
+    }
+    publish_folder(
+        storage, folder, staging / CONTENT, document, lambda done, total: progress(done, total, "verified")
+    )
+    return size, False
+
+
+def _verify(context: Context, work: RegistrationSpec) -> StageReport:
+    """Read a revision again. Raises BadInput where a file is not what was registered."""
+    assert work.subject is not None
+    folder = registry_folder(work.what, work.subject)
+    observer = context.observer("register", work.digest)
+    observer.progress(0, 1, {})
+    wrong = damage(context.storage, folder)
+    observer.progress(1, 1, {})
+    if wrong is not None:
+        raise BadInput(f"{work.name} is damaged: {wrong}; register it again from its source")
+    size = int(read_card(context.storage, folder)["size"])
+    return StageReport(stage="register", key=work.digest, metrics={"bytes": float(size)})
+
+
+@dataclass
+class PhaseProgress:
+    """Progress of the phases of one registration; each begins the count, and the time left, anew."""
+
+    context: Context
+    _phase: str = ""
+    _observer: Observer | None = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` steps or bytes of this phase."""
+        scale = MEBI if total > 2**30 else 1
+        if what != self._phase or self._observer is None:
+            self._phase = what
+            self._observer = self.context.observer("register", self.context.work.digest)
+        self._observer.progress(done // scale, total // scale, {})
+
+    def stopped(self) -> bool:
+        """Whether the work should end at the next place from which it can go on."""
+        return self._observer is not None and self._observer.stop_requested()
