@@ -196,6 +196,9 @@ def show_leaderboard(board: Leaderboard) -> None:
             design = escape(row.name) + (" (teacher)" if row.is_teacher else "")
             first_by = escape(row.first.owner) if row.first else "-"
             rows.add_row(row.ranks, design, *_leaderboard_figures(row), first_by)
+        if group.oracle:
+            value = f"{group.oracle.value:.3f}"
+            rows.add_row("", f"{group.oracle.images} held-out real images ({group.oracle.metric})", value)
         out.print(rows)
         if any(row.tied for row in group.rows):
             out.print("a range of ranks: these values do not differ significantly (intervals of 95 %)")

@@ -193,6 +193,16 @@ class LeaderboardRow(View):
         return f"{self.rank_from}-{self.rank_to}" if self.tied else str(self.rank)
 
 
+class Oracle(View):
+    """Metric of held-out real images of the data set, what a perfect model of it would reach."""
+
+    metric: str
+    """Contains the number of images; it is comparable with the group's metric if both are equal."""
+    value: float
+    interval: tuple[float, float] | None = None
+    images: int
+
+
 class LeaderboardGroup(View):
     """Rows evaluated under the same protocol; groups are never ranked together."""
 
@@ -206,6 +216,8 @@ class LeaderboardGroup(View):
     """Number of all ranked runs; `rows` are the first of them, or those after the cursor."""
     rows: list[LeaderboardRow]
     next_cursor: str | None = None
+    oracle: Oracle | None = None
+    """None if the data set has no held-out images, or no run has computed it."""
 
 
 class CutShort(View):

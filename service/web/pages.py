@@ -15,6 +15,7 @@ from service.api.problems import ApiError
 from service.api.routes.catalog import list_backbones, list_latencies, list_operators, show_measured
 from service.api.routes.runs import find_run, show_run
 from service.domain.leaderboard import leaderboard
+from service.domain.oracles import with_oracles
 from service.domain.run_curves import loss_curves
 from service.domain.run_queries import find_runs
 from service.schemas.runs import RunDetail
@@ -42,7 +43,7 @@ def leaderboard_page(request: Request, lab: LabDep) -> HTMLResponse:
         active = find_runs(
             session, limit=20, states=("QUEUED", "STARTING", "RUNNING"), owner=lab.principal.only_owner
         ).runs
-    groups = [(group, quality_against_cost(group)) for group in board.groups]
+    groups = [(group, quality_against_cost(group)) for group in with_oracles(lab.storage, board).groups]
     return templates.TemplateResponse(request, "leaderboard.html", {"groups": groups, "active": active})
 
 

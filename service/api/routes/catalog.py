@@ -10,6 +10,7 @@ from service.api.deps import LabDep
 from service.api.problems import ApiError
 from service.domain.latency_table import latency_table
 from service.domain.leaderboard import PAGE, BadCursor, leaderboard
+from service.domain.oracles import with_oracles
 from service.domain.registry_queries import registered_views
 from service.domain.rung_agreement import measured
 from service.domain.visibility import ANOTHERS, shown_to
@@ -36,9 +37,10 @@ def show_leaderboard(
     try:
         with lab.database.reading() as session:
             owner = lab.principal.only_owner
-            return leaderboard(session, owner, protocol=protocol, after=cursor, limit=limit)
+            board = leaderboard(session, owner, protocol=protocol, after=cursor, limit=limit)
     except BadCursor as error:
         raise ApiError("bad-cursor", "no row of this group has that id") from error
+    return with_oracles(lab.storage, board)
 
 
 @router.get("/measured", tags=["leaderboard"])

@@ -1,0 +1,37 @@
+"""Oracle lines of the leaderboard: metrics of held-out real images, what a perfect model would reach."""
+
+from functools import lru_cache
+
+from grafting_core.specs.experiment import oracle_path
+from grafting_core.specs.results import EvaluationReport
+from grafting_core.storage.checksums import parse_with_digest
+from grafting_core.storage.storage import Storage
+from service.schemas.runs import Leaderboard, LeaderboardGroup, Oracle
+
+
+def with_oracles(storage: Storage, board: Leaderboard) -> Leaderboard:
+    """Add to each group the metric of its data set's held-out images, where a run has computed it."""
+    return board.model_copy(update={"groups": [_with_oracle(storage, group) for group in board.groups]})
+
+
+def _with_oracle(storage: Storage, group: LeaderboardGroup) -> LeaderboardGroup:
+    path = oracle_path(group.fingerprint) if group.fingerprint else None
+    if path is None or not storage.exists(path):
+        return group
+    return group.model_copy(update={"oracle": _oracle(storage, path)})
+
+
+@lru_cache(maxsize=256)
+def _oracle(storage: Storage, path: str) -> Oracle | None:
+    """Read one; its path names all that determined it. None if the file is damaged."""
+    try:
+        report = parse_with_digest(storage.read_bytes(path), EvaluationReport)
+    except ValueError:
+        return None
+    protocol = report.fingerprint.protocol
+    return Oracle(
+        metric=protocol.fid_name,
+        value=report.values[protocol.fid_name],
+        interval=report.intervals.get(protocol.fid_name),
+        images=protocol.samples,
+    )
