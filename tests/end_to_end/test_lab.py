@@ -5,10 +5,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,11 +21,11 @@ from grafting_core.storage.storage import Storage
 from grafting_core.training.finetune import Shard
 from service.cli.discovery import lock
 from service.client import ApiProblem, GraftlabClient, LabUnreachable
-from service.lab.address import LabAddress, read_address
 from service.lab.processes import MARK, PART, mark_of
 from service.local_keys import first_key
 from service.schemas.runs import RunDetail
 from tests.support.builders import document
+from tests.support.running_lab import GRAFT, RunningLab, running_lab, until
 from workers.contract import RunTicket
 from workers.events import EventLog
 from workers.group import run_stages
@@ -35,7 +33,6 @@ from workers.observer import StopCondition
 from workers.stages.context import Context, Group
 from workers.usage import UsageMeter
 
-GRAFT = (sys.executable, "-m", "service.cli.main")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
 SLOW = {
     "distill": {"steps": 4, "batch_size": 16, "held_out": 16, "images": 200},
@@ -43,44 +40,16 @@ SLOW = {
 }
 
 
-@dataclass(frozen=True)
-class Lab:
-    """A running `graft up`, which tends its processes itself."""
-
-    folder: Path
-    process: subprocess.Popen[bytes]
-    address: LabAddress
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
     """The lab as a user starts it, once."""
-    folder = tmp_path_factory.mktemp("lab")
-    words = ("up", "--data", str(folder), "--port", "0", "--cpus", "2")
-    printed = folder / "printed"
-    with printed.open("wb") as file:
-        process = subprocess.Popen([*GRAFT, *words], stdout=file, stderr=file, start_new_session=True)
-    try:
-        until(lambda: "Ctrl-C" in printed.read_text() or process.poll() is not None, 150)
-        address = read_address(folder)
-        assert address, printed.read_text()
-        yield Lab(folder, process, address)
-    finally:
-        process.terminate()
-        process.wait(60)
+    with running_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
-def client(lab: Lab) -> GraftlabClient:
+def client(lab: RunningLab) -> GraftlabClient:
     return GraftlabClient(lab.address.url)
-
-
-def until(done: Callable[[], bool], seconds: float = 240) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not come to that in time"
-        time.sleep(0.2)
 
 
 def finished(client: GraftlabClient, run_id: str) -> RunDetail:
@@ -96,7 +65,7 @@ def _has_ended(client: GraftlabClient, run_id: str) -> bool:
         return False
 
 
-def kill(lab: Lab, wanted: Callable[[psutil.Process], bool]) -> None:
+def kill(lab: RunningLab, wanted: Callable[[psutil.Process], bool]) -> None:
     """SIGKILL to the lab's processes that are meant."""
     for process in psutil.process_iter():
         try:
@@ -114,7 +83,7 @@ def is_worker(process: psutil.Process) -> bool:
     return "graft_worker" in " ".join(process.cmdline())
 
 
-def test_a_submission_travels_all_the_way(lab: Lab, client: GraftlabClient) -> None:
+def test_a_submission_travels_all_the_way(lab: RunningLab, client: GraftlabClient) -> None:
     teacher = client.submit(document(name="teacher", edits=[])).run_id
     graft = client.submit(document(name="graft")).run_id
     runs = [finished(client, run) for run in (teacher, graft)]
@@ -135,7 +104,7 @@ def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None
     assert "RayTrainWorker" in client.log(run_id)
 
 
-def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:
+def _check_tracking(lab: RunningLab, client: GraftlabClient, run_id: str) -> None:
     """MLflow shows what our own database shows, one run a run, ended as ours ended."""
     os.environ["MLFLOW_TRACKING_TOKEN"] = first_key(lab.folder)
     mlflow = MlflowClient(f"{lab.address.url}/mlflow")
@@ -157,7 +126,7 @@ def _check_tracking(lab: Lab, client: GraftlabClient, run_id: str) -> None:
 
 @pytest.mark.large
 def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
-    lab: Lab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
+    lab: RunningLab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
 ) -> None:
     run_id = client.submit(document(name="battered", layers=[2], **SLOW)).run_id
 
@@ -202,7 +171,7 @@ def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
     return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
 
 
-def test_a_running_run_is_cancelled_at_a_checkpoint(lab: Lab, client: GraftlabClient) -> None:
+def test_a_running_run_is_cancelled_at_a_checkpoint(lab: RunningLab, client: GraftlabClient) -> None:
     long = {**SLOW, "finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
     run_id = client.submit(document(name="endless", layers=[4], **long)).run_id
     until(lambda: client.run(run_id).progress is not None)
@@ -211,7 +180,7 @@ def test_a_running_run_is_cancelled_at_a_checkpoint(lab: Lab, client: GraftlabCl
     assert (run.state, run.reason) == ("CANCELLED", "user_request")
 
 
-def graft(lab: Lab, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def graft(lab: RunningLab, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     """The command line as a user types it, in an empty folder."""
     environment = {**os.environ, "GRAFTLAB_URL": lab.address.url}
     return subprocess.run(
@@ -220,13 +189,13 @@ def graft(lab: Lab, *words: str, text: str = "") -> subprocess.CompletedProcess[
 
 
 @pytest.mark.parametrize("command", ["ls", "leaderboard", "operators", "backbones"])
-def test_reading_commands_print_tables_and_json(lab: Lab, command: str) -> None:
+def test_reading_commands_print_tables_and_json(lab: RunningLab, command: str) -> None:
     assert graft(lab, command).returncode == 0
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
 @pytest.mark.large
-def test_a_backbone_is_analyzed_on_the_cluster(lab: Lab) -> None:
+def test_a_backbone_is_analyzed_on_the_cluster(lab: RunningLab) -> None:
     words = ("--samples", "2", "--steps", "2", "--band", "6", "--band", "48", "--figure", "profile.png")
     done = graft(lab, "analyze", "testbed/dit-fashion", *words)
     assert done.returncode == 0, done.stderr
@@ -256,20 +225,22 @@ def test_an_operator_is_checked_without_a_lab(tmp_path: Path) -> None:
         (["check-operator", "hyena_z"], "", "unknown operator 'hyena_z'; did you mean 'hyena_"),
     ],
 )
-def test_bad_input_is_exit_code_two_and_one_line(lab: Lab, words: list[str], text: str, line: str) -> None:
+def test_bad_input_is_exit_code_two_and_one_line(
+    lab: RunningLab, words: list[str], text: str, line: str
+) -> None:
     done = graft(lab, *words, text=text)
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_lab_that_is_not_there_is_told_in_one_line(lab: Lab) -> None:
+def test_a_lab_that_is_not_there_is_told_in_one_line(lab: RunningLab) -> None:
     done = graft(lab, "ls", "--url", "http://127.0.0.1:9")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "graft up" in done.stderr
 
 
-def test_a_second_lab_on_the_same_folder_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_a_second_lab_on_the_same_folder_is_refused(lab: RunningLab, tmp_path: Path) -> None:
     held = lock(tmp_path)
     done = graft(lab, "up", "--data", str(tmp_path))
     held.close()
@@ -283,7 +254,7 @@ def test_problems_reach_users_of_the_client(client: GraftlabClient) -> None:
     assert caught.value.problem["pointer"] == "/backbone"
 
 
-def test_pages_are_drawn_by_a_real_browser(lab: Lab, client: GraftlabClient, tmp_path: Path) -> None:
+def test_pages_are_drawn_by_a_real_browser(lab: RunningLab, client: GraftlabClient, tmp_path: Path) -> None:
     run_id = next(run.id for run in client.runs().runs if run.name == "graft")
     for page, words in (("/", "Leaderboard"), (f"/runs/{run_id}", "hyena_x")):
         flags = [
@@ -301,7 +272,7 @@ def test_pages_are_drawn_by_a_real_browser(lab: Lab, client: GraftlabClient, tmp
         assert "graft" in done.stdout
 
 
-def test_interrupting_the_lab_leaves_no_process_behind(lab: Lab) -> None:
+def test_interrupting_the_lab_leaves_no_process_behind(lab: RunningLab) -> None:
     lab.process.send_signal(signal.SIGINT)
     assert lab.process.wait(60) == 130
     left = []
