@@ -130,7 +130,7 @@ def _study_of_eight_trials(client: GraftlabClient, evaluate: dict[str, Any]) -> 
             **SHORT,
             "evaluate": evaluate,
         }
-    ).id
+    ).study_id
     until(lambda: client.study(study).state in ("DONE", "FAILED"), 900)
     detail = client.study(study)
     assert detail.state == "DONE", detail.message
