@@ -9,13 +9,12 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from grafting_core.storage.bank import Bank
-from grafting_core.storage.checksums import set_aside, verify_checksum, with_checksum
+from grafting_core.storage.checksums import set_aside
 from grafting_core.storage.storage import Storage
+from grafting_core.storage.tensor_files import StoredTensors, read_tensors, write_tensors
 from workers.contract import BEST, BestCheckpoint, RunTicket, best_in, checkpoints_folder
 
 NAME = re.compile(r"[0-9]+-a[0-9]+\.safetensors")
@@ -36,10 +35,10 @@ class StoredCheckpoints:
     def _names(self) -> list[str]:
         return [name for name in self._storage.names(self._folder) if NAME.fullmatch(name)]
 
-    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+    def latest(self) -> tuple[int, StoredTensors] | None:
         """Step and tensors of the newest intact checkpoint; damaged ones are set aside."""
         for name in reversed(self._names()):
-            tensors = read_tensors(self._storage, f"{self._folder}/{name}")
+            tensors = intact_tensors(self._storage, f"{self._folder}/{name}")
             if tensors is not None:
                 return int(name.split("-")[0]), tensors
         return None
@@ -48,9 +47,8 @@ class StoredCheckpoints:
         return time.monotonic() - self._saved >= self._ticket.checkpoint_seconds
 
     def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
-        content = save(_portable(tensors))
         name = f"{step:08d}-a{self._ticket.attempt:04d}.safetensors"
-        self._storage.write_bytes(f"{self._folder}/{name}", with_checksum(content))
+        write_tensors(self._storage, f"{self._folder}/{name}", tensors)
         self._saved = time.monotonic()
         best = self._best(name, loss) if self._ticket.keep_best else None
         for old in self._names()[: -self._ticket.keep_checkpoints]:
@@ -66,16 +64,15 @@ class StoredCheckpoints:
         return name
 
 
-def read_tensors(storage: Storage, path: str) -> dict[str, Tensor] | None:
+def intact_tensors(storage: Storage, path: str) -> StoredTensors | None:
     """Tensors of a file with checksum; None if it is missing, or damaged, and then it is set aside."""
     try:
-        tensors: dict[str, Tensor] = load(verify_checksum(storage.read_bytes(path)))
+        return read_tensors(storage, path)
     except FileNotFoundError:
         return None
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         set_aside(storage, path, str(error))
         return None
-    return tensors
 
 
 class SharedCheckpoints:
@@ -84,7 +81,7 @@ class SharedCheckpoints:
     def __init__(self, stored: StoredCheckpoints, rank: int) -> None:
         self._stored, self._rank = stored, rank
 
-    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+    def latest(self) -> tuple[int, StoredTensors] | None:
         return self._stored.latest()
 
     def due(self) -> bool:
@@ -111,7 +108,7 @@ class ScionProgress:
         """Tensors of all intact files; a scion with a damaged file starts over."""
         tensors: dict[str, Tensor] = {}
         for path in self._paths.values():
-            tensors |= read_tensors(self._storage, path) or {}
+            tensors |= intact_tensors(self._storage, path) or {}
         return (0, tensors) if tensors else None
 
     def due(self) -> bool:
@@ -121,9 +118,5 @@ class ScionProgress:
         """Write one file for each scion; tensor names begin with its key."""
         for key, path in self._paths.items():
             own = {name: value for name, value in tensors.items() if name.startswith(f"{key}/")}
-            self._storage.write_bytes(path, with_checksum(save(_portable(own))))
+            write_tensors(self._storage, path, own)
         self._saved = time.monotonic()
-
-
-def _portable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

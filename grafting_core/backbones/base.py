@@ -18,7 +18,7 @@ from grafting_core.specs.site import GraftSite
 class Forward(Protocol):
     """Latents [B, C, h, w], all at one timestep, with conditions of B samples -> the transformer's output."""
 
-    def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor: ...
+    def __call__(self, latents_BCHW: Tensor, timestep: float, conditions: Conditions) -> Tensor: ...
 
 
 class Family(Protocol):

@@ -1,156 +1,177 @@
-"""Load a class-conditional latent DiT from a folder as saved by diffusers' `DiTPipeline`."""
+"""DiTs from and to folders as diffusers' `DiTPipeline` saves them."""
 
-import json
-import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
-from safetensors import SafetensorError
+from diffusers import DiTTransformer2DModel
+from diffusers.models.embeddings import PatchEmbed
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from grafting_core.backbones.autoencoder import KLAutoencoder
+from grafting_core.backbones.autoencoder_folder import AUTOENCODERS, autoencoder_folder, check_latents
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.dit_config import DiTConfig, read_config
+from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
+from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
 from grafting_core.backbones.table import family_of
+from grafting_core.backbones.weight_files import (
+    CONFIG,
+    RECOMPUTED,
+    OpenWeights,
+    check_names,
+    digest_of_weights,
+    open_weights,
+)
 from grafting_core.specs.backbone import BackboneCard, Pretraining
 from grafting_core.specs.canonical import digest
-from grafting_core.specs.dims import BlockDims
-from grafting_core.specs.features import digest_of_path
 
-DECODERS = ("vae", "autoencoder")
-LEGACY = "Transformer2DModel"
-"""Former class name of every transformer in diffusers; with `ada_norm_zero` it is a class-conditional DiT."""
-RECOMPUTED = {"pos_embed.pos_embed"}
-"""Tensors that diffusers computes itself; those in the file are ignored."""
-NAMED = 5
+TRANSFORMER = "transformer"
+EMBEDDER = ".norm1.emb."
+FIRST_EMBEDDER = f"transformer_blocks.0{EMBEDDER}"
+
+Read = Callable[[str], None]
+"""Called with the name of every tensor that has been read."""
 
 
 def is_diffusers_folder(folder: Path) -> bool:
-    """Whether the folder has a transformer where `save_pretrained` writes one."""
-    return (folder / "transformer" / "config.json").is_file()
+    """Whether there is a transformer where `save_pretrained` puts one."""
+    return (folder / TRANSFORMER / CONFIG).is_file()
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The transformer's part of a pipeline, or the folder itself where it is the transformer's."""
+    return folder / TRANSFORMER if is_diffusers_folder(folder) else folder
 
 
 def load_folder(folder: Path, device: torch.device | str = "cpu") -> Backbone:
-    """Load from safetensors, without downloads. The backbone has no data set, so references must be given.
+    """Nothing is downloaded and nothing but tensors unpickled; it has no data set to be compared with.
 
-    Raises ValueError if the folder has another kind of model, a tensor is missing or surplus, or values are
-    not finite: a tensor that is not loaded would keep its random initial values.
+    Raises ValueError where the folder holds something else, lacks a tensor, has one too many, or has
+    numbers that are not finite: whatever is not loaded would be judged as it was initialised.
     """
-    decoder = _decoder(folder)
-    if decoder is None:
-        raise ValueError(f"{folder} has a transformer but no decoder; add a folder {' or '.join(DECODERS)}")
-    _check_class(folder)
-    transformer = _loaded(DiTTransformer2DModel, folder / "transformer").to(device)
-    autoencoder = _loaded(AutoencoderKL, decoder).to(device)
+    card = _card(folder)
+    transformer = load_transformer(transformer_folder(folder)).to(device)
+    autoencoder = AUTOENCODERS[card.autoencoder](folder, torch.device(device))
+    return Backbone(card, family_of(card), transformer, autoencoder)
+
+
+def load_transformer(folder: Path) -> DiTTransformer2DModel:
+    """In single precision whatever it is stored in, and frozen; blocks that repeat one embedder share it.
+
+    Its weights are in memory once while they are read. Raises ValueError as `load_folder` does.
+    """
+    config = read_config(folder)
+    with open_weights(folder) as weights:
+        transformer = empty_transformer(config)
+        check_names(folder, shapes_of(transformer), weights.shapes)
+        embedders, repeated = read_embedders(weights)
+        state = {**embedders, **dict(read_others(weights))}
+    transformer.load_state_dict(state, assign=True)
+    if repeated:
+        share_embedders(transformer)
     silence_label_dropout(transformer)
-    card = _card(folder, transformer, decoder)
-    return Backbone(card, family_of(card), transformer, KLAutoencoder(autoencoder))
+    return transformer.eval().requires_grad_(False)
 
 
-def _decoder(folder: Path) -> Path | None:
-    found = [folder / name for name in DECODERS if (folder / name / "config.json").is_file()]
-    return found[0] if found else None
+def empty_transformer(config: DiTConfig) -> DiTTransformer2DModel:
+    """A transformer whose parameters are on the meta device; position embeddings are computed."""
+    with torch.device("meta"):
+        transformer = DiTTransformer2DModel(**config.arguments)
+    embedding = PatchEmbed(
+        height=config.sample_size,
+        width=config.sample_size,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+        embed_dim=config.width,
+    )
+    transformer.pos_embed.pos_embed = embedding.pos_embed
+    return transformer
 
 
-def _check_class(folder: Path) -> None:
-    """Raise ValueError unless it is a class-conditional DiT, by its present or former class name."""
-    file = folder / "transformer" / "config.json"
-    try:
-        config = json.loads(file.read_text())
-        name, norm = config.get("_class_name"), config.get("norm_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a JSON object: {str(error)[:200]}") from error
-    needed = DiTTransformer2DModel.__name__
-    if name != needed and (name, norm) != (LEGACY, "ada_norm_zero"):
-        raise ValueError(f"{folder} holds a {name} with norm_type {norm!r}; a {needed} is needed")
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of every tensor that is stored."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
-def _loaded(cls: Any, folder: Path) -> Any:
-    """The model in float32, whatever precision it is stored in."""
-    variant = _variant(cls, folder)
-    try:
-        model, info = cls.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=variant,
-            # Otherwise accelerate, if installed, builds on the meta device, and a missing tensor ends in
-            # its own traceback.
-            low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is no {cls.__name__}: {' '.join(str(error).split())[:300]}") from error
-    _check_keys(folder, info)
-    _check_finite(folder, model)
-    return model.eval().requires_grad_(False)
+def read_embedders(weights: OpenWeights, read: Read = lambda name: None) -> tuple[dict[str, Tensor], bool]:
+    """Tensors of all blocks' embedders, and whether all blocks repeat the first's.
 
-
-def _variant(cls: Any, folder: Path) -> str | None:
-    """Variant such as `fp16` of `diffusion_pytorch_model.fp16.safetensors`, if there is no plain file.
-
-    Raises ValueError, with code for conversion, if there are only pickled weights.
+    Where they do, their names have the first's tensors.
     """
-    found = {file.name for file in folder.glob("*.safetensors*")}
-    if not found and (pickled := sorted(file.name for file in folder.glob("*.bin"))):
-        raise ValueError(
-            f"{folder} has {pickled[0]} but no safetensors; pickled weights are never loaded. "
-            "Convert them with:\n"
-            f"from diffusers import {cls.__name__}\n"
-            f'{cls.__name__}.from_pretrained("{folder}", use_safetensors=False).save_pretrained("{folder}")'
-        )
-    if any(
-        re.fullmatch(r"diffusion_pytorch_model(\.safetensors(\.index\.json)?|-\d+.*)", name) for name in found
-    ):
-        return None
-    variants = {
-        match[1] for name in found if (match := re.match(r"diffusion_pytorch_model\.(\w+?)[.-]", name))
-    }
-    return min(variants - {"safetensors"}, default=None)
+    names = [name for name in weights.shapes if EMBEDDER in name]
+    found, shared = dict[str, Tensor](), set[str]()
+    for name in sorted(names, key=lambda name: not name.startswith(FIRST_EMBEDDER)):
+        tensor, first = weights.read(name), found.get(_in_first_block(name))
+        read(name)
+        if first is not None and torch.equal(tensor, first):
+            shared.add(name)
+            tensor = first
+        found[name] = tensor
+    repeated = all(name in shared or name.startswith(FIRST_EMBEDDER) for name in names)
+    if not repeated:  # a few that are equal, biases for one, train apart
+        found |= {name: found[name].clone() for name in shared}
+    return found, repeated
 
 
-def _check_keys(folder: Path, info: dict[str, Any]) -> None:
-    parts = {
-        "lacks": sorted(info["missing_keys"]),
-        "has besides": sorted(set(info["unexpected_keys"]) - RECOMPUTED),
-        "has in another shape": sorted(str(key[0]) for key in info["mismatched_keys"]),
-    }
-    wrong = [f"{what} {_named(names)}" for what, names in parts.items() if names]
-    if wrong:
-        raise ValueError(f"{folder}: the weights do not match its config.json: {'; '.join(wrong)}")
+def read_others(weights: OpenWeights, read: Read = lambda name: None) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of everything that is no block's embedder."""
+    for name in sorted(weights.shapes.keys() - RECOMPUTED):
+        if EMBEDDER not in name:
+            yield name, weights.read(name)
+            read(name)
 
 
-def _check_finite(folder: Path, model: Any) -> None:
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{folder}: weights that are not finite numbers: {_named(broken)}")
+def _in_first_block(name: str) -> str:
+    return FIRST_EMBEDDER + name.split(EMBEDDER, 1)[1]
 
 
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def save_folder(backbone: Backbone, folder: Path) -> None:
+    """Write transformer, autoencoder and scheduler so that diffusers' `from_pretrained` reads them back.
+
+    Every block gets its embedder. Raises ValueError for a transformer that has been grafted.
+    """
+    transformer = backbone.transformer
+    config = getattr(transformer, "config", None)
+    state = repeated_state(transformer)
+    if config is None or state.keys() != shapes_of(empty_transformer(DiTConfig(**config))).keys():
+        raise ValueError("a grafted transformer has no form in diffusers; publish it as a model of the lab")
+    target = folder / TRANSFORMER
+    target.mkdir(parents=True, exist_ok=True)
+    transformer.save_config(target)  # type: ignore[operator]
+    cpu = {name: value.cpu() for name, value in state.items()}
+    save_file(cpu, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    if isinstance(backbone.autoencoder, KLAutoencoder):
+        backbone.autoencoder.model.save_pretrained(folder / "vae")
+    write_scheduler(backbone.card, folder)
 
 
-def _card(folder: Path, transformer: Any, decoder: Path) -> BackboneCard:
-    config = transformer.config
-    side = config.sample_size // config.patch_size
-    width = config.num_attention_heads * config.attention_head_dim
+def _card(folder: Path) -> BackboneCard:
+    """For a judgement without a lab: its digest tells transformers and decoders apart."""
+    config = read_config(transformer_folder(folder))
+    objective, schedule = read_objective(folder, config)
+    decoder = autoencoder_folder(folder, config)
+    parts = {TRANSFORMER: digest_of_weights(transformer_folder(folder))}
+    if decoder is not None:
+        check_latents(decoder, config.in_channels)
+        parts["decoder"] = digest_of_weights(decoder)
     return BackboneCard(
         name=folder.resolve().name,
-        digest=digest(
-            {"transformer": digest_of_path(folder / "transformer"), "decoder": digest_of_path(decoder)}
-        ),
+        objective=objective,
+        schedule=schedule,
+        digest=digest(parts),
         depth=config.num_layers,
-        dims=BlockDims(width=width, num_heads=config.num_attention_heads, mlp_ratio=4.0, grid=(side, side)),
+        dims=config.dims,
         patch_size=config.patch_size,
         latent_channels=config.in_channels,
-        num_classes=config.num_embeds_ada_norm,
-        num_params=sum(parameter.numel() for parameter in transformer.parameters()),
+        num_classes=config.num_classes,
+        num_params=config.num_params,
         decoder_flops=0,
         pretraining=Pretraining(flops=1.0, images=0, steps=0, batch_size=0),
         feature_network="inception",
         num_images=0,
         weights=".",
+        autoencoder="none" if decoder is None else "kl",
     )

@@ -46,7 +46,7 @@ class PlainForward:
 
     transformer: nn.Module
 
-    def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor:
+    def __call__(self, latents_BCHW: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         timesteps_B = torch.full((len(latents_BCHW),), timestep, device=latents_BCHW.device)
         output: Tensor = self.transformer(latents_BCHW, timestep=timesteps_B, **conditions.arguments).sample
         return output
@@ -59,7 +59,7 @@ class FastForward:
     transformer: Any
 
     @torch.no_grad()
-    def __call__(self, latents_BCHW: Tensor, timestep: int, conditions: Conditions) -> Tensor:
+    def __call__(self, latents_BCHW: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         network = self.transformer
         # The patch convolution puts channels outermost; without a copy all later sums would keep that order.
         hidden_BTD = network.pos_embed(latents_BCHW).contiguous()
@@ -77,7 +77,7 @@ class FastForward:
 class _Labels:
     """One timestep, labels [K], and the label of each sample: rows [B]."""
 
-    timestep: int
+    timestep: float
     labels: Tensor
     rows: Tensor
 

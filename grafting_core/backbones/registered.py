@@ -1,23 +1,182 @@
-"""Backbones that a lab has registered: a diffusers folder in the lab's own storage."""
+"""Backbones that a lab registers: diffusers folders, their cards, and what of them is kept."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 
+from grafting_core.backbones.autoencoder_folder import (
+    AUTOENCODERS,
+    PIXEL_CHANNELS,
+    autoencoder_folder,
+    decoder_cost,
+    read_kl,
+)
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.diffusers_folder import load_folder
+from grafting_core.backbones.diffusers_folder import (
+    empty_transformer,
+    load_transformer,
+    read_embedders,
+    read_others,
+    shapes_of,
+    transformer_folder,
+)
+from grafting_core.backbones.dit_config import DiTConfig, read_config
+from grafting_core.backbones.scheduler_config import FILE as SCHEDULER
+from grafting_core.backbones.scheduler_config import read_objective
+from grafting_core.backbones.table import family_of
+from grafting_core.backbones.weight_files import check_names, files_of, open_weights, part_digest
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.canonical import digest
+from grafting_core.specs.memory import DECODER_BYTES
+
+NO_AUTOENCODER = "none"
+
+Progress = Callable[[int, int, str], None]
+"""Called with how much is done, of how much, and with what is being done."""
+
+
+@dataclass(frozen=True)
+class BackboneFolder:
+    """Where the parts of a backbone are: a diffusers pipeline or a transformer's own folder.
+
+    `vae` is an autoencoder elsewhere, `"none"` for a transformer on pixels, None for the one beside it.
+    """
+
+    folder: Path
+    vae: Path | str | None = None
+
+    @property
+    def transformer(self) -> Path:
+        return transformer_folder(self.folder)
+
+    def autoencoder(self, config: DiTConfig) -> Path | None:
+        """None for a transformer on pixels. Raises ValueError where latents have no decoder."""
+        if self.vae is None:
+            return autoencoder_folder(self.folder, config)
+        if self.vae != NO_AUTOENCODER:
+            return Path(self.vae)
+        if config.in_channels not in PIXEL_CHANNELS:
+            raise ValueError(
+                f"{self.folder} has {config.in_channels} channels; gray or RGB pixels have 1 or 3"
+            )
+        return None
+
+    def files(self) -> dict[str, Path]:
+        """What makes up the backbone: its name in a registered folder -> where it is now.
+
+        Raises ValueError where a part is missing.
+        """
+        decoder = self.autoencoder(read_config(self.transformer))
+        parts = {"transformer": self.transformer, **({"vae": decoder} if decoder else {})}
+        found = {f"{part}/{file.name}": file for part, path in parts.items() for file in files_of(path)}
+        scheduler = self.folder / SCHEDULER
+        return {**found, **({str(SCHEDULER): scheduler} if scheduler.is_file() else {})}
 
 
 def read_card(
-    folder: Path, *, name: str, dataset: str | None = None, vae: object = None, licence: str | None = None
+    folder: Path,
+    *,
+    name: str,
+    dataset: str | None = None,
+    vae: Path | str | None = None,
+    licence: str | None = None,
+    objective: str | None = None,
+    feature_network: str = "inception",
+    progress: Progress = lambda done, total, what: None,
 ) -> BackboneCard:
-    """The card of a folder, checked against the module that it builds. Raises ValueError."""
-    changes = {"name": name, "dataset": dataset, "licence": licence, "pretraining": None}
-    return load_folder(folder).card.model_copy(update=changes)
+    """The card of a diffusers DiT, by arithmetic from its config and checked against its weights.
+
+    Every tensor is read once and none is kept. `vae` as `BackboneFolder` has it; `objective` goes before what
+    the folder's scheduler says. Raises ValueError, which names what is wrong, for whatever cannot be used.
+    """
+    place = BackboneFolder(folder, vae)
+    before = _stamps(place)
+    config = read_config(place.transformer)
+    named, schedule = read_objective(folder, config, objective)
+    decoder = place.autoencoder(config)
+    flops, size = decoder_cost(decoder, config.in_channels, config.sample_size) if decoder else (0, 0)
+    repeated = _check_transformer(place.transformer, config, progress)
+    if decoder:
+        read_kl(decoder)
+    parts = _parts(place.transformer, decoder)
+    if _stamps(place) != before:
+        raise ValueError(f"{folder} was changed while it was read; try again when it is at rest")
+    kind = "kl" if decoder else NO_AUTOENCODER
+    identity = {"parts": parts, "objective": named, "schedule": schedule, "autoencoder": kind}
+    return BackboneCard(
+        name=name,
+        objective=named,
+        schedule=schedule,
+        dataset=dataset,
+        digest=digest(identity),
+        depth=config.num_layers,
+        dims=config.dims,
+        patch_size=config.patch_size,
+        latent_channels=config.in_channels,
+        num_classes=config.num_classes,
+        num_params=config.num_params,
+        repeated_params=config.repeated_params if repeated else 0,
+        decoder_flops=flops,
+        pretraining=None,
+        feature_network=feature_network,
+        num_images=0,
+        weights=str(folder.resolve()),
+        autoencoder=kind,
+        parts=parts,
+        licence=licence,
+        figures={DECODER_BYTES: float(size)},
+    )
 
 
 def load_registered(card: BackboneCard, device: torch.device) -> Backbone:
-    """The backbone at `card.weights`."""
-    found = load_folder(Path(str(card.weights)), device)
-    return Backbone(card, found.family, found.transformer, found.autoencoder)
+    """The backbone in the folder `card.weights`. Raises ValueError where its weights are not all there."""
+    if card.weights is None:
+        raise ValueError(f"{card.name} is known by its card alone; it has no weights")
+    if card.autoencoder not in AUTOENCODERS:
+        known = ", ".join(AUTOENCODERS)
+        raise ValueError(f"{card.name} has the autoencoder {card.autoencoder!r}; known: {known}")
+    folder = Path(card.weights)
+    transformer = load_transformer(transformer_folder(folder)).to(device)
+    return Backbone(card, family_of(card), transformer, AUTOENCODERS[card.autoencoder](folder, device))
+
+
+def check_digests(card: BackboneCard) -> None:
+    """Raises ValueError naming a part in the folder `card.weights` that is not the one registered."""
+    place = BackboneFolder(Path(card.weights or ""))
+    decoder = place.autoencoder(read_config(place.transformer)) if card.autoencoder == "kl" else None
+    for part, found in _parts(place.transformer, decoder).items():
+        if card.parts.get(part) != found:
+            raise ValueError(f"{card.name}: the {part} in {card.weights} is not the one that was registered")
+
+
+def _check_transformer(folder: Path, config: DiTConfig, progress: Progress) -> bool:
+    """Whether all blocks repeat one embedder. Raises ValueError for weights that are not the config's."""
+    with open_weights(folder) as weights:
+        built = empty_transformer(config)
+        counted = sum(parameter.numel() for parameter in built.parameters())
+        if counted != config.num_params:
+            raise ValueError(f"{folder}: {counted:,} parameters are built, {config.num_params:,} computed")
+        check_names(folder, shapes_of(built), weights.shapes)
+        total, seen = len(weights.shapes), count(1)
+
+        def read(name: str) -> None:
+            progress(next(seen), total, f"checking {name}")
+
+        _, repeated = read_embedders(weights, read)
+        for _ in read_others(weights, read):
+            pass
+    return repeated
+
+
+def _parts(transformer: Path, decoder: Path | None) -> dict[str, str]:
+    parts = {"transformer": part_digest(transformer)}
+    return {**parts, "autoencoder": part_digest(decoder)} if decoder else parts
+
+
+def _stamps(place: BackboneFolder) -> Mapping[str, tuple[int, int]]:
+    """Size and time of the last change of every file."""
+    stats = {name: file.stat() for name, file in place.files().items()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}

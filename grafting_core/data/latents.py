@@ -40,8 +40,9 @@ class Batch:
 
 def predict_batch(backbone: Backbone, batch: Batch) -> Tensor:
     """The transformer's output on a batch's noised latents, both on its device."""
-    noisy = objective_of(backbone.card).add_noise(batch.clean, batch.noise, batch.timesteps)
-    return backbone.predict(noisy, batch.timesteps, batch.conditions)
+    objective = objective_of(backbone.card)
+    noisy = objective.add_noise(batch.clean, batch.noise, batch.timesteps)
+    return backbone.predict(noisy, objective.model_timesteps(batch.timesteps), batch.conditions)
 
 
 class LatentDataset(Protocol):

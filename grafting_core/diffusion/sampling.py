@@ -23,7 +23,10 @@ from grafting_core.specs.sampling_steps import guides
 
 
 def sample_labels(protocol: EvaluationProtocol, num_classes: int, indices: Sequence[int]) -> Tensor:
-    """Labels [n]: `balanced` deals classes in turn, `uniform` draws from (seed, index); 0 without classes."""
+    """Labels [n]: `balanced` cycles through the classes, `uniform` draws from (seed, index).
+
+    All are 0 if there are no classes.
+    """
     if num_classes == 0:
         return torch.zeros(len(indices), dtype=torch.int64)
     if protocol.labels == "balanced":
@@ -126,10 +129,11 @@ class _MicroBatch:
         generators = sample_generators(protocol, self.indices)
         conditions, latents = self._conditions(), self._noise(generators)
         for position, timestep in enumerate(sampler.timesteps):
+            seen = objective.model_timesteps(torch.tensor([timestep])).item()
             if guides(protocol, timestep, objective.noise_levels):
-                output = self._guided(latents, timestep, conditions)
+                output = self._guided(latents, seen, conditions)
             else:
-                output = self._output(latents, timestep, conditions.rows(slice(len(latents))))
+                output = self._output(latents, seen, conditions.rows(slice(len(latents))))
             timesteps_B = torch.full((len(latents),), timestep, device=latents.device)
             predicted = objective.prediction(output, latents, timesteps_B)
             latents = sampler.step(position, latents, predicted, lambda: self._noise(generators))
@@ -147,14 +151,15 @@ class _MicroBatch:
         draws = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.stack(draws).to(next(self.backbone.transformer.parameters()))
 
-    def _guided(self, latents: Tensor, timestep: int, conditions: Conditions) -> Tensor:
-        """Output with guided noise; other channels are those of the conditional output."""
+    def _guided(self, latents: Tensor, timestep: float, conditions: Conditions) -> Tensor:
+        """Output with guided prediction; other channels are those of the conditional output."""
         output = self._output(torch.cat([latents, latents]), timestep, conditions)
         conditional, unconditional = output.chunk(2)
-        channels = 3 if self.protocol.guidance_channels == "first_3" else latents.shape[1]
+        few = self.protocol.guidance_channels == "first_3"
+        channels = min(3, latents.shape[1]) if few else latents.shape[1]
         noise = unconditional[:, :channels].lerp(conditional[:, :channels], self.protocol.guidance)
         return torch.cat([noise, conditional[:, channels:]], dim=1)
 
-    def _output(self, latents: Tensor, timestep: int, conditions: Conditions) -> Tensor:
+    def _output(self, latents: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         with autocast(latents.device, self.protocol.precision):
             return self.forward(latents, timestep, conditions).to(latents)

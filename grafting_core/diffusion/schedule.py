@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grafting_core.specs.sampling_steps import FIRST_BETA, LAST_BETA, NUM_TIMESTEPS
+from grafting_core.specs.noise import FIRST_BETA, LAST_BETA, NUM_TIMESTEPS, TrainingSchedule, betas_of
 
 Constant = Literal[
     "signal",
@@ -92,6 +92,15 @@ def schedule_from_betas(betas: Tensor) -> NoiseSchedule:
 def linear_schedule(num_timesteps: int = NUM_TIMESTEPS) -> NoiseSchedule:
     """Schedule with betas from 1e-4 to 0.02, as in DiT."""
     return schedule_from_betas(torch.linspace(FIRST_BETA, LAST_BETA, num_timesteps, dtype=torch.float64))
+
+
+@lru_cache(maxsize=64)
+def schedule_of(training: TrainingSchedule) -> NoiseSchedule:
+    """The schedule of a backbone's card."""
+    if training.beta_schedule == "linear":
+        ends, total = (training.beta_start, training.beta_end), training.num_train_timesteps
+        return schedule_from_betas(torch.linspace(*ends, total, dtype=torch.float64))
+    return schedule_from_betas(torch.tensor(betas_of(training), dtype=torch.float64))
 
 
 def add_noise(schedule: NoiseSchedule, clean: Tensor, noise: Tensor, timesteps_B: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.diffusers_folder import is_diffusers_folder, load_folder
 from grafting_core.backbones.registry import load_backbone
+from grafting_core.backbones.shared_embedders import load_unique_state
 from grafting_core.data.image_sets import ImageSet, open_images, reported
 from grafting_core.data.npz import NpzFile
 from grafting_core.evaluation.evaluate import (
@@ -47,6 +48,7 @@ from grafting_core.specs.requests import (
     ShowRequest,
 )
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
+from grafting_core.specs.sampling_rules import check_protocol
 from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, read_published
 from grafting_core.storage.storage import Storage
 from grafting_core.surgery.operate import operate
@@ -93,12 +95,13 @@ def _published(folder: Path) -> Model:
     # A copy, as in the run itself: the memory layout of weights changes the low bits of a product.
     network = copy.deepcopy(backbone.transformer)
     operate(backbone.with_transformer(network), design)
-    network.load_state_dict(weights)
+    load_unique_state(network, weights)
     return backbone, network.eval().requires_grad_(False)
 
 
 def _evaluate_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
     protocol = request.protocol
+    check_protocol(backbone.card, protocol)
     feature_network = _feature_network(request, backbone)
     dims = _check_size(feature_network, backbone.image_size)
     reference = _fitting(_reference(request, feature_network, backbone), dims)

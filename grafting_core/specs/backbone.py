@@ -8,6 +8,7 @@ from pydantic import Field
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.dims import SLOTS, BlockDims, Slot
+from grafting_core.specs.noise import LEARNED_VARIANCE, TrainingSchedule
 from grafting_core.specs.operators import OperatorBase
 from grafting_core.specs.operators.attention import MultiHeadAttention
 from grafting_core.specs.operators.mlp import Mlp
@@ -44,15 +45,18 @@ class HeldOutImages(Frozen):
 class BackboneCard(Frozen):
     """A transformer of `depth` equal blocks over `grid` tokens, conditioned on timestep and label.
 
-    `num_params` counts the transformer as it is stored. `digest` is the SHA-256 of its weight files, or of
-    its name if there are no weights (`weights` is None: designs can be planned but not run).
+    `num_params` counts the transformer as it is stored, with all copies of repeated embedders. `digest` is
+    the SHA-256 of its weight files, or of its name if there are no weights (`weights` is None: designs can
+    be planned but not run).
     """
 
     name: str
     family: str = "dit"
     """Row in the table of families: its sites and its forward signature."""
     objective: str = "epsilon_learned_variance"
-    """Row in the table of objectives: prediction target and noise schedule."""
+    """Row in the table of objectives: prediction target."""
+    schedule: TrainingSchedule = TrainingSchedule()
+    """Noise schedule of its training."""
     dataset: str | None = None
     """Name of the data set that it is trained on and compared with; None if there is no data."""
     digest: str
@@ -63,6 +67,10 @@ class BackboneCard(Frozen):
     num_classes: Count
     """Number of classes; 0 for a transformer without labels."""
     num_params: Count
+    repeated_params: Count = 0
+    """Parameters of embedders that every block after the first repeats: in memory and in training they exist
+    once. 0 if blocks have different embedders.
+    """
     decoder_flops: Count
     """FLOPs of decoding one latent to an image."""
     pretraining: Pretraining | None = None
@@ -101,11 +109,16 @@ class BackboneCard(Frozen):
         return MultiHeadAttention() if slot == "attention" else Mlp(ratio=self.dims.mlp_ratio)
 
     @property
+    def out_channels(self) -> int:
+        """Channels of the transformer's output: twice the latents' if it also predicts a variance."""
+        return self.latent_channels * (2 if self.objective in LEARNED_VARIANCE else 1)
+
+    @property
     def overhead_flops(self) -> int:
         """FLOPs of one forward of one sample outside the blocks: patch embedding, final layer."""
         width, tokens = self.dims.width, self.dims.num_tokens
-        patch = self.patch_size**2 * self.latent_channels
-        return 4 * width**2 + 2 * tokens * width * patch + 4 * tokens * width * patch
+        channels = self.latent_channels + self.out_channels
+        return 4 * width**2 + 2 * tokens * width * self.patch_size**2 * channels
 
     def share_of_pretraining(self, flops: float) -> float | None:
         """FLOPs over those of its pretraining; None where it is not known what that took."""

@@ -112,7 +112,7 @@ def grafted_params(design: GraftDesign, card: BackboneCard) -> int:
 
 def image_flops(protocol: EvaluationProtocol, card: BackboneCard, forward: int) -> int:
     """FLOPs of sampling and decoding one image under a protocol."""
-    return forwards_per_image(protocol) * forward + card.decoder_flops
+    return forwards_per_image(protocol, card) * forward + card.decoder_flops
 
 
 def distill_flops_per_image(spec: ExperimentSpec, card: BackboneCard) -> int:

@@ -18,7 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Loss = Literal["l1", "l2", "huber", "nmse"]
 Schedule = Literal["constant", "cosine"]
-SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver", "flow_euler"]
 Spacing = Literal["linspace", "leading", "trailing"]
 NoiseLevel = Annotated[float, Field(ge=0, le=1000)]
 MicroBatch = Annotated[int, Field(ge=1, le=4_096)]
@@ -119,8 +119,9 @@ class EvaluationProtocol(Frozen):
     """Stage 3: everything that quality metrics depend on. Its digest groups the leaderboard.
 
     `sampler` "ddpm" is the ancestral sampler with learned-range variance (paper section 2), "ddim" and
-    "dpm_solver" (DPM-Solver++, second order) are deterministic. `spacing` selects which of the 1000 timesteps
-    are used; "linspace" is ADM's. Noise and label of sample i depend only on (seed, i).
+    "dpm_solver" (DPM-Solver++, second order) are deterministic, "flow_euler" integrates rectified flows; the
+    backbone's objective decides which of them can be used. `spacing` selects which of the 1000 timesteps are
+    used; "linspace" is ADM's. Noise and label of sample i depend only on (seed, i).
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest", "dataset"})

@@ -1,12 +1,10 @@
 """Whole files in shared storage: a folder, NFS or an object store, by one fsspec URI."""
 
-import io
 import os
-import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -46,6 +44,11 @@ class Storage:
         content: bytes = self._filesystem.cat_file(self._full(path))
         return content
 
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes from `start` to before `end`. Raises FileNotFoundError."""
+        content: bytes = self._filesystem.cat_file(self._full(path), start=start, end=end)
+        return content
+
     def read_end(self, path: str, size: int) -> bytes:
         """The last `size` bytes, or all if there are fewer. Raises FileNotFoundError."""
         content: bytes = self._filesystem.cat_file(self._full(path), start=-size)
@@ -55,7 +58,7 @@ class Storage:
         """Replace the file atomically. Raises OSError, such as on a full disk, and leaves no file behind."""
         full = self._full(path)
         if self.is_local:
-            _write_local(Path(full), io.BytesIO(data))
+            _write_local(Path(full), [data])
         else:
             self._filesystem.pipe_file(full, data)
 
@@ -63,10 +66,19 @@ class Storage:
         """`write_bytes` for content that does not fit into memory: copies a file of this machine."""
         full = self._full(path)
         if self.is_local:
-            with local.open("rb") as source:
-                _write_local(Path(full), source)
+            _write_local(Path(full), _pieces_of(local))
         else:
             self._filesystem.put_file(str(local), full)
+
+    def write_pieces(self, path: str, pieces: Iterable[bytes | memoryview]) -> None:
+        """`write_bytes` for what does not fit into memory: pieces that are made as they are written."""
+        full = self._full(path)
+        if self.is_local:
+            _write_local(Path(full), pieces)
+        else:
+            with self._filesystem.open(full, "wb") as file:
+                for piece in pieces:
+                    file.write(piece)
 
     def pieces(self, path: str, size: int = 2**20) -> Iterator[bytes]:
         """Content in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
@@ -128,14 +140,21 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _write_local(path: Path, source: IO[bytes]) -> None:
+def _pieces_of(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while piece := source.read(COPY_BYTES):
+            yield piece
+
+
+def _write_local(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a temporary file, sync, rename; then sync the folder, so that the name is durable too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
     try:
         failpoint("publish/before")
         with temporary.open("wb") as file:
-            shutil.copyfileobj(source, file, COPY_BYTES)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         failpoint("publish/written")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.shared_embedders import load_unique_state, unique_state
 from grafting_core.data.latents import Batch, Latents, generator_for, predict_batch
 from grafting_core.diffusion.objective import objective_of
 from grafting_core.diffusion.precision import autocast
@@ -50,7 +51,9 @@ def finetune(
     share: Shard = Shard(),
     accumulation_steps: int = 1,
 ) -> dict[str, Tensor]:
-    """Train the graft's transformer in place and return its EMA weights (a state dict, float32, CPU).
+    """Train the graft's transformer in place and return its EMA weights (float32, CPU).
+
+    Weights that several blocks share are returned once; `load_unique_state` loads them.
 
     Each process's rows are computed in `accumulation_steps` parts, one after another, and gradients are
     added: the same mean over the same global batch, up to rounding, in less memory.
@@ -97,7 +100,8 @@ class _Training:
         transformer.requires_grad_(True)
         self.device = next(transformer.parameters()).device
         self.optimiser = adamw(transformer, plan.learning_rate, plan.weight_decay)
-        self.average = {name: value.detach().clone() for name, value in transformer.state_dict().items()}
+        # What several blocks have in common is trained, averaged and stored once.
+        self.average = {name: value.clone() for name, value in unique_state(transformer).items()}
 
     def advance(self, network: nn.Module, step: int) -> float:
         """One optimiser step; returns this process's loss."""
@@ -149,14 +153,14 @@ class _Training:
     @torch.no_grad()
     def _average(self, step: int) -> None:
         decay = min(self.plan.ema_decay, (1 + step) / (10 + step))
-        for name, value in self.transformer.state_dict().items():
+        for name, value in unique_state(self.transformer).items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, under flat names."""
         return {
-            **{f"weight/{name}": value for name, value in self.transformer.state_dict().items()},
+            **{f"weight/{name}": value for name, value in unique_state(self.transformer).items()},
             **{f"average/{name}": value for name, value in self.average.items()},
             **dict(optimiser_tensors(self.optimiser, "optimiser/")),
         }
@@ -169,6 +173,6 @@ class _Training:
         step, tensors = found
         for name, value in self.average.items():
             value.copy_(tensors[f"average/{name}"])
-        self.transformer.load_state_dict({name: tensors[f"weight/{name}"] for name in self.average})
+        load_unique_state(self.transformer, {name: tensors[f"weight/{name}"] for name in self.average})
         restore_optimiser(self.optimiser, tensors, "optimiser/")
         return step

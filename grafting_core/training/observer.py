@@ -49,7 +49,7 @@ class PassObserver(Observer, Protocol):
 class Checkpointer(Protocol):
     """Stores flat dicts of tensors by step, atomically."""
 
-    def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
+    def latest(self) -> "tuple[int, Mapping[str, Tensor]] | None":
         """Step and tensors of the newest intact checkpoint, or None."""
 
     def due(self) -> bool:
@@ -79,7 +79,7 @@ class NullObserver:
 class NoCheckpoints:
     """Checkpointer that stores nothing, for work that is cheaper to redo than to save."""
 
-    def latest(self) -> "tuple[int, dict[str, Tensor]] | None":
+    def latest(self) -> "tuple[int, Mapping[str, Tensor]] | None":
         return None
 
     def due(self) -> bool:

@@ -54,8 +54,8 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> Iterator
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Restore the result of `optimiser_tensors`."""
     document = optimiser.state_dict()
-    for key, value in tensors.items():
+    for key in tensors:
         if key.startswith(prefix):
             index, name = key.removeprefix(prefix).split(".")
-            document["state"].setdefault(int(index), {})[name] = value
+            document["state"].setdefault(int(index), {})[name] = tensors[key]
     optimiser.load_state_dict(document)

@@ -1,5 +1,6 @@
 """Models and samples are judged without a lab, by the same numbers as in one."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,10 @@ def test_adm_mode_names_itself_and_says_when_a_file_would_be_scored_by_its_stati
 
 def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) -> None:
     report = evaluate(EvaluateRequest(subject=str(ASSETS), protocol=PROTOCOL, reference=OWN))
+    # A copy, as loading a folder makes one: the memory layout of weights changes the low bits of a product.
+    copied = copy.deepcopy(backbone.transformer)
+    assert report.values["fid20/fashion-cnn"] == fid_at(backbone, copied, PROTOCOL, 20)
     expected = fid_at(backbone, backbone.transformer, PROTOCOL, 20)
-    assert report.values["fid20/fashion-cnn"] == expected
     assert evaluate(EvaluateRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
 
 

@@ -14,12 +14,13 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.diffusion.objective import OBJECTIVES, Prediction
 from grafting_core.diffusion.samplers import sampler_of
 from grafting_core.diffusion.sampling import sample_generators, sample_labels, sample_latents
+from grafting_core.specs.noise import TrainingSchedule
 from grafting_core.specs.plans import EvaluationProtocol, SamplerName, Spacing
-from grafting_core.specs.sampling_steps import noise_levels, timesteps_of
+from grafting_core.specs.sampling_steps import timesteps_of
 from grafting_core.testbed.networks import build_transformer
 
 LINEAR: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-EPSILON = OBJECTIVES["epsilon_learned_variance"]
+EPSILON = OBJECTIVES["epsilon_learned_variance"](TrainingSchedule())
 SPACINGS: tuple[Spacing, ...] = ("linspace", "leading", "trailing")
 COUNTS = (*range(1, 30), 50, 100, 249, 250, 333, 500, 999, 1000)
 
@@ -153,7 +154,7 @@ def test_every_sampler_finds_a_point_from_its_exact_noise(name: SamplerName, spa
         sampler = sampler_of(name, EPSILON, steps, spacing)
         latents = torch.ones_like(clean)
         for position, timestep in enumerate(sampler.timesteps):
-            sigma = noise_levels()[timestep]
+            sigma = EPSILON.noise_levels[timestep]
             scale = 1 / math.sqrt(1 + sigma**2)
             noise = (latents - scale * clean) / (scale * sigma)
             predicted = Prediction(noise, torch.full_like(noise, -1.0))

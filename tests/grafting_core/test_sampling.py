@@ -17,8 +17,9 @@ from grafting_core.evaluation.evaluate import (
     training_reference,
 )
 from grafting_core.specs.experiment import own_fingerprint
+from grafting_core.specs.noise import TrainingSchedule, noise_levels
 from grafting_core.specs.plans import EvaluationProtocol, Spacing
-from grafting_core.specs.sampling_steps import forwards_per_image, noise_levels
+from grafting_core.specs.sampling_steps import forwards_per_image
 
 PROTOCOL = EvaluationProtocol(
     samples=30,
@@ -89,12 +90,14 @@ def test_forwards_are_counted_as_they_are_done(
 ) -> None:
     changes = {"spacing": spacing, "guidance_interval": interval, "guidance": guidance, "sampling_steps": 5}
     protocol = PROTOCOL.model_copy(update=changes)
-    assert sum(forwards(backbone, **changes)) == 10 * forwards_per_image(protocol)
+    assert sum(forwards(backbone, **changes)) == 10 * forwards_per_image(protocol, backbone.card)
 
 
 def test_noise_levels_are_those_of_the_schedule() -> None:
     kept = linear_schedule().alphas_cumprod
-    assert list(noise_levels()) == pytest.approx(((1 - kept) / kept).sqrt().tolist(), rel=1e-9)
+    assert list(noise_levels("epsilon", TrainingSchedule())) == pytest.approx(
+        ((1 - kept) / kept).sqrt().tolist(), rel=1e-9
+    )
 
 
 def test_an_interval_over_all_noise_levels_is_none_at_all(backbone: Backbone) -> None:

@@ -5,6 +5,7 @@ import copy
 from safetensors.torch import load
 from torch import nn
 
+from grafting_core.backbones.shared_embedders import load_unique_state
 from grafting_core.data.datasets import dataset_of
 from grafting_core.evaluation.cost import hardware_of, measure_cost
 from grafting_core.evaluation.evaluate import (
@@ -89,7 +90,8 @@ def graft_of(context: Context) -> nn.Module:
         return context.backbone.transformer
     network = copy.deepcopy(context.backbone.transformer)
     operate(context.backbone.with_transformer(network), design)
-    network.load_state_dict(load(read_published(context.storage, f"models/{finetune_key(context.spec)}")))
+    published = read_published(context.storage, f"models/{finetune_key(context.spec)}")
+    load_unique_state(network, load(published))
     return network.requires_grad_(False).eval()
 
 

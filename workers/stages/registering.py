@@ -51,10 +51,14 @@ def add_backbone(intake: Intake) -> BackboneCard:
     read = resolve_name("grafting_core.backbones.registered:read_card")
     vae = NO_AUTOENCODER if work.vae == NO_AUTOENCODER else None
     card: BackboneCard = read(
-        intake.content, name=work.name, dataset=work.trained_on, vae=vae, licence=work.licence
+        intake.content,
+        name=work.name,
+        dataset=work.trained_on,
+        vae=vae,
+        licence=work.licence,
+        objective=work.objective,
+        progress=intake.progress,
     )
-    if work.objective is not None:
-        card = card.model_copy(update={"objective": work.objective})
     return _with_data(card)
 
 

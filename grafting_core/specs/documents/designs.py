@@ -21,6 +21,12 @@ from grafting_core.specs.features import FEATURE_NETWORKS, feature_sources
 from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.specs.presets import PRESETS, PresetName
+from grafting_core.specs.sampling_rules import (
+    finetuning_for,
+    finetuning_misfits,
+    protocol_for,
+    protocol_misfits,
+)
 
 P = TypeVar("P", bound=Frozen)
 Plan = TypeVar("Plan", DistillPlan, FinetunePlan)
@@ -76,17 +82,18 @@ def _spec(submission: Submission, data: BackboneData, design: GraftDesign) -> Ex
     preset, card = PRESETS[submission.preset], data.card
     distill = _overridden(preset.distill, submission.distill)
     finetune = _overridden(preset.finetune, submission.finetune)
+    finetune = finetuning_for(card, finetune, submission.finetune.model_fields_set)
     evaluate = _overridden(preset.evaluate, submission.evaluate)
     given = submission.evaluate.model_fields_set
+    evaluate = protocol_for(card, evaluate, given)
     if "feature_network" not in given:
         evaluate = evaluate.model_copy(update={"feature_network": data.feature_network})
-    if not card.num_classes and "guidance" not in given:
-        evaluate = evaluate.model_copy(update={"guidance": 1.0})
     _check_feature_network(evaluate, card)
     check_data(data, evaluate, {"distill": distill, "finetune": finetune, "evaluate": evaluate})
     check_budget(submission.budget, card)
     evaluate = _with_weights_named(evaluate)
     _check_guidance(evaluate)
+    _check_fit(card, evaluate, finetune)
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
     limit = data.training or None
@@ -145,6 +152,19 @@ def _check_guidance(protocol: EvaluationProtocol) -> None:
         message = "guidance 1 has no effect; leave the interval out, or set evaluate.guidance above 1"
         path, given = ("evaluate", "guidance_interval"), protocol.guidance_interval
         raise SpecError([problem(path, "without-effect", message, given)])
+
+
+def _check_fit(card: BackboneCard, evaluate: EvaluationProtocol, finetune: FinetunePlan) -> None:
+    """Raise SpecError for settings that do not go with what the backbone predicts and takes."""
+    misfits = [("evaluate", each) for each in protocol_misfits(card, evaluate)]
+    misfits += [("finetune", each) for each in finetuning_misfits(card, finetune)]
+    if misfits:
+        raise SpecError(
+            [
+                problem((stage, each.setting), "does-not-fit", each.message, each.given, each.allowed)
+                for stage, each in misfits
+            ]
+        )
 
 
 def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:

@@ -8,7 +8,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from grafting_core.diffusion.schedule import linear_schedule
-from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
+from grafting_core.specs.noise import NUM_TIMESTEPS
 from grafting_core.testbed.emoji.autoencoder import LATENT_CHANNELS, PATCH, PatchAutoencoder
 from grafting_core.testbed.emoji.text_encoder import TextEncoder, token_batch
 from grafting_core.testbed.emoji.transformer import predict_noise, set_resolution

@@ -7,7 +7,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
 from grafting_core.diffusion.schedule import add_noise, denoising_loss, linear_schedule
-from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
+from grafting_core.specs.noise import NUM_TIMESTEPS
 from grafting_core.testbed.networks import NULL_LABEL, build_transformer
 from grafting_core.testbed.recipe.training import Schedule, Trainer, batch_indices, own_rows, step_generator
 

@@ -8,7 +8,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from grafting_core.diffusion.schedule import add_noise, linear_schedule
-from grafting_core.specs.sampling_steps import NUM_TIMESTEPS
+from grafting_core.specs.noise import NUM_TIMESTEPS
 from grafting_core.testbed.emoji.autoencoder import PatchAutoencoder
 from grafting_core.testbed.emoji.recipe.settings import Settings, autocast, scaled_rate
 from grafting_core.testbed.emoji.recipe.source import Source

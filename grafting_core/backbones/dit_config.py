@@ -1,0 +1,134 @@
+"""The config of a diffusers DiT, and what follows from it by arithmetic."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from grafting_core.backbones.weight_files import CONFIG
+from grafting_core.specs.dims import BlockDims
+
+CLASS = "DiTTransformer2DModel"
+LEGACY = "Transformer2DModel"
+"""What diffusers called every transformer once; a class-conditional DiT is one with `ada_norm_zero`."""
+TIME_FEATURES = 256
+"""Sines and cosines of a timestep before the first linear layer of its embedder."""
+MLP_RATIO = 4
+MOST_TOKENS_A_SIDE = 256
+
+Size = Annotated[int, Field(ge=1, le=16_384)]
+
+
+class DiTConfig(BaseModel):
+    """Arguments of `DiTTransformer2DModel`, with its defaults, in the range that can be grafted.
+
+    `num_embeds_ada_norm` is the number of classes. 0 and 1 are how a transformer without labels looks in
+    diffusers, which cannot do without an embedding: every sample has label 0.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    num_attention_heads: Size = 16
+    attention_head_dim: Size = 72
+    in_channels: Size = 4
+    out_channels: Size | None = None
+    num_layers: Annotated[int, Field(ge=1, le=1_000)] = 28
+    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    norm_num_groups: int | None = 32
+    attention_bias: Literal[True] = True
+    sample_size: Size = 32
+    patch_size: Size = 2
+    activation_fn: Literal["gelu-approximate"] = "gelu-approximate"
+    num_embeds_ada_norm: Annotated[int, Field(ge=0, le=1_000_000)] = 1_000
+    upcast_attention: bool = False
+    norm_type: Literal["ada_norm_zero"] = "ada_norm_zero"
+    norm_elementwise_affine: bool = False
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As the class's constructor takes them."""
+        return self.model_dump()
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def channels_out(self) -> int:
+        return self.out_channels or self.in_channels
+
+    @property
+    def num_classes(self) -> int:
+        """0: without labels."""
+        return self.num_embeds_ada_norm if self.num_embeds_ada_norm > 1 else 0
+
+    @property
+    def dims(self) -> BlockDims:
+        side = self.sample_size // self.patch_size
+        return BlockDims(
+            width=self.width, num_heads=self.num_attention_heads, mlp_ratio=MLP_RATIO, grid=(side, side)
+        )
+
+    @property
+    def num_params(self) -> int:
+        """Parameters as they are stored, with an embedder for every block."""
+        width, patch = self.width, self.patch_size**2
+        block = (
+            self._embedder_params
+            + 6 * (width**2 + width)  # adaLN
+            + (2 * width if self.norm_elementwise_affine else 0)
+            + 4 * (width**2 + width)  # attention
+            + 2 * MLP_RATIO * width**2
+            + (MLP_RATIO + 1) * width
+        )
+        embedding = patch * self.in_channels * width + width
+        last = 2 * (width**2 + width) + (width + 1) * patch * self.channels_out
+        return embedding + self.num_layers * block + last
+
+    @property
+    def repeated_params(self) -> int:
+        """Parameters of the embedders of every block but the first."""
+        return (self.num_layers - 1) * self._embedder_params
+
+    @property
+    def _embedder_params(self) -> int:
+        """Of a block's embedder of timestep and label, the null label among them."""
+        width = self.width
+        timestep = TIME_FEATURES * width + width + width**2 + width
+        return timestep + (self.num_embeds_ada_norm + 1) * width
+
+
+def read_config(folder: Path) -> DiTConfig:
+    """Raises ValueError for anything but a DiT, by its present or its former name, that can be grafted."""
+    file = folder / CONFIG
+    document = read_json(file)
+    name, norm = document.get("_class_name"), document.get("norm_type")
+    if name != CLASS and (name, norm) != (LEGACY, "ada_norm_zero"):
+        raise ValueError(f"{folder} holds a {name} with norm_type {norm!r}; a {CLASS} is needed")
+    try:
+        config = DiTConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{file}: {field} is {first['input']!r}: {first['msg']}") from error
+    side, rest = divmod(config.sample_size, config.patch_size)
+    if rest or not 1 <= side <= MOST_TOKENS_A_SIDE:
+        raise ValueError(
+            f"{file}: sample_size {config.sample_size} is no multiple of patch_size {config.patch_size}"
+            if rest
+            else f"{file}: a side of {side} tokens; at most {MOST_TOKENS_A_SIDE} are supported"
+        )
+    return config
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError where there is none."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{file} is no JSON object: it holds a {type(document).__name__}")
+    return document

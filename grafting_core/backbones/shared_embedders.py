@@ -1,0 +1,51 @@
+"""Embedders of timestep and label, which diffusers' DiT repeats in every block.
+
+A DiT has one, and diffusers' conversion writes it into each block. Where all are equal, blocks have it in
+common: it takes memory once, its gradients are summed, and it is averaged once.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def share_embedders(transformer: Any) -> None:
+    """Give every block the first block's embedder."""
+    first, *others = transformer.transformer_blocks
+    for block in others:
+        block.norm1.emb = first.norm1.emb
+
+
+def unique_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the further names of parameters that several modules have in common."""
+    seen, unique = set[int](), dict[str, Tensor]()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            unique[name] = value.detach()
+    return unique
+
+
+def load_unique_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Undo `unique_state`; a complete state dict is taken too.
+
+    Raises RuntimeError, as `load_state_dict` does, for names that are missing or superfluous.
+    """
+    first: dict[int, str] = {}
+    complete = dict(state)
+    for name, value in module.state_dict(keep_vars=True).items():
+        origin = first.setdefault(id(value), name)
+        if name not in complete and origin in complete:
+            complete[name] = complete[origin]
+    module.load_state_dict(complete)
+
+
+@torch.no_grad()
+def repeated_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with a tensor of its own for every name, as diffusers stores it."""
+    seen, state = set[int](), dict[str, Tensor]()
+    for name, value in module.state_dict().items():
+        state[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+        seen.add(value.data_ptr())
+    return state
