@@ -228,8 +228,6 @@ def test_an_operator_is_checked_without_a_lab(tmp_path: Path) -> None:
 def test_bad_input_is_exit_code_two_and_one_line(
     lab: RunningLab, words: list[str], text: str, line: str
 ) -> None:
-    lab: RunningLab, words: list[str], text: str, line: str
-) -> None:
     done = graft(lab, *words, text=text)
     assert done.returncode == 2
     assert line in done.stderr
