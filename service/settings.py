@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import psutil
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -61,6 +62,13 @@ class Settings(BaseSettings):
     """CPUs that running attempts may use together."""
     gpus: int = 0
     """GPUs that running attempts may use together."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory, in GB, that the workers of a run without GPUs share; a graft that cannot fit is refused.
+
+    Unset: not checked; `graft up` sets the memory of its machine.
+    """
+    gpu_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory of one GPU, in GB, for the same check of runs on GPUs. Unset: not checked."""
 
     import_roots: list[Path] = []
     """Folders of the lab's machine from which backbones, data sets and feature networks may be registered.
@@ -161,6 +169,15 @@ def cores() -> int:
     except (OSError, ValueError):  # no limit, which is written "max", or no such file
         return allowed
     return max(1, min(allowed, granted))
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of memory this process may use; in containers fewer than the machine has."""
+    total: int = psutil.virtual_memory().total
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no limit, which is written "max", or no such file
+        return total
 
 
 def sqlite_url(file: Path) -> str:

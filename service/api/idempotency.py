@@ -15,6 +15,7 @@ from service.api.deps import AppContext
 from service.api.problems import ApiError
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
+from service.domain.memory_fit import accumulation_that_fits
 from service.domain.registrations import NameTaken, UnderWay
 from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
@@ -111,10 +112,21 @@ def submit_once(
     Raises ApiError if the key was used with another body.
     """
 
+    steps = accumulation_that_fits(lab.settings, work)
+
     def once() -> RunRow:
         with lab.database.writing() as session:
             owner = lab.principal.owner
-            return submit(session, work, request_digest, key, forecast, owner=owner, placing=placing)
+            return submit(
+                session,
+                work,
+                request_digest,
+                key,
+                forecast,
+                owner=owner,
+                placing=placing,
+                accumulation_steps=steps,
+            )
 
     try:
         return again_where_beaten(once)

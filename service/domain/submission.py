@@ -48,6 +48,7 @@ def submit(
     forecast: Forecast | None = None,
     owner: str = "lab",
     placing: QueueOptions = DEFAULT_OPTIONS,
+    accumulation_steps: int = 1,
 ) -> RunRow:
     """Return the run of this submission; the same owner and key get the same run.
 
@@ -75,6 +76,7 @@ def submit(
         request_digest=request_digest,
     )
     run = _queued(work, experiment, forecast, placing)
+    run.accumulation_steps = accumulation_steps
     enter(session, run)
     record_needs(session, run, work)
     if isinstance(work, RegistrationSpec):

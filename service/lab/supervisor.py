@@ -37,7 +37,7 @@ from service.lab.processes import (
 )
 from service.lab.scratch import make_scratch, remove_scratch
 from service.local_keys import first_key, forget_lab, mlflow_token, note_lab
-from service.settings import mlflow_database
+from service.settings import memory_of_machine, mlflow_database
 from service.startup import (
     CannotStart,
     check_database,
@@ -134,6 +134,7 @@ class Supervisor:
             "GRAFTLAB_RAY_TOKEN_FILE": str(self._token_file()),
             "GRAFTLAB_MLFLOW_URL": address.mlflow_url,
             "GRAFTLAB_CPUS": str(self.cpus),
+            "GRAFTLAB_MEMORY_GB": str(self.settings.memory_gb or memory_of_machine() / 1e9),
             "GRAFTLAB_IMPORT_ROOTS": as_setting(import_roots(self.settings)),
             "RAY_AUTH_TOKEN_PATH": str(self._token_file()),
         }
