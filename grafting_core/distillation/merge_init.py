@@ -1,7 +1,7 @@
 """Initial weights of a pair's merge, and its distillation in stage 1 (paper section 6).
 
 The paper does not say how the merge is initialised. Here it is the linear map from both blocks' outputs to
-the output of the pair in sequence, fitted by least squares on a few noised batches: on the testbed its error
+the output of the pair in sequence, fitted by least squares on a few noised batches: on a small DiT its error
 is 3 to 60 times lower than that of the mean of the outputs (`benchmarks.merging`).
 """
 

@@ -170,10 +170,7 @@ BACKBONES = PluginTable(
     "backbone",
     "graftlab.backbones",
     BackboneEntry,
-    {
-        "testbed/dit-fashion": "grafting_core.testbed.plugin:BACKBONE",
-        DIT_XL_2_256.name: BackboneEntry(api=API_VERSION, card=DIT_XL_2_256),
-    },
+    {DIT_XL_2_256.name: BackboneEntry(api=API_VERSION, card=DIT_XL_2_256)},
 )
 
 

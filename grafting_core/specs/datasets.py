@@ -61,12 +61,7 @@ class DatasetEntry(Entry):
     card: DatasetCard | None = None
 
 
-DATASETS = PluginTable(
-    "data set",
-    "graftlab.datasets",
-    DatasetEntry,
-    {"testbed/fashion-mnist": "grafting_core.testbed.plugin:DATASET"},
-)
+DATASETS = PluginTable("data set", "graftlab.datasets", DatasetEntry, {})
 
 
 def register_datasets(cards: Iterable[DatasetCard]) -> None:

@@ -74,7 +74,6 @@ FEATURE_NETWORKS = PluginTable(
     "graftlab.feature_networks",
     FeatureKind,
     {
-        "fashion-cnn": "grafting_core.testbed.plugin:FEATURE_NETWORK",
         "inception": FeatureKind(
             api=API_VERSION,
             load="grafting_core.evaluation.features.inception_weights:load_inception",

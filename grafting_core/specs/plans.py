@@ -1,4 +1,4 @@
-"""Settings of the three stages. Defaults are the paper's; `presets` has those of the testbed."""
+"""Settings of the three stages. Defaults are the paper's; `presets` has smaller ones."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -153,7 +153,7 @@ class EvaluationProtocol(Frozen):
 
     @property
     def fid_name(self) -> str:
-        """Name of the metric that ranks designs, such as `fid1k/fashion-cnn`."""
+        """Name of the metric that ranks designs, such as `fid1k/inception`."""
         return counted("fid", self.samples, self.feature_network, self.mode)
 
 

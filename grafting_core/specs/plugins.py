@@ -19,6 +19,7 @@ from grafting_core.specs.base import Frozen
 API_VERSION = 1
 """Version of the interface of entries and the objects that they load; raised on breaking changes."""
 
+DISTRIBUTION = "graftlab"
 log = logging.getLogger(__name__)
 
 _HIDDEN: ContextVar[frozenset[tuple[str, str]]] = ContextVar("hidden", default=frozenset())
@@ -64,7 +65,7 @@ class PluginTable(Generic[Row]):
     The table is read at its first use and cached; `reload` clears the cache.
     """
 
-    def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row | str]) -> None:
+    def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row]) -> None:
         self.what, self.group, self._row, self._own = what, group, row, own
         self._registered = dict[str, Row]()
 
@@ -111,20 +112,16 @@ class PluginTable(Generic[Row]):
 
     @cached_property
     def _read(self) -> tuple[dict[str, Row], dict[str, str]]:
-        rows = {name: row for name, row in self._own.items() if not isinstance(row, str)}
-        ours = [
-            EntryPoint(name, path, self.group) for name, path in self._own.items() if isinstance(path, str)
-        ]
-        others = sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value))
+        points = sorted(entry_points(group=self.group), key=_precedence)
         loaded, failures = dict[str, Row](), dict[str, str]()
-        for point in (*ours, *others):
+        for point in points:
             try:
-                loaded[point.name] = self._load(point, {**rows, **loaded})
+                loaded[point.name] = self._load(point, {**self._own, **loaded})
             except Exception as error:  # noqa: BLE001 - another package's code may raise anything
                 reason = f"{point.value}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 log.warning("%s %r is left out: %s", self.what, point.name, reason)
                 failures[point.name] = reason
-        return {**loaded, **rows}, failures
+        return {**loaded, **self._own}, failures
 
     def _load(self, point: EntryPoint, taken: Mapping[str, Row]) -> Row:
         if point.name in taken:
@@ -136,3 +133,9 @@ class PluginTable(Generic[Row]):
             raise ValueError(f"written for version {row.api} of the interface; this is {API_VERSION}")
         row.check_name(point.name)
         return row
+
+
+def _precedence(point: EntryPoint) -> tuple[bool, str, str]:
+    """Our own entry points first, so that no other package takes their names; then in order of names."""
+    ours = point.dist is not None and point.dist.name == DISTRIBUTION
+    return not ours, point.name, point.value

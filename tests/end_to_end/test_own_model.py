@@ -1,5 +1,6 @@
 """A user's own images and models, prepared by nobody, from files to the leaderboard and a study."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from service.client import ApiProblem, GraftlabClient
 from service.schemas.runs import LeaderboardGroup, RunDetail
 from tests.support.running_lab import RunningLab, running_lab, until
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "own_model"
 pytestmark = [pytest.mark.large, pytest.mark.timeout(1500), pytest.mark.xdist_group("ray")]
 SHORT = {
     "distill": {"steps": 20, "batch_size": 16, "held_out": 16, "images": 200, "warmup_steps": 0},
@@ -39,6 +41,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Runni
 @pytest.fixture(scope="module")
 def client(lab: RunningLab) -> GraftlabClient:
     return GraftlabClient(lab.address.url)
+
+
+def without_testbed(folder: Path) -> Path:
+    """Copy the packages into the folder, but for the embedded models."""
+    for package in ("grafting_core", "workers", "service", "migrations"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("testbed"))
+    return folder
 
 
 def example(name: str, *words: object) -> None:
@@ -179,3 +188,19 @@ def test_pixels_a_flow_and_a_model_without_labels_reach_the_board(
     succeeded(client, client.submit(design(f"{name}-graft", name, evaluate=evaluate)).run_id)
     [row] = board_of(client, name).rows
     assert row.value > 0
+
+
+def test_a_lab_without_the_embedded_models_grafts_a_users_own(files: Path, tmp_path: Path) -> None:
+    folder = trained(files, "alone-dit", "--pixels")
+    code, data = without_testbed(tmp_path / "code"), tmp_path / "data"
+    data.mkdir()
+    with running_lab(data, {"GRAFTLAB_IMPORT_ROOTS": f'["{files}"]'}, code) as lab:
+        client = GraftlabClient(lab.address.url)
+        assert {found.name for found in client.all_registered("backbones")} == {"dit-xl-2-256"}
+        encode = {"image_size": 64, "held_out": 0.2}
+        register(client, "datasets", name="shapes", images=str(files / "images"), vae="none", encode=encode)
+        register(client, "features", name="judge", dataset="shapes", train={"steps": 60})
+        register(client, "backbones", name="own", path=str(folder), dataset="shapes", vae="none")
+        evaluate = {**SHORT["evaluate"], "feature_network": "judge"}
+        succeeded(client, client.submit(design("graft", "own", evaluate=evaluate)).run_id)
+        assert [row.name for row in board_of(client, "own").rows] == ["graft"]

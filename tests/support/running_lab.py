@@ -24,8 +24,14 @@ class RunningLab:
 
 
 @contextmanager
-def running_lab(folder: Path, environment: Mapping[str, str] = {}) -> Iterator[RunningLab]:
-    """Start a lab of two CPUs over the folder and yield it when it is ready; end it afterwards."""
+def running_lab(
+    folder: Path, environment: Mapping[str, str] = {}, code: Path | None = None
+) -> Iterator[RunningLab]:
+    """Start a lab of two CPUs over the folder and yield it when it is ready; end it afterwards.
+
+    `code` is a folder with other copies of the packages.
+    """
+    path = {"PYTHONPATH": str(code)} if code else {}
     printed = folder / "printed"
     words = ("up", "--data", str(folder), "--port", "0", "--cpus", "2")
     with printed.open("wb") as file:
@@ -34,7 +40,8 @@ def running_lab(folder: Path, environment: Mapping[str, str] = {}) -> Iterator[R
             stdout=file,
             stderr=file,
             start_new_session=True,
-            env={**os.environ, **environment},
+            env={**os.environ, **path, **environment},
+            cwd=code,
         )
     try:
         until(lambda: "Ctrl-C" in printed.read_text() or process.poll() is not None, 150)
