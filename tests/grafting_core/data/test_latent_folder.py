@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from grafting_core.backbones.autoencoder import IdentityAutoencoder, KLAutoencoder
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.weight_files import part_digest
 from grafting_core.data import latent_folder
 from grafting_core.data.datasets import dataset_of, encode_held_out, encode_latents, load_dataset
 from grafting_core.data.encode import encode_folder
-from grafting_core.data.encoders import autoencoder_digest
 from grafting_core.data.latent_folder import load_latent_folder, read_dataset
 from grafting_core.data.latents import Latents, encode_images
 from grafting_core.data.npz import BadFile
@@ -43,7 +43,7 @@ COLOUR = EncodeSettings(name="own/colour", image_size=8, held_out=0.25, shard_ro
 @pytest.fixture(scope="module")
 def own(backbone: Backbone) -> Backbone:
     """The testbed's, with the digest of its autoencoder."""
-    parts = {"autoencoder": autoencoder_digest(VAE)}
+    parts = {"autoencoder": part_digest(VAE)}
     return replace(backbone, card=backbone.card.model_copy(update={"parts": parts, "dataset": "own/gray"}))
 
 
