@@ -32,6 +32,8 @@ from grafting_core.data.subsets import Indices, stratified
 from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.encoding import DatasetIndex
 
+MOST_IMAGES = 50_000
+"""Images that samples are compared with at most; a data set of pixels may have any number."""
 BY_FOLDER = {"name", "licence", "folder"}
 """Fields of a card that an index does not determine."""
 
@@ -118,8 +120,10 @@ class LatentFolder:
     def _images(self, name: str, shards: Shards) -> tuple["FolderImages", Indices | None] | None:
         if not len(shards):
             return None
-        images = FolderImages(name, shards, self.card.image_size, self.card.channels)
-        return images, self._labels_of(shards) if self.card.classes else None
+        labels = self._labels_of(shards)
+        chosen = stratified(labels, MOST_IMAGES, seed=0)
+        images = FolderImages(name, shards, chosen, self.card.image_size, self.card.channels)
+        return images, labels[chosen] if self.card.classes else None
 
     @property
     def _pixels(self) -> bool:
@@ -182,18 +186,20 @@ class FolderLatents:
 
 
 class FolderImages:
-    """The images of a folder's samples, as `IndexedImages`."""
+    """Images of selected samples of a folder, as `IndexedImages`."""
 
-    def __init__(self, name: str, shards: Shards, size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self, name: str, shards: Shards, chosen: Indices, size: tuple[int, int], channels: int
+    ) -> None:
         self.name, self.size, self.channels = name, size, channels
-        self.count, self._shards = len(shards), shards
+        self.count, self._shards, self._chosen = len(chosen), shards, chosen
 
     def batches(self, rows: int) -> Iterator[Images]:
         for start in range(0, self.count, rows):
             yield self.rows(np.arange(start, min(start + rows, self.count), dtype=np.int64))
 
     def rows(self, indices: Indices) -> Images:
-        return in_three_channels(self._shards.read("images", indices))
+        return in_three_channels(self._shards.read("images", self._chosen[indices]))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,15 @@ from grafting_core.specs.features import (
     register_features,
 )
 from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.registration import TrainSettings
 from tests.support.other_backbone import flags
 from tests.support.pictures import picture_folder
 
 REF = DatasetRef(name="own/pictures", digest="5" * 64)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Enough for squares of five colours."""
-
-    steps: int = 60
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    seed: int = 0
+SETTINGS = TrainSettings(steps=60, batch_size=16, learning_rate=3e-3)
+"""Enough for squares of five colours."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> DatasetCard:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, pictures: DatasetCard) -> FeatureCard:
     target = tmp_path_factory.mktemp("classifier") / "net"
-    return train_classifier(load_latent_folder(pictures), target, Settings(), name="own/judge")
+    return train_classifier(load_latent_folder(pictures), target, SETTINGS, name="own/judge")
 
 
 @pytest.fixture
@@ -116,7 +110,7 @@ def test_it_judges_under_its_registered_name_and_the_oracle_is_near(trained: Fea
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     tmp_path: Path, pictures: DatasetCard
 ) -> None:
-    dataset, settings = load_latent_folder(pictures), Settings(steps=9)
+    dataset, settings = load_latent_folder(pictures), SETTINGS.model_copy(update={"steps": 9})
     whole = train_classifier(dataset, tmp_path / "whole", settings)
     told: list[tuple[int, int, str]] = []
 
@@ -134,10 +128,10 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
     # Once more is harmless, and trains nothing.
     assert train_classifier(dataset, tmp_path / "again", settings, progress) == resumed
     assert len(told) == 11
-    other = train_classifier(dataset, tmp_path / "seed", Settings(steps=9, seed=1))
+    other = train_classifier(dataset, tmp_path / "seed", SETTINGS.model_copy(update={"steps": 9, "seed": 1}))
     assert other.digest != whole.digest
     with pytest.raises(ValueError, match="a training on other data or with other settings"):
-        train_classifier(dataset, tmp_path / "again", Settings(steps=10))
+        train_classifier(dataset, tmp_path / "again", SETTINGS.model_copy(update={"steps": 10}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").touch()
     with pytest.raises(ValueError, match="contains other files"):
@@ -145,7 +139,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_weights(
 
 
 def test_gray_images_of_the_testbed_are_learnt_too(tmp_path: Path, dataset: LabelledImages) -> None:
-    card = train_classifier(dataset, tmp_path / "net", Settings(steps=1))
+    card = train_classifier(dataset, tmp_path / "net", SETTINGS.model_copy(update={"steps": 1}))
     config = ClassifierConfig.model_validate_json((tmp_path / "net" / "config.json").read_bytes())
     assert (config.image_size, config.channels, len(config.classes)) == ((28, 28), 1, 10)
     assert card.dataset == DatasetRef(name=dataset.name, digest=dataset.digest)
@@ -162,9 +156,9 @@ def test_a_data_set_without_labels_or_held_out_images(tmp_path: Path) -> None:
     images, labels = flags(12, 0)
     unlabelled: Dataset = Unlabelled("x", "1" * 64, images, labels)
     with pytest.raises(ValueError, match="'x' has no labels"):
-        train_classifier(unlabelled, tmp_path / "a", Settings())
+        train_classifier(unlabelled, tmp_path / "a", SETTINGS)
     alone = LabelledImages("x", "1" * 64, images, labels)
-    assert train_classifier(alone, tmp_path / "b", Settings(steps=1)).accuracy is None
+    assert train_classifier(alone, tmp_path / "b", SETTINGS.model_copy(update={"steps": 1})).accuracy is None
 
 
 @pytest.mark.parametrize(

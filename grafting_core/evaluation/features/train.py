@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from grafting_core.evaluation.features.classifier import (
 )
 from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.features import FeatureCard, FeatureSource, digest_of_path
+from grafting_core.specs.registration import TrainSettings
 from grafting_core.training.optim import (
     Diverged,
     adamw,
@@ -46,26 +47,10 @@ WARMUP = 0.05
 LOOK_BATCH = 256
 
 
-class ClassifierTraining(Protocol):
-    """Settings of the training."""
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def learning_rate(self) -> float: ...
-
-    @property
-    def seed(self) -> int: ...
-
-
 def train_classifier(
     dataset: Dataset,
     target: Path,
-    settings: ClassifierTraining,
+    settings: TrainSettings,
     progress: Progress = no_progress,
     stop: Stop = never_stop,
     *,
@@ -114,13 +99,12 @@ def _classes(dataset: Dataset, labels: Any) -> tuple[str, ...]:
     return tuple(str(label) for label in range(int(labels.max()) + 1))
 
 
-def _claim(target: Path, config: ClassifierConfig, settings: ClassifierTraining) -> None:
+def _claim(target: Path, config: ClassifierConfig, settings: TrainSettings) -> None:
     """Raise ValueError if the folder contains other work."""
     target.mkdir(parents=True, exist_ok=True)
-    fields = ("steps", "batch_size", "learning_rate", "seed")
     record = {
         "classifier": json.loads(config.model_dump_json()),
-        "settings": {field: getattr(settings, field) for field in fields},
+        "settings": json.loads(settings.model_dump_json()),
     }
     file = target / RECORD
     if file.exists():
@@ -160,7 +144,7 @@ class _Training:
         self,
         config: ClassifierConfig,
         data: LabelledSet,
-        settings: ClassifierTraining,
+        settings: TrainSettings,
         target: Path,
         device: torch.device,
     ) -> None:

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from grafting_core.backbones.autoencoder import IdentityAutoencoder, KLAutoencoder
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.weight_files import part_digest
+from grafting_core.data import latent_folder
 from grafting_core.data.datasets import dataset_of, encode_held_out, encode_latents, load_dataset
 from grafting_core.data.encode import encode_folder
-from grafting_core.data.encoders import autoencoder_digest
 from grafting_core.data.latent_folder import load_latent_folder, read_dataset
 from grafting_core.data.latents import Latents, encode_images
 from grafting_core.data.npz import BadFile
@@ -42,7 +43,7 @@ COLOUR = EncodeSettings(name="own/colour", image_size=8, held_out=0.25, shard_ro
 @pytest.fixture(scope="module")
 def own(backbone: Backbone) -> Backbone:
     """The testbed's, with the digest of its autoencoder."""
-    parts = {"autoencoder": autoencoder_digest(VAE)}
+    parts = {"autoencoder": part_digest(VAE)}
     return replace(backbone, card=backbone.card.model_copy(update={"parts": parts, "dataset": "own/gray"}))
 
 
@@ -111,6 +112,18 @@ def test_pixels_are_latents_of_backbones_without_autoencoder(colours: DatasetCar
     torch.testing.assert_close(batch.clean.permute(0, 2, 3, 1), expected)
     assert batch.conditions.by_row["class_labels"].tolist() == labels[rows].tolist()
     assert isinstance(backbone.autoencoder, IdentityAutoencoder)
+
+
+def test_a_large_data_set_of_pixels_is_compared_by_a_part_of_it(
+    colours: DatasetCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, labels = load_latent_folder(colours).reference_images("x")
+    monkeypatch.setattr(latent_folder, "MOST_IMAGES", 6)
+    part, some = load_latent_folder(colours).reference_images("x")
+    assert (whole.count, part.count, np.bincount(some).tolist()) == (18, 6, [2, 2, 2])
+    every = whole.rows(np.arange(18))
+    for image, label in zip(part.rows(np.arange(6)), some, strict=True):
+        assert labels[[np.array_equal(image, each) for each in every]].tolist() == [label]
 
 
 def test_a_data_set_without_labels_gives_a_backbone_without_classes_the_label_0(tmp_path: Path) -> None:
