@@ -41,6 +41,17 @@ NOT_RUN = {
     "export GRAFTLAB_DATABASE_URL=postgresql://graftlab:secret@db.example/graftlab": (
         "needs a server of that name; the tests of the service run on PostgreSQL"
     ),
+    **dict.fromkeys(
+        (
+            "python examples/own_model/draw_images.py models/shapes",
+            "python examples/own_model/train_dit.py models/shapes models/dit-shapes",
+            "graft dataset encode models/shapes --name shapes --vae models/dit-shapes/vae --size 64 --wait",
+            "graft features train shapes --name shapes-judge --wait",
+            "graft backbone add dit-shapes models/dit-shapes --dataset shapes --licence MIT --wait",
+            "graft submit my-shapes.yaml --wait",
+        ),
+        "trains a model for minutes; `tests/service/test_registry_commands.py` runs the commands on another",
+    ),
     "graft evaluate samples.npz --protocol paper --reference VIRTUAL_imagenet256_labeled.npz"
     " --weights inception.pth --sha256 DIGEST": "needs published weights that are not in the repository",
 }
