@@ -58,17 +58,17 @@ class AppContext:
 
 
 async def _lab(request: Request) -> AppContext:
-    """The lab as whoever asks sees it: what it has registered is known, private things of others are not."""
+    """Return the lab as the caller sees it: registered things are known, private ones of others are not."""
     lab: AppContext = request.app.state.lab
     who = getattr(request.state, "principal", NOBODY)
     await run_in_threadpool(_refresh, lab.database)
-    # Here and not in the thread: what is hidden holds for this request's context.
+    # Not in the thread: what is hidden is set for this request's context.
     registry.show_to(who)
     return replace(lab, principal=who)
 
 
 def _refresh(database: Database) -> None:
-    """A route that needs the database says itself that it is away."""
+    """Update the registry of this process; a route that needs the database reports itself if it is down."""
     with suppress(SQLAlchemyError), database.reading() as session:
         registry.refresh(session)
 

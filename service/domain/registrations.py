@@ -129,7 +129,7 @@ def _settle(session: Session, row: RegisteredRow) -> None:
 
 
 def find_revisions(session: Session, what: What, name: str) -> list[RegisteredRow]:
-    """Revisions of a name that can be used, oldest first, whoever may know of them."""
+    """Return the usable revisions of a name, oldest first, private ones included."""
     return _named(session, what, name, ("ready",))
 
 

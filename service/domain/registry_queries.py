@@ -18,14 +18,14 @@ Card = BackboneCard | DatasetCard | FeatureCard
 
 
 def registered_views(session: Session, what: What) -> list[RegisteredView]:
-    """Everything of a kind that whoever asks may know of: what ships with packages first."""
+    """List everything of a kind that the caller may see; what ships with packages comes first."""
     rows = _rows(session, what)
     names = [*TABLES[what].entries, *(row.name for row in rows)]
     return [_view(what, name, [row for row in rows if row.name == name]) for name in dict.fromkeys(names)]
 
 
 def registered_detail(session: Session, what: What, name: str) -> RegisteredDetail | None:
-    """One of them; None where there is none that whoever asks may know of."""
+    """Return one of them; None if the caller may see none of this name."""
     rows = [row for row in _rows(session, what) if row.name == name]
     if not rows and name not in TABLES[what].entries:
         return None

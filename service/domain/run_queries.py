@@ -92,8 +92,8 @@ def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None
     spends = spends_of(session, ids)
     reports = reports_of(session, ids, ("evaluate",))
     views = [_view(row, spends.get(row.id, Usage()), reports.get(row.id, [])) for row in rows]
-    told = (view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views)
-    return [without_private_names(view) for view in told]
+    shown = (view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views)
+    return [without_private_names(view) for view in shown]
 
 
 def visible_to(run: RunRow, owner: str | None) -> bool:

@@ -8,7 +8,7 @@ from service.schemas.runs import BackboneView, View
 
 
 class RevisionView(View):
-    """One revision of a name; what has been removed is told of, and cannot be used any more."""
+    """One revision of a name; a removed one is listed but cannot be used."""
 
     revision: int
     digest: str

@@ -29,7 +29,7 @@ from workers.contract import StageDone
 
 TAG = "graftlab.run_id"
 EVERYBODY = Principal(owner="", role="viewer")
-"""Whoever sees the lab sees all of MLflow: what is private to somebody has no name there."""
+"""Reader as which runs are projected: all of MLflow is shown to everybody, so private names are left out."""
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 FILES = frozenset(("samples.png", "report.json"))
 """Artifacts of stages that MLflow shows."""
