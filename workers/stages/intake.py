@@ -61,6 +61,18 @@ def list_files(folder: Path, roots: Roots | None) -> list[SourceFile]:
     return files
 
 
+def source_file(path: Path, name: str, roots: Roots | None) -> SourceFile:
+    """Describe one file, links resolved. Raises BadInput if it leads out of the roots or is no file."""
+    resolved = _resolved(str(path), roots)
+    try:
+        found = Path(resolved).stat()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{path} is no regular file")
+    return SourceFile(resolved, name, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
 def check_links(source: Path, roots: Roots) -> None:
     """Raises BadInput where a file, or anything in a folder, leads out of the roots, or is not there."""
     top = _resolved(str(source), roots)

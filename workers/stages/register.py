@@ -33,7 +33,7 @@ def run(context: Context) -> StageReport:
     staging = _staging(context)
     progress = PhaseProgress(context)
     roots = Roots(context.ticket.import_roots, context.ticket.closed_folders)
-    intake = Intake(work, staging, roots, progress)
+    intake = Intake(work, staging, roots, context.group.device, progress)
     try:
         card = MAKERS[work.what, work.action](intake)
     except StopRequested:

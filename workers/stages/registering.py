@@ -3,9 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Protocol
 
+import torch
+
+from grafting_core.backbones.registered import BackboneFolder, read_card
+from grafting_core.data.datasets import load_dataset
+from grafting_core.data.encode import encode_folder
+from grafting_core.data.encoders import Encoder, load_encoder
+from grafting_core.data.latent_folder import read_dataset
+from grafting_core.evaluation.features.image_models import read_feature_folder
+from grafting_core.evaluation.features.train import train_classifier
 from grafting_core.specs.backbone import BackboneCard, HeldOutImages, card_of
 from grafting_core.specs.datasets import DATASETS, DatasetCard
 from grafting_core.specs.features import FeatureCard
@@ -13,12 +21,18 @@ from grafting_core.specs.registration import NO_AUTOENCODER, RegistrationSpec, T
 from grafting_core.storage.folders import CONTENT
 from grafting_core.training.observer import StopRequested
 from workers.stages.hub import download
-from workers.stages.intake import BadInput, Roots, SourceFile, check_links, check_same, copy_files, list_files
+from workers.stages.intake import (
+    BadInput,
+    Roots,
+    SourceFile,
+    check_links,
+    check_same,
+    copy_files,
+    list_files,
+    source_file,
+)
 
 Card = BackboneCard | DatasetCard | FeatureCard
-PARTS = ("transformer", "vae", "autoencoder", "scheduler", "text_encoder", "tokenizer")
-"""Folders of a pipeline that belong to a backbone."""
-AUTOENCODERS = ("vae", "autoencoder")
 
 
 class Progress(Protocol):
@@ -36,6 +50,7 @@ class Intake:
     work: RegistrationSpec
     staging: Path
     allowed: Roots
+    device: torch.device
     progress: Progress
 
     @property
@@ -48,18 +63,16 @@ def add_backbone(intake: Intake) -> BackboneCard:
     """Copy a pipeline's folder, and read its card from the copy."""
     work = intake.work
     _copied(intake, lambda: _files_of_backbone(intake))
-    read = resolve_name("grafting_core.backbones.registered:read_card")
-    vae = NO_AUTOENCODER if work.vae == NO_AUTOENCODER else None
-    card: BackboneCard = read(
+    card = read_card(
         intake.content,
         name=work.name,
         dataset=work.trained_on,
-        vae=vae,
+        vae=NO_AUTOENCODER if work.vae == NO_AUTOENCODER else None,
         licence=work.licence,
         objective=work.objective,
-        progress=intake.progress,
+        progress=lambda done, total, what: intake.progress(done, total, "checked"),
     )
-    return _with_data(card)
+    return _with_data(card.model_copy(update={"weights": None}))
 
 
 def _with_data(card: BackboneCard) -> BackboneCard:
@@ -73,25 +86,15 @@ def _with_data(card: BackboneCard) -> BackboneCard:
 
 
 def _files_of_backbone(intake: Intake) -> list[SourceFile]:
-    """Of the parts that belong to a backbone; the autoencoder's from where `vae` says."""
+    """List what makes up the backbone; its autoencoder is read from where `vae` says."""
     source, roots = _source(intake)
     work = intake.work
-    parts = [part for part in PARTS if work.vae is None or part not in AUTOENCODERS]
-    files = [
-        file
-        for file in list_files(source, roots)
-        if file.name.partition("/")[0] in parts or file.name == "model_index.json"
-    ]
-    if work.vae not in (None, NO_AUTOENCODER):
-        own = list_files(Path(str(work.vae)), intake.allowed)
-        files += [
-            SourceFile(file.path, f"vae/{file.name}", file.size, file.changed, file.inode)
-            for file in own
-            if "/" not in file.name
-        ]
-    if not any(file.name == "transformer/config.json" for file in files):
-        raise BadInput(f"{source} has no transformer/config.json, which diffusers' save_pretrained writes")
-    return files
+    list_files(source, roots)
+    elsewhere = work.vae if work.vae not in (None, NO_AUTOENCODER) else None
+    if elsewhere is not None:
+        list_files(Path(elsewhere), intake.allowed)
+    parts = BackboneFolder(source, Path(elsewhere) if elsewhere else work.vae).files()
+    return [source_file(path, name, roots) for name, path in sorted(parts.items())]
 
 
 def add_dataset(intake: Intake) -> DatasetCard:
@@ -102,7 +105,7 @@ def add_dataset(intake: Intake) -> DatasetCard:
 
 
 def _read_dataset(intake: Intake) -> DatasetCard:
-    card: DatasetCard = resolve_name("grafting_core.data.latent_folder:read_dataset")(intake.content)
+    card = read_dataset(intake.content)
     licence = intake.work.licence or card.licence
     return card.model_copy(update={"name": intake.work.name, "licence": licence, "folder": None})
 
@@ -110,59 +113,58 @@ def _read_dataset(intake: Intake) -> DatasetCard:
 def encode(intake: Intake) -> DatasetCard:
     """Encode images into the lab's own folder; a stopped attempt's shards stay for the next."""
     work = intake.work
+    if work.encode is None:
+        raise ValueError(f"{work.name} is to be encoded without settings")
     source, _ = _source(intake)
     check_links(source, intake.allowed)
-    function = resolve_name("grafting_core.data.encode:encode_folder")
+    encoder = _encoder(intake)
     try:
-        function(
-            source,
-            intake.content,
-            work.encode,
-            _autoencoder(intake),
-            intake.progress,
-            intake.progress.stopped,
-        )
+        encode_folder(source, intake.content, work.encode, encoder, intake.progress, intake.progress.stopped)
     except FileNotFoundError as error:
         raise BadInput(f"{error.filename} is gone; nothing was registered") from error
     return _read_dataset(intake)
 
 
-def _autoencoder(intake: Intake) -> Any:
-    """What encodes: a folder of diffusers' AutoencoderKL, a loaded one, or None for pixels."""
+def _encoder(intake: Intake) -> Encoder | None:
+    """Load the autoencoder that encodes; None for pixels."""
     work = intake.work
-    if work.encoder is None:
-        if work.vae == NO_AUTOENCODER:
-            return None
+    if work.encoder is not None:
+        card = card_of(work.encoder)
+        folder = None if card.autoencoder == NO_AUTOENCODER else Path(str(card.weights)) / "vae"
+    elif work.vae == NO_AUTOENCODER:
+        folder = None
+    else:
         folder = intake.staging / "vae"
         files = list_files(Path(str(work.vae)), intake.allowed)
         _copy(intake, [file for file in files if "/" not in file.name], folder)
-        return folder
-    card = card_of(work.encoder)
-    if card.autoencoder == NO_AUTOENCODER:
+    if folder is None:
         return None
-    folders = [Path(str(card.weights)) / name for name in AUTOENCODERS]
-    return next(folder for folder in folders if folder.is_dir())
+    return load_encoder(folder, intake.device)
 
 
 def add_features(intake: Intake) -> FeatureCard:
     """Copy an image model's folder, and read its card from the copy."""
     source, roots = _source(intake)
     _copied(intake, lambda: [file for file in list_files(source, roots) if "/" not in file.name])
-    read = resolve_name("grafting_core.evaluation.features.image_models:read_feature_folder")
-    card: FeatureCard = read(intake.content, intake.work.name, intake.work.licence)
-    return card
+    card = read_feature_folder(intake.content, intake.work.name, intake.work.licence)
+    return card.model_copy(update={"folder": None})
 
 
 def train(intake: Intake) -> FeatureCard:
     """Train a classifier on a registered data set."""
     work = intake.work
-    assert work.dataset is not None
-    entry = DATASETS.find(work.dataset.name)
-    dataset = entry.loader(entry.card)
-    function = resolve_name("grafting_core.evaluation.features.train:train_classifier")
-    settings = work.train or TrainSettings()
-    card: FeatureCard = function(dataset, intake.content, settings, intake.progress, intake.progress.stopped)
-    return card.model_copy(update={"name": work.name, "licence": work.licence, "folder": None})
+    if work.dataset is None:
+        raise ValueError(f"{work.name} is to be trained on no data set")
+    card = train_classifier(
+        load_dataset(work.dataset.name),
+        intake.content,
+        work.train or TrainSettings(),
+        intake.progress,
+        intake.progress.stopped,
+        name=work.name,
+        device=intake.device,
+    )
+    return card.model_copy(update={"licence": work.licence, "folder": None})
 
 
 def _source(intake: Intake) -> tuple[Path, Roots | None]:
@@ -179,7 +181,11 @@ def _copied(intake: Intake, listed: Callable[[], list[SourceFile]]) -> None:
     _check_size(intake, files)
     _forget_others(intake.content, files)
     _copy(intake, files, intake.content)
-    check_same(files, listed())
+    try:
+        after = listed()
+    except ValueError as error:
+        raise BadInput("the folder changed while it was read; nothing was registered") from error
+    check_same(files, after)
 
 
 def _copy(intake: Intake, files: Sequence[SourceFile], to: Path) -> None:
