@@ -138,7 +138,8 @@ class Settings(BaseSettings):
         self.storage = self.storage or str(self.data_dir / "storage")
         if "://" not in self.storage:
             self.storage = str(Path(self.storage).expanduser().absolute())
-        self.import_roots = [root.expanduser().absolute() for root in self.import_roots]
+        if self.import_roots:  # a field that is assigned counts as set
+            self.import_roots = [root.expanduser().absolute() for root in self.import_roots]
         self.host = "127.0.0.1" if self.host == "localhost" else self.host
         own = f"[{self.host}]" if ":" in self.host else self.host
         if own not in (*self.allowed_hosts, "0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound

@@ -18,6 +18,7 @@ from service.cli.discovery import data_folder, lock
 from service.db import migrate
 from service.db.engine import Database
 from service.lab.environment import environment_of
+from service.lab.import_roots import as_setting, import_roots
 from service.lab.supervisor import Supervisor
 from service.locking import LOCK_FILE
 from service.settings import Settings, cores, mlflow_database, sqlite_file, sqlite_url
@@ -266,6 +267,20 @@ def test_the_user_s_environment_reaches_no_part(cluttered: Path) -> None:
     assert told["PYTHONPATH"] == str(cluttered / "code")
     assert told["PYTHONSAFEPATH"] == "1"
     assert told["HOME"] == str(cluttered)
+
+
+def test_an_embedded_lab_registers_from_its_users_home_unless_it_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert import_roots(Settings(data_dir=tmp_path)) == [tmp_path]
+    assert import_roots(Settings(data_dir=tmp_path, host="192.0.2.1")) == []
+    monkeypatch.setenv("GRAFTLAB_IMPORT_ROOTS", "[]")
+    assert import_roots(Settings(data_dir=tmp_path)) == []
+    monkeypatch.setenv("GRAFTLAB_IMPORT_ROOTS", '["~/models", "/data"]')
+    assert import_roots(Settings(data_dir=tmp_path)) == [tmp_path / "models", Path("/data")]
+    monkeypatch.setenv("GRAFTLAB_IMPORT_ROOTS", as_setting([tmp_path / "a b"]))
+    assert Settings(data_dir=tmp_path).import_roots == [tmp_path / "a b"]
 
 
 def test_cores_are_those_that_this_process_may_use() -> None:
