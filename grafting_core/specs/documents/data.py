@@ -108,9 +108,6 @@ def check_data(data: BackboneData, protocol: EvaluationProtocol, plans: Plans) -
         if plan.dataset not in (None, data.ref):
             message = "the data set is named once, at the top of the document: `dataset: NAME`"
             problems.append(problem((name, "dataset"), "other-dataset", message, plan.dataset))
-    if not data.card.num_classes and protocol.guidance != 1:
-        message = f"{data.card.name} takes no labels, and so cannot be guided; leave guidance out"
-        problems.append(problem(("evaluate", "guidance"), "without-labels", message, protocol.guidance))
     problems += _network_problems(data, protocol)
     if problems:
         raise SpecError(problems)
