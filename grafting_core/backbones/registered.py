@@ -163,7 +163,7 @@ def _check_transformer(folder: Path, config: DiTConfig, progress: Progress) -> b
         total, seen = len(weights.shapes), count(1)
 
         def read(name: str) -> None:
-            progress(next(seen), total, f"checking {name}")
+            progress(next(seen), total, "weights checked")
 
         _, repeated = read_embedders(weights, read)
         for _ in read_others(weights, read):

@@ -4,7 +4,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -44,10 +44,10 @@ class Storage:
         content: bytes = self._filesystem.cat_file(self._full(path))
         return content
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes from `start` to before `end`. Raises FileNotFoundError."""
-        content: bytes = self._filesystem.cat_file(self._full(path), start=start, end=end)
-        return content
+    def open_read(self, path: str) -> IO[bytes]:
+        """Open file for reading parts of it. Raises FileNotFoundError."""
+        file: IO[bytes] = self._filesystem.open(self._full(path), "rb")
+        return file
 
     def read_end(self, path: str, size: int) -> bytes:
         """The last `size` bytes, or all if there are fewer. Raises FileNotFoundError."""

@@ -9,11 +9,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import IO
 
 import torch
 from torch import Tensor
 
-from grafting_core.storage.checksums import DIGEST_BYTES, is_intact
+from grafting_core.storage.checksums import DIGEST_BYTES
 from grafting_core.storage.storage import Storage
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -32,6 +33,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LENGTH_BYTES = 8
 MOST_HEADER_BYTES = 100_000_000
+PIECE_BYTES = 2**20
 
 
 def write_tensors(storage: Storage, path: str, tensors: Mapping[str, Tensor]) -> None:
@@ -81,10 +83,13 @@ class _Place:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a verified file; each is read anew whenever it is asked for."""
+    """Tensors of a verified file, each read when it is accessed.
 
-    def __init__(self, storage: Storage, path: str, places: Mapping[str, _Place]) -> None:
-        self._storage, self._path, self._places = storage, path, places
+    The file stays open, so that it can be read even if it is deleted meanwhile.
+    """
+
+    def __init__(self, file: IO[bytes], places: Mapping[str, _Place]) -> None:
+        self._file, self._places = file, places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -99,28 +104,32 @@ class StoredTensors(Mapping[str, Tensor]):
         place = self._places[name]
         if place.start == place.end:
             return torch.empty(place.shape, dtype=place.dtype)
-        data = bytearray(self._storage.read_range(self._path, place.start, place.end))
+        self._file.seek(place.start)
+        data = bytearray(self._file.read(place.end - place.start))
         return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
 
 
 def read_tensors(storage: Storage, path: str) -> StoredTensors:
-    """Raises FileNotFoundError, ValueError where the content does not match its digest or is no tensors."""
-    if not is_intact(storage, path):
-        if not storage.exists(path):
-            raise FileNotFoundError(path)
+    """Raises FileNotFoundError; ValueError if the content does not match its digest or is not tensors."""
+    file = storage.open_read(path)
+    expected, hashed = file.read(DIGEST_BYTES), hashlib.sha256()
+    while piece := file.read(PIECE_BYTES):
+        hashed.update(piece)
+    if hashed.digest() != expected:
         raise ValueError("its content does not match its digest")
-    size = storage.size(path)
-    after = DIGEST_BYTES + LENGTH_BYTES
-    length = int.from_bytes(storage.read_range(path, DIGEST_BYTES, after), "little")
-    if not 2 <= length <= min(MOST_HEADER_BYTES, size - after):
+    size = file.tell()
+    file.seek(DIGEST_BYTES)
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    first = DIGEST_BYTES + LENGTH_BYTES + length
+    if not 2 <= length <= MOST_HEADER_BYTES or first > size:
         raise ValueError("it holds no tensors: the length of its header is wrong")
     try:
-        header = json.loads(storage.read_range(path, after, after + length))
+        header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        places = {name: _place(entry, after + length, size) for name, entry in header.items()}
+        places = {name: _place(entry, first, size) for name, entry in header.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it holds no tensors: {error!r}") from error
-    return StoredTensors(storage, path, places)
+    return StoredTensors(file, places)
 
 
 def _place(entry: Mapping[str, object], first: int, size: int) -> _Place:

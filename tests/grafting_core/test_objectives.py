@@ -262,7 +262,13 @@ def test_a_protocol_that_does_not_go_with_the_backbone_is_refused(
 def test_designs_of_a_flow_without_labels_get_what_goes_with_it() -> None:
     """Where nothing is said; what is said and does not fit is answered with its place in the document."""
     card = CARD.model_copy(
-        update={"name": "flow", "objective": "flow_velocity", "num_classes": 0, "latent_channels": 6}
+        update={
+            "name": "flow",
+            "weights": None,
+            "objective": "flow_velocity",
+            "num_classes": 0,
+            "latent_channels": 6,
+        }
     )
     bare = {name: value for name, value in QUICK.items() if name != "evaluate"}
     edits = [{"replace": "mlp", "layers": [0], "with": {"kind": "mlp", "ratio": 2.0}}]

@@ -55,6 +55,15 @@ def test_what_is_read_may_be_changed(tmp_path: Path) -> None:
     assert found["a"].tolist() == [1, 1, 1]
 
 
+def test_an_open_file_is_read_though_it_was_deleted(tmp_path: Path) -> None:
+    """As an older checkpoint may be while a run resumes from it."""
+    storage = Storage(str(tmp_path))
+    write_tensors(storage, "file", {"a": torch.ones(3)})
+    found = read_tensors(storage, "file")
+    storage.delete("file")
+    assert found["a"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "content",
     [

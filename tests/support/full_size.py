@@ -8,7 +8,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from torch import Tensor
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.diffusers_folder import EMBEDDER, FIRST_EMBEDDER, empty_transformer, shapes_of
@@ -69,13 +70,13 @@ class FileCheckpoints:
     def __init__(self, storage: Storage) -> None:
         self._storage, self._step = storage, 0
 
-    def latest(self):
+    def latest(self) -> tuple[int, Mapping[str, Tensor]] | None:
         return (self._step, read_tensors(self._storage, "checkpoint")) if self._step else None
 
     def due(self) -> bool:
         return False
 
-    def save(self, step, tensors, loss=None) -> None:
+    def save(self, step: int, tensors: Mapping[str, Tensor], loss: float | None = None) -> None:
         write_tensors(self._storage, "checkpoint", tensors)
         self._step = step
 

@@ -103,7 +103,7 @@ def test_an_attempt_carries_it_out_without_any_backbone(tmp_path: Path, source: 
     _serve(given, 0.0, single_process(given.work))
     bodies = [event.body for event in events_of(tmp_path / "storage")]
     phases = [body for body in bodies if isinstance(body, StageStarted)]
-    assert len(phases) == 3
+    assert len(phases) == 3  # copied, checked, verified
     assert phases[0].total_steps == sum(
         file.stat().st_size for file in source.rglob("*") if file.suffix in (".json", ".safetensors")
     )
