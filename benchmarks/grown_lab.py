@@ -11,6 +11,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from benchmarks.lab_under_load import DESIGN, analyse, copy
+from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
@@ -20,6 +21,7 @@ from grafting_core.specs.studies.parsing import parse_study
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
+from service.db.registry_tables import RegisteredRow
 from service.db.study_tables import StudyRow, StudyRunRow, TrialRow
 from service.db.tables import AccountRow, AttemptRow, EventRow, KeyRow, RunRow, StageRow, TrackingRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
@@ -267,8 +269,20 @@ def _others(session: Session, size: Size, run: RunRow) -> int:
         insert(DeliveryRow),
         [{**delivery, "webhook_id": first, "message_id": f"m{n}", "attempts": 1, "due": 0.0} for n in many],
     )
+    _registered(session, size, run)
     assert first is not None
     return first
+
+
+def _registered(session: Session, size: Size, run: RunRow) -> None:
+    """Register a tenth as many backbones, each with a digest of its own."""
+    card = card_of(spec_of(run).backbone)
+    rows = []
+    for number in range(size.others // 10):
+        own = card.model_copy(update={"name": f"own/{number}", "digest": f"{number:064x}", "weights": None})
+        rows.append({"name": own.name, "digest": own.digest, "card": own.model_dump(mode="json")})
+    fixed = {"what": "backbone", "revision": 1, "owner": "ann", "run_id": run.id, "state": "ready"}
+    session.execute(insert(RegisteredRow), [{**fixed, **row} for row in rows])
 
 
 def _scions(storage: Storage, spec: ExperimentSpec, count: int) -> str:

@@ -83,6 +83,10 @@ def path_values(route: str, grown: Grown) -> Mapping[str, object]:
     }
     if "/backbones/" in route:
         values["name"] = "testbed/dit-fashion"
+    if "/datasets/" in route:
+        values["name"] = "testbed/fashion-mnist"
+    if "/features/" in route:
+        values["name"] = "fashion-cnn"
     if "/report/" in route:
         values["name"] = "report.md"
     return values

@@ -179,8 +179,16 @@ def backbone_cards() -> dict[str, BackboneCard]:
     return {name: entry.card for name, entry in BACKBONES.entries.items()}
 
 
+def card_named(name: str) -> BackboneCard | None:
+    """Newest revision of the card of this backbone; None if the lab does not have it."""
+    entry = BACKBONES.get(name)
+    return entry.card if entry else None
+
+
 _REVISIONS: dict[BackboneRef, BackboneCard] = {}
 """Cards of all registered revisions, so that references to older ones can be resolved."""
+_OF_DIGEST: dict[str, list[BackboneCard]] = {}
+"""The same by digest: equal weights may be registered under several names."""
 
 
 def register_cards(cards: Iterable[BackboneCard], removed: Iterable[BackboneCard] = ()) -> None:
@@ -191,6 +199,9 @@ def register_cards(cards: Iterable[BackboneCard], removed: Iterable[BackboneCard
     listed, gone = list(cards), {card.ref for card in removed}
     _REVISIONS.clear()
     _REVISIONS.update({card.ref: card for card in listed})
+    _OF_DIGEST.clear()
+    for card in _REVISIONS.values():
+        _OF_DIGEST.setdefault(card.digest, []).append(card)
     BACKBONES.register({card.name: _registered(card) for card in listed if card.ref not in gone})
 
 
@@ -211,7 +222,7 @@ def known_card(ref: BackboneRef) -> BackboneCard | None:
     """As `card_of`; None for a backbone that the lab does not have."""
     if ref in _REVISIONS:
         return _REVISIONS[ref]
-    card = backbone_cards().get(ref.name)
+    card = card_named(ref.name)
     return card if card is not None and card.digest == ref.digest else None
 
 
@@ -224,5 +235,5 @@ def revisions_of(name: str) -> list[BackboneCard]:
 
 def cards_with_digest(digest: str) -> list[BackboneCard]:
     """Cards of all backbones with these weights, older revisions too, whatever their names are."""
-    known = {card.ref: card for card in (*_REVISIONS.values(), *backbone_cards().values())}
-    return [card for card in known.values() if card.digest == digest]
+    shipped = [entry.card for entry in BACKBONES.shipped.values()]
+    return [*_OF_DIGEST.get(digest, ()), *(card for card in shipped if card.digest == digest)]

@@ -73,13 +73,24 @@ class PluginTable(Generic[Row]):
         return iter(self.entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.entries
+        return isinstance(name, str) and self.get(name) is not None
+
+    def get(self, name: str) -> Row | None:
+        """Entry of this name, whatever the size of the table; None if there is none."""
+        if name in self._read[0]:
+            return self._read[0][name]
+        return None if (self.what, name) in hidden() else self._registered.get(name)
 
     @property
     def entries(self) -> Mapping[str, Row]:
         unseen = {name for what, name in hidden() if what == self.what}
         registered = {name: row for name, row in self._registered.items() if name not in unseen}
         return {**registered, **self._read[0]}
+
+    @property
+    def shipped(self) -> Mapping[str, Row]:
+        """Entries of packages, without those that the lab has registered."""
+        return self._read[0]
 
     def register(self, rows: Mapping[str, Row]) -> None:
         """Set the rows that this lab has registered, replacing those set before.
@@ -100,8 +111,9 @@ class PluginTable(Generic[Row]):
 
     def find(self, name: str) -> Row:
         """Entry of this name. Raises ValueError with the known names, or the reason it cannot be used."""
-        if name in self.entries:
-            return self.entries[name]
+        entry = self.get(name)
+        if entry is not None:
+            return entry
         if name in self.failures:
             raise ValueError(f"{self.what} {name!r} cannot be used: {self.failures[name]}")
         raise ValueError(f"unknown {self.what} {name!r}; use one of {', '.join(self.entries)}")

@@ -9,7 +9,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import card_named
 from grafting_core.specs.budget import Budget, Usage
 from service.db.engine import insert_if_absent
 from service.db.tables import AccountRow, AttemptRow, RunRow, now
@@ -144,7 +144,7 @@ def recent_seconds(account: AccountRow | None) -> float:
 def budget_of(run: RunRow) -> Budget:
     """Return the run's own budget as its worker meters it: extensions added, the share converted to FLOPs."""
     budget = Budget(**run.experiment.spec["budget"])
-    card = backbone_cards().get(run.experiment.backbone)
+    card = card_named(run.experiment.backbone)
     if budget.device_seconds is not None and run.extra_device_seconds:
         more = budget.device_seconds + run.extra_device_seconds
         budget = budget.model_copy(update={"device_seconds": more})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneCard, register_cards
@@ -57,8 +57,16 @@ class _Known:
 
 
 def refresh(session: Session) -> None:
-    """Bring this process's tables to what the database says. One small query where nothing has changed."""
-    states = session.execute(select(RegisteredRow.id, RegisteredRow.state).order_by(RegisteredRow.id))
+    """Bring this process's tables to the state of the database; one small query if nothing has changed.
+
+    A change is seen by the number of rows in each state: what becomes usable or is removed changes it, and a
+    removed revision that becomes usable again comes with a new row.
+    """
+    states = session.execute(
+        select(RegisteredRow.state, func.count(), func.max(RegisteredRow.id))
+        .group_by(RegisteredRow.state)
+        .order_by(RegisteredRow.state)
+    )
     mark = (str(session.get_bind().engine.url), tuple(tuple(row) for row in states))
     with _Known.lock:
         if mark == _Known.mark:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneCard
@@ -19,17 +19,18 @@ Card = BackboneCard | DatasetCard | FeatureCard
 
 def registered_views(session: Session, what: What) -> list[RegisteredView]:
     """List everything of a kind that the caller may see; what ships with packages comes first."""
-    rows = _rows(session, what)
-    names = [*TABLES[what].entries, *(row.name for row in rows)]
-    return [_view(what, name, [row for row in rows if row.name == name]) for name in dict.fromkeys(names)]
+    by_name: dict[str, list[RegisteredRow]] = {name: [] for name in TABLES[what].entries}
+    for row in _rows(session, what):
+        by_name.setdefault(row.name, []).append(row)
+    return [_view(what, name, rows) for name, rows in by_name.items()]
 
 
 def registered_detail(session: Session, what: What, name: str) -> RegisteredDetail | None:
     """Return one of them; None if the caller may see none of this name."""
-    rows = [row for row in _rows(session, what) if row.name == name]
-    if not rows and name not in TABLES[what].entries:
+    rows = _rows(session, what, RegisteredRow.name == name)
+    if not rows and name not in TABLES[what]:
         return None
-    card = _card(TABLES[what].entries.get(name))
+    card = _card(TABLES[what].get(name))
     return RegisteredDetail(
         **_view(what, name, rows).model_dump(),
         card=card.model_dump(mode="json", exclude={"weights", "folder"}) if card else None,
@@ -37,11 +38,11 @@ def registered_detail(session: Session, what: What, name: str) -> RegisteredDeta
     )
 
 
-def _rows(session: Session, what: What) -> list[RegisteredRow]:
-    """Of every name that has a revision or is being registered, and may be known of."""
+def _rows(session: Session, what: What, *conditions: ColumnElement[bool]) -> list[RegisteredRow]:
+    """Rows of every name that the caller may see and that has a revision or is being registered."""
     unseen = {name for table, name in hidden() if table == TABLES[what].what}
     query = select(RegisteredRow).where(
-        RegisteredRow.what == what, RegisteredRow.state.in_(("registering", "ready", "removed"))
+        RegisteredRow.what == what, RegisteredRow.state.in_(("registering", "ready", "removed")), *conditions
     )
     rows = session.scalars(query.order_by(RegisteredRow.name, RegisteredRow.revision, RegisteredRow.id)).all()
     alive = {row.name for row in rows if row.state != "removed"} - unseen
@@ -51,7 +52,7 @@ def _rows(session: Session, what: What) -> list[RegisteredRow]:
 def _view(what: What, name: str, rows: Sequence[RegisteredRow]) -> RegisteredView:
     ready = [row for row in rows if row.state == "ready"]
     under_way = [row.run_id for row in rows if row.state == "registering"]
-    card = _card(TABLES[what].entries.get(name))
+    card = _card(TABLES[what].get(name))
     shown: dict[str, Any] = {"what": what, "name": name, "registering": under_way[0] if under_way else None}
     if card is not None:
         shown |= {"digest": card.digest, "summary": _summary(card), "figures": _figures(card)}

@@ -43,7 +43,7 @@ WINDOWS = {
     "benchmarks.grown_lab.STUDY_RUNS": 2,
 }
 """Made smaller, so that small labs fill them."""
-SHOW_ALL = ("/api/v1/keys", "/api/v1/accounts", "/api/v1/webhooks")
+SHOW_ALL = ("/api/v1/keys", "/api/v1/accounts", "/api/v1/webhooks", "/api/v1/backbones", "/operators")
 """These list everything there is."""
 COUNT = ("leaderboard", "/metrics", "/api/v1/queue", "/api/v1/webhooks", "/api/v1/admin/tracking")
 """These say how many there are of something, and may walk an index to do so."""
