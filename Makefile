@@ -8,8 +8,9 @@ PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --cons
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
 
-# Two tiers. PYTEST_ARGS="-n 2 --dist loadgroup --no-loadscope-reorder" runs files side by side.
-PYTEST = $(VENV)/bin/python -m pytest
+# Two tiers, each by two processes side by side; PYTEST_WORKERS=0 runs all in one.
+PYTEST_WORKERS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 test: $(VENV)/.installed-dev browser
 	$(PYTEST) -m "not large" $(PYTEST_ARGS)
 

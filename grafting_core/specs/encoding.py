@@ -32,7 +32,9 @@ class EncodeSettings(Frozen):
     """`none`: labels are ignored."""
     labels_file: Annotated[str, Field(max_length=200)] | None = None
     """A `.csv` or `.json` in the folder of images; None: the first folder of an image's path is its class."""
-    classes: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    classes: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=100_000)
+    ] = ()
     """Names in the order of their labels; by default those found, in alphabetical order."""
     held_out: Share = 0.05
     reference: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000

@@ -97,6 +97,7 @@ def test_a_submission_travels_all_the_way(lab: RunningLab, client: GraftlabClien
 
 
 @pytest.mark.large
+@pytest.mark.large
 def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None:
     run_id = client.submit(document(name="pair", layers=[3], resources={"workers": 2})).run_id
     run = finished(client, run_id)
@@ -124,6 +125,7 @@ def _check_tracking(lab: RunningLab, client: GraftlabClient, run_id: str) -> Non
     assert run.data.metrics["spend.device_seconds"] == pytest.approx(ours.spend.device_seconds)  # type: ignore[attr-defined]
 
 
+@pytest.mark.large
 @pytest.mark.large
 def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
     lab: RunningLab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
@@ -171,6 +173,7 @@ def _undisturbed(folder: Path, backbone: Backbone) -> bytes:
     return (folder / f"models/{finetune_key(spec)}/model.safetensors").read_bytes()
 
 
+@pytest.mark.large
 def test_a_running_run_is_cancelled_at_a_checkpoint(lab: RunningLab, client: GraftlabClient) -> None:
     long = {**SLOW, "finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
     run_id = client.submit(document(name="endless", layers=[4], **long)).run_id
@@ -194,6 +197,7 @@ def test_reading_commands_print_tables_and_json(lab: RunningLab, command: str) -
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
+@pytest.mark.large
 @pytest.mark.large
 def test_a_backbone_is_analyzed_on_the_cluster(lab: RunningLab) -> None:
     words = ("--samples", "2", "--steps", "2", "--band", "6", "--band", "48", "--figure", "profile.png")

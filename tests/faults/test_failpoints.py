@@ -26,6 +26,8 @@ from tests.support.runs import STARTED
 from tests.support.webhook_server import serve_webhooks
 from workers.contract import AttemptFailed, AttemptStopped, checkpoints_folder
 
+pytestmark = pytest.mark.large
+
 ROOT = Path(__file__).parent.parent.parent
 BUDGET = {"device_seconds": 5.0}
 OVERSPENT = AttemptStopped(reason="budget_exhausted", spend=Usage(device_seconds=9.0))

@@ -45,6 +45,8 @@ from workers.contract import (
     ticket_path,
 )
 
+pytestmark = pytest.mark.large
+
 ACTIONS: list[Action] = ["pause", "resume", "cancel", "kill", "retry"]
 REASONS: list[Reason] = [
     "worker_lost",

@@ -75,6 +75,7 @@ def test_a_diffusers_folder_is_judged_as_the_backbone_it_is(backbone: Backbone) 
     assert evaluate(EvaluateRequest(subject=OWN, protocol=PROTOCOL)).values["fid20/fashion-cnn"] == expected
 
 
+@pytest.mark.large
 def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone: Backbone) -> None:
     spec = experiment(layers=[1])
     run_stages(context(tmp_path, backbone, spec))

@@ -9,7 +9,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.evaluation.cost import forward_job
 from grafting_core.evaluation.latency import NARROW, LatencyBench
 from grafting_core.operators.hyena import GatedConvolution
-from grafting_core.specs.backbone import backbone_cards
+from grafting_core.specs.backbone import backbone_cards, register_cards
 from grafting_core.specs.design import GraftDesign, ParallelPair
 from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec, TimedPart
 from grafting_core.specs.operators import KINDS
@@ -132,9 +132,13 @@ def test_a_row_is_named_by_what_it_depends_on_and_by_no_weights() -> None:
     here = Hardware(device="cpu", processor="x", cores=2, threads=1, memory_gib=8, torch="2")
     spec = LatencySpec(name="a", backbone=CARD.ref, parts=(hyena,), batch=8)
     key = spec.row_key(hyena, here)
-    other_weights = CARD.ref.model_copy(update={"digest": "0" * 64})
-    alike = LatencySpec(name="b", backbone=other_weights, parts=(mlp, hyena), batch=8)
-    assert alike.row_key(hyena, here) == key
+    other_weights = CARD.model_copy(update={"name": "other", "digest": "0" * 64})
+    alike = LatencySpec(name="b", backbone=other_weights.ref, parts=(mlp, hyena), batch=8)
+    register_cards([other_weights])
+    try:
+        assert alike.row_key(hyena, here) == key
+    finally:
+        register_cards([])
     others = [
         spec.row_key(mlp, here),
         spec.row_key(hyena, here.model_copy(update={"threads": 2})),

@@ -38,6 +38,7 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are() -> None:
         grafting_core.graft  # noqa: B018 - looked up for its error
 
 
+@pytest.mark.large
 def test_the_example_of_the_page_runs_and_is_short() -> None:
     (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(program.strip().splitlines()) < 40

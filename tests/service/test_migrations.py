@@ -100,6 +100,7 @@ def _killed_at(url: str, step: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_migration_killed_at_any_step_is_rolled_back_and_done_by_the_next(
     release: str, empty_database_url: str

@@ -20,6 +20,8 @@ from service.lab.ports import Claims, listen
 from service.local_keys import first_key
 from tests.support.builders import document
 
+pytestmark = pytest.mark.large
+
 REQUESTS = 40
 ENDED = (0, -signal.SIGTERM)
 """One process takes the signal again once it has cleaned up, as is the custom; several give 0."""

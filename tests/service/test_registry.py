@@ -130,6 +130,7 @@ def test_a_removed_revision_comes_back_under_its_number(
     assert (again["revision"], again["digest"]) == (1, first["digest"])
 
 
+@pytest.mark.large
 def test_a_registered_backbone_is_grafted_and_ranked(
     client: TestClient, lab: InProcess, source: Path
 ) -> None:

@@ -27,6 +27,8 @@ from service.studies.threads import MOST, StepHangs, StepThreads
 from tests.support.builders import study_document
 from tests.support.control import studies_control
 
+pytestmark = pytest.mark.large
+
 PROCESS = [sys.executable, "-m", "service.processes.studies"]
 STEP_SECONDS = 100.0
 

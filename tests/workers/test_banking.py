@@ -32,6 +32,8 @@ from workers.contract import AttemptStarted, RunTicket, StageDone, StageReport, 
 from workers.group import run_stage, run_stages
 from workers.stages import distill, fill, finetune
 
+pytestmark = pytest.mark.large
+
 WILD = {"steps": 30, "batch_size": 8, "held_out": 16, "images": 200, "learning_rate": 1.0, "clip_norm": 1e30}
 
 

@@ -16,6 +16,8 @@ from tests.support.stages import context, crash_at
 from workers.group import run_stages
 from workers.stages.feature_chunks import Chunks
 
+pytestmark = pytest.mark.large
+
 Harm = Callable[[bytes], bytes]
 
 

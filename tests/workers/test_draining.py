@@ -23,6 +23,8 @@ from workers.contract import (
 )
 from workers.liveness import DrainWatch
 
+pytestmark = pytest.mark.large
+
 TICKET = {"run_id": "r1", "attempt": 1}
 LONG = {"finetune": {"steps": 100_000, "batch_size": 16, "images": 200}}
 

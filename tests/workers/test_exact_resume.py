@@ -14,6 +14,8 @@ from tests.support.stages import context
 from workers.group import run_stages
 from workers.observer import StageObserver
 
+pytestmark = pytest.mark.large
+
 
 class Crash(Exception):
     """The process is gone: no checkpoint is saved on the way out."""

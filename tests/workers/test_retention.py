@@ -22,6 +22,8 @@ from workers.contract import StageStarted, checkpoints_folder
 from workers.group import STAGES, run_stage
 from workers.stages.context import Context
 
+pytestmark = pytest.mark.large
+
 BUDGET = {"device_seconds": 1000.0}
 STOPS_AT = 5
 

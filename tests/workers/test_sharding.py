@@ -24,6 +24,8 @@ from workers.stages import evaluate
 from workers.stages.context import Group
 from workers.stages.sample_export import SampleExport
 
+pytestmark = pytest.mark.large
+
 SETTINGS = {"samples": 64, "sampler": "ddpm", "sampling_steps": 2, "micro_batch": 4, "labels": "uniform"}
 SPEC = experiment(edits=[], keep_samples=True, evaluate=SETTINGS)
 KEY = evaluation_key(SPEC)

@@ -33,6 +33,7 @@ def test_three_stages_publish_and_report(tmp_path: Path, backbone: Backbone) -> 
     assert all(report.spend.device_seconds > 0 for report in reports)
 
 
+@pytest.mark.large
 def test_a_run_leaves_the_teacher_as_it_was(tmp_path: Path, backbone: Backbone) -> None:
     before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
     run_stages(context(tmp_path, backbone, experiment()))
@@ -48,6 +49,7 @@ def test_a_second_run_of_the_same_design_reuses_everything(tmp_path: Path, backb
     assert all(report.spend.flops == 0 for report in reports)
 
 
+@pytest.mark.large
 def test_a_design_that_shares_a_site_distils_only_what_is_new(tmp_path: Path, backbone: Backbone) -> None:
     run_stages(context(tmp_path, backbone, experiment(layers=[1])))
     storage = Storage(str(tmp_path))
@@ -59,6 +61,7 @@ def test_a_design_that_shares_a_site_distils_only_what_is_new(tmp_path: Path, ba
     assert (tmp_path / f"scions/{known}/card.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.large
 def test_pairs_and_replacements_inside_them_go_through_all_stages(tmp_path: Path, backbone: Backbone) -> None:
     """A merge is a scion like any other, reused by a design that has it beside other edits."""
     alone = experiment(edits=[{"parallel_pairs": [[0, 1], [2, 3]]}])
@@ -82,6 +85,7 @@ def test_the_teacher_alone_is_only_evaluated(tmp_path: Path, backbone: Backbone)
     assert reports[0].metrics["loss_gap"] == 0
 
 
+@pytest.mark.large
 def test_an_attempt_stopped_in_each_stage_ends_as_an_uninterrupted_one(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

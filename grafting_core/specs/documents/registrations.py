@@ -65,7 +65,7 @@ class DatasetDocument(Frozen):
     """Whose autoencoder encodes them."""
     vae: FolderPath | None = None
     """Folder of the autoencoder that encodes them, or `none`: pixels."""
-    encode: dict[str, Any] = {}
+    encode: Annotated[dict[str, Any], Field(max_length=50)] = {}
     """Settings of the encoding: `image_size`, `held_out`, `labels_file` and so on."""
     licence: Licence | None = None
     private: bool = False

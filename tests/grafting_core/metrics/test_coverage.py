@@ -11,6 +11,7 @@ from grafting_core.evaluation.metrics.kid import squared_mmd
 CASES = (Case(8, 60), Case(8, 60, shift=0.5, scale=1.2), Case(24, 200), Case(24, 200, shift=0.5, scale=1.2))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("name", DRAWING)
 def test_ninety_five_per_cent_are_about_that(name: str) -> None:
     """Sixty draws of a share of 95 % are below 85 % once in a thousand."""

@@ -6,6 +6,7 @@ from wsgiref.util import setup_testing_defaults
 
 import optuna
 import optuna_dashboard
+import pytest
 
 from grafting_core.storage.failpoints import arm
 from grafting_core.storage.storage import Storage
@@ -14,6 +15,8 @@ from service.domain.studies import extend_study, move, runs_of
 from service.domain.study_queries import study_detail
 from service.schemas.studies import StudyExtension
 from tests.support.study_harness import StudyHarness
+
+pytestmark = pytest.mark.large
 
 KILLED_IN = ("submit", "study/filled", "study/proposed", "study/screened", "study/promoted", "study/learned")
 

@@ -184,6 +184,7 @@ def test_a_limit_beyond_the_table_fails_the_study_with_what_the_space_reaches(
     assert "no design meets this; the least latency in this space is 0.9000" in str(study.message)
 
 
+@pytest.mark.large
 def test_a_real_table_and_a_real_clock_stand_side_by_side(
     new_sqlite_study: Callable[..., StudyHarness], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from tests.support.study_harness import StudyHarness
 from tests.support.study_runs import InProcessCluster
 
 
+@pytest.mark.large
 def test_a_study_with_pairs_fills_screens_and_finishes_them(
     new_sqlite_study: Callable[..., StudyHarness], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

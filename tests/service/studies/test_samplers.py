@@ -18,6 +18,8 @@ from service.db.study_tables import TrialRow
 from service.studies import optuna_study
 from tests.support.study_proposals import FEW, TRIALS, document, rounds
 
+pytestmark = pytest.mark.large
+
 KINDS: tuple[SamplerKind, ...] = get_args(SamplerKind)
 LEARNING: tuple[SamplerKind, ...] = ("tpe", "gp")
 WITHOUT_TORCH: tuple[SamplerKind, ...] = ("tpe", "nsga2", "random", "milp")
