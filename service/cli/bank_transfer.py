@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated
 
 import typer
@@ -12,9 +13,8 @@ from grafting_core.storage.bank_transfer import export_scions, import_scions, ma
 from grafting_core.storage.storage import Storage
 from service.cli.console import Refused, escape, out, print_json, say
 from service.cli.discovery import data_folder
+from service.cli.extras import require
 from service.cli.options import AsJson
-from service.db.engine import Database
-from service.domain.registry import refresh
 from service.formatting import engineering
 from service.settings import Settings
 
@@ -54,10 +54,9 @@ def import_command(
 ) -> None:
     """Add scions of another lab to the bank of the lab on this machine; nothing is overwritten."""
     settings = _settings(data)
-    database = Database(settings.database_url)
-    with database.reading() as session:
-        refresh(session)
-    database.engine.dispose()
+    require("lab", "bank import")
+    # Loaded by name, since the base package, whose command line this is, has no database.
+    resolve_name("service.domain.registry:load_registered")(settings.database_url)
     try:
         found = import_scions(
             Bank(Storage(settings.storage)),

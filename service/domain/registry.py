@@ -26,6 +26,7 @@ from grafting_core.specs.registration import (
     registry_folder,
 )
 from grafting_core.specs.screening import ScreeningSpec
+from service.db.engine import Database
 from service.db.registry_tables import RegisteredRow
 from service.domain.api_keys import Principal
 from service.domain.visibility import hide_runs
@@ -77,6 +78,14 @@ def refresh(session: Session) -> None:
             PrivateThing(row.what, row.name, row.owner, row.run_id) for row in rows if row.private
         )
         _Known.mark = mark
+
+
+def load_registered(database_url: str) -> None:
+    """Make what a lab has registered known to this process, which is none of the lab's own."""
+    database = Database(database_url)
+    with database.reading() as session:
+        refresh(session)
+    database.engine.dispose()
 
 
 def _fill(rows: Sequence[RegisteredRow]) -> None:
