@@ -14,9 +14,11 @@ PYTEST = $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no
 test: $(VENV)/.installed-dev browser
 	$(PYTEST) -m "not large" $(PYTEST_ARGS)
 
-# The long stories: labs whose processes are killed, other users of the machine, many examples.
+# The long stories: processes killed, many examples, full-size models; then labs with other users of the machine, of
+# which each needs all cores, one after another.
 test-large: $(VENV)/.installed-dev browser
-	$(PYTEST) -m large $(PYTEST_ARGS)
+	$(PYTEST) -m large --ignore tests/end_to_end $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -m large tests/end_to_end $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
