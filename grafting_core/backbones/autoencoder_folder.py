@@ -64,6 +64,8 @@ AUTOENCODERS: Mapping[str, Callable[[Path, torch.device], Autoencoder]] = {
 def read_kl(folder: Path) -> AutoencoderKL:
     """In single precision, whatever it is stored in. Raises ValueError for weights that are not all there."""
     _check_class(folder)
+    if index := next(folder.glob("*.index.json"), None):
+        raise ValueError(f"{index} splits an autoencoder into shards; store it as one file")
     files = find_weights(folder)
     with open_weights(folder) as weights:
         _check_finite(weights)

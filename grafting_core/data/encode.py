@@ -114,7 +114,7 @@ class Encoding:
                     f"{self.target} contains an encoding of other images, settings or autoencoder; "
                     "remove it, or name another folder"
                 )
-        elif any(self.target.iterdir()):
+        elif any(not entry.name.startswith(".") for entry in self.target.iterdir()):
             raise ValueError(f"{self.target} contains other files; name an empty folder")
         else:
             write_whole(file, json.dumps(record, indent=1, sort_keys=True).encode())

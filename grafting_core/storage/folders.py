@@ -25,8 +25,12 @@ Tell = Callable[[int, int], None]
 
 
 def files_of(folder: Path) -> list[str]:
-    """Every file in a folder, as paths relative to it, sorted."""
-    return sorted(str(file.relative_to(folder).as_posix()) for file in folder.rglob("*") if file.is_file())
+    """Every file in a folder, as paths relative to it, sorted; without unfinished ones of killed writers."""
+    return sorted(
+        str(file.relative_to(folder).as_posix())
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.startswith(".")
+    )
 
 
 def publish_folder(

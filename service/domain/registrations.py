@@ -111,7 +111,10 @@ def follow_run(session: Session, run: RunRow, to: RunState) -> None:
 
 def _begin_again(session: Session, row: RegisteredRow) -> None:
     others = _named(session, row.what, row.name, CURRENT)
-    if any(each.state == "registering" or each.owner != row.owner for each in others):
+    if any(
+        each.state == "registering" or (each.owner, each.private) != (row.owner, row.private)
+        for each in others
+    ):
         raise UnderWay(f"{row.name} has been registered otherwise since; register it anew")
     row.state = "registering"
 

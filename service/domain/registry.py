@@ -32,6 +32,8 @@ from service.domain.api_keys import Principal
 from service.domain.visibility import hide_runs
 
 C = TypeVar("C", BackboneCard, DatasetCard, FeatureCard)
+NAMING = ("registering", "ready", "removed")
+"""States of rows to which their name belongs."""
 CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
     "backbone": BackboneCard,
     "dataset": DatasetCard,
@@ -47,6 +49,8 @@ class PrivateThing:
     name: str
     owner: str
     run_id: str
+    names_it: bool
+    """Whether the name is its own; that of a failed registration or of a check may be another's."""
 
 
 class _Known:
@@ -75,7 +79,9 @@ def refresh(session: Session) -> None:
         rows = session.scalars(select(RegisteredRow).order_by(RegisteredRow.revision, RegisteredRow.id)).all()
         _fill(rows)
         _Known.private = tuple(
-            PrivateThing(row.what, row.name, row.owner, row.run_id) for row in rows if row.private
+            PrivateThing(row.what, row.name, row.owner, row.run_id, row.state in NAMING)
+            for row in rows
+            if row.private
         )
         _Known.mark = mark
 
@@ -116,7 +122,7 @@ def show_to(principal: Principal) -> None:
     unseen = [
         thing for thing in _Known.private if principal.role != "admin" and thing.owner != principal.owner
     ]
-    hide(frozenset((TABLES[thing.what].what, thing.name) for thing in unseen))
+    hide(frozenset((TABLES[thing.what].what, thing.name) for thing in unseen if thing.names_it))
     hide_runs(frozenset(thing.run_id for thing in unseen))
 
 

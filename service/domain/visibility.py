@@ -22,6 +22,8 @@ ANOTHERS = "another's"
 """Replacement for the id of a run, or for a private name, that the reader does not see."""
 _HIDDEN_RUNS: ContextVar[frozenset[str]] = ContextVar("hidden runs", default=frozenset())
 """Runs that register something private which the reader may not know of."""
+NAMING = frozenset({"backbone", "dataset", "feature_network"})
+"""Fields whose value is a registered name, or an object with the field `name`."""
 AWAITED = re.compile(f"^{WAITS}([0-9a-z]+)")
 
 
@@ -45,12 +47,25 @@ def without_private_names(view: M) -> M:
     return view if replaced == document else type(view).model_validate_json(json.dumps(replaced))
 
 
-def _replaced(value: Any, names: Collection[str]) -> Any:
+def _replaced(value: Any, names: Collection[str], naming: bool = False) -> Any:
+    """Replace names in fields that hold names (`naming`), and in names of metrics wherever they are."""
     if isinstance(value, dict):
-        return {key: _replaced(each, names) for key, each in value.items()}
+        return {
+            _metric(key, names): _replaced(each, names, key in NAMING or (naming and key == "name"))
+            for key, each in value.items()
+        }
     if isinstance(value, list):
-        return [_replaced(each, names) for each in value]
-    return ANOTHERS if isinstance(value, str) and value in names else value
+        return [_replaced(each, names, naming) for each in value]
+    if not isinstance(value, str):
+        return value
+    return ANOTHERS if naming and value in names else _metric(value, names)
+
+
+def _metric(text: str, names: Collection[str]) -> str:
+    """Replace a feature network's name in the name of a metric, such as `fid1k/NAME`."""
+    for name in names:
+        text = re.sub(rf"(?<=[a-z0-9_]/){re.escape(name)}(?=$|/)", ANOTHERS, text)
+    return text
 
 
 def shown_to(session: Session, owner: str | None, run_ids: Iterable[str]) -> set[str]:

@@ -47,6 +47,9 @@ def without_testbed(folder: Path) -> Path:
     """Copy the packages into the folder, but for the embedded models."""
     for package in ("grafting_core", "workers", "service", "migrations"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("testbed"))
+    # An editable install would find the folder of the source tree in place of the missing one.
+    (folder / "grafting_core" / "testbed").mkdir()
+    (folder / "grafting_core" / "testbed" / "__init__.py").write_text('raise ImportError("deleted")')
     return folder
 
 

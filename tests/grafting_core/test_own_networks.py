@@ -18,7 +18,12 @@ from grafting_core.data.progress import StopRequested
 from grafting_core.evaluation.evaluate import dataset_reference
 from grafting_core.evaluation.features.base import extract
 from grafting_core.evaluation.features.classifier import ClassifierConfig, load_classifier, pixels_for
-from grafting_core.evaluation.features.image_models import load_timm_model, read_feature_folder
+from grafting_core.evaluation.features.image_models import (
+    _plain_arguments,
+    check_index,
+    load_timm_model,
+    read_feature_folder,
+)
 from grafting_core.evaluation.features.table import load_network
 from grafting_core.evaluation.features.train import train_classifier
 from grafting_core.evaluation.oracle import oracle_report
@@ -359,3 +364,28 @@ def test_a_timm_folder_becomes_a_feature_network(tmp_path: Path) -> None:
     network = load_timm_model(FeatureSource(path=str(tmp_path), sha256=card.digest), "cpu")
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     assert extract(network, images, 2).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["/outside/model.safetensors", "../model.safetensors", "missing.safetensors"]
+)
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match="shards lie in the folder itself"):
+        check_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("resnet18", {"checkpoint_path": "/home/bob/evil.pth"}),
+        ("resnet18", {"pretrained_cfg": {"url": "http://example.org"}}),
+        ("hf-hub:bob/evil", {}),
+        ("../evil", {}),
+    ],
+)
+def test_a_timm_config_loads_no_other_files(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="a plain name and sizes are allowed"):
+        _plain_arguments(tmp_path, architecture, arguments)

@@ -356,3 +356,17 @@ def test_two_at_once_for_one_name_are_one_registration(
     }
     with pytest.raises(Exception, match=r"UNIQUE|unique"), database.writing() as session:
         session.add(RegisteredRow(**copy))
+
+
+def test_a_failed_private_registration_hides_no_name_of_others(
+    client: TestClient, database: Database, lab: InProcess, source: Path
+) -> None:
+    """Bob's private attempt under the name has failed; then Ann registers it for everyone."""
+    ann, bob = as_user(client, "ann", registers=True), as_user(client, "bob", registers=True)
+    add(ann, lab, source, "shared-name")
+    with database.writing() as session:
+        [made] = session.scalars(select(RegisteredRow).where(RegisteredRow.name == "shared-name"))
+        failed = {"what": "backbone", "name": "shared-name", "owner": "bob", "private": True}
+        session.add(RegisteredRow(**failed, run_id=made.run_id, state="failed"))
+    for user in (ann, bob):
+        assert user.get("/api/v1/backbones/shared-name").status_code == 200

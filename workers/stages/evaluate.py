@@ -17,7 +17,7 @@ from grafting_core.evaluation.evaluate import (
     training_reference,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork
-from grafting_core.evaluation.oracle import oracle_report
+from grafting_core.evaluation.oracle import FEWEST, oracle_report
 from grafting_core.evaluation.reference import Reference, unpacked
 from grafting_core.evaluation.sample_grid import sample_grid
 from grafting_core.specs.cost import design_cost, grafted_params
@@ -142,7 +142,8 @@ def _publish_oracle(context: Context, network: FeatureNetwork, reference: Refere
     dataset = dataset_of(context.backbone.card, protocol.dataset)
     if read_with_digest(context.storage, path, EvaluationReport) is not None:
         return
-    if dataset.held_out_reference(dataset.name) is not None:
+    held_out = dataset.held_out_reference(dataset.name)
+    if held_out is not None and held_out[0].count >= FEWEST:
         report = oracle_report(dataset, network, protocol, known, reference)
         write_with_digest(context.storage, path, report)
 

@@ -81,7 +81,8 @@ def check_links(source: Path, roots: Roots) -> None:
     for folder, folders, files in os.walk(top):
         for name in (*folders, *files):
             path = f"{folder}/{name}"
-            if Path(path).is_symlink():
+            # Folders too: one of the lab's own may lie below a root.
+            if name in folders or Path(path).is_symlink():
                 _resolved(path, roots)
 
 

@@ -1,6 +1,7 @@
 """Image models of transformers and timm as feature networks, from local folders of safetensors."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from math import isqrt
@@ -161,6 +162,7 @@ def load_transformers_model(source: FeatureSource, device: torch.device | str) -
     """Load an image model by its config. Raises ValueError if the folder contains something else."""
     folder = Path(source.path)
     read_config(folder)
+    check_index(folder)
     transformers = _imported("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -179,6 +181,18 @@ def load_transformers_model(source: FeatureSource, device: torch.device | str) -
     pooled = not any(key.startswith("pooler.") for key in missing)
     frozen = model.float().to(device).eval().requires_grad_(False)
     return TransformersNetwork(frozen, folder, source.sha256, pooled)
+
+
+def check_index(folder: Path) -> None:
+    """Raise ValueError if an index of sharded weights names anything but a file of the folder itself."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is no index of weights") from error
+        for name in sorted(map(str, names)):
+            if name != Path(name).name or not (folder / name).is_file():
+                raise ValueError(f"{index} names {name!r}; shards lie in the folder itself")
 
 
 def _side(folder: Path, config: Any) -> int:
@@ -221,16 +235,26 @@ class TimmNetwork:
         return pool, found[:, self._prefix :, :SPATIAL_CHANNELS].flatten(1), logits
 
 
+def _plain_arguments(folder: Path, architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Sizes that the config gives to a timm model. Raises ValueError for what would load other files."""
+    loading = [name for name in arguments if re.search("checkpoint|pretrained|cache|path|file|url", name)]
+    if loading or not re.fullmatch(r"[a-zA-Z0-9_.]+", architecture):
+        given = f"model_args.{loading[0]}" if loading else f"architecture {architecture!r}"
+        raise ValueError(f"{folder / 'config.json'} has {given}; a plain name and sizes are allowed")
+    return arguments
+
+
 def load_timm_model(source: FeatureSource, device: torch.device | str) -> TimmNetwork:
     """Load a model in timm's hub format: `config.json` and `model.safetensors`. Raises ValueError."""
     folder = Path(source.path)
     config = read_config(folder)
     timm = _imported("timm")
-    arguments = config.get("model_args") or {}
+    architecture = str(config.get("architecture"))
+    arguments = _plain_arguments(folder, architecture, config.get("model_args") or {})
     if config.get("num_classes") is not None:
         arguments = {**arguments, "num_classes": config["num_classes"]}
     try:
-        model = timm.create_model(str(config.get("architecture")), pretrained=False, **arguments)
+        model = timm.create_model(architecture, pretrained=False, **arguments)
         info = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     except (OSError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -110,7 +110,7 @@ def _claim(target: Path, config: ClassifierConfig, settings: TrainSettings) -> N
     if file.exists():
         if json.loads(file.read_text()) != record:
             raise ValueError(f"{target} contains a training on other data or with other settings; remove it")
-    elif any(target.iterdir()):
+    elif any(not entry.name.startswith(".") for entry in target.iterdir()):
         raise ValueError(f"{target} contains other files; name an empty folder")
     else:
         write_whole(file, json.dumps(record, indent=1, sort_keys=True).encode())

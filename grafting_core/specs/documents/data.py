@@ -95,6 +95,9 @@ def _misfits(card: BackboneCard, data: DatasetCard) -> Iterator[Problem]:
     if card.num_classes and len(data.classes) > card.num_classes:
         message = f"{data.name} has {len(data.classes)} classes, {card.name} takes {card.num_classes}"
         yield problem(place, "too-many-classes", message, given)
+    if data.classes and len(data.classes) < card.num_classes:
+        message = f"{data.name} has {len(data.classes)} classes, {card.name} has {card.num_classes}"
+        yield problem(place, "too-few-classes", message, given)
 
 
 def _size(shape: tuple[int, int, int]) -> str:
