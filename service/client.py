@@ -14,6 +14,7 @@ from service.requesting import ApiProblem, CannotBeSent, LabUnreachable, Transpo
 from service.schemas.bank import Cleared, ScionPage, ScionView, Verified
 from service.schemas.checks import CheckPage, CheckView
 from service.schemas.keys import KeyMade, KeyView, LoginLink, Whoami
+from service.schemas.leaderboard import Leaderboard, LeaderboardGroup
 from service.schemas.registry import RegisteredDetail, RegisteredView, Removed, view_of
 from service.schemas.rung_agreement import LatencyTable
 from service.schemas.runs import (
@@ -22,8 +23,6 @@ from service.schemas.runs import (
     ActionResult,
     BackboneView,
     Collected,
-    Leaderboard,
-    LeaderboardGroup,
     OperatorView,
     PlanAnswer,
     QueueView,

@@ -1,4 +1,4 @@
-"""Autoencoders beside a transformer: which there is, its cost, and its weights."""
+"""Autoencoder of a backbone folder: its kind, decoding cost and weights."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ DIFFUSERS_LATENT_CHANNELS = 4
 
 
 def autoencoder_folder(folder: Path, config: DiTConfig) -> Path | None:
-    """The autoencoder beside the transformer; None for a transformer on pixels.
+    """Folder of the autoencoder stored with the transformer; None for a transformer on pixels.
 
     Raises ValueError where latents have no decoder.
     """

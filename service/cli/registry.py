@@ -26,7 +26,7 @@ Hub = Annotated[
     str | None, typer.Option("--from-hub", help="REPO@REVISION of the Hugging Face hub: downloads it.")
 ]
 Licence = Annotated[str | None, typer.Option(help="As its publisher names it, such as MIT.")]
-Private = Annotated[bool, typer.Option("--private", help="Nobody else hears of it, admins excepted.")]
+Private = Annotated[bool, typer.Option("--private", help="Only you and admins can see it.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")]
 Vae = Annotated[str | None, typer.Option(help="Folder of the autoencoder, or `none` for pixels.")]
 Revision = Annotated[int | None, typer.Option(min=1, help="Default: the newest; of rm, all.")]

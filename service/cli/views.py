@@ -5,19 +5,9 @@ from rich.table import Table
 from grafting_core.specs.changes import SlotChange
 from service.cli.console import escape, out, table
 from service.formatting import duration, engineering, percent
+from service.schemas.leaderboard import CutShort, Leaderboard, LeaderboardRow
 from service.schemas.rung_agreement import LatencyTable
-from service.schemas.runs import (
-    BackboneView,
-    CutShort,
-    Forecast,
-    Holding,
-    Leaderboard,
-    LeaderboardRow,
-    OperatorView,
-    PlanAnswer,
-    RunDetail,
-    RunView,
-)
+from service.schemas.runs import BackboneView, Forecast, Holding, OperatorView, PlanAnswer, RunDetail, RunView
 from workers.contract import PartProgress, StageReport
 
 STATE_STYLES = {

@@ -19,7 +19,7 @@ from service.domain.rank_ranges import with_ties
 from service.domain.run_queries import parsed, spends_of
 from service.domain.stopped_runs import cut_short
 from service.domain.visibility import first_to, without_private_names
-from service.schemas.runs import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
+from service.schemas.leaderboard import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
 
 PAGE = 100
 GROUPS = 10

@@ -6,7 +6,7 @@ from grafting_core.specs.experiment import oracle_path
 from grafting_core.specs.results import EvaluationReport
 from grafting_core.storage.checksums import parse_with_digest
 from grafting_core.storage.storage import Storage
-from service.schemas.runs import Leaderboard, LeaderboardGroup, Oracle
+from service.schemas.leaderboard import Leaderboard, LeaderboardGroup, Oracle
 
 
 def with_oracles(storage: Storage, board: Leaderboard) -> Leaderboard:

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db.tables import StageRow
-from service.schemas.runs import LeaderboardRow
+from service.schemas.leaderboard import LeaderboardRow
 
 
 def with_ties(session: Session, rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:

@@ -11,7 +11,7 @@ from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.rungs import ladder_of
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.run_queries import parsed, reports_of, spends_of
-from service.schemas.runs import CutShort
+from service.schemas.leaderboard import CutShort
 from workers.contract import StageReport
 
 SHOWN, LOOKED_AT = 50, 500

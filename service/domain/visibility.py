@@ -14,7 +14,8 @@ from grafting_core.specs.plugins import hidden
 from service.db.tables import RunRow
 from service.domain.artifact_dependencies import WAITS
 from service.schemas.bank import ScionView
-from service.schemas.runs import FirstMade, QueueView, RunEvent
+from service.schemas.leaderboard import FirstMade
+from service.schemas.runs import QueueView, RunEvent
 from workers.contract import StageDone, StageReport
 
 M = TypeVar("M", bound=BaseModel)

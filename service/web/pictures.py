@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from grafting_core.specs.experiment import ExperimentSpec
-from service.schemas.runs import LeaderboardGroup
+from service.schemas.leaderboard import LeaderboardGroup
 
 WIDTH, HEIGHT, MARGIN = 640, 260, 44
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.client import ApiProblem, GraftlabClient
-from service.schemas.runs import LeaderboardGroup, RunDetail
+from service.schemas.leaderboard import LeaderboardGroup
+from service.schemas.runs import RunDetail
 from tests.support.running_lab import RunningLab, running_lab, until
 
 ROOT = Path(__file__).parents[2]

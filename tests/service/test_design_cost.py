@@ -17,7 +17,7 @@ from service.db.tables import LeaderboardEntryRow, RunRow
 from service.domain.attempt_events import apply_event
 from service.domain.leaderboard import leaderboard
 from service.domain.submission import submit
-from service.schemas.runs import Leaderboard, LeaderboardRow
+from service.schemas.leaderboard import Leaderboard, LeaderboardRow
 from service.settings import Settings
 from tests.support.builders import experiment
 from tests.support.clients import as_user

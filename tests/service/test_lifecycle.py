@@ -16,7 +16,8 @@ from service.domain.leaderboard import leaderboard
 from service.domain.run_lifecycle import MOVES, IllegalMove, transition
 from service.domain.run_queries import events_after, run_detail
 from service.domain.submission import submit
-from service.schemas.runs import TERMINAL, Leaderboard
+from service.schemas.leaderboard import Leaderboard
+from service.schemas.runs import TERMINAL
 from service.settings import Settings
 from tests.support.builders import experiment
 from tests.support.runs import FIGURES, STARTED, begin, event, started_run

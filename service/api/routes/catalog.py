@@ -14,9 +14,10 @@ from service.domain.oracles import with_oracles
 from service.domain.registry_queries import registered_views
 from service.domain.rung_agreement import measured
 from service.domain.visibility import ANOTHERS, shown_to
+from service.schemas.leaderboard import Leaderboard
 from service.schemas.registry import RegisteredView
 from service.schemas.rung_agreement import LatencyTable, Measurements
-from service.schemas.runs import BackboneView, Leaderboard, OperatorView
+from service.schemas.runs import BackboneView, OperatorView
 
 router = APIRouter()
 
