@@ -8,9 +8,9 @@ PIP_INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check --cons
 demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
 
-# Two tiers, each by two processes side by side; PYTEST_WORKERS=0 runs all in one.
+# Two tiers, each by two processes side by side, a file's tests in one of them; PYTEST_WORKERS=0 runs all in one.
 PYTEST_WORKERS ?= 2
-PYTEST = $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev browser
 	$(PYTEST) -m "not large" $(PYTEST_ARGS)
 

@@ -57,10 +57,3 @@ def postgres_template(postgres: str) -> str:
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database, to be copied."""
     return migrated_sqlite(tmp_path_factory.mktemp("migrated"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers one runs a whole file, and one runs all that starts Ray."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

@@ -28,7 +28,7 @@ sys.exit(end.read_text() != "SUCCEEDED")
 """
 """Notes that it has started, then waits to be told how to end."""
 RAY_SECONDS = 200.0
-ON_RAY = (pytest.mark.large, pytest.mark.xdist_group("ray"), pytest.mark.timeout(400))
+ON_RAY = (pytest.mark.large, pytest.mark.timeout(400))
 
 
 class Lab(Protocol):

@@ -25,7 +25,6 @@ local_lab.demo_command(Path(sys.argv[1]), 0, 2)
 
 @pytest.mark.large
 @pytest.mark.timeout(400)
-@pytest.mark.xdist_group("ray")
 def test_the_command_that_a_demo_ends_with_opens_its_pages(tmp_path: Path) -> None:
     """Of no designs: what they find is asked elsewhere."""
     folder = tmp_path / "my demo"

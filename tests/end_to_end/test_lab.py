@@ -33,7 +33,7 @@ from workers.observer import StopCondition
 from workers.stages.context import Context, Group
 from workers.usage import UsageMeter
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.timeout(600)
 SLOW = {
     "distill": {"steps": 4, "batch_size": 16, "held_out": 16, "images": 200},
     "finetune": {"steps": 400, "batch_size": 16, "images": 200},
@@ -97,7 +97,6 @@ def test_a_submission_travels_all_the_way(lab: RunningLab, client: GraftlabClien
 
 
 @pytest.mark.large
-@pytest.mark.large
 def test_a_group_of_two_walks_the_stages_in_step(client: GraftlabClient) -> None:
     run_id = client.submit(document(name="pair", layers=[3], resources={"workers": 2})).run_id
     run = finished(client, run_id)
@@ -125,7 +124,6 @@ def _check_tracking(lab: RunningLab, client: GraftlabClient, run_id: str) -> Non
     assert run.data.metrics["spend.device_seconds"] == pytest.approx(ours.spend.device_seconds)  # type: ignore[attr-defined]
 
 
-@pytest.mark.large
 @pytest.mark.large
 def test_killing_worker_scheduler_and_api_changes_nothing_in_the_result(
     lab: RunningLab, client: GraftlabClient, backbone: Backbone, tmp_path: Path
@@ -197,7 +195,6 @@ def test_reading_commands_print_tables_and_json(lab: RunningLab, command: str) -
     assert graft(lab, command, "--json").stdout.strip()[0] in "[{"
 
 
-@pytest.mark.large
 @pytest.mark.large
 def test_a_backbone_is_analyzed_on_the_cluster(lab: RunningLab) -> None:
     words = ("--samples", "2", "--steps", "2", "--band", "6", "--band", "48", "--figure", "profile.png")

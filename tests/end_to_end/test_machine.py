@@ -25,7 +25,7 @@ HEEDING = ("env", "--default-signal=HUP")
 """Whoever runs these tests may have ignored it, as `nohup` does; a lab would do so, too."""
 OTHER_USER = Path(__file__).parents[1] / "support" / "other_user.py"
 SHADOWS = ("random.py", "queue.py", "inspect.py", "secrets.py", "select.py", "profile.py")
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("ray"), pytest.mark.large]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.large]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.support.running_lab import RunningLab, running_lab, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_model"
-pytestmark = [pytest.mark.large, pytest.mark.timeout(1500), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.large, pytest.mark.timeout(1500)]
 SHORT = {
     "distill": {"steps": 20, "batch_size": 16, "held_out": 16, "images": 200, "warmup_steps": 0},
     "finetune": {"steps": 20, "batch_size": 16, "images": 200, "warmup_steps": 0},

@@ -27,7 +27,6 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.large
-@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(1800)
 def test_a_full_size_transformer_is_trained_in_the_memory_predicted(tmp_path: Path) -> None:
     if free_bytes() < FREE:

@@ -77,7 +77,6 @@ def test_who_listens_is_found(taken: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.timeout(300)
-@pytest.mark.xdist_group("ray")
 def test_a_cluster_whose_job_agent_lost_its_port_is_started_anew(tmp_path: Path, taken: int) -> None:
     lab = Supervisor(tmp_path / "lab", 0, 1)
     try:
