@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,17 @@ MLP_RATIO = 4
 MOST_TOKENS_A_SIDE = 256
 
 Size = Annotated[int, Field(ge=1, le=16_384)]
+
+
+class CardSizes(TypedDict):
+    """Fields of a `BackboneCard` that follow from the config alone."""
+
+    depth: int
+    dims: BlockDims
+    patch_size: int
+    latent_channels: int
+    num_classes: int
+    num_params: int
 
 
 class DiTConfig(BaseModel):
@@ -69,6 +80,18 @@ class DiTConfig(BaseModel):
         side = self.sample_size // self.patch_size
         return BlockDims(
             width=self.width, num_heads=self.num_attention_heads, mlp_ratio=MLP_RATIO, grid=(side, side)
+        )
+
+    @property
+    def card_sizes(self) -> CardSizes:
+        """Keyword arguments for the `BackboneCard` of a DiT with this config."""
+        return CardSizes(
+            depth=self.num_layers,
+            dims=self.dims,
+            patch_size=self.patch_size,
+            latent_channels=self.in_channels,
+            num_classes=self.num_classes,
+            num_params=self.num_params,
         )
 
     @property
