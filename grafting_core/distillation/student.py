@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.capture import CapturePoint, OperatorCapture
 from grafting_core.diffusion.precision import autocast
+from grafting_core.distillation.loss import regression_loss
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.plans import DistillPlan, Loss
 from grafting_core.surgery.operate import new_operator
@@ -191,15 +191,3 @@ def _decoded(encoded: Tensor) -> TrainState:
     fields = json.loads(bytes(encoded.tolist()))
     fields["curve"] = [(int(step), float(loss)) for step, loss in fields["curve"]]
     return TrainState(**fields)
-
-
-def regression_loss(
-    kind: Loss, output_BTD: Tensor, target_BTD: Tensor, square: Tensor | None = None
-) -> Tensor:
-    """L1, L2, Huber (delta 1) or squared error over the target's mean square, `square` if given."""
-    if kind == "l1":
-        return l1_loss(output_BTD, target_BTD)
-    if kind == "huber":
-        return huber_loss(output_BTD, target_BTD, delta=1.0)
-    error = mse_loss(output_BTD, target_BTD)
-    return error if kind == "l2" else error / (target_BTD.square().mean() if square is None else square)

@@ -20,7 +20,7 @@ from service.domain.registry import registry_for
 from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spend_of, work_of
 from service.log_once import AWAY, brief
-from service.scheduler.live_attempts import LiveAttempt
+from service.scheduler.attempt_leases import LiveAttempt
 from service.scheduler.warm_workers import WarmWorkerPool
 from workers.contract import (
     Event,

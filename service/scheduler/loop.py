@@ -14,9 +14,9 @@ from service.db.tables import RunRow
 from service.domain.budgets import live_use, spent_accounts
 from service.domain.registry import refresh
 from service.log_once import AWAY, Once, brief
+from service.scheduler.attempt_leases import LiveAttempt, live_attempts, renew
 from service.scheduler.attempts import AttemptReconciler
 from service.scheduler.claims import admit, decide, note_set_aside
-from service.scheduler.live_attempts import LiveAttempt, live_attempts, renew
 from service.scheduler.warm_workers import WarmWorkerPool
 from workers.contract import attempt_of
 

@@ -1,4 +1,4 @@
-"""Live attempts as recorded in SQL, read once per round."""
+"""Attempts that have not ended, read once per round, and the renewal of their leases."""
 
 from dataclasses import dataclass
 from datetime import datetime
