@@ -9,8 +9,9 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/graft demo $(DEMO_ARGS)
 
 # Two tiers, each by two processes side by side, a file's tests in one of them; PYTEST_WORKERS=0 runs all in one.
+# One thread each, and each program that they start: threads of two programs on two cores wait for each other.
 PYTEST_WORKERS ?= 2
-PYTEST = $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed-dev browser
 	$(PYTEST) -m "not large" $(PYTEST_ARGS)
 
