@@ -12,6 +12,7 @@ from grafting_core.data.datasets import load_dataset
 from grafting_core.data.encode import encode_folder
 from grafting_core.data.encoders import Encoder, load_encoder
 from grafting_core.data.latent_folder import read_dataset
+from grafting_core.data.opening import Access
 from grafting_core.evaluation.features.image_models import read_feature_folder
 from grafting_core.evaluation.features.train import train_classifier
 from grafting_core.specs.backbone import BackboneCard, HeldOutImages, card_of
@@ -119,7 +120,17 @@ def encode(intake: Intake) -> DatasetCard:
     check_links(source, intake.allowed)
     encoder = _encoder(intake)
     try:
-        encode_folder(source, intake.content, work.encode, encoder, intake.progress, intake.progress.stopped)
+        encode_folder(
+            source,
+            intake.content,
+            work.encode,
+            encoder,
+            intake.progress,
+            intake.progress.stopped,
+            # Links are followed up to here; what is opened may have been exchanged since.
+            Access(intake.allowed.admit),
+            work.max_bytes,
+        )
     except FileNotFoundError as error:
         raise BadInput(f"{error.filename} is gone; nothing was registered") from error
     return _read_dataset(intake)

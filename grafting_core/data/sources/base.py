@@ -43,7 +43,7 @@ def fingerprint_of(files: Iterable[tuple[str, Path]]) -> str:
     hashed = hashlib.sha256()
     for name, file in files:
         try:
-            stat = file.stat()
+            stat = file.lstat()
         except OSError as error:
             raise BadFile(f"{file} changed while it was read ({error.strerror})") from error
         hashed.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
@@ -51,5 +51,12 @@ def fingerprint_of(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def check_count(where: Path, count: int) -> None:
-    if count < 2 or count > MAX_COUNT:
+    if count < 2:
+        raise BadFile(f"{where} has {count} images; 2 to {MAX_COUNT} are supported")
+    check_most(where, count)
+
+
+def check_most(where: Path, count: int) -> None:
+    """Raise BadFile for more images than are supported; called before they are listed."""
+    if count > MAX_COUNT:
         raise BadFile(f"{where} has {count} images; 2 to {MAX_COUNT} are supported")
