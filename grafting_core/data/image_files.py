@@ -1,5 +1,6 @@
 """Folders of image files: which files are read, which are skipped and why; every image as 8-bit RGB."""
 
+import os
 import sys
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ from grafting_core.data.opening import ALL_FILES, Access
 
 MAX_IMAGES = 1_000_000
 MAX_SIDE = 2_048
+MAX_FILE_BYTES = 2**28
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PLAIN = {"1", "L", "RGB", "P"}
 WITH_ALPHA = {"LA", "PA", "RGBA"}
@@ -153,9 +155,11 @@ def opened(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with content or access.open(file) as stream, Image.open(stream, formats=kinds) as picture:
-                _check_header(file, picture, max_side)
-                yield picture
+            with content or access.open(file) as stream:
+                _check_size(file, stream)
+                with Image.open(stream, formats=kinds) as picture:
+                    _check_header(file, picture, max_side)
+                    yield picture
     except UnidentifiedImageError as error:
         raise BadFile(f"{file} is not a {' or '.join(kinds)} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -164,6 +168,14 @@ def opened(
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"{file} cannot be read as an image ({error})") from error
+
+
+def _check_size(file: Path, stream: IO[bytes]) -> None:
+    """Raise BadFile for more bytes than an image has: some decoders read the whole file."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size > MAX_FILE_BYTES:
+        raise BadFile(f"{file} has {size} bytes; images of up to {MAX_FILE_BYTES} are supported")
 
 
 def _check_header(file: Path, picture: Image.Image, max_side: int) -> None:

@@ -55,7 +55,7 @@ def test_a_transformer_is_compared_with_its_weights(folder: Path, changes: dict[
     change_config(folder / "transformer", **changes)
     with pytest.raises(ValueError, match=r"the weights do not match its config\.json, which describes"):
         read_card(folder, name="mine")
-    with pytest.raises(TooLarge, match="parameters; [0-9,]+ are stored"):
+    with pytest.raises(TooLarge, match=r"parameters; [0-9,]+ are stored"):
         load_transformer(folder / "transformer")
 
 

@@ -52,7 +52,7 @@ def _nothing_registered() -> Any:
 
 
 def ticket(tmp_path: Path, source: Path, attempt: int = 1, **changes: Any) -> RunTicket:
-    work = RegistrationSpec(what="backbone", name="mine", **{"path": str(source), **changes})
+    work = RegistrationSpec(**{"what": "backbone", "name": "mine", "path": str(source), **changes})
     roots = (str(tmp_path / "models"),)
     return RunTicket(
         run_id="r1", attempt=attempt, work=work, storage=str(tmp_path / "storage"), import_roots=roots

@@ -13,7 +13,6 @@ from grafting_core.data.npz import BadFile
 
 MAX_SIDE = 16_384
 """Larger than for evaluated images, as photographs are cropped; Pillow also limits the pixels of an image."""
-MAX_FILE_BYTES = 2**28
 MAX_COUNT = 20 * MAX_IMAGES
 
 

@@ -12,12 +12,11 @@ from typing import Any, overload
 
 from PIL import Image
 
-from grafting_core.data.image_files import opened
+from grafting_core.data.image_files import MAX_FILE_BYTES, opened
 from grafting_core.data.labels import Label, numbered
 from grafting_core.data.npz import BadFile
 from grafting_core.data.opening import ALL_FILES, Access
 from grafting_core.data.sources.base import (
-    MAX_FILE_BYTES,
     MAX_SIDE,
     check_count,
     check_most,

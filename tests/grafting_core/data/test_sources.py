@@ -65,7 +65,7 @@ def test_files_exchanged_for_links_after_listing_are_not_read(
     with listed.open(0) as picture:
         assert picture.size == (24, 20)
     exchange(root, secret)
-    with pytest.raises(BadFile, match="it is a link|may not be read"), listed.open(0):
+    with pytest.raises(BadFile, match=r"it is a link|may not be read"), listed.open(0):
         pass
     if exchange is exchanged_folder:
         with pytest.raises(BadFile, match="may not be read"):
@@ -113,7 +113,7 @@ def test_rows_of_parquet_are_counted_before_they_are_listed(tmp_path: Path, monk
     assert source.names[-1 + len(source.names)] == "x.parquet row 2999999"
     assert held < 10_000_000
     monkeypatch.setattr("grafting_core.data.sources.base.MAX_COUNT", 1_000_000)
-    with pytest.raises(BadFile, match="has [13][0-9]+ images; 2 to 1000000 are supported"):
+    with pytest.raises(BadFile, match=r"has [13][0-9]+ images; 2 to 1000000 are supported"):
         open_source(file, NO_LABELS)
 
 
