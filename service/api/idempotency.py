@@ -16,7 +16,9 @@ from service.api.problems import ApiError
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
 from service.domain.memory_fit import accumulation_that_fits
+from service.domain.registration_quota import RegistrationQuota
 from service.domain.registrations import NameTaken, UnderWay
+from service.domain.revision_damage import DamagedRevision
 from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
 
@@ -130,9 +132,9 @@ def submit_once(
 
     try:
         return again_where_beaten(once)
-    except QuotaReached as error:
+    except (QuotaReached, RegistrationQuota) as error:
         raise ApiError("quota", str(error)) from error
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
-    except (NameTaken, UnderWay) as error:
+    except (NameTaken, UnderWay, DamagedRevision) as error:
         raise ApiError("conflict", str(error)) from error

@@ -212,6 +212,7 @@ def _table(found: list[RegisteredView]) -> Any:
         revision = "" if each.revision is None else str(each.revision)
         owner = escape(each.owner) + (" (private)" if each.private else "")
         summary = each.summary if each.registering is None else f"run {each.registering} registers it"
+        summary = "damaged; register it again" if each.damaged else summary
         licence = escape(each.licence or "")
         rows.add_row(escape(each.name), escape(summary), revision, size, licence, owner)
     return rows
@@ -226,9 +227,11 @@ def _show(found: RegisteredDetail) -> None:
     for name, value in found.figures.items():
         out.print(f"  {escape(name)} {value:,.6g}")
     for revision in found.revisions:
-        state = "" if revision.state == "ready" else "  removed"
+        state = "" if revision.state == "ready" else f"  {revision.state}"
         made = f"{revision.created_at:%Y-%m-%d %H:%M} UTC by run {revision.run_id}"
         size = f"{engineering(revision.size)}B"
         out.print(f"  revision {revision.revision}  {revision.digest[:12]}  {size}  {made}{state}")
+    if found.damaged:
+        out.print("  its files are damaged; register it again from its source")
     if found.registering:
         out.print(f"  run {found.registering} registers another revision")

@@ -9,13 +9,13 @@ from typing import Protocol
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import filter_repo_objects
 
 from grafting_core.specs.registration import HubSource
 from grafting_core.training.observer import StopRequested
 from workers.stages.intake import SUFFIXES, BadInput
 
-LEFT_OUT = ("*.bin", "*.msgpack", "*.h5", "*.onnx", "*.ckpt", "*.pt")
+TAKEN = tuple(suffix for suffix in SUFFIXES if suffix != ".bin")
+"""Repositories often have their safetensors as `.bin` files too."""
 
 
 class Tell(Protocol):
@@ -63,13 +63,7 @@ def download(
 
 def _listed(siblings: Sequence[RepoSibling]) -> list[RepoSibling]:
     """Files of the kinds that are registered."""
-    patterns = [f"*{suffix}" for suffix in SUFFIXES]
-    chosen = filter_repo_objects(
-        siblings,
-        allow_patterns=patterns,
-        ignore_patterns=list(LEFT_OUT),
-        key=lambda file: file.rfilename,
-    )
+    chosen = (file for file in siblings if file.rfilename.endswith(TAKEN))
     found = sorted(chosen, key=lambda file: file.rfilename)
     outside = [file.rfilename for file in found if ".." in PurePosixPath(file.rfilename).parts]
     if outside:

@@ -52,7 +52,8 @@ class TarSource:
         try:
             with self._access.open(file) as content, _opened(content) as archive:
                 while (member := archive.next()) is not None:
-                    archive.members.clear()  # tarfile keeps every header that it has read
+                    # tarfile keeps every header that it has read.
+                    archive.members.clear()  # type: ignore[attr-defined]
                     if not member.isfile():
                         continue
                     folder, _, base = member.name.rpartition("/")
@@ -90,20 +91,17 @@ class TarSource:
 
 
 def _opened(content: BinaryIO) -> tarfile.TarFile:
-    return tarfile.open(fileobj=_BoundedReads(content), mode="r:")
+    bounded = _BoundedReads(io.FileIO(content.fileno(), closefd=False))
+    return tarfile.open(fileobj=bounded, mode="r:")
 
 
-class _BoundedReads:
+class _BoundedReads(io.BufferedReader):
     """A file that refuses to read large pieces: a header of a tar may name any size."""
 
-    def __init__(self, content: BinaryIO) -> None:
-        self._content = content
-        self.seek, self.tell = content.seek, content.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._content.read(size)
+        return super().read(size)
 
 
 def _note_label(
