@@ -1,6 +1,8 @@
 """Registering reads what it was given and nothing else, and takes no more disk than its owner may use."""
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,20 @@ def test_a_file_that_grows_is_copied_to_its_listed_size(
     with pytest.raises(BadInput, match="changed while it was read"):
         intake.copy_files([listed], tmp_path / "copy", Roots([str(tmp_path)]), lambda done, total: None)
     assert written == [10]
+
+
+def test_what_killed_attempts_have_left_on_a_worker_is_deleted_after_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "local"))
+    week, staging = 7 * 86_400, tmp_path / "local" / "graftlab-staging"
+    for name, age in (("old", week + 60), ("new", week - 60), ("r1", week + 60)):
+        (staging / name / "content").mkdir(parents=True)
+        os.utime(staging / name, (time.time() - age,) * 2)
+    source = picture_folder(tmp_path / "models" / "pictures", classes=2, each=6)
+    given = ticket(tmp_path, source, **PIXELS).model_copy(update={"storage": "memory://bounds"})
+    assert run(context(given)).registered is not None
+    assert [folder.name for folder in staging.iterdir()] == ["new"]
 
 
 @pytest.fixture
