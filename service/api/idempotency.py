@@ -18,7 +18,7 @@ from service.db.tables import RunRow
 from service.domain.memory_fit import accumulation_that_fits
 from service.domain.registration_quota import RegistrationQuota
 from service.domain.registrations import NameTaken, UnderWay
-from service.domain.revision_damage import DamagedRevision
+from service.domain.revision_damage import DamagedRevision, check_intact
 from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
 
@@ -45,6 +45,11 @@ def check_startable(lab: AppContext, work: Job) -> None:
     name = work.backbone.name
     if not isinstance(work, RegistrationSpec) and card_of(work.backbone).weights is None:
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
+    try:
+        with lab.database.reading() as session:
+            check_intact(session, work)
+    except DamagedRevision as error:
+        raise ApiError("conflict", str(error)) from error
     problems = list(beyond_devices(work.resources, lab.settings.cpus, lab.settings.gpus))
     if problems:
         raise SpecError(problems)

@@ -23,10 +23,10 @@ def with_reservation(session: Session, owner: str, work: RegistrationSpec) -> Re
     left = left_of(session, owner)
     if left is None:
         return work
-    asked = left if work.max_bytes is None else work.max_bytes
-    if left <= 0 or asked > left:
+    size = left if work.max_bytes is None else work.max_bytes
+    if left <= 0 or size > left:
         raise RegistrationQuota(_refusal(session, owner, work.max_bytes, left))
-    return work.model_copy(update={"max_bytes": asked})
+    return work.model_copy(update={"max_bytes": size})
 
 
 def left_of(session: Session, owner: str) -> int | None:
@@ -43,11 +43,11 @@ def _bytes(session: Session, owner: str, states: tuple[str, ...]) -> int:
     return int(session.scalar(mine) or 0)
 
 
-def _refusal(session: Session, owner: str, asked: int | None, left: int) -> str:
+def _refusal(session: Session, owner: str, size: int | None, left: int) -> str:
     stored = _bytes(session, owner, ("ready", "damaged"))
     reserved = _bytes(session, owner, ("registering",))
-    wanted = "" if asked is None else f" of the {asked:,} asked for"
-    text = f"{owner} may register {max(0, left):,} bytes more{wanted}: {stored:,} are registered"
+    named = "" if size is None else f", not {size:,}"
+    text = f"{owner} may register {max(0, left):,} bytes more{named}: {stored:,} are registered"
     if not reserved:
         return f"{text}; remove something first"
     return (

@@ -20,7 +20,7 @@ from service.domain.budgets import budget_of, usage_of
 from service.domain.pretraining import BACKBONE_DIGEST, backbone_of
 from service.domain.registry_files import unneeded_folders
 from service.settings import Settings
-from tests.support.builders import document
+from tests.support.builders import document, study_document
 from tests.support.clients import as_user
 from tests.support.registering import InProcess, pipeline, register
 from tests.support.runs import STARTED
@@ -59,12 +59,12 @@ def _nothing_registered() -> Iterator[None]:
     register_cards(())
 
 
-def asked(source: Path, name: str = "mine", **more: Any) -> dict[str, Any]:
+def request_of(source: Path, name: str = "mine", **more: Any) -> dict[str, Any]:
     return {"name": name, "path": str(source), "dataset": "testbed/fashion-mnist", **more}
 
 
 def add(client: TestClient, lab: InProcess, source: Path, name: str = "mine") -> dict[str, Any]:
-    run = register(client, lab, **asked(source, name))
+    run = register(client, lab, **request_of(source, name))
     assert client.get(f"/api/v1/runs/{run}").json()["state"] == "SUCCEEDED"
     shown: dict[str, Any] = client.get(f"/api/v1/backbones/{name}").json()
     return shown
@@ -86,7 +86,7 @@ def limited(client: TestClient, most: int) -> TestClient:
 
 
 def post(user: TestClient, source: Path, name: str, **more: Any) -> tuple[int, dict[str, Any]]:
-    answer = user.post("/api/v1/backbones", json=asked(source, name, **more))
+    answer = user.post("/api/v1/backbones", json=request_of(source, name, **more))
     return answer.status_code, answer.json()
 
 
@@ -107,7 +107,7 @@ def test_registrations_under_way_reserve_their_owners_quota(
     assert status == 202
     status, refused = post(ann, source, "two", max_bytes=size + 51)
     assert (status, refused["code"]) == (403, "quota")
-    assert f"may register {size + 50:,} bytes more of the {size + 51:,} asked for" in refused["detail"]
+    assert f"may register {size + 50:,} bytes more, not {size + 51:,}" in refused["detail"]
     status, second = post(ann, source, "two")
     assert status == 202
     with database.reading() as session:
@@ -130,7 +130,7 @@ def test_a_retry_reserves_what_is_left_by_then(
     ann = limited(client, size + 100)
     broken = pipeline(models / "broken")
     (broken / WEIGHTS).write_bytes(b"no safetensors")
-    run = register(ann, lab, **asked(broken, "one"))
+    run = register(ann, lab, **request_of(broken, "one"))
     assert state(ann, run)[0] == "FAILED"
     add(ann, lab, source, "two")
     assert ann.post(f"/api/v1/runs/{run}/retry").json()["state"] == "QUEUED"
@@ -146,7 +146,7 @@ def test_a_retry_reserves_what_is_left_by_then(
 def test_the_same_request_again_is_no_second_reservation(client: TestClient, source: Path) -> None:
     ann = limited(client, 10 * size_of(source))
     headers = {"Idempotency-Key": "k"}
-    answers = [ann.post("/api/v1/backbones", json=asked(source), headers=headers) for _ in range(2)]
+    answers = [ann.post("/api/v1/backbones", json=request_of(source), headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 202]
     assert answers[0].json()["run_id"] == answers[1].json()["run_id"]
 
@@ -155,7 +155,7 @@ def test_leftovers_are_deleted_and_what_is_needed_is_kept(
     client: TestClient, lab: InProcess, source: Path, database: Database
 ) -> None:
     made = add(client, lab, source)
-    waiting = client.post("/api/v1/backbones", json=asked(source, "other")).json()["run_id"]
+    waiting = client.post("/api/v1/backbones", json=request_of(source, "other")).json()["run_id"]
     for name in ("unknown-run", waiting, made["revisions"][0]["run_id"]):
         lab.storage.write_bytes(f"registry/staging/{name}/content/part.bin", b"x")
     for kind in ("backbones", "datasets", "features"):
@@ -173,7 +173,7 @@ def test_nothing_is_deleted_that_a_started_registration_may_use(
     client: TestClient, lab: InProcess, source: Path, database: Database
 ) -> None:
     """A worker that was killed before it reported has published; the next attempt finds the files."""
-    client.post("/api/v1/backbones", json=asked(source))
+    client.post("/api/v1/backbones", json=request_of(source))
     lab.scheduler.round()
     published = registry_folder("backbone", "0" * 64)
     lab.storage.write_bytes(f"{published}/content/x.bin", b"x")
@@ -216,7 +216,7 @@ def test_files_that_another_registration_uses_again_outlive_their_first_name(
     client: TestClient, lab: InProcess, source: Path
 ) -> None:
     made = add(client, lab, source, "one")
-    client.post("/api/v1/backbones", json=asked(source, "two"))
+    client.post("/api/v1/backbones", json=request_of(source, "two"))
     half_way(lab)
     assert client.delete("/api/v1/backbones/one").status_code == 200
     lab.clean()
@@ -235,7 +235,7 @@ def test_a_revision_whose_files_are_gone_is_not_ready(
     client: TestClient, lab: InProcess, source: Path
 ) -> None:
     """Whoever deleted them: the attempt ends, and another one registers them again."""
-    run = client.post("/api/v1/backbones", json=asked(source)).json()["run_id"]
+    run = client.post("/api/v1/backbones", json=request_of(source)).json()["run_id"]
     half_way(lab)
     [digest] = lab.storage.names("registry/backbones")
     lab.storage.delete(f"registry/backbones/{digest}/card.json")
@@ -281,6 +281,8 @@ def test_damage_is_marked_refused_shown_and_healed(
         )
     [listed] = [each for each in client.get("/api/v1/backbones").json() if each["name"] == "mine"]
     assert listed["damaged"] is True
+    study = client.post("/api/v1/studies", json=study_document(name="search", backbone="mine", **JUDGED))
+    assert (study.status_code, study.json()["code"]) == (409, "conflict")
     assert client.post("/api/v1/experiments/plan", json=design).status_code == 200
     client.post(f"/api/v1/runs/{queued}/resume")
     lab.round()

@@ -18,7 +18,7 @@ from grafting_core.testbed.plugin import ASSETS
 from grafting_core.training.observer import StopRequested
 from tests.support.hub_server import hub_of
 from tests.support.pictures import picture_folder
-from tests.workers.test_registering import context, registered, ticket
+from tests.support.registering_stage import context, registered, ticket
 from workers.stages import intake
 from workers.stages.hub import download
 from workers.stages.intake import BadInput, Roots
