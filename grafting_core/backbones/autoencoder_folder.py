@@ -1,6 +1,7 @@
 """Autoencoder of a backbone folder: its kind, decoding cost and weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from grafting_core.backbones.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder
+from grafting_core.backbones.bounded import CONFIG_ERRORS, TooLarge, bounded, check_numbers
 from grafting_core.backbones.dit_config import DiTConfig, read_json
 from grafting_core.backbones.weight_files import CONFIG, OpenWeights, check_names, find_weights, open_weights
 
@@ -69,6 +71,7 @@ def read_kl(folder: Path) -> AutoencoderKL:
     files = find_weights(folder)
     with open_weights(folder) as weights:
         _check_finite(weights)
+    empty_kl(folder)
     try:
         model, info = AutoencoderKL.from_pretrained(
             folder,
@@ -82,7 +85,7 @@ def read_kl(folder: Path) -> AutoencoderKL:
             torch_dtype=torch.float32,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
         raise ValueError(f"{folder} holds no AutoencoderKL: {' '.join(str(error).split())[:300]}") from error
     _check_info(folder, info)
     return model.eval().requires_grad_(False)
@@ -116,6 +119,26 @@ def _check_info(folder: Path, info: dict[str, Any]) -> None:
     check_names(folder, expected, found)
 
 
+def empty_kl(folder: Path) -> AutoencoderKL:
+    """The autoencoder without weights. Raises ValueError if it is larger than the weights in the folder."""
+    config = read_json(folder / CONFIG)
+    check_numbers(folder, config)
+    with open_weights(folder) as weights:
+        shapes = weights.shapes
+    with _named_config(folder), torch.device("meta"), bounded(folder, shapes):
+        return AutoencoderKL.from_config(config).eval()
+
+
+@contextmanager
+def _named_config(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except TooLarge:
+        raise
+    except CONFIG_ERRORS as error:
+        raise ValueError(f"{folder / CONFIG}: {' '.join(str(error).split())[:300]}") from error
+
+
 def decoder_cost(folder: Path, latent_channels: int, side: int) -> tuple[int, int]:
     """FLOPs and bytes of decoding one latent [C, side, side], counted on a model without weights.
 
@@ -123,11 +146,7 @@ def decoder_cost(folder: Path, latent_channels: int, side: int) -> tuple[int, in
     for an autoencoder of another number of channels.
     """
     check_latents(folder, latent_channels)
-    try:
-        with torch.device("meta"):
-            model = AutoencoderKL.from_config(read_json(folder / CONFIG)).eval()
-    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{folder / CONFIG}: {' '.join(str(error).split())[:300]}") from error
+    model = empty_kl(folder)
     largest = [0]
 
     def measure(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -137,6 +156,12 @@ def decoder_cost(folder: Path, latent_channels: int, side: int) -> tuple[int, in
     for module in model.decoder.modules():
         module.register_forward_hook(measure)
     # Fused kernels of attention are not counted, matrix products are.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        model.decode(torch.empty(1, latent_channels, side, side, device="meta"))
+    latents = torch.empty(1, latent_channels, side, side, device="meta")
+    with (
+        _named_config(folder),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counted,
+    ):
+        model.decode(latents)
     return int(counted.get_total_flops()), largest[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grafting_core.backbones.autoencoder import KLAutoencoder
 from grafting_core.backbones.autoencoder_folder import AUTOENCODERS, autoencoder_folder, check_latents
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.bounded import check_elements
 from grafting_core.backbones.dit import silence_label_dropout
 from grafting_core.backbones.dit_config import DiTConfig, read_config
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
@@ -65,6 +66,7 @@ def load_transformer(folder: Path) -> DiTTransformer2DModel:
     """
     config = read_config(folder)
     with open_weights(folder) as weights:
+        check_elements(folder, config.num_params, weights.shapes)
         transformer = empty_transformer(config)
         check_names(folder, shapes_of(transformer), weights.shapes)
         embedders, repeated = read_embedders(weights)

@@ -16,6 +16,7 @@ TIME_FEATURES = 256
 """Sines and cosines of a timestep before the first linear layer of its embedder."""
 MLP_RATIO = 4
 MOST_TOKENS_A_SIDE = 256
+MAX_JSON_BYTES = 2**24
 
 Size = Annotated[int, Field(ge=1, le=16_384)]
 
@@ -149,8 +150,10 @@ def read_config(folder: Path) -> DiTConfig:
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError where there is none."""
     try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{file} is no JSON object: it holds a {type(document).__name__}")

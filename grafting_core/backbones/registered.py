@@ -15,6 +15,7 @@ from grafting_core.backbones.autoencoder_folder import (
     read_kl,
 )
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.bounded import check_elements
 from grafting_core.backbones.diffusers_folder import (
     empty_transformer,
     load_transformer,
@@ -64,12 +65,13 @@ class BackboneFolder:
             )
         return None
 
-    def files(self) -> dict[str, Path]:
+    def files(self, config: DiTConfig | None = None) -> dict[str, Path]:
         """What makes up the backbone: its name in a registered folder -> where it is now.
 
-        Raises ValueError where a part is missing.
+        `config` is that of the transformer where its file must not be opened here. Raises ValueError where a
+        part is missing.
         """
-        decoder = self.autoencoder(read_config(self.transformer))
+        decoder = self.autoencoder(config or read_config(self.transformer))
         parts = {"transformer": self.transformer, **({"vae": decoder} if decoder else {})}
         found = {f"{part}/{file.name}": file for part, path in parts.items() for file in files_of(path)}
         scheduler = self.folder / SCHEDULER
@@ -95,6 +97,7 @@ def read_card(
     place = BackboneFolder(folder, vae)
     before = _stamps(place)
     config = read_config(place.transformer)
+    _check_size(place.transformer, config)
     named, schedule = read_objective(folder, config, objective)
     decoder = place.autoencoder(config)
     flops, size = decoder_cost(decoder, config.in_channels, config.sample_size) if decoder else (0, 0)
@@ -145,6 +148,12 @@ def check_digests(card: BackboneCard) -> None:
     for part, found in _parts(place.transformer, decoder).items():
         if card.parts.get(part) != found:
             raise ValueError(f"{card.name}: the {part} in {card.weights} is not the one that was registered")
+
+
+def _check_size(folder: Path, config: DiTConfig) -> None:
+    """Raise ValueError for a config of many more parameters than are stored, before anything is built."""
+    with open_weights(folder) as weights:
+        check_elements(folder, config.num_params, weights.shapes)
 
 
 def _check_transformer(folder: Path, config: DiTConfig, progress: Progress) -> bool:

@@ -28,6 +28,8 @@ RECOMPUTED = frozenset({"pos_embed.pos_embed"})
 """Tensors that diffusers makes itself whatever a file holds."""
 LFS_POINTER = b"version https://git-lfs"
 NAMED = 5
+MAX_SHARED = 100
+"""Names of one tensor in a `.bin` file, as of embedders that all blocks share."""
 
 Shape = tuple[int, ...]
 
@@ -144,6 +146,7 @@ class _BinFile:
         self._state = _unpickled(file)
         if not isinstance(self._state, dict) or not all(isinstance(x, Tensor) for x in self._state.values()):
             raise ValueError(f"{file} does not hold tensors by name alone, as a file of weights does")
+        _check_extent(file, self._state)
         self.names: Collection[str] = list(self._state)
 
     def shape(self, name: str) -> Shape:
@@ -155,6 +158,18 @@ class _BinFile:
 
 
 _Source = _SafetensorsFile | _BinFile
+
+
+def _check_extent(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for tensors that repeat their elements to a size far beyond the file's."""
+    size, total = file.stat().st_size, sum(tensor.nbytes for tensor in tensors.values())
+    wide = next((name for name, tensor in tensors.items() if tensor.nbytes > size), None)
+    if wide is not None or total > MAX_SHARED * size:
+        raise ValueError(
+            f"{file} of {size:,} bytes holds tensors of {total:,} bytes"
+            + (f", {wide} alone {tensors[wide].nbytes:,}" if wide else "")
+            + "; save contiguous copies"
+        )
 
 
 def _unpickled(file: Path) -> Any:

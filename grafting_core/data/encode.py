@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,10 @@ from grafting_core.data.images import Images
 from grafting_core.data.latent_folder import read_dataset
 from grafting_core.data.latents import generator_for
 from grafting_core.data.npz import BadFile
+from grafting_core.data.opening import ALL_FILES, Access
 from grafting_core.data.progress import Progress, Stop, StopRequested, never_stop, no_progress
-from grafting_core.data.shards import write_shard, write_whole
+from grafting_core.data.shard_writer import ShardWriter
+from grafting_core.data.shards import write_whole
 from grafting_core.data.sources.base import ImageSource
 from grafting_core.data.sources.table import open_source
 from grafting_core.data.subsets import Indices, stratified
@@ -42,6 +45,9 @@ FORMAT = 1
 Part = Literal["training", "held_out"]
 PARTS: tuple[Part, ...] = ("training", "held_out")
 ENLARGED = "were smaller and enlarged"
+MAX_SHARDS = 100_000
+FILE_BYTES = 512
+"""Of a shard beside its tensors: its header, and its entry in the index."""
 
 
 class Receipt(Frozen):
@@ -73,13 +79,16 @@ def encode_folder(
     autoencoder: Path | Encoder | None,
     progress: Progress = no_progress,
     stop: Stop = never_stop,
+    access: Access = ALL_FILES,
+    max_bytes: int | None = None,
 ) -> DatasetCard:
     """Encode all images of `source`, or the rest of an interrupted encoding. None keeps the pixels.
 
-    Raises BadFile for images that cannot be read and for a source that changes meanwhile, ValueError if
-    `target` contains something else, StopRequested once all finished shards are saved.
+    Only files that `access` admits are read. Raises BadFile for images that cannot be read and for a source
+    that changes meanwhile, ValueError if `target` contains something else or if the shards would have more
+    than `max_bytes`, StopRequested once all finished shards are saved.
     """
-    encoding = Encoding.begin(source, target, settings, autoencoder)
+    encoding = Encoding.begin(source, target, settings, autoencoder, access, max_bytes)
     encoding.run(progress, stop)
     return encoding.finish()
 
@@ -96,14 +105,49 @@ class Encoding:
 
     @classmethod
     def begin(
-        cls, source: Path, target: Path, settings: EncodeSettings, autoencoder: Path | Encoder | None
+        cls,
+        source: Path,
+        target: Path,
+        settings: EncodeSettings,
+        autoencoder: Path | Encoder | None,
+        access: Access = ALL_FILES,
+        max_bytes: int | None = None,
     ) -> "Encoding":
-        """List the source and claim the target. Raises ValueError if it contains other work."""
+        """List the source and claim the target. Raises ValueError if it contains other work or needs more
+        than `max_bytes`.
+        """
         encoder = load_encoder(autoencoder) if isinstance(autoencoder, Path) else autoencoder
-        images = open_source(source, settings)
+        images = open_source(source, settings, access)
         encoding = cls(images, target, settings, encoder, images.fingerprint())
+        encoding._check_size(max_bytes)
         encoding._claim()
         return encoding
+
+    def _check_size(self, max_bytes: int | None) -> None:
+        """Raise ValueError for too many shards, or more bytes than allowed, which follow from the shapes."""
+        if len(self.source.names) > MAX_SHARDS * self.settings.shard_rows:
+            raise ValueError(
+                f"{len(self.source.names):,} images in shards of {self.settings.shard_rows} are more than "
+                f"{MAX_SHARDS:,} shards; set a larger shard_rows"
+            )
+        if max_bytes is None:
+            return
+        needed = sum(self._bytes_of(chunk) for chunk in self.chunks)
+        if needed > max_bytes:
+            raise ValueError(
+                f"the data set of {len(self.source.names):,} images would have {needed:,} bytes; "
+                f"at most {max_bytes:,} are allowed"
+            )
+
+    def _bytes_of(self, chunk: Chunk) -> int:
+        """Bytes of a chunk's files."""
+        settings, label = self.settings, 8 if self.source.classes else 0
+        pixels, kept = settings.image_size**2 * settings.channels, int(chunk.kept.sum())
+        if self.encoder is None:
+            return FILE_BYTES + len(chunk.rows) * (pixels + label)
+        values = 4 * prod(self._shape) * (2 if settings.values == "moments" else 1)
+        images = FILE_BYTES + kept * (pixels + label) if kept else 0
+        return FILE_BYTES + len(chunk.rows) * (values + label) + images
 
     def _claim(self) -> None:
         self.target.mkdir(parents=True, exist_ok=True)
@@ -190,29 +234,40 @@ class Encoding:
         return self.target / f"{chunk.name}{RECEIPT}"
 
     def _encode(self, chunk: Chunk, stop: Stop) -> None:
-        notes, values, images = Counter[str](), list[dict[str, npt.NDArray[Any]]](), list[Images]()
-        for first in range(0, len(chunk.rows), self.settings.batch_size):
-            if stop():
-                raise StopRequested
-            span = slice(first, first + self.settings.batch_size)
-            batch = np.stack([self._image(int(index), chunk.part, notes) for index in chunk.rows[span]])
-            values.append(
-                {"images": batch} if self.encoder is None else self._latents(batch, chunk.rows[span])
+        notes, kept = Counter[str](), int(chunk.kept.sum())
+        samples = ShardWriter(self.target, f"{chunk.name}.safetensors", len(chunk.rows))
+        images = ShardWriter(self.target, f"{chunk.name}-images.safetensors", kept) if kept else None
+        try:
+            for first in range(0, len(chunk.rows), self.settings.batch_size):
+                if stop():
+                    raise StopRequested
+                span = slice(first, first + self.settings.batch_size)
+                self._append(chunk, span, notes, samples, images)
+            receipt = Receipt(
+                samples=samples.finish(),
+                images=images.finish() if images else None,
+                notes=dict(sorted(notes.items())),
             )
-            if self.encoder is not None:
-                images.append(batch[chunk.kept[span]])
-        tensors = {name: np.concatenate([part[name] for part in values]) for name in values[0]}
-        samples = self._write(chunk.name, tensors, chunk.rows)
-        kept = None
-        if chunk.kept.any():
-            pixels = {"images": np.concatenate(images)}
-            kept = self._write(f"{chunk.name}-images", pixels, chunk.rows[chunk.kept])
-        receipt = Receipt(samples=samples, images=kept, notes=dict(sorted(notes.items())))
+        finally:
+            for writer in filter(None, (samples, images)):
+                writer.discard()
         write_whole(self._receipt_file(chunk), receipt.model_dump_json().encode())
 
-    def _write(self, name: str, tensors: dict[str, npt.NDArray[Any]], rows: Indices) -> ShardFile:
-        labels = {"labels": self._labels[rows]} if self.source.classes else {}
-        return write_shard(self.target, f"{name}.safetensors", {**tensors, **labels})
+    def _append(
+        self, chunk: Chunk, span: slice, notes: Counter[str], samples: ShardWriter, images: ShardWriter | None
+    ) -> None:
+        """Encode the images of one batch and write them."""
+        rows, kept = chunk.rows[span], chunk.kept[span]
+        batch = np.stack([self._image(int(index), chunk.part, notes) for index in rows])
+        values = {"images": batch} if self.encoder is None else self._latents(batch, rows)
+        samples.append(self._with_labels(values, rows))
+        if images is not None and kept.any():
+            images.append(self._with_labels({"images": batch[kept]}, rows[kept]))
+
+    def _with_labels(
+        self, tensors: dict[str, npt.NDArray[Any]], rows: Indices
+    ) -> dict[str, npt.NDArray[Any]]:
+        return {**tensors, "labels": self._labels[rows]} if self.source.classes else tensors
 
     def _image(self, index: int, part: Part, notes: Counter[str]) -> Images:
         """Cropped and resized image [side, side, C]."""
@@ -279,7 +334,7 @@ class Encoding:
             notes.update(receipt.notes)
         return DatasetIndex(
             values=settings.values if encoder else "pixels",
-            shape=self._shape(),
+            shape=self._shape,
             image_size=size,
             channels=settings.channels,
             conditions="labels" if self.source.classes else "none",
@@ -294,7 +349,9 @@ class Encoding:
             notes=dict(sorted(notes.items())),
         )
 
+    @cached_property
     def _shape(self) -> tuple[int, int, int]:
+        """Shape of one latent, or of one image with its channels first."""
         settings = self.settings
         image = np.zeros((1, settings.image_size, settings.image_size, settings.channels), np.uint8)
         if self.encoder is None:

@@ -14,9 +14,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from grafting_core.data.images import Images
 from grafting_core.data.npz import BadFile
+from grafting_core.data.opening import ALL_FILES, Access
 
 MAX_IMAGES = 1_000_000
 MAX_SIDE = 2_048
+MAX_FILE_BYTES = 2**28
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PLAIN = {"1", "L", "RGB", "P"}
 WITH_ALPHA = {"LA", "PA", "RGBA"}
@@ -80,16 +82,18 @@ class ImageFolder:
         return pixels
 
 
-def find_pictures(folder: Path) -> tuple[list[Path], Counter[str]]:
+def find_pictures(folder: Path, access: Access = ALL_FILES) -> tuple[list[Path], Counter[str]]:
     """Images in the order of their paths, and numbers of skipped files by reason."""
     found, over = list[Path](), Counter[str]()
-    for root, names, files in os.walk(folder):
-        hidden = [name for name in names if name.startswith(".")]
-        for name in hidden:
-            over["in hidden folders"] += sum(len(inner) for _, _, inner in os.walk(Path(root, name)))
-        over["links to folders"] += sum(Path(root, name).is_symlink() for name in names if name not in hidden)
-        names[:] = [name for name in names if name not in hidden]
-        for file in (Path(root, name) for name in files):
+    for root, names, files in access.walk(folder):
+        inside = root.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            over["in hidden folders"] += len(files)
+            continue
+        over["links to folders"] += sum(
+            (root / name).is_symlink() for name in names if not name.startswith(".")
+        )
+        for file in (root / name for name in files):
             why = _why_not(file)
             if why is None:
                 found.append(file)
@@ -138,7 +142,9 @@ def upright_rgb(picture: Image.Image) -> tuple[Images, list[str]]:
 
 
 @contextmanager
-def opened(file: Path, content: IO[bytes] | None = None, max_side: int = MAX_SIDE) -> Iterator[Image.Image]:
+def opened(
+    file: Path, content: IO[bytes] | None = None, max_side: int = MAX_SIDE, access: Access = ALL_FILES
+) -> Iterator[Image.Image]:
     """Open an image; its pixels are decoded only after the header is checked. Raises BadFile.
 
     `content` holds the bytes if they are not in a file of their own; `file` then only names them, and a name
@@ -149,9 +155,11 @@ def opened(file: Path, content: IO[bytes] | None = None, max_side: int = MAX_SID
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(content or file, formats=kinds) as picture:
-                _check_header(file, picture, max_side)
-                yield picture
+            with content or access.open(file) as stream:
+                _check_size(file, stream)
+                with Image.open(stream, formats=kinds) as picture:
+                    _check_header(file, picture, max_side)
+                    yield picture
     except UnidentifiedImageError as error:
         raise BadFile(f"{file} is not a {' or '.join(kinds)} image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -160,6 +168,14 @@ def opened(file: Path, content: IO[bytes] | None = None, max_side: int = MAX_SID
         if isinstance(error, BadFile):
             raise
         raise BadFile(f"{file} cannot be read as an image ({error})") from error
+
+
+def _check_size(file: Path, stream: IO[bytes]) -> None:
+    """Raise BadFile for more bytes than an image has: some decoders read the whole file."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size > MAX_FILE_BYTES:
+        raise BadFile(f"{file} has {size} bytes; images of up to {MAX_FILE_BYTES} are supported")
 
 
 def _check_header(file: Path, picture: Image.Image, max_side: int) -> None:

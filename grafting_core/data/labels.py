@@ -2,14 +2,16 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from grafting_core.data.npz import BadFile
+from grafting_core.data.opening import ALL_FILES, Access
 
 MAX_CLASSES = 100_000
-MAX_LABEL_BYTES = 2**30
+MAX_LABEL_BYTES = 2**28
 Label = str | int
 
 
@@ -51,7 +53,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + more
 
 
-def read_labels(file: Path) -> dict[str, Label]:
+def read_labels(file: Path, access: Access = ALL_FILES) -> dict[str, Label]:
     """Read labels by path of the image, relative to the file's folder.
 
     A `.csv` file has a header and two columns, file and label. A `.json` file is an object of files and
@@ -59,13 +61,15 @@ def read_labels(file: Path) -> dict[str, Label]:
     """
     if not file.is_file() or file.is_symlink():
         raise BadFile(f"there is no file of labels {file}")
-    if file.stat().st_size > MAX_LABEL_BYTES:
-        raise BadFile(f"{file} has {file.stat().st_size} bytes; up to {MAX_LABEL_BYTES} are supported")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        pairs = _from_csv(text) if file.suffix == ".csv" else _from_json(text)
-    except (ValueError, OSError, csv.Error) as error:
-        raise BadFile(f"{file} cannot be read as labels: {str(error)[:200]}") from error
+    with access.open(file) as content:
+        size = os.fstat(content.fileno()).st_size
+        if size > MAX_LABEL_BYTES:
+            raise BadFile(f"{file} has {size} bytes; up to {MAX_LABEL_BYTES} are supported")
+        try:
+            text = content.read(MAX_LABEL_BYTES).decode("utf-8-sig")
+            pairs = _from_csv(text) if file.suffix == ".csv" else _from_json(text)
+        except (ValueError, RecursionError, OSError, csv.Error) as error:
+            raise BadFile(f"{file} cannot be read as labels: {str(error)[:200]}") from error
     found = dict[str, Label]()
     for name, label in pairs:
         path = str(PurePosixPath(name))

@@ -4,22 +4,23 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from grafting_core.data.npz import BadFile
 from grafting_core.specs.encoding import DatasetIndex, ShardFile
 
 OPEN_FILES = 32
 """Number of files mapped into memory at once."""
-CHECKED_ROWS = 256
-"""Number of rows that a check reads at once."""
-TYPES = {"F32": np.float32, "U8": np.uint8, "I64": np.int64}
+CHECKED_BYTES = 2**25
+"""Bytes of rows that a check reads at once, at least one row."""
+TYPES = {"U8": np.uint8, "F32": np.float32, "I64": np.int64}
+"""From the narrowest on."""
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor -> its type and the shape of one row."""
 Rows = npt.NDArray[np.int64]
@@ -35,14 +36,6 @@ def layout_of(index: DatasetIndex, images: bool = False) -> Layout:
     }
     found: Layout = {"images": pixels} if images else by_values[index.values]
     return {**found, "labels": ("I64", ())} if index.classes else found
-
-
-def write_shard(folder: Path, file: str, tensors: dict[str, npt.NDArray[Any]]) -> ShardFile:
-    """Write a shard atomically; equal tensors give equal bytes."""
-    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-    write_whole(folder / file, content)
-    rows = len(next(iter(tensors.values())))
-    return ShardFile(file=file, rows=rows, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -123,12 +116,13 @@ def check_shard(folder: Path, shard: ShardFile, layout: Layout, classes: int) ->
     if found != shard.sha256:
         raise BadFile(f"{path} has SHA-256 {found}; the index says {shard.sha256}")
     opened = open_shard(folder, shard, layout)
-    for name, (kind, _) in layout.items():
+    for name, (kind, shape) in layout.items():
         if kind == "U8":
             continue
         stored = opened.get_slice(name)
-        for first in range(0, shard.rows, CHECKED_ROWS):
-            last = min(first + CHECKED_ROWS, shard.rows)
+        rows = max(1, CHECKED_BYTES // (np.dtype(TYPES[kind]).itemsize * prod(shape)))
+        for first in range(0, shard.rows, rows):
+            last = min(first + rows, shard.rows)
             _check_values(path, name, stored[first:last], classes)
 
 

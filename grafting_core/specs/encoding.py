@@ -13,6 +13,7 @@ Conditions = Literal["labels", "none"]
 Values = Literal["moments", "samples", "pixels"]
 Share = Annotated[int, Field(ge=0, le=10**9)] | Annotated[float, Field(ge=0, lt=1)]
 """A number of samples, or a share of them below 1."""
+MAX_BATCH_BYTES = 2**30
 
 
 class EncodeSettings(Frozen):
@@ -47,6 +48,16 @@ class EncodeSettings(Frozen):
     """Batch size of the autoencoder, which changes the low bits of the latents."""
     seed: Seed = 0
     licence: Annotated[str, Field(max_length=200)] | None = None
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> Self:
+        size = self.batch_size * self.image_size**2 * self.channels
+        if size > MAX_BATCH_BYTES:
+            raise ValueError(
+                f"a batch of {self.batch_size} images of {self.image_size} x {self.image_size} has {size:,} "
+                f"bytes; set a batch_size with at most {MAX_BATCH_BYTES:,}"
+            )
+        return self
 
 
 class ShardFile(Frozen):

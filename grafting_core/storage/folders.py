@@ -115,14 +115,19 @@ def _copied(storage: Storage, path: str, target: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_folder(storage: Storage, folder: str) -> None:
-    """Delete a published folder, the card first: from then on nothing is published there."""
-    try:
-        card = read_card(storage, folder)
-    except FileNotFoundError:
-        return
+def withdraw_folder(storage: Storage, folder: str, to: str) -> None:
+    """Move a folder to where it can be deleted at leisure; its old place is empty from then on.
+
+    Storage that is elsewhere cannot move folders; there it is deleted at once.
+    """
+    if not storage.is_local:
+        return delete_folder(storage, folder)
+    target = storage.local_path(to)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.local_path(folder).replace(target)
+
+
+def delete_folder(storage: Storage, folder: str) -> None:
+    """Delete all files of a folder, the card first: from then on nothing is published there."""
     storage.delete(f"{folder}/{CARD}")
-    for name in (*card["files"], card["file"]):
-        storage.delete(f"{folder}/{name}")
-    if storage.is_local:
-        shutil.rmtree(storage.local_path(folder), ignore_errors=True)
+    storage.delete_all(folder)

@@ -113,6 +113,11 @@ class Storage:
         if self.exists(path):
             self._filesystem.rm_file(self._full(path))
 
+    def delete_all(self, folder: str) -> None:
+        """Remove a folder with everything in it; no error if it does not exist."""
+        if self.exists(folder):
+            self._filesystem.rm(self._full(folder), recursive=True)
+
     def size(self, path: str) -> int:
         """Size of a file in bytes. Raises FileNotFoundError."""
         return int(self._filesystem.size(self._full(path)))

@@ -16,7 +16,9 @@ from service.api.problems import ApiError
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow
 from service.domain.memory_fit import accumulation_that_fits
+from service.domain.registration_quota import RegistrationQuota
 from service.domain.registrations import NameTaken, UnderWay
+from service.domain.revision_damage import DamagedRevision, check_intact
 from service.domain.submission import DEFAULT_OPTIONS, KeyReused, QueueOptions, QuotaReached, submit
 from service.schemas.runs import Forecast, SubmitAnswer
 
@@ -43,6 +45,11 @@ def check_startable(lab: AppContext, work: Job) -> None:
     name = work.backbone.name
     if not isinstance(work, RegistrationSpec) and card_of(work.backbone).weights is None:
         raise ApiError("not-runnable", f"{name} can be planned but not run: the lab has no weights of it")
+    try:
+        with lab.database.reading() as session:
+            check_intact(session, work)
+    except DamagedRevision as error:
+        raise ApiError("conflict", str(error)) from error
     problems = list(beyond_devices(work.resources, lab.settings.cpus, lab.settings.gpus))
     if problems:
         raise SpecError(problems)
@@ -130,9 +137,9 @@ def submit_once(
 
     try:
         return again_where_beaten(once)
-    except QuotaReached as error:
+    except (QuotaReached, RegistrationQuota) as error:
         raise ApiError("quota", str(error)) from error
     except KeyReused as error:
         raise ApiError("key-reused", str(error)) from error
-    except (NameTaken, UnderWay) as error:
+    except (NameTaken, UnderWay, DamagedRevision) as error:
         raise ApiError("conflict", str(error)) from error

@@ -27,6 +27,9 @@ Hub = Annotated[
 ]
 Licence = Annotated[str | None, typer.Option(help="As its publisher names it, such as MIT.")]
 Private = Annotated[bool, typer.Option("--private", help="Only you and admins can see it.")]
+MaxBytes = Annotated[
+    int | None, typer.Option(min=1, help="Reserve so many of your quota's bytes; default: all that are left.")
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")]
 Vae = Annotated[str | None, typer.Option(help="Folder of the autoencoder, or `none` for pixels.")]
 Revision = Annotated[int | None, typer.Option(min=1, help="Default: the newest; of rm, all.")]
@@ -40,6 +43,7 @@ def add_backbone(
     vae: Vae = None,
     licence: Licence = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
     from_hub: Hub = None,
     wait: Wait = False,
     url: Url = None,
@@ -47,7 +51,8 @@ def add_backbone(
 ) -> None:
     """Copy a folder as diffusers saves it into the lab, check it and derive its card."""
     document = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
-    _register("backbones", document | {"licence": licence, "private": private}, wait, url, json)
+    rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
+    _register("backbones", document | rights, wait, url, json)
 
 
 @dataset_app.command("add")
@@ -56,13 +61,14 @@ def add_dataset(
     path: Annotated[Path, typer.Argument(help="Folder on the lab's machine that was encoded elsewhere.")],
     licence: Licence = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
     """Copy an encoded data set into the lab and verify it."""
-    document = {"name": name, "path": _path(path), "licence": licence, "private": private}
-    _register("datasets", document, wait, url, json)
+    rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
+    _register("datasets", {"name": name, "path": _path(path)} | rights, wait, url, json)
 
 
 @dataset_app.command("encode")
@@ -86,6 +92,7 @@ def encode_dataset(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the split.")] = None,
     licence: Licence = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
@@ -95,7 +102,7 @@ def encode_dataset(
     settings = {"image_size": size, "labels_file": labels_file, "held_out": share, "channels": channels}
     settings |= {"seed": seed, "conditions": "none" if no_labels else None, "flip": flip or None}
     source = {"name": name, "images": _path(images), "backbone": backbone, "vae": _vae(vae)}
-    rights = {"licence": licence, "private": private}
+    rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("datasets", {**source, **rights, "encode": _given(settings)}, wait, url, json)
 
 
@@ -105,14 +112,15 @@ def add_features(
     path: Source = None,
     licence: Licence = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
     from_hub: Hub = None,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
     """Copy the folder of a transformers or timm image model into the lab and check it."""
-    document = {"name": name, "path": _path(path), "hub": from_hub, "licence": licence, "private": private}
-    _register("features", document, wait, url, json)
+    rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
+    _register("features", {"name": name, "path": _path(path), "hub": from_hub} | rights, wait, url, json)
 
 
 @features_app.command("train")
@@ -122,14 +130,16 @@ def train_features(
     steps: Annotated[int | None, typer.Option(min=1, help="Of training.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
 ) -> None:
     """Train a small classifier on a data set's own classes, to judge with."""
     settings = _given({"steps": steps, "seed": seed})
-    document = {"name": name, "dataset": dataset, "train": settings or None, "private": private}
-    _register("features", document, wait, url, json)
+    rights = {"private": private, "max_bytes": max_bytes}
+    document = {"name": name, "dataset": dataset, "train": settings or None}
+    _register("features", document | rights, wait, url, json)
 
 
 def _path(path: Path | None) -> str | None:
@@ -212,6 +222,7 @@ def _table(found: list[RegisteredView]) -> Any:
         revision = "" if each.revision is None else str(each.revision)
         owner = escape(each.owner) + (" (private)" if each.private else "")
         summary = each.summary if each.registering is None else f"run {each.registering} registers it"
+        summary = "damaged; register it again" if each.damaged else summary
         licence = escape(each.licence or "")
         rows.add_row(escape(each.name), escape(summary), revision, size, licence, owner)
     return rows
@@ -226,9 +237,11 @@ def _show(found: RegisteredDetail) -> None:
     for name, value in found.figures.items():
         out.print(f"  {escape(name)} {value:,.6g}")
     for revision in found.revisions:
-        state = "" if revision.state == "ready" else "  removed"
+        state = "" if revision.state == "ready" else f"  {revision.state}"
         made = f"{revision.created_at:%Y-%m-%d %H:%M} UTC by run {revision.run_id}"
         size = f"{engineering(revision.size)}B"
         out.print(f"  revision {revision.revision}  {revision.digest[:12]}  {size}  {made}{state}")
+    if found.damaged:
+        out.print("  its files are damaged; register it again from its source")
     if found.registering:
         out.print(f"  run {found.registering} registers another revision")

@@ -9,14 +9,16 @@ from sqlalchemy.orm import Mapped, mapped_column
 from grafting_core.specs.registration import What
 from service.db.tables import Base, now, where
 
-RegisteredState = Literal["registering", "ready", "removed", "failed", "repeated", "check"]
+RegisteredState = Literal["registering", "ready", "damaged", "removed", "failed", "repeated", "check"]
+USABLE: tuple[RegisteredState, ...] = ("ready", "damaged")
+"""States of revisions that have a number and files. Work that names a damaged one is refused."""
 
 
 class RegisteredRow(Base):
     """One registration, and once it is done the revision that came of it.
 
     `repeated`: its files were those of a revision that was there already, whose number it has. `check`: its
-    run reads a revision again.
+    run reads a revision again. `damaged`: such a run has found other files than were registered.
     """
 
     __tablename__ = "registered"
@@ -44,7 +46,7 @@ class RegisteredRow(Base):
     owner: Mapped[str] = mapped_column(String(64))
     private: Mapped[bool] = mapped_column(default=False)
     size: Mapped[int] = mapped_column(BigInteger, default=0)
-    """Bytes of its files."""
+    """Bytes of its files; while it is being registered, those that it reserves of its owner's quota."""
     licence: Mapped[str | None] = mapped_column(String(100))
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
     state: Mapped[RegisteredState] = mapped_column(String(16), default="registering")

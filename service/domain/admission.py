@@ -19,6 +19,7 @@ from service.domain.artifacts_in_progress import Making, Published
 from service.domain.budget_reservation import Budgets, expected
 from service.domain.budgets import LAB, AccountId, AccountUsage, LiveUse, budget_of, live_use, title, usage_of
 from service.domain.forecast import Foresight
+from service.domain.pretraining import backbone_of
 from service.domain.queue_order import (
     COLUMNS,
     OWNERS,
@@ -164,7 +165,7 @@ class Walk:
         if not limited:
             return None
         row = self._session.get_one(RunRow, run.id)
-        want = usage_of(row.experiment.backbone, self._want(row)[0])
+        want = usage_of(backbone_of(row.experiment), self._want(row)[0])
         return next((text for key in limited if (text := self._claim(key, want))), None)
 
     def _claim(self, key: AccountId, want: AccountUsage) -> str | None:
@@ -202,7 +203,7 @@ class Walk:
             self._shares.add(run)
             self._lines.reorder(run.owner)
             self._live.append(
-                LiveUse(run.id, run.keys, AccountUsage(), usage_of(row.experiment.backbone, verdict.want))
+                LiveUse(run.id, run.keys, AccountUsage(), usage_of(backbone_of(row.experiment), verdict.want))
             )
             self._making.started(run.id, self._lines.ids())
         elif verdict.lacks == "another run":

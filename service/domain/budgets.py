@@ -9,11 +9,11 @@ from typing import Literal
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import card_named
+from grafting_core.specs.backbone import BackboneRef
 from grafting_core.specs.budget import Budget, Usage
 from service.db.engine import insert_if_absent
 from service.db.tables import AccountRow, AttemptRow, RunRow, now
-from service.domain.pretraining import share_of_pretraining
+from service.domain.pretraining import backbone_of, card_of_revision, share_of_pretraining
 from service.domain.run_lifecycle import LIVE
 from service.log_once import Once, brief
 
@@ -55,8 +55,8 @@ class AccountUsage:
         return None
 
 
-def usage_of(backbone: str, spend: Usage) -> AccountUsage:
-    """Convert the use of a run on this backbone to that of an account."""
+def usage_of(backbone: BackboneRef, spend: Usage) -> AccountUsage:
+    """Convert the use of a run on this revision of a backbone to that of an account."""
     share = share_of_pretraining(backbone, spend.flops) or 0.0
     return AccountUsage(spend.device_seconds, spend.flops, spend.training_images, share)
 
@@ -118,7 +118,7 @@ def charge_attempt(session: Session, run: RunRow, attempt: AttemptRow, reason: s
     if attempt.ended_at is not None:
         return
     attempt.ended_at, attempt.reason = now(), reason
-    used = usage_of(run.experiment.backbone, attempt.spend)
+    used = usage_of(backbone_of(run.experiment), attempt.spend)
     open_accounts(session, keys_of(run.owner, run.tag))
     for scope, name in sorted(keys_of(run.owner, run.tag)):
         _charge(session.get_one(AccountRow, (scope, name), with_for_update=True), used)
@@ -144,7 +144,7 @@ def recent_seconds(account: AccountRow | None) -> float:
 def budget_of(run: RunRow) -> Budget:
     """Return the run's own budget as its worker meters it: extensions added, the share converted to FLOPs."""
     budget = Budget(**run.experiment.spec["budget"])
-    card = card_named(run.experiment.backbone)
+    card = card_of_revision(backbone_of(run.experiment))
     if budget.device_seconds is not None and run.extra_device_seconds:
         more = budget.device_seconds + run.extra_device_seconds
         budget = budget.model_copy(update={"device_seconds": more})
@@ -177,7 +177,7 @@ def _live(run: RunRow, attempt: AttemptRow) -> LiveUse:
         flops=run.reserved_flops,
         training_images=run.reserved_images,
     )
-    backbone = run.experiment.backbone
+    backbone = backbone_of(run.experiment)
     spent = usage_of(backbone, attempt.spend)
     return LiveUse(run.id, keys_of(run.owner, run.tag), spent, usage_of(backbone, reserved))
 

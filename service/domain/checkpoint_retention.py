@@ -6,7 +6,6 @@ is published under a content key (scions, models, evaluations).
 """
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,13 +109,6 @@ def surplus(storage: Storage, run: EndedRun, policy: Policy) -> Surplus:
         path for folder in _folders(storage, run.id) for path in _surplus_in(storage, folder, run, policy)
     )
     return Surplus(run, paths, sum(_size(storage, path) for path in paths))
-
-
-def remove_staging(storage: Storage, run_id: str) -> None:
-    """Delete what an ended registration had read and not published."""
-    folder = f"registry/staging/{run_id}"
-    if storage.is_local and storage.names(folder):
-        shutil.rmtree(storage.local_path(folder), ignore_errors=True)
 
 
 def _size(storage: Storage, path: str) -> int:

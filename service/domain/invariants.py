@@ -7,6 +7,7 @@ from itertools import groupby, pairwise
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from grafting_core.specs.backbone import BackboneRef
 from grafting_core.storage.storage import Storage
 from service.db.tables import (
     AccountRow,
@@ -18,6 +19,7 @@ from service.db.tables import (
 )
 from service.db.webhook_tables import DeliveryRow
 from service.domain.budgets import AccountId, AccountUsage, keys_of, settled, title, usage_of
+from service.domain.pretraining import BACKBONE_DIGEST
 from service.domain.run_lifecycle import LIVE, MOVES
 from service.schemas.runs import TERMINAL
 
@@ -153,14 +155,14 @@ def _charged_once(session: Session) -> Wrong:
     """Every account equals the sum of the ended attempts charged to it."""
     totals: dict[AccountId, AccountUsage] = {}
     query = (
-        select(AttemptRow, RunRow.owner, RunRow.tag, ExperimentRow.backbone)
+        select(AttemptRow, RunRow.owner, RunRow.tag, ExperimentRow.backbone, BACKBONE_DIGEST)
         .join(RunRow, RunRow.id == AttemptRow.run_id)
         .join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
         .where(AttemptRow.ended_at.is_not(None))
         .execution_options(yield_per=BATCH)
     )
-    for attempt, owner, tag, backbone in session.execute(query):
-        used = usage_of(backbone, attempt.spend)
+    for attempt, owner, tag, backbone, digest in session.execute(query):
+        used = usage_of(BackboneRef(name=backbone, digest=digest), attempt.spend)
         for key in keys_of(owner, tag):
             totals[key] = totals.get(key, AccountUsage()) + used
     for account in session.scalars(select(AccountRow)):

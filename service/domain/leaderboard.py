@@ -94,7 +94,7 @@ def _group(
     # Not stored in the entry: what a run pays changes when another run shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
     ranked_rows = [
-        _row(rank, row, spends.get(row.run_id, Usage()), teacher, owner)
+        _row(rank, row, spends.get(row.run_id, Usage()), teacher, owner, subject)
         for rank, row in enumerate(shown, start + 1)
     ]
     return LeaderboardGroup(
@@ -190,9 +190,9 @@ def _teacher(
 
 
 def _row(
-    rank: int, row: LeaderboardEntryRow, paid: Usage, teacher: Teacher, owner: str | None
+    rank: int, row: LeaderboardEntryRow, paid: Usage, teacher: Teacher, owner: str | None, subject: str
 ) -> LeaderboardRow:
-    made = cost_known(row)
+    made, backbone = cost_known(row), BackboneRef(name=row.backbone, digest=subject)
     return LeaderboardRow(
         rank=rank,
         rank_from=rank,
@@ -211,7 +211,7 @@ def _row(
         spend=paid,
         saved=without(made, paid) if made else None,
         first=_first(row, owner),
-        share_of_pretraining=share_of_pretraining(row.backbone, made.flops) if made else None,
+        share_of_pretraining=share_of_pretraining(backbone, made.flops) if made else None,
     )
 
 

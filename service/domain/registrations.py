@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import String, cast, func, select
+from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
 from grafting_core.specs.registration import TABLES, Registered, RegistrationSpec, What
-from service.db.registry_tables import RegisteredRow, RegisteredState
+from service.db.registry_tables import USABLE, RegisteredRow, RegisteredState
 from service.db.study_tables import StudyRow
-from service.db.tables import AccountRow, ExperimentRow, RunRow
+from service.db.tables import ExperimentRow, RunRow
+from service.domain.registration_quota import left_of
+from service.domain.revision_damage import mark
 from service.schemas.runs import TERMINAL, RunState
-from workers.contract import StageReport
+from workers.contract import Reason, StageReport
 
-CURRENT = ("registering", "ready", "removed")
+CURRENT = ("registering", "ready", "damaged", "removed")
 """States of rows that make a name somebody's."""
 
 
@@ -29,12 +31,8 @@ class StillNeeded(ValueError):
     """Something that has not ended works with it."""
 
 
-class RegistrationQuota(ValueError):
-    """The owner has registered as many bytes as they may."""
-
-
 def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
-    """Reserve the name for this run. Raises NameTaken, UnderWay.
+    """Reserve the name for this run, and its bytes of the owner's quota. Raises NameTaken, UnderWay.
 
     Two at once: the second raises IntegrityError, and UnderWay on a repeat.
     """
@@ -51,7 +49,9 @@ def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
     if any(row.private != work.private for row in rows):
         how = "private" if rows[0].private else "the lab's"
         raise NameTaken(f"the {kind} {work.name} is {how}, and so are its revisions; choose another name")
-    session.add(_row(run, work, "registering"))
+    row = _row(run, work, "registering")
+    row.size = work.max_bytes or 0
+    session.add(row)
     session.flush()
 
 
@@ -96,9 +96,11 @@ def _without_place(made: Registered) -> dict[str, object]:
     return made.card.model_copy(update={place: None}).model_dump(mode="json")
 
 
-def follow_run(session: Session, run: RunRow, to: RunState) -> None:
+def follow_run(session: Session, run: RunRow, to: RunState, reason: Reason | None = None) -> None:
     """Take the registration along where its run goes. Raises UnderWay where the name has another by now."""
     row = _of_run(session, run)
+    if row is not None and row.state == "check":
+        return _note_check(session, run, to, reason)
     if row is None or row.state not in ("registering", "failed"):
         return
     if to == "SUCCEEDED":
@@ -107,6 +109,27 @@ def follow_run(session: Session, run: RunRow, to: RunState) -> None:
         row.state, row.card, row.digest, row.size = "failed", None, "", 0
     elif row.state == "failed":
         _begin_again(session, row)
+        _reserve_again(session, run, row)
+
+
+def _note_check(session: Session, run: RunRow, to: RunState, reason: Reason | None) -> None:
+    """Mark the revision that was read as damaged or intact; of other ends nothing follows."""
+    spec = run.experiment.spec
+    if to == "SUCCEEDED":
+        mark(session, spec["what"], spec["subject"], "ready")
+    elif to == "FAILED" and reason == "bad_input":
+        mark(session, spec["what"], spec["subject"], "damaged")
+
+
+def _reserve_again(session: Session, run: RunRow, row: RegisteredRow) -> None:
+    """Reserve what is left by now, up to what the run had before. Raises UnderWay where nothing is left."""
+    left, spec = left_of(session, row.owner), run.experiment.spec
+    if left is None:
+        return
+    if left <= 0:
+        raise UnderWay(f"{row.owner} may register no more bytes; remove something first")
+    row.size = left if spec.get("max_bytes") is None else min(left, spec["max_bytes"])
+    run.experiment.spec = {**spec, "max_bytes": row.size}
 
 
 def _begin_again(session: Session, row: RegisteredRow) -> None:
@@ -121,7 +144,8 @@ def _begin_again(session: Session, row: RegisteredRow) -> None:
 
 def _settle(session: Session, row: RegisteredRow) -> None:
     """Make it a revision: the next one, or, where the files are the same, the one that is there already."""
-    earlier = _named(session, row.what, row.name, ("ready", "removed"))
+    mark(session, row.what, row.digest, "ready")
+    earlier = _named(session, row.what, row.name, (*USABLE, "removed"))
     same = next((each for each in earlier if each.digest == row.digest), None)
     if same is None:
         row.revision = 1 + max((each.revision or 0 for each in earlier), default=0)
@@ -133,30 +157,11 @@ def _settle(session: Session, row: RegisteredRow) -> None:
 
 def find_revisions(session: Session, what: What, name: str) -> list[RegisteredRow]:
     """Return the usable revisions of a name, oldest first, private ones included."""
-    return _named(session, what, name, ("ready",))
+    return _named(session, what, name, USABLE)
 
 
-def may_still_register(session: Session, owner: str) -> int | None:
-    """Bytes that are left of the owner's quota; None without one. Raises RegistrationQuota for none."""
-    account = session.get(AccountRow, ("user", owner))
-    if account is None or account.max_registered_bytes is None:
-        return None
-    left = account.max_registered_bytes - registered_bytes(session, owner)
-    if left <= 0:
-        most = account.max_registered_bytes
-        raise RegistrationQuota(f"{owner} may register {most:,} bytes, and has; remove something first")
-    return left
-
-
-def registered_bytes(session: Session, owner: str) -> int:
-    """Of everything that an owner has registered and not removed."""
-    query = select(func.sum(RegisteredRow.size))
-    mine = query.where(RegisteredRow.owner == owner, RegisteredRow.state == "ready")
-    return int(session.scalar(mine) or 0)
-
-
-def remove(session: Session, rows: Sequence[RegisteredRow]) -> list[str]:
-    """Take revisions out of the tables; digests whose files nothing uses any more.
+def remove(session: Session, rows: Sequence[RegisteredRow]) -> None:
+    """Take revisions out of the tables; the scheduler deletes files that no revision has any more.
 
     Raises StillNeeded. What past runs have found with them stays.
     """
@@ -166,34 +171,33 @@ def remove(session: Session, rows: Sequence[RegisteredRow]) -> list[str]:
             raise StillNeeded(f"{row.name} is needed by {needed}")
     for row in rows:
         row.state, row.size = "removed", 0
-    session.flush()
-    used = select(RegisteredRow.digest).where(
-        RegisteredRow.what == rows[0].what, RegisteredRow.state.in_(("ready", "registering"))
-    )
-    kept = set(session.scalars(used))
-    return [row.digest for row in rows if row.digest not in kept]
 
 
 def _needed_by(session: Session, row: RegisteredRow) -> str | None:
-    """What has not ended and names this revision, in words."""
-    names = cast(ExperimentRow.spec, String).contains(row.digest)
+    """What needs this revision, in words."""
+    return work_that_names(session, row.digest) or _card_that_names(session, row)
+
+
+def work_that_names(session: Session, digest: str) -> str | None:
+    """The run or study that has not ended and names this digest, in words."""
+    names = cast(ExperimentRow.spec, String).contains(digest)
     runs = select(RunRow.id).join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
     run = session.scalar(runs.where(RunRow.state.not_in(TERMINAL), names).order_by(RunRow.id).limit(1))
     if run:
         return f"run {run}, which has not ended"
-    names = cast(StudyRow.spec, String).contains(row.digest)
+    names = cast(StudyRow.spec, String).contains(digest)
     study = session.scalar(
         select(StudyRow.id).where(StudyRow.state.in_(("RUNNING", "PAUSED")), names).limit(1)
     )
     if study:
         return f"study {study}, which has not ended"
-    return _card_that_names(session, row)
+    return None
 
 
 def _card_that_names(session: Session, row: RegisteredRow) -> str | None:
     if row.what != "dataset":
         return None
-    ready = select(RegisteredRow).where(RegisteredRow.state == "ready", RegisteredRow.what != "dataset")
+    ready = select(RegisteredRow).where(RegisteredRow.state.in_(USABLE), RegisteredRow.what != "dataset")
     newest = find_revisions(session, "dataset", row.name)[-1:] == [row]
     for other in session.scalars(ready):
         named = (other.card or {}).get("dataset")

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,29 +10,26 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneCard, register_cards
-from grafting_core.specs.datasets import DatasetCard, DatasetRef, register_datasets
-from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.datasets import DatasetCard, register_datasets
 from grafting_core.specs.features import FeatureCard, register_features
-from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Job
-from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
 from grafting_core.specs.plugins import hide
 from grafting_core.specs.registration import (
     CONTENT,
     TABLES,
-    RegistrationSpec,
     Registry,
     What,
     registry_folder,
 )
-from grafting_core.specs.screening import ScreeningSpec
 from service.db.engine import Database
-from service.db.registry_tables import RegisteredRow
+from service.db.registry_tables import USABLE, RegisteredRow
 from service.domain.api_keys import Principal
+from service.domain.named_revisions import revisions_named_by
+from service.domain.revision_damage import check_intact
 from service.domain.visibility import hide_runs
 
 C = TypeVar("C", BackboneCard, DatasetCard, FeatureCard)
-NAMING = ("registering", "ready", "removed")
+NAMING = ("registering", "ready", "damaged", "removed")
 """States of rows to which their name belongs."""
 CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
     "backbone": BackboneCard,
@@ -95,10 +92,10 @@ def load_registered(database_url: str) -> None:
 
 
 def _fill(rows: Sequence[RegisteredRow]) -> None:
-    ready = [row for row in rows if row.state == "ready"]
+    ready = [row for row in rows if row.state in USABLE]
     removed = [row for row in rows if row.state == "removed"]
     former = list(_cards(removed, BackboneCard))
-    kept = [row for row in rows if row.state in ("ready", "removed")]
+    kept = [row for row in rows if row.state in (*USABLE, "removed")]
     register_cards(_cards(kept, BackboneCard), removed=former)
     register_datasets(_cards(ready, DatasetCard))
     register_features(_cards(ready, FeatureCard))
@@ -113,7 +110,7 @@ def _cards(rows: Sequence[RegisteredRow], model: type[C]) -> Iterator[C]:
 def _stored(row: RegisteredRow, model: type[C]) -> C:
     """The card of a revision, with where its files are in the lab's storage; removed ones have none."""
     card = model.model_validate_json(json.dumps(row.card))
-    place = f"{registry_folder(row.what, row.digest)}/{CONTENT}" if row.state == "ready" else None
+    place = f"{registry_folder(row.what, row.digest)}/{CONTENT}" if row.state in USABLE else None
     return card.model_copy(update={"weights" if isinstance(card, BackboneCard) else "folder": place})
 
 
@@ -127,46 +124,22 @@ def show_to(principal: Principal) -> None:
 
 
 def registry_for(session: Session, work: Job) -> Registry:
-    """The cards that a worker needs for this work. Raises ValueError where one of them is gone."""
-    backbones = {work.backbone.digest, _encoder(work)} - {""}
-    found = _rows(session, "backbone", backbones)
-    cards = list(_cards(found, BackboneCard))
-    named = {ref.digest for ref in _datasets(work)}
-    datasets = list(_cards(_rows(session, "dataset", named), DatasetCard))
-    missing = named - {card.digest for card in datasets}
+    """The cards that a worker needs for this work. Raises ValueError where one of them is gone or damaged."""
+    check_intact(session, work)
+    named = revisions_named_by(work)
+    cards = list(_cards(_rows(session, "backbone", named["backbone"]), BackboneCard))
+    datasets = list(_cards(_rows(session, "dataset", named["dataset"]), DatasetCard))
+    missing = named["dataset"].keys() - {card.digest for card in datasets}
     if missing:
         raise ValueError(f"the data set with the digest {min(missing)[:12]} is not registered any more")
-    networks = {protocol.feature_digest or "" for protocol in _protocols(work)} - {""}
-    features = list(_cards(_rows(session, "features", networks), FeatureCard))
+    features = list(_cards(_rows(session, "features", named["features"]), FeatureCard))
     return Registry(backbones=tuple(cards), datasets=tuple(datasets), features=tuple(features))
 
 
-def _rows(session: Session, what: str, digests: set[str]) -> list[RegisteredRow]:
+def _rows(session: Session, what: str, digests: Collection[str]) -> list[RegisteredRow]:
     if not digests:
         return []
     query = select(RegisteredRow).where(
         RegisteredRow.what == what, RegisteredRow.digest.in_(digests), RegisteredRow.state == "ready"
     )
     return list(session.scalars(query.order_by(RegisteredRow.revision, RegisteredRow.id)))
-
-
-def _encoder(work: Job) -> str:
-    return work.encoder.digest if isinstance(work, RegistrationSpec) and work.encoder else ""
-
-
-def _plans(work: Job) -> list[DistillPlan | FinetunePlan | EvaluationProtocol]:
-    if isinstance(work, ExperimentSpec):
-        return [work.distill, work.finetune, work.evaluate]
-    if isinstance(work, ScreeningSpec):
-        return [work.distill, work.evaluate]
-    return [work.plan] if isinstance(work, FillSpec) else []
-
-
-def _protocols(work: Job) -> list[EvaluationProtocol]:
-    return [plan for plan in _plans(work) if isinstance(plan, EvaluationProtocol)]
-
-
-def _datasets(work: Job) -> list[DatasetRef]:
-    refs = [plan.dataset for plan in _plans(work) if plan.dataset is not None]
-    own = work.dataset if isinstance(work, RegistrationSpec) else None
-    return [*refs, *([own] if own else [])]

@@ -11,7 +11,8 @@ from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.features import FeatureCard
 from grafting_core.specs.plugins import Entry, hidden
 from grafting_core.specs.registration import TABLES, What
-from service.db.registry_tables import RegisteredRow
+from service.db.registry_tables import USABLE, RegisteredRow
+from service.domain.registry import NAMING
 from service.schemas.registry import RegisteredDetail, RegisteredView, RevisionView
 
 Card = BackboneCard | DatasetCard | FeatureCard
@@ -42,7 +43,7 @@ def _rows(session: Session, what: What, *conditions: ColumnElement[bool]) -> lis
     """Rows of every name that the caller may see and that has a revision or is being registered."""
     unseen = {name for table, name in hidden() if table == TABLES[what].what}
     query = select(RegisteredRow).where(
-        RegisteredRow.what == what, RegisteredRow.state.in_(("registering", "ready", "removed")), *conditions
+        RegisteredRow.what == what, RegisteredRow.state.in_(NAMING), *conditions
     )
     rows = session.scalars(query.order_by(RegisteredRow.name, RegisteredRow.revision, RegisteredRow.id)).all()
     alive = {row.name for row in rows if row.state != "removed"} - unseen
@@ -50,7 +51,7 @@ def _rows(session: Session, what: What, *conditions: ColumnElement[bool]) -> lis
 
 
 def _view(what: What, name: str, rows: Sequence[RegisteredRow]) -> RegisteredView:
-    ready = [row for row in rows if row.state == "ready"]
+    ready = [row for row in rows if row.state in USABLE]
     under_way = [row.run_id for row in rows if row.state == "registering"]
     card = _card(TABLES[what].get(name))
     shown: dict[str, Any] = {"what": what, "name": name, "registering": under_way[0] if under_way else None}
@@ -66,6 +67,7 @@ def _view(what: What, name: str, rows: Sequence[RegisteredRow]) -> RegisteredVie
         **shown,
         **own,
         revision=newest.revision,
+        damaged=newest.state == "damaged",
         size=newest.size,
         licence=newest.licence,
         created_at=newest.created_at,
@@ -74,7 +76,7 @@ def _view(what: What, name: str, rows: Sequence[RegisteredRow]) -> RegisteredVie
 
 def _revisions(rows: Sequence[RegisteredRow]) -> Iterator[RevisionView]:
     for row in rows:
-        if row.revision is not None and (row.state == "ready" or row.state == "removed"):
+        if row.revision is not None and row.state in ("ready", "damaged", "removed"):
             yield RevisionView(
                 revision=row.revision,
                 digest=row.digest,

@@ -79,7 +79,7 @@ def transition(
     if to not in MOVES[current]:
         raise IllegalMove(f"a run that is {current} cannot become {to}")
     try:
-        follow_run(session, run, to)
+        follow_run(session, run, to, reason)
     except UnderWay as error:
         raise IllegalMove(str(error)) from error
     failpoint(move_point(current, to))

@@ -13,7 +13,7 @@ from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import WORK, Job, as_graft
 from service.db.tables import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.artifact_dependencies import transfers
-from service.domain.pretraining import share_of_pretraining
+from service.domain.pretraining import backbone_of, share_of_pretraining
 from service.domain.tracking_endpoints import link
 from service.domain.visibility import (
     event_to,
@@ -197,7 +197,7 @@ def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
         accumulation_steps=row.accumulation_steps,
         progress=_progress(row),
         spend=spend,
-        share_of_pretraining=share_of_pretraining(row.experiment.backbone, spend.flops),
+        share_of_pretraining=share_of_pretraining(backbone_of(row.experiment), spend.flops),
         forecast=row.forecast,
         metrics={
             name: value

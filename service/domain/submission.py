@@ -16,7 +16,9 @@ from grafting_core.storage.failpoints import failpoint
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.artifact_dependencies import record_needs
 from service.domain.budgets import AccountId, keys_of, open_accounts
+from service.domain.registration_quota import with_reservation
 from service.domain.registrations import begin
+from service.domain.revision_damage import check_intact
 from service.domain.run_lifecycle import enter, new_run_id
 from service.schemas.runs import Forecast
 
@@ -52,8 +54,8 @@ def submit(
 ) -> RunRow:
     """Return the run of this submission; the same owner and key get the same run.
 
-    Raises KeyReused and QuotaReached. Of two concurrent calls with one key the second raises
-    IntegrityError on PostgreSQL, and returns the run when repeated.
+    Raises KeyReused, QuotaReached, RegistrationQuota and DamagedRevision. Of two concurrent calls with one
+    key the second raises IntegrityError on PostgreSQL, and returns the run when repeated.
     """
     stored = None if idempotency_key is None else _stored_key(owner, idempotency_key)
     if stored is not None:
@@ -62,7 +64,10 @@ def submit(
             if earlier.experiment.request_digest != request_digest:
                 raise KeyReused(f"key {idempotency_key!r} was used for another submission (run {earlier.id})")
             return earlier
+    check_intact(session, work)
     _check_quota(session, owner, open_accounts(session, keys_of(owner, placing.tag)))
+    if isinstance(work, RegistrationSpec):
+        work = with_reservation(session, owner, work)
     experiment = ExperimentRow(
         kind=work.kind,
         tag=placing.tag,

@@ -13,6 +13,7 @@ from service.logging import setup_logging
 from service.scheduler.checkpoint_cleanup import clean_up_checkpoints
 from service.scheduler.loop import Scheduler
 from service.scheduler.ray_jobs import RayJobs
+from service.scheduler.registry_cleanup import clean_up_registry
 from service.scheduler.wakeup import ChangeNotifier
 from service.startup import settings_of_part
 from service.webhooks.delivery import LAST_SECONDS, send_webhooks
@@ -33,6 +34,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     clean_up_checkpoints(control, ended)
+    clean_up_registry(control, ended)
     webhooks = send_webhooks(settings, database, ended) if settings.webhook_hosts else None
     news = ChangeNotifier(database)
     while not news.await_news(ended, settings.round_seconds):

@@ -17,6 +17,8 @@ from service.domain.attempt_events import apply_event, end_attempt
 from service.domain.budgets import budget_of
 from service.domain.queue_order import room
 from service.domain.registry import registry_for
+from service.domain.registry_files import MissingFiles, check_published
+from service.domain.revision_damage import DamagedRevision
 from service.domain.run_lifecycle import LIVE
 from service.domain.run_queries import spend_of, work_of
 from service.log_once import AWAY, brief
@@ -83,7 +85,10 @@ class AttemptReconciler:
         if attempt.wrong is not None:
             return self.end(attempt, "internal_error", attempt.wrong)
         if not attempt.submitted:
-            attempt = replace(attempt, job=self._submit(*attempt.key))
+            try:
+                attempt = replace(attempt, job=self._submit(*attempt.key))
+            except DamagedRevision as error:
+                return self.end(attempt, "bad_input", str(error))
         if not self._take_events(attempt):
             return
         watch = self._look(attempt)
@@ -169,6 +174,9 @@ class AttemptReconciler:
                 state = self._take(attempt, seq)
             except (LostLeadership, OSError, *AWAY):
                 raise
+            except MissingFiles as error:
+                self.end(attempt, "invalid_checkpoint", str(error))
+                return False
             except Exception as error:  # noqa: BLE001 - an error caused by an event ends only its attempt
                 self.end(attempt, "internal_error", f"event {seq} cannot be applied: {brief(error)}")
                 return False
@@ -184,6 +192,7 @@ class AttemptReconciler:
         """
         event = _read_event(self._control.storage, attempt, seq)
         with self._control.leading() as session:
+            check_published(self._control.storage, event)
             if not apply_event(session, self._control.settings, event):
                 return None
             state = session.get_one(RunRow, attempt.run_id).state

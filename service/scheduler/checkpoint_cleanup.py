@@ -11,7 +11,6 @@ from service.domain.checkpoint_retention import (
     Policy,
     note_pruned,
     prune,
-    remove_staging,
     runs_to_prune,
     surplus,
 )
@@ -48,7 +47,6 @@ class CheckpointCleaner:
     def _is_clean(self, run: EndedRun) -> bool:
         """Delete surplus checkpoints of one run; True if there were none."""
         try:
-            remove_staging(self._storage, run.id)
             files = surplus(self._storage, run, self._policy)
             if not files.paths:
                 return True

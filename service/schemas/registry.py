@@ -8,13 +8,13 @@ from service.schemas.runs import BackboneView, View
 
 
 class RevisionView(View):
-    """One revision of a name; a removed one is listed but cannot be used."""
+    """One revision of a name; one that is removed or damaged is listed but cannot be used."""
 
     revision: int
     digest: str
     size: int
     licence: str | None = None
-    state: Literal["ready", "removed"]
+    state: Literal["ready", "damaged", "removed"]
     run_id: str
     created_at: datetime
 
@@ -33,6 +33,8 @@ class RegisteredView(View):
     owner: str = ""
     private: bool = False
     revision: int | None = None
+    damaged: bool = False
+    """Whether a check has found other files than were registered; registering it again heals it."""
     size: int = 0
     licence: str | None = None
     registering: str | None = None
@@ -56,11 +58,14 @@ class Removed(View):
     bytes: int
 
 
+OWN = {"name", "digest", "owner", "private", "revision", "damaged", "size", "licence"}
+
+
 def view_of(backbone: BackboneView) -> RegisteredView:
     """A line of the list of backbones as all kinds have it."""
     sizes = f"{backbone.depth} blocks of {backbone.width}, {backbone.num_tokens} tokens"
     runnable = "" if backbone.runnable else ", plan only"
-    own = backbone.model_dump(include={"name", "digest", "owner", "private", "revision", "size", "licence"})
+    own = backbone.model_dump(include=OWN)
     return RegisteredView(
         what="backbone",
         summary=f"{sizes}{runnable}",

@@ -173,6 +173,8 @@ class BackboneView(View):
     """Who registered it; empty where it comes with a package."""
     private: bool = False
     revision: int | None = None
+    damaged: bool = False
+    """Whether a check has found other files than were registered; registering it again heals it."""
     size: int = 0
     """Bytes of what was registered."""
     licence: str | None = None

@@ -114,6 +114,7 @@ def test_a_run_keeps_the_sizes_of_the_revision_that_it_names(
     removed = client.delete("/api/v1/backbones/mine").json()
     assert (removed["revisions"], removed["bytes"]) == ([1], first["size"])
     assert client.get("/api/v1/backbones/mine").status_code == 404
+    lab.clean()
     assert not lab.storage.names("registry/backbones")
     assert client.get(f"/runs/{run}").status_code == 200
     assert card_of(BackboneRef(name="mine", digest=first["digest"])).depth == 8

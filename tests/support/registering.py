@@ -11,6 +11,7 @@ from grafting_core.storage.storage import Storage
 from grafting_core.testbed.plugin import ASSETS
 from service.db.engine import Database
 from service.scheduler.loop import Scheduler
+from service.scheduler.registry_cleanup import RegistryCleaner
 from service.settings import Settings
 from tests.support.control import new_scheduler
 from tests.support.fakes import FakeCluster
@@ -47,6 +48,10 @@ class InProcess:
             assert attempt is not None
             self._carry_out(self.storage.read_model(ticket_path(*attempt), RunTicket))
         self.scheduler.round()
+
+    def clean(self) -> None:
+        """Delete files of the registry that nothing needs."""
+        RegistryCleaner(self.scheduler.control).round()
 
     def _carry_out(self, ticket: RunTicket) -> None:
         events = EventLog(self.storage, ticket)

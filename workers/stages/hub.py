@@ -1,16 +1,21 @@
 """Download of one revision of a repository of the Hugging Face hub, because somebody ordered it by name."""
 
 import os
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import RepoSibling
 
 from grafting_core.specs.registration import HubSource
+from grafting_core.training.observer import StopRequested
 from workers.stages.intake import SUFFIXES, BadInput
 
-LEFT_OUT = ("*.bin", "*.msgpack", "*.h5", "*.onnx", "*.ckpt", "*.pt")
+TAKEN = tuple(suffix for suffix in SUFFIXES if suffix != ".bin")
+"""Repositories often have their safetensors as `.bin` files too."""
 
 
 class Tell(Protocol):
@@ -19,23 +24,65 @@ class Tell(Protocol):
     def __call__(self, done: int, total: int, what: str) -> None: ...
 
 
-def download(source: HubSource, to: Path, tell: Tell) -> Path:
-    """The files of this revision; those that an earlier attempt has are kept. Raises BadInput.
+def download(
+    source: HubSource,
+    to: Path,
+    tell: Tell,
+    max_bytes: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Download the files of this revision; those that an earlier attempt has are kept.
 
-    The worker needs the network for it; nothing else here uses it.
+    Raises BadInput, before anything is written if the files have more than `max_bytes`, and StopRequested
+    between two files. The worker needs the network for it; nothing else here uses it.
     """
-    tell(0, 1, "downloaded")
-    try:
-        snapshot_download(
-            source.repository,
-            revision=source.revision,
-            local_dir=to,
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-            ignore_patterns=list(LEFT_OUT),
-            token=os.environ.get("HF_TOKEN") or False,
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN") or False)
+    with _named_errors(source):
+        info = api.model_info(source.repository, revision=source.revision, files_metadata=True)
+    files = _listed(info.siblings or [])
+    total, done = sum(file.size or 0 for file in files), 0
+    _check_size(source, total, max_bytes)
+    for file in files:
+        if stopped():
+            raise StopRequested
+        tell(done, total, "downloaded")
+        with _named_errors(source):
+            path = hf_hub_download(
+                source.repository,
+                file.rfilename,
+                revision=info.sha,
+                local_dir=to,
+                token=api.token,
+                endpoint=api.endpoint,
+            )
+        done += Path(path).stat().st_size
+        _check_size(source, done, max_bytes)
+    tell(total, total, "downloaded")
+    return to
+
+
+def _listed(siblings: Sequence[RepoSibling]) -> list[RepoSibling]:
+    """Files of the kinds that are registered."""
+    chosen = (file for file in siblings if file.rfilename.endswith(TAKEN))
+    found = sorted(chosen, key=lambda file: file.rfilename)
+    outside = [file.rfilename for file in found if ".." in PurePosixPath(file.rfilename).parts]
+    if outside:
+        raise BadInput(f"the repository has a file named {outside[0]!r}")
+    return found
+
+
+def _check_size(source: HubSource, size: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise BadInput(
+            f"{source.repository}@{source.revision} has {size:,} bytes; its owner may register "
+            f"{max_bytes:,} more"
         )
+
+
+@contextmanager
+def _named_errors(source: HubSource) -> Iterator[None]:
+    try:
+        yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"{source.repository}@{source.revision} cannot be downloaded: {reason}") from error
-    tell(1, 1, "downloaded")
-    return to

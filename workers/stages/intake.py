@@ -1,11 +1,11 @@
 """Files of a folder that somebody else may change, copied so that a copy is whole and of one moment."""
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".npz", ".csv", ".model")
 """Of files that are taken along; others, such as checkpoints of trainers, stay where they are."""
@@ -149,10 +149,14 @@ def _is_copied(file: SourceFile, target: Path) -> bool:
 
 def _copy(file: SourceFile, target: Path, roots: Roots | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if roots is None:  # the lab's own download, which takes its place on the disk once
+        target.unlink(missing_ok=True)
+        os.link(file.path, target)
+        return
     beside = target.with_name(f".{target.name}.part")
     try:
         with open(_opened(file, roots), "rb") as source, beside.open("wb") as copy:
-            shutil.copyfileobj(source, copy, COPY_BYTES)
+            _copy_bytes(source, copy, file.size)
             copy.flush()
             os.fsync(copy.fileno())
             _check_unchanged(file, source.fileno())
@@ -160,6 +164,16 @@ def _copy(file: SourceFile, target: Path, roots: Roots | None) -> None:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:
+    """Copy so many bytes and no more, also of a file that grows meanwhile."""
+    while size > 0:
+        piece = source.read(min(size, COPY_BYTES))
+        if not piece:
+            return
+        copy.write(piece)
+        size -= len(piece)
 
 
 def _opened(file: SourceFile, roots: Roots | None) -> int:

@@ -4,8 +4,10 @@ Everything is checked on the lab's copy, under `registry/staging/<run>`, which a
 It takes its place in the registry, and its card with it, only once all of it is there and right.
 """
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from workers.stages.registering import Card, Intake, add_backbone, add_dataset, 
 
 STAGING = "registry/staging"
 MEBI = 2**20
+ABANDONED_SECONDS = 7 * 86_400.0
 
 
 def run(context: Context) -> StageReport:
@@ -72,8 +75,17 @@ def _staging(context: Context) -> Path:
         staging = context.storage.local_path(f"{STAGING}/{run_id}")
     else:
         staging = Path(tempfile.gettempdir()) / "graftlab-staging" / run_id
+        _remove_abandoned(staging.parent)
     staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.utime(staging)
     return staging
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what attempts on this machine have left that were killed, and were never gone on with here."""
+    for staging in folder.iterdir() if folder.is_dir() else ():
+        if time.time() - staging.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sentence(error: ValueError, staging: Path) -> str:

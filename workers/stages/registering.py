@@ -7,11 +7,15 @@ from typing import Protocol
 
 import torch
 
+from grafting_core.backbones.diffusers_folder import TRANSFORMER, transformer_folder
+from grafting_core.backbones.dit_config import MAX_JSON_BYTES, DiTConfig, read_config
 from grafting_core.backbones.registered import BackboneFolder, read_card
+from grafting_core.backbones.weight_files import CONFIG
 from grafting_core.data.datasets import load_dataset
 from grafting_core.data.encode import encode_folder
 from grafting_core.data.encoders import Encoder, load_encoder
 from grafting_core.data.latent_folder import read_dataset
+from grafting_core.data.opening import Access
 from grafting_core.evaluation.features.image_models import read_feature_folder
 from grafting_core.evaluation.features.train import train_classifier
 from grafting_core.specs.backbone import BackboneCard, HeldOutImages, card_of
@@ -93,8 +97,18 @@ def _files_of_backbone(intake: Intake) -> list[SourceFile]:
     elsewhere = work.vae if work.vae not in (None, NO_AUTOENCODER) else None
     if elsewhere is not None:
         list_files(Path(elsewhere), intake.allowed)
-    parts = BackboneFolder(source, Path(elsewhere) if elsewhere else work.vae).files()
+    config = _config_of(intake, source, roots)
+    parts = BackboneFolder(source, Path(elsewhere) if elsewhere else work.vae).files(config)
     return [source_file(path, name, roots) for name, path in sorted(parts.items())]
+
+
+def _config_of(intake: Intake, source: Path, roots: Roots | None) -> DiTConfig:
+    """The transformer's config, read from a copy: its text, which errors quote, may have been exchanged."""
+    file = source_file(transformer_folder(source) / CONFIG, f"{TRANSFORMER}/{CONFIG}", roots)
+    if file.size > MAX_JSON_BYTES:
+        raise BadInput(f"{file.path} has {file.size:,} bytes; a config has up to {MAX_JSON_BYTES:,}")
+    copy_files([file], intake.content, roots, lambda done, total: None)
+    return read_config(intake.content / TRANSFORMER)
 
 
 def add_dataset(intake: Intake) -> DatasetCard:
@@ -119,7 +133,17 @@ def encode(intake: Intake) -> DatasetCard:
     check_links(source, intake.allowed)
     encoder = _encoder(intake)
     try:
-        encode_folder(source, intake.content, work.encode, encoder, intake.progress, intake.progress.stopped)
+        encode_folder(
+            source,
+            intake.content,
+            work.encode,
+            encoder,
+            intake.progress,
+            intake.progress.stopped,
+            # Links are followed up to here; what is opened may have been exchanged since.
+            Access(intake.allowed.admit),
+            work.max_bytes,
+        )
     except FileNotFoundError as error:
         raise BadInput(f"{error.filename} is gone; nothing was registered") from error
     return _read_dataset(intake)
@@ -135,8 +159,9 @@ def _encoder(intake: Intake) -> Encoder | None:
         folder = None
     else:
         folder = intake.staging / "vae"
-        files = list_files(Path(str(work.vae)), intake.allowed)
-        _copy(intake, [file for file in files if "/" not in file.name], folder)
+        files = [file for file in list_files(Path(str(work.vae)), intake.allowed) if "/" not in file.name]
+        _check_size(intake, files)
+        _copy(intake, files, folder)
     if folder is None:
         return None
     return load_encoder(folder, intake.device)
@@ -171,7 +196,8 @@ def _source(intake: Intake) -> tuple[Path, Roots | None]:
     """The folder to read from, and under which roots its files have to be (None: it is our own download)."""
     work = intake.work
     if work.hub is not None:
-        return download(work.hub, intake.staging / "hub", intake.progress), None
+        to, progress = intake.staging / "hub", intake.progress
+        return download(work.hub, to, progress, work.max_bytes, progress.stopped), None
     return Path(str(work.path)), intake.allowed
 
 

@@ -13,7 +13,6 @@ from grafting_core.data.npz import BadFile
 
 MAX_SIDE = 16_384
 """Larger than for evaluated images, as photographs are cropped; Pillow also limits the pixels of an image."""
-MAX_FILE_BYTES = 2**28
 MAX_COUNT = 20 * MAX_IMAGES
 
 
@@ -43,7 +42,7 @@ def fingerprint_of(files: Iterable[tuple[str, Path]]) -> str:
     hashed = hashlib.sha256()
     for name, file in files:
         try:
-            stat = file.stat()
+            stat = file.lstat()
         except OSError as error:
             raise BadFile(f"{file} changed while it was read ({error.strerror})") from error
         hashed.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
@@ -51,5 +50,12 @@ def fingerprint_of(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def check_count(where: Path, count: int) -> None:
-    if count < 2 or count > MAX_COUNT:
+    if count < 2:
+        raise BadFile(f"{where} has {count} images; 2 to {MAX_COUNT} are supported")
+    check_most(where, count)
+
+
+def check_most(where: Path, count: int) -> None:
+    """Raise BadFile for more images than are supported; called before they are listed."""
+    if count > MAX_COUNT:
         raise BadFile(f"{where} has {count} images; 2 to {MAX_COUNT} are supported")

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
-from grafting_core.data.image_files import FORMATS, opened
+from grafting_core.data.image_files import FORMATS, MAX_FILE_BYTES, opened
 from grafting_core.data.labels import Label, numbered
 from grafting_core.data.npz import BadFile
-from grafting_core.data.sources.base import MAX_FILE_BYTES, MAX_SIDE, check_count, fingerprint_of
+from grafting_core.data.opening import ALL_FILES, Access
+from grafting_core.data.sources.base import MAX_SIDE, check_count, check_most, fingerprint_of
 from grafting_core.specs.encoding import EncodeSettings
+
+MAX_HEADER_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class TarSource:
     `.json` under `label` or `cls`.
     """
 
-    def __init__(self, files: Sequence[Path], settings: EncodeSettings) -> None:
-        self.files = files
+    def __init__(self, files: Sequence[Path], settings: EncodeSettings, access: Access = ALL_FILES) -> None:
+        self.files, self._access = files, access
         self.names, self._members, labels = list[str](), list[_Member](), list[Label]()
         for file in files:
             self._read(file, settings, labels)
@@ -46,8 +50,10 @@ class TarSource:
     def _read(self, file: Path, settings: EncodeSettings, labels: list[Label]) -> None:
         images, found = dict[str, tuple[str, _Member]](), dict[str, Label]()
         try:
-            with tarfile.open(file, "r:") as archive:
-                for member in archive:
+            with self._access.open(file) as content, _opened(content) as archive:
+                while (member := archive.next()) is not None:
+                    # tarfile keeps every header that it has read.
+                    archive.members.clear()  # type: ignore[attr-defined]
                     if not member.isfile():
                         continue
                     folder, _, base = member.name.rpartition("/")
@@ -58,9 +64,10 @@ class TarSource:
                             raise BadFile(f"{file} has two images of the sample {key.lstrip('/')}")
                         place = _Member(file, member.offset_data, member.size)
                         images[key] = (f"{file.name}/{member.name}", place)
+                        check_most(file, len(self.names) + len(images))
                     elif kind in (".cls", ".json") and settings.conditions == "labels":
                         _note_label(file, archive, member, found, key)
-        except (tarfile.TarError, OSError, EOFError) as error:
+        except (tarfile.TarError, OSError, EOFError, OverflowError) as error:
             raise BadFile(f"{file} cannot be read as an uncompressed tar ({error})") from error
         for key, (name, place) in images.items():
             self.names.append(name)
@@ -74,13 +81,27 @@ class TarSource:
         place = self._members[index]
         if place.size > MAX_FILE_BYTES:
             raise BadFile(f"{self.names[index]} has {place.size} bytes; up to {MAX_FILE_BYTES} are supported")
-        with place.file.open("rb") as archive:
+        with self._access.open(place.file) as archive:
             archive.seek(place.offset)
             content = archive.read(place.size)
         return opened(Path(self.names[index]), io.BytesIO(content), MAX_SIDE)
 
     def fingerprint(self) -> str:
         return fingerprint_of((file.name, file) for file in self.files)
+
+
+def _opened(content: BinaryIO) -> tarfile.TarFile:
+    bounded = _BoundedReads(io.FileIO(content.fileno(), closefd=False))
+    return tarfile.open(fileobj=bounded, mode="r:")
+
+
+class _BoundedReads(io.BufferedReader):
+    """A file that refuses to read large pieces: a header of a tar may name any size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
 
 
 def _note_label(
@@ -94,7 +115,7 @@ def _note_label(
             found[key] = int(text) if text.strip().lstrip("-").isdecimal() else text.strip()
             return
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{file.name}/{member.name} holds no label ({str(error)[:100]})") from error
     named = document if isinstance(document, dict) else {}
     label = named.get("label", named.get("cls"))

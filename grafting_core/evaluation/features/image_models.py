@@ -1,6 +1,5 @@
 """Image models of transformers and timm as feature networks, from local folders of safetensors."""
 
-import json
 import re
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,10 +9,12 @@ from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from grafting_core.backbones.bounded import CONFIG_ERRORS, TooLarge, bounded, check_numbers
+from grafting_core.backbones.dit_config import read_json
 from grafting_core.evaluation.features.base import FeatureNetwork, spatial_rows
 from grafting_core.evaluation.features.classifier import KIND
 from grafting_core.evaluation.features.pixels import (
@@ -28,6 +29,8 @@ from grafting_core.specs.features import LOADERS, FeatureCard, FeatureSource, di
 Kind = Literal["classifier", "transformers", "timm"]
 SPATIAL_CHANNELS = 7
 DEFAULT_SIDE = 224
+MAX_SIDE = 2_048
+"""Of the images that a network takes."""
 PROBE = 32
 """Side of the test image that determines a network's sizes."""
 INTERPOLATES = ("dinov2", "dinov2_with_registers")
@@ -80,11 +83,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json`. Raises ValueError if it is missing, no JSON object, or asks for remote code."""
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} contains no model: {file} cannot be read ({str(error)[:200]})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is no JSON object")
+        config = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{folder} contains no model: {error}") from error
+    check_numbers(folder, config)
     if "auto_map" in config:
         raise ValueError(f"{file} asks for remote code (auto_map), which is never executed")
     return config
@@ -168,10 +170,14 @@ def load_transformers_model(source: FeatureSource, device: torch.device | str) -
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         # The image tower of a model of images and text.
         config = getattr(config, "vision_config", config)
+        with torch.device("meta"), bounded(folder, _stored_shapes(folder)):
+            transformers.AutoModel.from_config(config)
         model, info = transformers.AutoModel.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except TooLarge:
+        raise
+    except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} contains no image model of transformers: {reason}") from error
     if getattr(model, "main_input_name", None) != "pixel_values":
@@ -183,12 +189,21 @@ def load_transformers_model(source: FeatureSource, device: torch.device | str) -
     return TransformersNetwork(frozen, folder, source.sha256, pooled)
 
 
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors in a folder's safetensors, from their headers."""
+    found = dict[str, tuple[int, ...]]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
 def check_index(folder: Path) -> None:
     """Raise ValueError if an index of sharded weights names anything but a file of the folder itself."""
     for index in sorted(folder.glob("*.index.json")):
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            names = set(read_json(index)["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{index} is no index of weights") from error
         for name in sorted(map(str, names)):
             if name != Path(name).name or not (folder / name).is_file():
@@ -198,11 +213,19 @@ def check_index(folder: Path) -> None:
 def _side(folder: Path, config: Any) -> int:
     """Side of the input images by the config or the preprocessor."""
     file = folder / "preprocessor_config.json"
-    given = json.loads(file.read_text()) if file.is_file() else {}
+    given = read_json(file) if file.is_file() else {}
     own, cropped = getattr(config, "image_size", None), (given.get("crop_size"), given.get("size"))
     order = (*cropped, DEFAULT_SIDE) if config.model_type in INTERPOLATES else (own, *cropped, DEFAULT_SIDE)
     found = next(side for side in map(_side_of, order) if side is not None)
-    return min(found, _side_of(own) or found)
+    return _supported(folder, min(found, _side_of(own) or found))
+
+
+def _supported(folder: Path, side: int) -> int:
+    if side > MAX_SIDE:
+        raise ValueError(
+            f"{folder} contains a model for images of {side} x {side}; sides up to {MAX_SIDE} work"
+        )
+    return side
 
 
 def _side_of(size: Any) -> int | None:
@@ -219,7 +242,8 @@ class TimmNetwork:
     def __init__(self, model: Any, folder: Path, digest: str, pretrained: Mapping[str, Any]) -> None:
         self.name, self.digest, self.model = folder.resolve().name, digest, model
         self.device = next(model.parameters()).device
-        self.side = _side_of(tuple(pretrained.get("input_size", ()))[1:]) or DEFAULT_SIDE
+        side = _side_of(tuple(pretrained.get("input_size", ()))[1:]) or DEFAULT_SIDE
+        self.side = _supported(folder, side)
         self.mean = tuple(pretrained.get("mean", IMAGENET_MEAN))
         self.std = tuple(pretrained.get("std", IMAGENET_STD))
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))
@@ -254,9 +278,12 @@ def load_timm_model(source: FeatureSource, device: torch.device | str) -> TimmNe
     if config.get("num_classes") is not None:
         arguments = {**arguments, "num_classes": config["num_classes"]}
     try:
-        model = timm.create_model(architecture, pretrained=False, **arguments)
+        with bounded(folder, _stored_shapes(folder)):
+            model = timm.create_model(architecture, pretrained=False, **arguments)
         info = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    except (OSError, RuntimeError, TypeError, SafetensorError) as error:
+    except TooLarge:
+        raise
+    except (OSError, SafetensorError, *CONFIG_ERRORS) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} contains no image model of timm: {reason}") from error
     _check_weights(folder, model, set(info.missing_keys))

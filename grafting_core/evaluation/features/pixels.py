@@ -1,6 +1,5 @@
 """Preprocessing of uint8 images [N, H, W, 3] for feature networks."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from grafting_core.backbones.dit_config import read_json
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,5 +41,5 @@ def normalised(images_NHWC: Tensor, mean: Sequence[float], std: Sequence[float])
 def normalisation_of(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation in `preprocessor_config.json`, by default ImageNet's."""
     file = folder / "preprocessor_config.json"
-    given = json.loads(file.read_text()) if file.exists() else {}
+    given = read_json(file) if file.exists() else {}
     return given.get("image_mean", IMAGENET_MEAN), given.get("image_std", IMAGENET_STD)

@@ -33,6 +33,8 @@ D = TypeVar("D", bound=Frozen)
 RESERVED = ("/profile", "/verify")
 """Ends of names that would be addresses of something else."""
 HubText = Annotated[str, Field(max_length=400)]
+MaxBytes = Annotated[int, Field(ge=1, lt=2**63)] | None
+"""Bytes that it may have, reserved of its owner's quota until it is registered; None: all that are left."""
 
 
 class BackboneDocument(Frozen):
@@ -49,6 +51,7 @@ class BackboneDocument(Frozen):
     objective: Word | None = None
     licence: Licence | None = None
     private: bool = False
+    max_bytes: MaxBytes = None
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -69,6 +72,7 @@ class DatasetDocument(Frozen):
     """Settings of the encoding: `image_size`, `held_out`, `labels_file` and so on."""
     licence: Licence | None = None
     private: bool = False
+    max_bytes: MaxBytes = None
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -84,6 +88,7 @@ class FeaturesDocument(Frozen):
     train: TrainSettings | None = None
     licence: Licence | None = None
     private: bool = False
+    max_bytes: MaxBytes = None
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -183,7 +188,8 @@ def _spec(
     if asked.resources.workers != 1:
         message = "one process registers; ask for more CPUs a worker instead"
         _refuse("/resources/workers", "out-of-range", message, asked.resources.workers)
-    return RegistrationSpec(what=what, budget=asked.budget, resources=asked.resources, **given)
+    limits = asked.model_dump(include={"max_bytes"})
+    return RegistrationSpec(what=what, budget=asked.budget, resources=asked.resources, **given, **limits)
 
 
 def _known(table: PluginTable[Any], name: str, place: str) -> Any:

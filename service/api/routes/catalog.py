@@ -102,7 +102,9 @@ def list_backbones(lab: LabDep) -> list[BackboneView]:
 
 
 def _backbone_view(card: BackboneCard, registered: RegisteredView) -> BackboneView:
-    own = registered.model_dump(include={"owner", "private", "revision", "size", "licence", "registering"})
+    own = registered.model_dump(
+        include={"owner", "private", "revision", "damaged", "size", "licence", "registering"}
+    )
     return BackboneView(
         **own,
         name=card.name,

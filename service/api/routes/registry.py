@@ -17,21 +17,14 @@ from grafting_core.specs.documents.registrations import (
     parse_features,
 )
 from grafting_core.specs.plugins import hidden
-from grafting_core.specs.registration import NO_AUTOENCODER, TABLES, RegistrationSpec, What, registry_folder
-from grafting_core.storage.folders import remove_folder
+from grafting_core.specs.registration import NO_AUTOENCODER, TABLES, RegistrationSpec, What
 from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
 from service.db.registry_tables import RegisteredRow
 from service.domain.import_paths import PathNotAllowed, allowed_path
-from service.domain.registrations import (
-    RegistrationQuota,
-    StillNeeded,
-    find_revisions,
-    may_still_register,
-    remove,
-)
+from service.domain.registrations import StillNeeded, find_revisions, remove
 from service.domain.registry_queries import registered_detail, registered_views
 from service.schemas.registry import RegisteredDetail, RegisteredView, Removed
 from service.schemas.runs import SubmitAnswer
@@ -84,13 +77,7 @@ def _queue(
 ) -> SubmitAnswer:
     resolved = _resolved(lab, work)
     check_startable(lab, resolved)
-    try:
-        with lab.database.reading() as session:
-            left = may_still_register(session, lab.principal.owner)
-    except RegistrationQuota as error:
-        raise ApiError("quota", str(error)) from error
-    bounded = resolved.model_copy(update={"max_bytes": left})
-    return accepted(response, submit_once(lab, bounded, request_digest, key))
+    return accepted(response, submit_once(lab, resolved, request_digest, key))
 
 
 def _resolved(lab: AppContext, work: RegistrationSpec) -> RegistrationSpec:
@@ -170,11 +157,9 @@ def _removed(lab: AppContext, what: What, name: str, revision: int | None) -> Re
         with lab.database.writing() as session:
             rows = _to_change(session, lab, what, name, revision)
             numbers, size = [row.revision or 0 for row in rows], sum(row.size for row in rows)
-            unused = remove(session, rows)
+            remove(session, rows)
     except StillNeeded as error:
         raise ApiError("conflict", str(error)) from error
-    for digest in unused:
-        remove_folder(lab.storage, registry_folder(what, digest))
     return Removed(name=name, revisions=numbers, bytes=size)
 
 

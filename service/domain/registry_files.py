@@ -1,0 +1,76 @@
+"""Files of the registry that nothing needs: leftovers of registrations, and of revisions that were removed.
+
+They are deleted by the scheduler alone, and found in a transaction of the leader. No registration starts
+meanwhile, as it is started in another such transaction.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from grafting_core.specs.registration import KINDS, What, registry_folder
+from grafting_core.storage.artifacts import CARD
+from grafting_core.storage.storage import Storage
+from service.db.registry_tables import USABLE, RegisteredRow
+from service.db.tables import RunRow
+from service.domain.registrations import work_that_names
+from service.schemas.runs import TERMINAL
+from workers.contract import Event, StageDone
+
+STAGING, DELETED = "registry/staging", "registry/deleted"
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class MissingFiles(ValueError):
+    """A worker says that it has registered something, and its files are not there."""
+
+
+def check_published(storage: Storage, event: Event) -> None:
+    """Raise MissingFiles if an event is about a revision without files."""
+    made = event.body.report.registered if isinstance(event.body, StageDone) else None
+    if made is not None and not storage.exists(f"{registry_folder(made.what, made.card.digest)}/{CARD}"):
+        raise MissingFiles(f"the files of {made.card.name} are gone; another attempt registers them again")
+
+
+def unneeded_folders(session: Session, storage: Storage) -> list[str]:
+    """Return folders of the registry that no revision has and no registration can still use."""
+    return [*_staging_of_ended(session, storage), *_without_revision(session, storage)]
+
+
+def _staging_of_ended(session: Session, storage: Storage) -> Iterator[str]:
+    """Folders of runs that have ended, or that this lab does not know."""
+    names = storage.names(STAGING)
+    alive = set(session.scalars(select(RunRow.id).where(RunRow.id.in_(names), RunRow.state.not_in(TERMINAL))))
+    yield from (f"{STAGING}/{name}" for name in names if name not in alive)
+
+
+def _without_revision(session: Session, storage: Storage) -> Iterator[str]:
+    for what in KINDS:
+        digests = [name for name in _digests(storage, what) if not _has_revision(session, what, name)]
+        if not digests or _is_being_made(session, what):
+            continue
+        yield from (
+            registry_folder(what, digest) for digest in digests if not work_that_names(session, digest)
+        )
+
+
+def _digests(storage: Storage, what: What) -> Sequence[str]:
+    folder = registry_folder(what, "").rstrip("/")
+    return [name for name in storage.names(folder) if DIGEST.fullmatch(name)]
+
+
+def _has_revision(session: Session, what: What, digest: str) -> bool:
+    named = RegisteredRow.state.in_((*USABLE, "registering"))
+    query = select(RegisteredRow.id).where(RegisteredRow.what == what, RegisteredRow.digest == digest, named)
+    return session.scalars(query.limit(1)).first() is not None
+
+
+def _is_being_made(session: Session, what: What) -> bool:
+    """Check whether a registration of this kind has been started: it may have published any digest, or have
+    found files that it uses again.
+    """
+    query = select(RegisteredRow.id).join(RunRow, RunRow.id == RegisteredRow.run_id)
+    started = RegisteredRow.state == "registering", RunRow.attempt > 0
+    return session.scalars(query.where(RegisteredRow.what == what, *started).limit(1)).first() is not None
