@@ -6,10 +6,12 @@ from sqlalchemy import String, cast, func, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
+from grafting_core.specs.private_names import ANOTHERS, shown_name
 from grafting_core.specs.registration import TABLES, Registered, RegistrationSpec, What
 from service.db.registry_tables import RegisteredRow, RegisteredState
 from service.db.study_tables import StudyRow
 from service.db.tables import AccountRow, ExperimentRow, RunRow
+from service.domain.visibility import hidden_runs
 from service.schemas.runs import TERMINAL, RunState
 from workers.contract import StageReport
 
@@ -180,7 +182,7 @@ def _needed_by(session: Session, row: RegisteredRow) -> str | None:
     runs = select(RunRow.id).join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
     run = session.scalar(runs.where(RunRow.state.not_in(TERMINAL), names).order_by(RunRow.id).limit(1))
     if run:
-        return f"run {run}, which has not ended"
+        return f"run {ANOTHERS if run in hidden_runs() else run}, which has not ended"
     names = cast(StudyRow.spec, String).contains(row.digest)
     study = session.scalar(
         select(StudyRow.id).where(StudyRow.state.in_(("RUNNING", "PAUSED")), names).limit(1)
@@ -198,5 +200,6 @@ def _card_that_names(session: Session, row: RegisteredRow) -> str | None:
     for other in session.scalars(ready):
         named = (other.card or {}).get("dataset")
         if (named == row.name and newest) or (isinstance(named, dict) and named.get("digest") == row.digest):
-            return f"{TABLES[other.what].what} {shown(other.name)}"
+            kind = TABLES[other.what].what
+            return f"{kind} {shown(shown_name(kind, other.name))}"
     return None

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from grafting_core.specs.features import FeatureCard, register_features
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Job
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
-from grafting_core.specs.plugins import hide
+from grafting_core.specs.private_names import Hidden, hide, hiding
 from grafting_core.specs.registration import (
     CONTENT,
     TABLES,
@@ -29,8 +30,10 @@ from grafting_core.specs.screening import ScreeningSpec
 from service.db.engine import Database
 from service.db.registry_tables import RegisteredRow
 from service.domain.api_keys import Principal
-from service.domain.visibility import hide_runs
+from service.domain.visibility import hide_runs, hiding_runs
 
+EVERYBODY = Principal(owner="", role="viewer")
+"""Reader of what is shown to all users alike: MLflow's pages, and messages to other services."""
 C = TypeVar("C", BackboneCard, DatasetCard, FeatureCard)
 NAMING = ("registering", "ready", "removed")
 """States of rows to which their name belongs."""
@@ -118,12 +121,30 @@ def _stored(row: RegisteredRow, model: type[C]) -> C:
 
 
 def show_to(principal: Principal) -> None:
-    """From here on, in this context, nobody but their owners and admins is shown private things."""
+    """Hide private things from the rest of this context, unless the principal is their owner or an admin."""
+    names, runs = _unseen_by(principal)
+    hide(names)
+    hide_runs(runs)
+
+
+@contextmanager
+def showing_to_everybody(session: Session) -> Iterator[None]:
+    """Hide all private things for the duration of the block."""
+    refresh(session)
+    names, runs = _unseen_by(EVERYBODY)
+    with hiding(names), hiding_runs(runs):
+        yield
+
+
+def _unseen_by(principal: Principal) -> tuple[Hidden, frozenset[str]]:
+    """Return the names of private things that the principal may not know of, and the runs that register
+    them.
+    """
     unseen = [
         thing for thing in _Known.private if principal.role != "admin" and thing.owner != principal.owner
     ]
-    hide(frozenset((TABLES[thing.what].what, thing.name) for thing in unseen if thing.names_it))
-    hide_runs(frozenset(thing.run_id for thing in unseen))
+    names = frozenset((TABLES[thing.what].what, thing.name) for thing in unseen if thing.names_it)
+    return names, frozenset(thing.run_id for thing in unseen)
 
 
 def registry_for(session: Session, work: Job) -> Registry:

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.features import FeatureCard
-from grafting_core.specs.plugins import Entry, hidden
+from grafting_core.specs.plugins import Entry
+from grafting_core.specs.private_names import as_shown, hidden
 from grafting_core.specs.registration import TABLES, What
 from service.db.registry_tables import RegisteredRow
 from service.schemas.registry import RegisteredDetail, RegisteredView, RevisionView
@@ -87,8 +88,9 @@ def _revisions(rows: Sequence[RegisteredRow]) -> Iterator[RevisionView]:
 
 
 def _card(entry: Entry | None) -> Card | None:
+    """Card with the private things of others in it replaced."""
     found: Card | None = getattr(entry, "card", None)
-    return found
+    return as_shown(found) if found else None
 
 
 def _summary(card: Card) -> str:

@@ -16,7 +16,7 @@ from grafting_core.specs.documents.registrations import (
     parse_dataset,
     parse_features,
 )
-from grafting_core.specs.plugins import hidden
+from grafting_core.specs.private_names import hidden
 from grafting_core.specs.registration import NO_AUTOENCODER, TABLES, RegistrationSpec, What, registry_folder
 from grafting_core.storage.folders import remove_folder
 from service.api.deps import AppContext, LabDep
