@@ -120,6 +120,17 @@ TELLING = {
 """Routes that tell the owner and admins: without them the test could hold in a lab with nothing to tell."""
 
 
+def test_a_new_route_that_tells_is_found(lab: PrivateLab) -> None:
+    app = lab.admin.app
+    app.add_api_route("/api/v1/{name:path}/leak", lambda name: {"names": list(NAMES.values())})  # type: ignore[attr-defined]  # as above
+    app.add_api_route("/api/v1/things/{thing}", lambda thing: thing)  # type: ignore[attr-defined]  # as above
+    lab.admin.post("/api/v1/admin/verify", json={"quick": True})
+    leaking, unknown = readable(lab)[-2:]
+    assert all(told(lab.bob, lab, address) for address in addresses(lab, leaking))
+    with pytest.raises(KeyError, match="thing"):
+        list(addresses(lab, unknown))
+
+
 def test_others_see_that_such_work_exists_and_what_it_costs(lab: PrivateLab) -> None:
     run = lab.bob.get(f"/api/v1/runs/{lab.runs['succeeds']}").json()
     assert (run["backbone"], run["state"], run["withheld"]) == (ANOTHERS, "SUCCEEDED", True)
