@@ -1,7 +1,6 @@
 """What people register: revisions, rights, quotas, whose it is, and what refers to it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +9,25 @@ from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 from sqlalchemy import select
 
-from grafting_core.specs.backbone import BackboneRef, card_of, register_cards
+from grafting_core.specs.backbone import BackboneRef, card_of
 from service.db.engine import Database
 from service.db.registry_tables import RegisteredRow
 from service.domain.invariants import verify
-from service.settings import Settings
+from tests.support import registering
 from tests.support.builders import document, study_document
 from tests.support.clients import as_user
 from tests.support.registering import InProcess, pipeline, register
 
+lab, models, settings = registering.lab, registering.models, registering.settings
+nothing_stays = registering.nothing_stays
 JUDGED = {"evaluate": {**document()["evaluate"], "feature_network": "fashion-cnn"}}
 """By the testbed's network, for there is no other one here."""
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lab's only import root, outside of its data folder."""
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture
-def settings(settings: Settings, models: Path) -> Settings:
-    return settings.model_copy(update={"import_roots": [models]})
-
-
-@pytest.fixture
-def lab(settings: Settings, database: Database, client: TestClient) -> InProcess:
-    return InProcess(settings, database)
-
-
-@pytest.fixture
 def source(models: Path) -> Path:
     return pipeline(models / "mine")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    yield
-    register_cards(())
 
 
 def other_weights(folder: Path, factor: float = 1.5) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import BackboneCard, card_named, register_cards
+from grafting_core.specs.backbone import BackboneCard, card_named
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
-from grafting_core.specs.datasets import DatasetCard, register_datasets
+from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.experiment import ExperimentSpec, fingerprint_of, scions_of
-from grafting_core.specs.features import FeatureCard, register_features
+from grafting_core.specs.features import FeatureCard
 from grafting_core.specs.jobs import Job
 from grafting_core.specs.profile import BackboneProfile
 from grafting_core.specs.registration import Registered, RegistrationSpec, What
@@ -36,6 +36,7 @@ from service.settings import Settings
 from tests.support.bank import deposit
 from tests.support.builders import document, study_document
 from tests.support.clients import as_user
+from tests.support.registering import forget_registered
 from tests.support.runs import STARTED, begin, event
 from workers.contract import (
     AttemptFailed,
@@ -83,9 +84,7 @@ def private_lab(admin: TestClient, settings: Settings, database: Database) -> It
     try:
         yield _filled(admin, ann, bob, settings, database)
     finally:
-        register_cards(())
-        register_datasets(())
-        register_features(())
+        forget_registered()
 
 
 def _filled(
