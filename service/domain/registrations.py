@@ -1,4 +1,4 @@
-"""The life of a registration: begun with its run, a revision once that has succeeded, removed on request."""
+"""States of a registration: it begins with its run, becomes a revision on success, is removed on request."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ from service.schemas.runs import TERMINAL, RunState
 from workers.contract import StageReport
 
 CURRENT = ("registering", "ready", "removed")
-"""States of rows that make a name somebody's."""
+"""States of rows whose name belongs to their owner."""
 
 
 class NameTaken(ValueError):
-    """The name is somebody else's, or cannot have this revision."""
+    """The name belongs to another user, or its privacy differs from the request's."""
 
 
 class UnderWay(ValueError):
@@ -28,7 +28,7 @@ class UnderWay(ValueError):
 
 
 class StillNeeded(ValueError):
-    """Something that has not ended works with it."""
+    """Unfinished work, or another card, needs the revision."""
 
 
 class RegistrationQuota(ValueError):
@@ -38,7 +38,7 @@ class RegistrationQuota(ValueError):
 def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
     """Reserve the name for this run. Raises NameTaken, UnderWay.
 
-    Two at once: the second raises IntegrityError, and UnderWay on a repeat.
+    Of two requests at once, the second raises IntegrityError, and UnderWay when it is repeated.
     """
     if work.action == "verify":
         session.add(_row(run, work, "check"))
@@ -83,7 +83,7 @@ def _of_run(session: Session, run: RunRow) -> RegisteredRow | None:
 
 
 def keep_card(session: Session, run: RunRow, report: StageReport) -> None:
-    """Note what the worker has published. It can be named once the run has succeeded."""
+    """Store the card that the worker has published. Its name can be used once the run has succeeded."""
     row, made = _of_run(session, run), report.registered
     if row is None or made is None or row.state != "registering":
         return
@@ -93,13 +93,13 @@ def keep_card(session: Session, run: RunRow, report: StageReport) -> None:
 
 
 def _without_place(made: Registered) -> dict[str, object]:
-    """The card as it is stored: where the files lie is for each process to say."""
+    """Return the card without the path of its files, which each process adds for itself."""
     place = "weights" if made.what == "backbone" else "folder"
     return made.card.model_copy(update={place: None}).model_dump(mode="json")
 
 
 def follow_run(session: Session, run: RunRow, to: RunState) -> None:
-    """Take the registration along where its run goes. Raises UnderWay where the name has another by now."""
+    """Update the registration to its run's new state. Raises UnderWay if the name has another by now."""
     row = _of_run(session, run)
     if row is None or row.state not in ("registering", "failed"):
         return
@@ -122,7 +122,7 @@ def _begin_again(session: Session, row: RegisteredRow) -> None:
 
 
 def _settle(session: Session, row: RegisteredRow) -> None:
-    """Make it a revision: the next one, or, where the files are the same, the one that is there already."""
+    """Make it the next revision; if the files are those of an earlier revision, it becomes that one."""
     earlier = _named(session, row.what, row.name, ("ready", "removed"))
     same = next((each for each in earlier if each.digest == row.digest), None)
     if same is None:

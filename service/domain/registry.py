@@ -1,4 +1,4 @@
-"""What this lab has registered, as the tables of this process know it, and who may know of it."""
+"""Fill this process's tables with the lab's registered things, and hide private ones from other users."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ EVERYBODY = Principal(owner="", role="viewer")
 """Reader of what is shown to all users alike: MLflow's pages, and messages to other services."""
 C = TypeVar("C", BackboneCard, DatasetCard, FeatureCard)
 NAMING = ("registering", "ready", "removed")
-"""States of rows to which their name belongs."""
+"""States of rows whose name belongs to their owner."""
 CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
     "backbone": BackboneCard,
     "dataset": DatasetCard,
@@ -46,18 +46,18 @@ CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
 
 @dataclass(frozen=True)
 class PrivateThing:
-    """A registration that its owner alone may know of."""
+    """A registration that only its owner and admins may know of."""
 
     what: What
     name: str
     owner: str
     run_id: str
     names_it: bool
-    """Whether the name is its own; that of a failed registration or of a check may be another's."""
+    """Whether the name belongs to it; that of a failed registration or a check may be somebody else's."""
 
 
 class _Known:
-    """What the tables of this process were filled from."""
+    """Content of the database from which the tables of this process were filled."""
 
     lock = threading.Lock()
     mark: object = None
@@ -65,10 +65,10 @@ class _Known:
 
 
 def refresh(session: Session) -> None:
-    """Bring this process's tables to the state of the database; one small query if nothing has changed.
+    """Update this process's tables from the database; one small query if nothing has changed.
 
-    A change is seen by the number of rows in each state: what becomes usable or is removed changes it, and a
-    removed revision that becomes usable again comes with a new row.
+    Changes show in the number of rows by state and in the highest id by state: a registration that succeeds
+    or is removed changes its state, and a removed revision that is registered again has a new row.
     """
     states = session.execute(
         select(RegisteredRow.state, func.count(), func.max(RegisteredRow.id))
@@ -90,7 +90,7 @@ def refresh(session: Session) -> None:
 
 
 def load_registered(database_url: str) -> None:
-    """Make what a lab has registered known to this process, which is none of the lab's own."""
+    """Fill the tables of a process outside the lab, such as a command that reads its database."""
     database = Database(database_url)
     with database.reading() as session:
         refresh(session)
@@ -114,7 +114,7 @@ def _cards(rows: Sequence[RegisteredRow], model: type[C]) -> Iterator[C]:
 
 
 def _stored(row: RegisteredRow, model: type[C]) -> C:
-    """The card of a revision, with where its files are in the lab's storage; removed ones have none."""
+    """Return the card of a revision with the path of its files in storage; a removed one has no files."""
     card = model.model_validate_json(json.dumps(row.card))
     place = f"{registry_folder(row.what, row.digest)}/{CONTENT}" if row.state == "ready" else None
     return card.model_copy(update={"weights" if isinstance(card, BackboneCard) else "folder": place})
