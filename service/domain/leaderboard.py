@@ -18,7 +18,7 @@ from service.domain.pretraining import share_of_pretraining
 from service.domain.rank_ranges import with_ties
 from service.domain.run_queries import parsed, spends_of
 from service.domain.stopped_runs import cut_short
-from service.domain.visibility import first_to
+from service.domain.visibility import first_to, names_something_hidden, title_to
 from service.schemas.leaderboard import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
 
 PAGE = 100
@@ -92,6 +92,7 @@ def _group(
     teacher = _teacher(session, ranked, first.backbone, subject, protocol)
     # Not stored in the entry: what a run pays changes when another run shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
+    withheld = names_something_hidden(first.backbone, protocol)
     ranked_rows = [
         _row(rank, row, spends.get(row.run_id, Usage()), teacher, owner)
         for rank, row in enumerate(shown, start + 1)
@@ -104,7 +105,10 @@ def _group(
         fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
         total=total,
-        rows=with_ties(session, ranked_rows),
+        rows=[
+            row.model_copy(update={"name": title_to(row.name, withheld)})
+            for row in with_ties(session, ranked_rows)
+        ],
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
 

@@ -65,6 +65,11 @@ def withheld_runs(session: Session, run_ids: Iterable[str]) -> set[str]:
     return {run_id for run_id, spec in suspects.items() if names_hidden(WORK.validate_json(spec))}
 
 
+def names_something_hidden(backbone: str, protocol: EvaluationProtocol) -> bool:
+    """Whether a graft of this backbone, evaluated like this, works with something hidden."""
+    return ("backbone", backbone) in hidden() or names_hidden(protocol)
+
+
 def is_withheld(study: StudyRow) -> bool:
     """Whether a study works with something that the reader may not know of."""
     return bool(hidden()) and any(

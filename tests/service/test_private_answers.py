@@ -26,7 +26,15 @@ from service.tracking.runs import TAG as RUN_TAG
 from service.tracking.runs import Forwarder
 from service.tracking.studies import TAG as STUDY_TAG
 from tests.support.builders import document
-from tests.support.private_lab import NAMES, SETTINGS, VEILED, PrivateLab, private_lab
+from tests.support.private_lab import (
+    NAMES,
+    SETTINGS,
+    VEILED,
+    PrivateLab,
+    analysed,
+    private_lab,
+    register_equal,
+)
 from tests.support.routes import routes_of
 
 ENDLESS = ("waits", "runs", "waits to analyse")
@@ -154,6 +162,22 @@ def test_events_log_and_files_of_such_a_run_are_refused(lab: PrivateLab, part: s
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert "works with something private" in refused.json()["detail"]
     assert lab.ann.get(address).status_code == lab.admin.get(address).status_code == 200
+
+
+def test_a_profile_of_equal_weights_does_not_name_the_private_backbone(
+    lab: PrivateLab, settings: Settings, database: Database
+) -> None:
+    """Bob has registered the same weights under another name, and his analysis finds ann's profile."""
+    with database.writing() as session:
+        register_equal(session, settings, "bobs-dit", "bob")
+    run = lab.bob.post("/api/v1/analyses", json={"backbone": "bobs-dit"}).json()["run_id"]
+    with database.writing() as session:
+        analysed(session, settings, run)
+    address = f"/api/v1/runs/{run}/artifacts/analyze/profile.json"
+    found = lab.bob.get(address)
+    assert (found.status_code, found.json()["backbone"]["name"]) == (200, ANOTHERS)
+    assert lab.ann.get(address).json()["backbone"]["name"] == NAMES["backbone"]
+    assert lab.bob.get("/api/v1/backbones/bobs-dit/profile").json() == found.json()
 
 
 def test_a_design_on_a_public_backbone_of_private_data_names_neither_data_nor_network(

@@ -321,6 +321,19 @@ def test_private_things_are_their_owners_alone(client: TestClient, lab: InProces
     assert "private" in public.json()["detail"]
 
 
+def test_files_that_a_private_thing_shares_with_another_tell_nothing_of_it(
+    client: TestClient, lab: InProcess, source: Path
+) -> None:
+    """Equal files are stored once, with one card; bob's run serves it."""
+    ann, bob = as_user(client, "ann", registers=True), as_user(client, "bob", registers=True)
+    private = register(ann, lab, name="anns-secret", path=str(source), licence="Secret-1", private=True)
+    run = register(bob, lab, name="bobs", path=str(source))
+    assert bob.get(f"/api/v1/runs/{run}").json()["stages"][0]["stop_cause"] == "reused"
+    card = bob.get(f"/api/v1/runs/{run}/artifacts/register/card.json")
+    assert card.json()["card"]["depth"] == 8
+    assert not [each for each in ("anns-secret", "Secret-1", private) if each in card.text]
+
+
 def test_two_at_once_for_one_name_are_one_registration(
     client: TestClient, lab: InProcess, source: Path, database: Database
 ) -> None:

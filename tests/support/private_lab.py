@@ -17,7 +17,6 @@ from grafting_core.specs.canonical import digest
 from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.experiment import ExperimentSpec, fingerprint_of, scions_of
 from grafting_core.specs.features import FeatureCard
-from grafting_core.specs.jobs import Job
 from grafting_core.specs.profile import BackboneProfile
 from grafting_core.specs.registration import Registered, RegistrationSpec, What
 from grafting_core.specs.results import EvaluationReport
@@ -111,9 +110,15 @@ def _filled(
 
 
 WORK: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "succeeds": ("experiments", document(name="a", backbone=NAMES["backbone"], layers=[1], **JUDGED)),
+    "succeeds": (
+        "experiments",
+        document(name=f"a, {NAMES['backbone']}", backbone=NAMES["backbone"], layers=[1], **JUDGED),
+    ),
     "fails": ("experiments", document(name="b", backbone=NAMES["backbone"], layers=[2], **JUDGED)),
-    "stops": ("experiments", document(name="c", backbone=NAMES["backbone"], layers=[3], **JUDGED)),
+    "stops": (
+        "experiments",
+        document(name=f"c ({NAMES['backbone']})", backbone=NAMES["backbone"], layers=[3], **JUDGED),
+    ),
     "waits": (
         "experiments",
         document(name=f"another {NAMES['backbone']}", backbone=NAMES["backbone"], layers=[4], **JUDGED),
@@ -163,8 +168,27 @@ def public_cards(
     )
 
 
-def _registered(session: Session, settings: Settings, card: BackboneCard | DatasetCard | FeatureCard) -> str:
-    """Register a card as ann, the way that the events of its run would."""
+def register_equal(session: Session, settings: Settings, name: str, owner: str) -> None:
+    """Register the weights of the private backbone for everyone, as another user."""
+    _registered(
+        session, settings, private_cards()[0].model_copy(update={"name": name, "dataset": None}), owner
+    )
+
+
+def analysed(session: Session, settings: Settings, run_id: str) -> None:
+    """End an analysis with the profile that the lab has of these weights and settings."""
+    run = session.get_one(RunRow, run_id)
+    report = _profile_report(run)
+    _apply(session, settings, run, StageDone(report=report), AttemptSucceeded(spend=Usage()))
+
+
+def _registered(
+    session: Session,
+    settings: Settings,
+    card: BackboneCard | DatasetCard | FeatureCard,
+    owner: str = "ann",
+) -> str:
+    """Register a card, the way that the events of its run would."""
     made = Registered.of(card, 1000)
     work = RegistrationSpec(
         what=made.what,
@@ -175,14 +199,10 @@ def _registered(session: Session, settings: Settings, card: BackboneCard | Datas
         dataset=card.dataset if isinstance(card, FeatureCard) else None,
         trained_on=card.dataset if isinstance(card, BackboneCard) else None,
     )
-    run = _submitted(session, work)
+    run = submit(session, work, "digest", None, owner=owner)
     report = StageReport(stage="register", key="k", registered=made, notes=(SPOKEN,))
     _apply(session, settings, run, StageDone(report=report), AttemptSucceeded(spend=Usage()))
     return run.id
-
-
-def _submitted(session: Session, work: Job) -> RunRow:
-    return submit(session, work, "digest", None, owner="ann")
 
 
 def _apply(session: Session, settings: Settings, run: RunRow, *bodies: EventBody) -> None:
@@ -243,10 +263,16 @@ def _profile(storage: Storage, run: RunRow) -> StageReport:
     profile = BackboneProfile(
         backbone=work.backbone, samples=1, sampling_steps=1, seed=0, locality=(), statistics=()
     )
-    folder = f"profiles/{work.backbone.digest}/{work.digest}"
+    report = _profile_report(run)
+    folder = report.artifacts["profile.json"].rpartition("/")[0]
     publish(storage, folder, "profile.json", profile.model_dump_json().encode(), {})
-    artifacts = {"profile.json": f"{folder}/profile.json"}
-    return StageReport(stage="analyze", key=work.digest, artifacts=artifacts)
+    return report
+
+
+def _profile_report(run: RunRow) -> StageReport:
+    work = work_of(run)
+    path = f"profiles/{work.backbone.digest}/{work.digest}/profile.json"
+    return StageReport(stage="analyze", key=work.digest, artifacts={"profile.json": path})
 
 
 def _reported(session: Session, storage: Storage, study: StudyRow) -> None:

@@ -21,6 +21,10 @@ from workers.stages.registering import Card, Intake, add_backbone, add_dataset, 
 
 STAGING = "registry/staging"
 MEBI = 2**20
+REGISTRANTS = {"name", "licence", "dataset", "feature_network", "weights", "folder"}
+"""Fields of cards that are decided by the user who registers. All users who register equal files share the
+published ones, so their card has only what follows from the files.
+"""
 
 
 def run(context: Context) -> StageReport:
@@ -94,8 +98,7 @@ def _publish(
         shutil.rmtree(staging, ignore_errors=True)
         raise BadInput(f"it has {size:,} bytes; its owner may register {work.max_bytes:,} more")
     document = {
-        "card": card.model_dump(mode="json"),
-        "made_by": context.ticket.run_id,
+        "card": card.model_dump(mode="json", exclude=REGISTRANTS),
         "size": size,
         "what": work.what,
     }

@@ -8,6 +8,9 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
+from grafting_core.specs.private_names import as_shown, hidden
+from grafting_core.specs.profile import BackboneProfile
+from grafting_core.storage.artifacts import read_file
 from service.api.deps import AppContext, LabDep
 from service.api.problems import ApiError
 from service.api.untrusted_content import inert_headers, media_type_of
@@ -19,6 +22,8 @@ from workers.contract import attempt_folder
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 LOG_BYTES = 100_000
+PROFILE = "profile.json"
+"""Kept by the digest of a backbone, under the name of whoever measured it first."""
 CURSOR = re.compile("[0-9a-z]{1,32}")
 
 
@@ -134,6 +139,9 @@ def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
     if path is None or not lab.storage.exists(path):
         raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
     media_type = media_type_of(path)
+    if hidden() and name == PROFILE:
+        profile = as_shown(read_file(lab.storage, path.rpartition("/")[0], PROFILE, BackboneProfile))
+        return Response(profile.model_dump_json(), media_type=media_type, headers=inert_headers(media_type))
     # Streamed: kept samples are gigabytes.
     headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
     return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)
