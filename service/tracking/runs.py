@@ -137,7 +137,7 @@ class Forwarder:
         return wrong
 
     def _send(self, tracked: str, events: list[RunEvent], files: bool) -> tuple[list[str], dict[int, str]]:
-        """Send events and, if asked for, the files of their stages.
+        """Send events, with the files of their stages if `files`.
 
         Return what MLflow refused, and the events whose files cannot be read now.
         """

@@ -62,7 +62,9 @@ def addresses(lab: PrivateLab, route: str) -> Iterator[str]:
     """Every address of a route, with everything that its variables can be in this lab."""
     runs = [run for name, run in lab.runs.items() if "/events" not in route or name not in ENDLESS]
     check = lab.admin.get("/api/v1/admin/verify").json()["checks"][0]["id"]
-    files = ("report.json", "profile.json") if "/runs/" in route else REPORT_FILES
+    names = [*NAMES.values(), "open-dit", "open-judge"]
+    if "/runs/" in route or "/studies/" in route:
+        names = [*(("report.json", "profile.json", "card.json") if "/runs/" in route else REPORT_FILES)]
     known = {
         "run_id": runs,
         "study_id": [lab.study],
@@ -70,9 +72,9 @@ def addresses(lab: PrivateLab, route: str) -> Iterator[str]:
         "check_id": [check],
         "webhook_id": ["1"],
         "code": ["invalid", "forbidden"],
-        "stage": ["evaluate", "analyze"],
-        "name": files,
-        "name:path": [*NAMES.values(), "open-dit", "open-judge"],
+        "stage": ["evaluate", "analyze", "register"],
+        "name": names,
+        "name:path": names,
     }
     path = route.split()[1]
     variables = re.findall(r"{([\w:]+)}", path)
