@@ -1,4 +1,4 @@
-"""Names of registered things that whoever reads may not know: hidden from look-ups, replaced in documents.
+"""Names of registered things that the reader may not know: hidden from look-ups, replaced in documents.
 
 A field that holds the name of a table's row is declared with one of the types below. Documents are stored,
 hashed and sent to workers with the real names; `as_shown` is the copy for the reader of this context.

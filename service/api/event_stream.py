@@ -152,7 +152,7 @@ class EventBroadcaster:
             return {run_id: (last, state in TERMINAL) for run_id, last, state in session.execute(query)}
 
     def _page(self, listened: Listened, after: int) -> list[RunEvent]:
-        # Whoever may follow a run knows what it works with; this task has the context of its first listener.
+        # All listeners may know what the run works with; this task has the context of the first of them.
         hide(frozenset())
         hide_runs(frozenset())
         with self._database.reading() as session:

@@ -23,7 +23,7 @@ from workers.contract import attempt_folder
 router = APIRouter(prefix="/runs", tags=["runs"])
 LOG_BYTES = 100_000
 PROFILE = "profile.json"
-"""Kept by the digest of a backbone, under the name of whoever measured it first."""
+"""Artifact that is kept by a backbone's digest, with the name that its first user gave the backbone."""
 CURSOR = re.compile("[0-9a-z]{1,32}")
 
 
