@@ -1,4 +1,4 @@
-"""Hide other users' runs from readers who see only their own, and what others keep private from everybody."""
+"""Hide other users' runs from readers who see only their own, and private things from all other users."""
 
 import json
 import re
@@ -62,7 +62,15 @@ def withheld_runs(session: Session, run_ids: Iterable[str]) -> set[str]:
     found = session.execute(query.where(RunRow.id.in_(set(run_ids)))).all()
     # Parsing takes longer than looking for the names.
     suspects = {run_id: spec for run_id, spec in found if any(f'"{name}"' in spec for name in names)}
-    return {run_id for run_id, spec in suspects.items() if names_hidden(WORK.validate_json(spec))}
+    return {run_id for run_id, spec in suspects.items() if _names_hidden(spec)}
+
+
+def _names_hidden(spec: str) -> bool:
+    """Whether the document of some work names something hidden; one that cannot be read counts as such."""
+    try:
+        return names_hidden(WORK.validate_json(spec))
+    except ValueError:
+        return True
 
 
 def names_something_hidden(backbone: str, protocol: EvaluationProtocol) -> bool:
