@@ -32,8 +32,9 @@ from tests.support.private_lab import (
     VEILED,
     PrivateLab,
     analysed,
+    private_cards,
     private_lab,
-    register_equal,
+    register_card,
 )
 from tests.support.routes import routes_of
 
@@ -171,7 +172,8 @@ def test_a_profile_of_equal_weights_does_not_name_the_private_backbone(
 ) -> None:
     """Bob has registered the same weights under another name, and his analysis finds ann's profile."""
     with database.writing() as session:
-        register_equal(session, settings, "bobs-dit", "bob")
+        equal = private_cards()[0].model_copy(update={"name": "bobs-dit", "dataset": None})
+        register_card(session, settings, equal, "bob")
     run = lab.bob.post("/api/v1/analyses", json={"backbone": "bobs-dit"}).json()["run_id"]
     with database.writing() as session:
         analysed(session, settings, run)
@@ -193,9 +195,19 @@ def test_a_design_on_a_public_backbone_of_private_data_names_neither_data_nor_ne
         assert VEILED not in refused.text
 
 
-def test_what_keeps_a_thing_from_being_removed_is_not_named_where_it_is_private(lab: PrivateLab) -> None:
-    for path in ("backbones/open-dit", "features/open-judge", *(f"datasets/{NAMES['dataset']}",)):
-        assert VEILED not in lab.bob.delete(f"/api/v1/{path}").text.replace(NAMES["dataset"], "")
+def test_what_keeps_a_thing_from_being_removed_is_not_named_where_it_is_private(
+    lab: PrivateLab, settings: Settings, database: Database
+) -> None:
+    backbone, pictures, _ = private_cards()
+    own = pictures.model_copy(update={"name": "bobs-pictures", "digest": "1" * 64})
+    needing = {"name": f"{VEILED}-other", "digest": "2" * 64, "dataset": own.name}
+    with database.writing() as session:
+        register_card(session, settings, own, "bob")
+        register_card(session, settings, backbone.model_copy(update=needing), "ann")
+    refused = lab.bob.delete("/api/v1/datasets/bobs-pictures")
+    assert (refused.status_code, VEILED in refused.text) == (409, False)
+    assert ANOTHERS in refused.json()["detail"]
+    assert f"{VEILED}-other" in lab.admin.delete("/api/v1/datasets/bobs-pictures").json()["detail"]
 
 
 def test_messages_to_other_services_name_nothing_private(

@@ -93,7 +93,7 @@ def _filled(
     runs = {}
     with database.writing() as session:
         for card in (*cards, *public_cards(cards)):
-            runs[f"registers {card.name}"] = _registered(session, settings, card)
+            runs[f"registers {card.name}"] = register_card(session, settings, card)
     asked = {
         name: ann.post(f"/api/v1/{path}", json=body).json()["run_id"] for name, (path, body) in WORK.items()
     }
@@ -168,13 +168,6 @@ def public_cards(
     )
 
 
-def register_equal(session: Session, settings: Settings, name: str, owner: str) -> None:
-    """Register the weights of the private backbone for everyone, as another user."""
-    _registered(
-        session, settings, private_cards()[0].model_copy(update={"name": name, "dataset": None}), owner
-    )
-
-
 def analysed(session: Session, settings: Settings, run_id: str) -> None:
     """End an analysis with the profile that the lab has of these weights and settings."""
     run = session.get_one(RunRow, run_id)
@@ -182,7 +175,7 @@ def analysed(session: Session, settings: Settings, run_id: str) -> None:
     _apply(session, settings, run, StageDone(report=report), AttemptSucceeded(spend=Usage()))
 
 
-def _registered(
+def register_card(
     session: Session,
     settings: Settings,
     card: BackboneCard | DatasetCard | FeatureCard,
