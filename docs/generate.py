@@ -110,19 +110,18 @@ def events_list() -> str:
 
 
 def _event(member: type[BaseModel]) -> str:
-    meanings = _docstrings(member)
+    meanings, types = _docstrings(member), typing.get_type_hints(member)
     rows = [
-        (f"`{name}`", f"`{_type(field)}`", meanings.get(name, ""))
-        for name, field in member.model_fields.items()
+        (f"`{name}`", f"`{_type(types[name])}`", meanings.get(name, ""))
+        for name in member.model_fields
         if name != "type"
     ]
     heading = f"### `{member.model_fields['type'].default}`\n\n{inspect.getdoc(member)}"
     return f"{heading}\n\n{_table(('field', 'type', 'meaning'), rows)}"
 
 
-def _type(field: FieldInfo) -> str:
-    """Return the annotation as written, without the modules' names."""
-    annotation = field.annotation
+def _type(annotation: Any) -> str:
+    """Return a type as written, without the modules' names."""
     return annotation.__name__ if inspect.isclass(annotation) else re.sub(r"\b\w+\.", "", str(annotation))
 
 

@@ -29,6 +29,7 @@ from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.jobs import Job
+from grafting_core.specs.private_names import Intervals, Metrics
 from grafting_core.specs.registration import Registered, Registry
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.storage.storage import Storage
@@ -97,8 +98,8 @@ class StageReport(Frozen):
     key: str
     artifacts: dict[str, str] = {}
     """URI relative to the storage root, by name (`samples.png`, `model`, or a site's scion)."""
-    metrics: dict[str, float] = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    metrics: Metrics = {}
+    intervals: Intervals = {}
     """95 % intervals of the metrics that have one."""
     cost: MeasuredCost | None = None
     """Measured on the hardware of this attempt."""
@@ -156,7 +157,7 @@ class Progress(Frozen):
     step: int
     total_steps: int
     seconds_left: float | None = None
-    values: dict[str, float] = {}
+    values: Metrics = {}
     parts: tuple[PartProgress, ...] = ()
     """One entry per operator where the stage trains several."""
     spend: Usage = Usage()

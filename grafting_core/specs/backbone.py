@@ -12,7 +12,8 @@ from grafting_core.specs.noise import LEARNED_VARIANCE, TrainingSchedule
 from grafting_core.specs.operators import OperatorBase
 from grafting_core.specs.operators.attention import MultiHeadAttention
 from grafting_core.specs.operators.mlp import Mlp
-from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable, hidden
+from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
+from grafting_core.specs.private_names import BackboneName, DatasetName, NetworkName, hidden
 from grafting_core.specs.site import GraftSite
 
 Count = Annotated[int, Field(ge=0)]
@@ -31,7 +32,7 @@ class Pretraining(Frozen):
 class BackboneRef(Frozen):
     """A pretrained model by name and the digest of its weights."""
 
-    name: str
+    name: BackboneName
     digest: str
 
 
@@ -50,14 +51,14 @@ class BackboneCard(Frozen):
     be planned but not run).
     """
 
-    name: str
+    name: BackboneName
     family: str = "dit"
     """Row in the table of families: its sites and its forward signature."""
     objective: str = "epsilon_learned_variance"
     """Row in the table of objectives: prediction target."""
     schedule: TrainingSchedule = TrainingSchedule()
     """Noise schedule of its training."""
-    dataset: str | None = None
+    dataset: DatasetName | None = None
     """Name of the data set that it is trained on and compared with; None if there is no data."""
     digest: str
     depth: Annotated[int, Field(ge=1)]
@@ -75,7 +76,7 @@ class BackboneCard(Frozen):
     """FLOPs of decoding one latent to an image."""
     pretraining: Pretraining | None = None
     """What it cost to make; None: unknown."""
-    feature_network: str
+    feature_network: NetworkName
     """Feature network that evaluates its samples, unless a design names another."""
     num_images: Count
     """Number of training images for stages 1 and 2; 0 if there are none."""

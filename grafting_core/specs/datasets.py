@@ -7,12 +7,13 @@ from pydantic import Field
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
+from grafting_core.specs.private_names import DatasetName, Replaced
 
 
 class DatasetRef(Frozen):
     """A data set by name and the digest of its files."""
 
-    name: Annotated[str, Field(max_length=200)]
+    name: Annotated[str, Field(max_length=200), Replaced("data set")]
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", max_length=64)]
 
 
@@ -23,7 +24,7 @@ class DatasetCard(Frozen):
     None.
     """
 
-    name: str
+    name: DatasetName
     digest: str
     """SHA-256 over the index, which names the SHA-256 of every shard."""
     shape: tuple[int, int, int]

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
+from grafting_core.specs.private_names import NetworkName
 
 SETTING = "GRAFTLAB_FEATURE_NETWORKS"
 CHUNK_BYTES = 1 << 20
@@ -30,7 +31,7 @@ class FeatureCard(Frozen):
     in a folder of transformers or timm.
     """
 
-    name: str
+    name: NetworkName
     digest: Sha256
     """Digest of its files by `digest_of_path`."""
     kind: Literal["classifier", "transformers", "timm"]

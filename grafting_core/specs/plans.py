@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.datasets import DatasetRef
 from grafting_core.specs.dims import Slot
+from grafting_core.specs.private_names import Replaced
 
 Steps = Annotated[int, Field(ge=0, le=10_000_000)]
 PositiveSteps = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -135,7 +136,7 @@ class EvaluationProtocol(Frozen):
     """Guide only where low < sigma <= high (Kynkaanniemi et al. 2024), sigma = sqrt((1 - abar) / abar), which
     is 0.01 at timestep 0 and 157 at 999. None: everywhere. Unguided steps cost half."""
     labels: Literal["uniform", "balanced"] = "uniform"
-    feature_network: Annotated[str, Field(max_length=200)] = "inception"
+    feature_network: Annotated[str, Field(max_length=200), Replaced("feature network")] = "inception"
     mode: Literal["exact", "adm"] = "exact"
     """`adm` reproduces the guided-diffusion evaluator with float16 distances; `exact` uses float64."""
     micro_batch: MicroBatch = 50

@@ -6,7 +6,6 @@ is data: reading a table imports no model. The function named by `load` loads wh
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
@@ -15,25 +14,13 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import Field
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.private_names import Table, hidden
 
 API_VERSION = 1
 """Version of the interface of entries and the objects that they load; raised on breaking changes."""
 
 DISTRIBUTION = "graftlab"
 log = logging.getLogger(__name__)
-
-_HIDDEN: ContextVar[frozenset[tuple[str, str]]] = ContextVar("hidden", default=frozenset())
-"""(Kind of table, name) of registered rows that whoever asks now may not know of."""
-
-
-def hide(names: frozenset[tuple[str, str]]) -> None:
-    """From here on, in this context, tables show no registered row with one of these (kind, name)."""
-    _HIDDEN.set(names)
-
-
-def hidden() -> frozenset[tuple[str, str]]:
-    """What `hide` was given in this context."""
-    return _HIDDEN.get()
 
 
 class Entry(Frozen):
@@ -65,7 +52,7 @@ class PluginTable(Generic[Row]):
     The table is read at its first use and cached; `reload` clears the cache.
     """
 
-    def __init__(self, what: str, group: str, row: type[Row], own: Mapping[str, Row]) -> None:
+    def __init__(self, what: Table, group: str, row: type[Row], own: Mapping[str, Row]) -> None:
         self.what, self.group, self._row, self._own = what, group, row, own
         self._registered = dict[str, Row]()
 

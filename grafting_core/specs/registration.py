@@ -14,6 +14,7 @@ from grafting_core.specs.encoding import EncodeSettings
 from grafting_core.specs.experiment import Resources
 from grafting_core.specs.features import FEATURE_NETWORKS, FeatureCard
 from grafting_core.specs.plugins import PluginTable
+from grafting_core.specs.private_names import Replaced
 
 What = Literal["backbone", "dataset", "features"]
 Action = Literal["add", "encode", "train", "verify"]
@@ -69,7 +70,7 @@ class RegistrationSpec(Frozen):
     """Whose autoencoder encodes the images."""
     dataset: DatasetRef | None = None
     """What a classifier is trained on, or a backbone was, where that is registered."""
-    trained_on: Annotated[str, Field(max_length=200)] | None = None
+    trained_on: Annotated[str, Field(max_length=200), Replaced("data set")] | None = None
     """Name of the data set that a backbone was trained on."""
     objective: Annotated[str, Field(max_length=100)] | None = None
     """Row of the table of objectives; None: what its files say."""

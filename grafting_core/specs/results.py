@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.private_names import Intervals, Metrics
 
 
 class ProtocolFingerprint(Frozen):
@@ -44,8 +45,8 @@ class EvaluationReport(Frozen):
     """One evaluation: `values` by full metric name, 95 % `intervals` for those that have one."""
 
     fingerprint: ProtocolFingerprint
-    values: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = {}
+    values: Metrics
+    intervals: Intervals = {}
     warnings: tuple[str, ...] = ()
     classes: tuple[ClassFigures, ...] = ()
     samples_digest: str

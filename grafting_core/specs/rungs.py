@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.plans import EvaluationProtocol, counted
+from grafting_core.specs.private_names import NetworkName
 
 LOSS_DRAWS = 512
 SAMPLE_RUNGS = (1_000, 10_000, 50_000)
@@ -32,7 +33,7 @@ class FidRung(Frozen):
 
     kind: Literal["fid"] = "fid"
     samples: Annotated[int, Field(ge=2, le=1_000_000)]
-    feature_network: str
+    feature_network: NetworkName
     mode: Literal["exact", "adm"] = "exact"
 
     @property

@@ -13,9 +13,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
+from grafting_core.specs.private_names import hide
 from service.db.engine import Database
 from service.db.tables import RunRow
 from service.domain.run_queries import events_after
+from service.domain.visibility import hide_runs
 from service.schemas.runs import TERMINAL, RunEvent
 
 log = logging.getLogger("graftlab.api")
@@ -150,6 +152,9 @@ class EventBroadcaster:
             return {run_id: (last, state in TERMINAL) for run_id, last, state in session.execute(query)}
 
     def _page(self, listened: Listened, after: int) -> list[RunEvent]:
+        # All listeners may know what the run works with; this task has the context of the first of them.
+        hide(frozenset())
+        hide_runs(frozenset())
         with self._database.reading() as session:
             return events_after(session, listened.run_id, after, PAGE, listened.owner)
 

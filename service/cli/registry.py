@@ -1,4 +1,4 @@
-"""`graft backbone`, `graft dataset`, `graft features`: what people bring to a lab."""
+"""`graft backbone`, `graft dataset` and `graft features`: register, list, show, verify and remove."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,33 +13,31 @@ from service.formatting import engineering
 from service.schemas.registry import RegisteredDetail, RegisteredView
 
 Kind = Literal["backbones", "datasets", "features"]
-backbone_app = typer.Typer(help="Backbones: bring your own, list, check, remove.", no_args_is_help=True)
-dataset_app = typer.Typer(
-    help="Data sets: bring or encode your own, list, check, remove.", no_args_is_help=True
-)
+backbone_app = typer.Typer(help="Register, list, check and remove backbones.", no_args_is_help=True)
+dataset_app = typer.Typer(help="Register, encode, list, check and remove data sets.", no_args_is_help=True)
 features_app = typer.Typer(
-    help="Feature networks: bring or train your own, list, check, remove.", no_args_is_help=True
+    help="Register, train, list, check and remove feature networks.", no_args_is_help=True
 )
-Name = Annotated[str, typer.Argument(help="Under which the lab knows it.")]
+Name = Annotated[str, typer.Argument(help="Name in the lab.")]
 Source = Annotated[Path | None, typer.Argument(help="Folder on the lab's machine.", show_default=False)]
 Hub = Annotated[
-    str | None, typer.Option("--from-hub", help="REPO@REVISION of the Hugging Face hub: downloads it.")
+    str | None, typer.Option("--from-hub", help="REPO@REVISION on the Hugging Face hub, to download.")
 ]
-Licence = Annotated[str | None, typer.Option(help="As its publisher names it, such as MIT.")]
+Licence = Annotated[str | None, typer.Option(help="Licence as its publisher names it, such as MIT.")]
 Private = Annotated[bool, typer.Option("--private", help="Only you and admins can see it.")]
 MaxBytes = Annotated[
     int | None, typer.Option(min=1, help="Reserve so many of your quota's bytes; default: all that are left.")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")]
-Vae = Annotated[str | None, typer.Option(help="Folder of the autoencoder, or `none` for pixels.")]
-Revision = Annotated[int | None, typer.Option(min=1, help="Default: the newest; of rm, all.")]
+Vae = Annotated[str | None, typer.Option(help="Folder of the autoencoder; `none` for pixels.")]
+Revision = Annotated[int | None, typer.Option(min=1, help="Default: the newest; for rm, all.")]
 
 
 @backbone_app.command("add")
 def add_backbone(
     name: Name,
     path: Source = None,
-    dataset: Annotated[str | None, typer.Option(help="The data set that it was trained on.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set that it was trained on.")] = None,
     vae: Vae = None,
     licence: Licence = None,
     private: Private = False,
@@ -49,7 +47,7 @@ def add_backbone(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Copy a folder as diffusers saves it into the lab, check it and derive its card."""
+    """Copy a folder in diffusers' format into the lab, check it and derive its card."""
     document = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
     rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("backbones", document | rights, wait, url, json)
@@ -58,7 +56,7 @@ def add_backbone(
 @dataset_app.command("add")
 def add_dataset(
     name: Name,
-    path: Annotated[Path, typer.Argument(help="Folder on the lab's machine that was encoded elsewhere.")],
+    path: Annotated[Path, typer.Argument(help="Encoded folder on the lab's machine.")],
     licence: Licence = None,
     private: Private = False,
     max_bytes: MaxBytes = None,
@@ -74,22 +72,25 @@ def add_dataset(
 @dataset_app.command("encode")
 def encode_dataset(
     images: Annotated[Path, typer.Argument(help="Folder of images, tar or parquet, on the lab's machine.")],
-    name: Annotated[str, typer.Option(help="Under which the lab knows the data set.")],
+    name: Annotated[str, typer.Option(help="Name of the data set in the lab.")],
     size: Annotated[int | None, typer.Option(min=4, help="Side of the square images, in pixels.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="A registered backbone, whose autoencoder encodes.")
+        str | None, typer.Option(help="Registered backbone whose autoencoder encodes.")
     ] = None,
     vae: Vae = None,
     labels_file: Annotated[
-        str | None, typer.Option(help="A .csv or .json inside the folder; else folders are classes.")
+        str | None, typer.Option(help="A .csv or .json inside the folder; by default folders are classes.")
     ] = None,
-    no_labels: Annotated[bool, typer.Option("--no-labels", help="Labels are not looked for.")] = False,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Encode without labels.")] = False,
     held_out: Annotated[
-        float | None, typer.Option(min=0, help="Share (below 1) or number of images kept from training.")
+        float | None,
+        typer.Option(min=0, help="Share (below 1) or number of images to hold out from training."),
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="3, or 1 for luma.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror every other training image.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the split.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the split into training and held-out images.")
+    ] = None,
     licence: Licence = None,
     private: Private = False,
     max_bytes: MaxBytes = None,
@@ -97,7 +98,7 @@ def encode_dataset(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Encode images into a data set of the lab's, on the cluster; a stopped run goes on where it was."""
+    """Encode images into a data set, on the cluster. A stopped run continues where it was."""
     share = int(held_out) if held_out is not None and held_out >= 1 else held_out
     settings = {"image_size": size, "labels_file": labels_file, "held_out": share, "channels": channels}
     settings |= {"seed": seed, "conditions": "none" if no_labels else None, "flip": flip or None}
@@ -125,9 +126,9 @@ def add_features(
 
 @features_app.command("train")
 def train_features(
-    dataset: Annotated[str, typer.Argument(help="A registered data set with labels.")],
-    name: Annotated[str, typer.Option(help="Under which the lab knows the network.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Of training.")] = None,
+    dataset: Annotated[str, typer.Argument(help="Registered data set with labels.")],
+    name: Annotated[str, typer.Option(help="Name of the network in the lab.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     private: Private = False,
     max_bytes: MaxBytes = None,
@@ -135,7 +136,7 @@ def train_features(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Train a small classifier on a data set's own classes, to judge with."""
+    """Train a small classifier on a data set's classes, as a feature network for metrics."""
     settings = _given({"steps": steps, "seed": seed})
     rights = {"private": private, "max_bytes": max_bytes}
     document = {"name": name, "dataset": dataset, "train": settings or None}
@@ -143,7 +144,7 @@ def train_features(
 
 
 def _path(path: Path | None) -> str | None:
-    """As the lab's machine finds it, from whatever folder the command was given in."""
+    """Return the absolute path, as text."""
     return None if path is None else str(path.expanduser().absolute())
 
 
@@ -162,7 +163,7 @@ def _register(kind: Kind, document: dict[str, Any], wait: bool, url: str | None,
 
 
 def _finish(client: GraftlabClient, kind: Kind, name: str, run_id: str, wait: bool, json: bool) -> None:
-    """Say where the run is, or follow it and show what came of it."""
+    """Print the run's address, or follow the run and show what it has registered."""
     if not wait:
         run = client.run(run_id)
         print_json(run) if json else out.print(f"{run_id}  {client.url}/runs/{run_id}")
@@ -176,23 +177,23 @@ def _finish(client: GraftlabClient, kind: Kind, name: str, run_id: str, wait: bo
 
 
 def _add_commands(app: typer.Typer, kind: Kind) -> None:
-    """What all kinds have: ls, show, verify, rm."""
+    """Add the commands that all kinds have: ls, show, verify, rm."""
 
     @app.command("ls")
     def list_command(url: Url = None, json: AsJson = False) -> None:
-        """Those of packages, then those that were registered, with their newest revision."""
+        """List those of packages, then registered ones with their newest revision."""
         found = connect(url).all_registered(kind)
         print_json(found) if json else out.print(_table(found))
 
     @app.command("show")
     def show_command(name: Name, url: Url = None, json: AsJson = False) -> None:
-        """One of them: sizes, figures, revisions."""
+        """Show one with its sizes, figures and revisions."""
         found = connect(url).registered(kind, name)
         print_json(found) if json else _show(found)
 
     @app.command("verify")
     def verify_command(name: Name, revision: Revision = None, url: Url = None, json: AsJson = False) -> None:
-        """Read the lab's own copy again, on the cluster. Exit 1 where it is damaged."""
+        """Read the lab's copy again, on the cluster. Exit code 1 if it is damaged."""
         client = connect(url)
         run_id = client.verify_registered(kind, name, revision).run_id
         _finish(client, kind, name, run_id, wait=True, json=json)
@@ -201,9 +202,9 @@ def _add_commands(app: typer.Typer, kind: Kind) -> None:
     def remove_command(
         name: Name, revision: Revision = None, url: Url = None, json: AsJson = False, yes: Yes = False
     ) -> None:
-        """Remove it from the lab; refused while a run that has not ended needs it. Past runs stay."""
+        """Remove it from the lab; refused while unfinished work needs it. Past runs stay."""
         what = name if revision is None else f"revision {revision} of {name}"
-        confirm(f"Remove {what}, whose files would have to be registered anew?", yes)
+        confirm(f"Remove {what} with its files?", yes)
         gone = connect(url).remove_registered(kind, name, revision)
         if json:
             return print_json(gone)
@@ -221,7 +222,7 @@ def _table(found: list[RegisteredView]) -> Any:
         size = f"{engineering(each.size)}B" if each.size else ""
         revision = "" if each.revision is None else str(each.revision)
         owner = escape(each.owner) + (" (private)" if each.private else "")
-        summary = each.summary if each.registering is None else f"run {each.registering} registers it"
+        summary = each.summary if each.registering is None else f"being registered by run {each.registering}"
         summary = "damaged; register it again" if each.damaged else summary
         licence = escape(each.licence or "")
         rows.add_row(escape(each.name), escape(summary), revision, size, licence, owner)
@@ -244,4 +245,4 @@ def _show(found: RegisteredDetail) -> None:
     if found.damaged:
         out.print("  its files are damaged; register it again from its source")
     if found.registering:
-        out.print(f"  run {found.registering} registers another revision")
+        out.print(f"  run {found.registering} is registering another revision")

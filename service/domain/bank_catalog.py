@@ -10,6 +10,7 @@ from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
+from grafting_core.specs.private_names import shown_name
 from grafting_core.specs.scions import ScionCard
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
@@ -87,7 +88,8 @@ def scion_page(
 
 
 def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:
-    return kind in (None, card.scion.kind) and backbone in (None, card.scion.backbone.name)
+    named = shown_name("backbone", card.scion.backbone.name)
+    return kind in (None, card.scion.kind) and backbone in (None, named)
 
 
 def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:

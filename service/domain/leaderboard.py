@@ -18,7 +18,7 @@ from service.domain.pretraining import share_of_pretraining
 from service.domain.rank_ranges import with_ties
 from service.domain.run_queries import parsed, spends_of
 from service.domain.stopped_runs import cut_short
-from service.domain.visibility import first_to, without_private_names
+from service.domain.visibility import first_to, names_something_hidden, title_to
 from service.schemas.leaderboard import FirstMade, Leaderboard, LeaderboardGroup, LeaderboardRow
 
 PAGE = 100
@@ -50,7 +50,7 @@ def leaderboard(
     if after is not None and not counts:
         raise BadCursor(after)
     shown = sorted(sorted(counts, key=lambda group: -group[1])[:GROUPS])
-    board = Leaderboard(
+    return Leaderboard(
         groups=[
             _group(
                 session, [*ranked, LeaderboardEntryRow.protocol_digest == digest], count, after, limit, owner
@@ -60,7 +60,6 @@ def leaderboard(
         other_protocols=sorted({digest for digest, _ in counts} - {digest for digest, _ in shown}),
         cut_short=cut_short(session, owner, protocol),
     )
-    return without_private_names(board)
 
 
 def _ranked(owner: str | None) -> list[ColumnElement[bool]]:
@@ -93,6 +92,7 @@ def _group(
     teacher = _teacher(session, ranked, first.backbone, subject, protocol)
     # Not stored in the entry: what a run pays changes when another run shares its work.
     spends = spends_of(session, [row.run_id for row in shown])
+    withheld = names_something_hidden(first.backbone, protocol)
     ranked_rows = [
         _row(rank, row, spends.get(row.run_id, Usage()), teacher, owner, subject)
         for rank, row in enumerate(shown, start + 1)
@@ -105,7 +105,10 @@ def _group(
         fingerprint=fingerprint if fingerprint.digest == first.protocol_digest else None,
         metric=first.metric,
         total=total,
-        rows=with_ties(session, ranked_rows),
+        rows=[
+            row.model_copy(update={"name": title_to(row.name, withheld)})
+            for row in with_ties(session, ranked_rows)
+        ],
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
 

@@ -18,16 +18,20 @@ def _with_oracle(storage: Storage, group: LeaderboardGroup) -> LeaderboardGroup:
     path = oracle_path(group.fingerprint) if group.fingerprint else None
     if path is None or not storage.exists(path):
         return group
-    return group.model_copy(update={"oracle": _oracle(storage, path)})
+    report = _report(storage, path)
+    return group.model_copy(update={"oracle": _oracle(report) if report else None})
 
 
 @lru_cache(maxsize=256)
-def _oracle(storage: Storage, path: str) -> Oracle | None:
+def _report(storage: Storage, path: str) -> EvaluationReport | None:
     """Read one; its path names all that determined it. None if the file is damaged."""
     try:
-        report = parse_with_digest(storage.read_bytes(path), EvaluationReport)
+        return parse_with_digest(storage.read_bytes(path), EvaluationReport)
     except ValueError:
         return None
+
+
+def _oracle(report: EvaluationReport) -> Oracle:
     protocol = report.fingerprint.protocol
     return Oracle(
         metric=protocol.fid_name,

@@ -6,6 +6,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from grafting_core.specs.private_names import shown_metric
 from service.db.tables import StageRow
 from service.schemas.leaderboard import LeaderboardRow
 
@@ -31,7 +32,7 @@ def _intervals(session: Session, ids: Sequence[str]) -> dict[str, dict[str, tupl
     query = select(StageRow.run_id, StageRow.report["intervals"])
     results = session.execute(query.where(StageRow.run_id.in_(ids), StageRow.stage == "evaluate"))
     return {
-        run_id: {name: (low, high) for name, (low, high) in (intervals or {}).items()}
+        run_id: {shown_metric(name): (low, high) for name, (low, high) in (intervals or {}).items()}
         for run_id, intervals in results
     }
 

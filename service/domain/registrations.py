@@ -1,4 +1,4 @@
-"""The life of a registration: begun with its run, a revision once that has succeeded, removed on request."""
+"""States of a registration: it begins with its run, becomes a revision on success, is removed on request."""
 
 from collections.abc import Sequence
 
@@ -6,21 +6,23 @@ from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
+from grafting_core.specs.private_names import ANOTHERS, shown_name
 from grafting_core.specs.registration import TABLES, Registered, RegistrationSpec, What
 from service.db.registry_tables import USABLE, RegisteredRow, RegisteredState
 from service.db.study_tables import StudyRow
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.registration_quota import left_of
 from service.domain.revision_damage import mark
+from service.domain.visibility import hidden_runs
 from service.schemas.runs import TERMINAL, RunState
 from workers.contract import Reason, StageReport
 
 CURRENT = ("registering", "ready", "damaged", "removed")
-"""States of rows that make a name somebody's."""
+"""States of rows whose name belongs to their owner."""
 
 
 class NameTaken(ValueError):
-    """The name is somebody else's, or cannot have this revision."""
+    """The name belongs to another user, or its privacy differs from the request's."""
 
 
 class UnderWay(ValueError):
@@ -28,13 +30,13 @@ class UnderWay(ValueError):
 
 
 class StillNeeded(ValueError):
-    """Something that has not ended works with it."""
+    """Unfinished work, or another card, needs the revision."""
 
 
 def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
     """Reserve the name for this run, and its bytes of the owner's quota. Raises NameTaken, UnderWay.
 
-    Two at once: the second raises IntegrityError, and UnderWay on a repeat.
+    Of two requests at once, the second raises IntegrityError, and UnderWay when it is repeated.
     """
     if work.action == "verify":
         session.add(_row(run, work, "check"))
@@ -81,7 +83,7 @@ def _of_run(session: Session, run: RunRow) -> RegisteredRow | None:
 
 
 def keep_card(session: Session, run: RunRow, report: StageReport) -> None:
-    """Note what the worker has published. It can be named once the run has succeeded."""
+    """Store the card that the worker has published. Its name can be used once the run has succeeded."""
     row, made = _of_run(session, run), report.registered
     if row is None or made is None or row.state != "registering":
         return
@@ -91,13 +93,13 @@ def keep_card(session: Session, run: RunRow, report: StageReport) -> None:
 
 
 def _without_place(made: Registered) -> dict[str, object]:
-    """The card as it is stored: where the files lie is for each process to say."""
+    """Return the card without the path of its files, which each process adds for itself."""
     place = "weights" if made.what == "backbone" else "folder"
     return made.card.model_copy(update={place: None}).model_dump(mode="json")
 
 
 def follow_run(session: Session, run: RunRow, to: RunState, reason: Reason | None = None) -> None:
-    """Take the registration along where its run goes. Raises UnderWay where the name has another by now."""
+    """Update the registration to its run's new state. Raises UnderWay if the name has another by now."""
     row = _of_run(session, run)
     if row is not None and row.state == "check":
         return _note_check(session, run, to, reason)
@@ -143,7 +145,7 @@ def _begin_again(session: Session, row: RegisteredRow) -> None:
 
 
 def _settle(session: Session, row: RegisteredRow) -> None:
-    """Make it a revision: the next one, or, where the files are the same, the one that is there already."""
+    """Make it the next revision; if the files are those of an earlier revision, it becomes that one."""
     mark(session, row.what, row.digest, "ready")
     earlier = _named(session, row.what, row.name, (*USABLE, "removed"))
     same = next((each for each in earlier if each.digest == row.digest), None)
@@ -184,7 +186,7 @@ def work_that_names(session: Session, digest: str) -> str | None:
     runs = select(RunRow.id).join(ExperimentRow, ExperimentRow.id == RunRow.experiment_id)
     run = session.scalar(runs.where(RunRow.state.not_in(TERMINAL), names).order_by(RunRow.id).limit(1))
     if run:
-        return f"run {run}, which has not ended"
+        return f"run {ANOTHERS if run in hidden_runs() else run}, which has not ended"
     names = cast(StudyRow.spec, String).contains(digest)
     study = session.scalar(
         select(StudyRow.id).where(StudyRow.state.in_(("RUNNING", "PAUSED")), names).limit(1)
@@ -202,5 +204,6 @@ def _card_that_names(session: Session, row: RegisteredRow) -> str | None:
     for other in session.scalars(ready):
         named = (other.card or {}).get("dataset")
         if (named == row.name and newest) or (isinstance(named, dict) and named.get("digest") == row.digest):
-            return f"{TABLES[other.what].what} {shown(other.name)}"
+            kind = TABLES[other.what].what
+            return f"{kind} {shown(shown_name(kind, other.name))}"
     return None

@@ -1,8 +1,9 @@
-"""What this lab has registered, as the tables of this process know it, and who may know of it."""
+"""Fill this process's tables with the lab's registered things, and hide private ones from other users."""
 
 import json
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from grafting_core.specs.backbone import BackboneCard, register_cards
 from grafting_core.specs.datasets import DatasetCard, register_datasets
 from grafting_core.specs.features import FeatureCard, register_features
 from grafting_core.specs.jobs import Job
-from grafting_core.specs.plugins import hide
+from grafting_core.specs.private_names import Hidden, hide, hiding
 from grafting_core.specs.registration import (
     CONTENT,
     TABLES,
@@ -26,11 +27,13 @@ from service.db.registry_tables import USABLE, RegisteredRow
 from service.domain.api_keys import Principal
 from service.domain.named_revisions import revisions_named_by
 from service.domain.revision_damage import check_intact
-from service.domain.visibility import hide_runs
+from service.domain.visibility import hide_runs, hiding_runs
 
+EVERYBODY = Principal(owner="", role="viewer")
+"""Reader of what is shown to all users alike: MLflow's pages, and messages to other services."""
 C = TypeVar("C", BackboneCard, DatasetCard, FeatureCard)
 NAMING = ("registering", "ready", "damaged", "removed")
-"""States of rows to which their name belongs."""
+"""States of rows whose name belongs to their owner."""
 CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
     "backbone": BackboneCard,
     "dataset": DatasetCard,
@@ -40,18 +43,18 @@ CARDS: dict[str, type[BackboneCard] | type[DatasetCard] | type[FeatureCard]] = {
 
 @dataclass(frozen=True)
 class PrivateThing:
-    """A registration that its owner alone may know of."""
+    """A registration that only its owner and admins may know of."""
 
     what: What
     name: str
     owner: str
     run_id: str
     names_it: bool
-    """Whether the name is its own; that of a failed registration or of a check may be another's."""
+    """Whether the name belongs to it; that of a failed registration or a check may be somebody else's."""
 
 
 class _Known:
-    """What the tables of this process were filled from."""
+    """Content of the database from which the tables of this process were filled."""
 
     lock = threading.Lock()
     mark: object = None
@@ -59,10 +62,10 @@ class _Known:
 
 
 def refresh(session: Session) -> None:
-    """Bring this process's tables to the state of the database; one small query if nothing has changed.
+    """Update this process's tables from the database; one small query if nothing has changed.
 
-    A change is seen by the number of rows in each state: what becomes usable or is removed changes it, and a
-    removed revision that becomes usable again comes with a new row.
+    Changes show in the number of rows by state and in the highest id by state: a registration that succeeds
+    or is removed changes its state, and a removed revision that is registered again has a new row.
     """
     states = session.execute(
         select(RegisteredRow.state, func.count(), func.max(RegisteredRow.id))
@@ -84,7 +87,7 @@ def refresh(session: Session) -> None:
 
 
 def load_registered(database_url: str) -> None:
-    """Make what a lab has registered known to this process, which is none of the lab's own."""
+    """Fill the tables of a process outside the lab, such as a command that reads its database."""
     database = Database(database_url)
     with database.reading() as session:
         refresh(session)
@@ -108,19 +111,37 @@ def _cards(rows: Sequence[RegisteredRow], model: type[C]) -> Iterator[C]:
 
 
 def _stored(row: RegisteredRow, model: type[C]) -> C:
-    """The card of a revision, with where its files are in the lab's storage; removed ones have none."""
+    """Return the card of a revision with the path of its files in storage; a removed one has no files."""
     card = model.model_validate_json(json.dumps(row.card))
     place = f"{registry_folder(row.what, row.digest)}/{CONTENT}" if row.state in USABLE else None
     return card.model_copy(update={"weights" if isinstance(card, BackboneCard) else "folder": place})
 
 
 def show_to(principal: Principal) -> None:
-    """From here on, in this context, nobody but their owners and admins is shown private things."""
+    """Hide private things from the rest of this context, unless the principal is their owner or an admin."""
+    names, runs = _unseen_by(principal)
+    hide(names)
+    hide_runs(runs)
+
+
+@contextmanager
+def showing_to_everybody(session: Session) -> Iterator[None]:
+    """Hide all private things for the duration of the block."""
+    refresh(session)
+    names, runs = _unseen_by(EVERYBODY)
+    with hiding(names), hiding_runs(runs):
+        yield
+
+
+def _unseen_by(principal: Principal) -> tuple[Hidden, frozenset[str]]:
+    """Return the names of private things that the principal may not know of, and the runs that register
+    them.
+    """
     unseen = [
         thing for thing in _Known.private if principal.role != "admin" and thing.owner != principal.owner
     ]
-    hide(frozenset((TABLES[thing.what].what, thing.name) for thing in unseen if thing.names_it))
-    hide_runs(frozenset(thing.run_id for thing in unseen))
+    names = frozenset((TABLES[thing.what].what, thing.name) for thing in unseen if thing.names_it)
+    return names, frozenset(thing.run_id for thing in unseen)
 
 
 def registry_for(session: Session, work: Job) -> Registry:

@@ -1,4 +1,4 @@
-"""Registered things as people see them."""
+"""Views of registered things for pages, API and command line."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.datasets import DatasetCard
 from grafting_core.specs.features import FeatureCard
-from grafting_core.specs.plugins import Entry, hidden
+from grafting_core.specs.plugins import Entry
+from grafting_core.specs.private_names import as_shown, hidden
 from grafting_core.specs.registration import TABLES, What
 from service.db.registry_tables import USABLE, RegisteredRow
 from service.domain.registry import NAMING
@@ -27,7 +28,7 @@ def registered_views(session: Session, what: What) -> list[RegisteredView]:
 
 
 def registered_detail(session: Session, what: What, name: str) -> RegisteredDetail | None:
-    """Return one of them; None if the caller may see none of this name."""
+    """Return the thing of this name; None if there is none that the caller may see."""
     rows = _rows(session, what, RegisteredRow.name == name)
     if not rows and name not in TABLES[what]:
         return None
@@ -40,7 +41,7 @@ def registered_detail(session: Session, what: What, name: str) -> RegisteredDeta
 
 
 def _rows(session: Session, what: What, *conditions: ColumnElement[bool]) -> list[RegisteredRow]:
-    """Rows of every name that the caller may see and that has a revision or is being registered."""
+    """Return the rows of every visible name that has a revision or is being registered."""
     unseen = {name for table, name in hidden() if table == TABLES[what].what}
     query = select(RegisteredRow).where(
         RegisteredRow.what == what, RegisteredRow.state.in_(NAMING), *conditions
@@ -89,8 +90,9 @@ def _revisions(rows: Sequence[RegisteredRow]) -> Iterator[RevisionView]:
 
 
 def _card(entry: Entry | None) -> Card | None:
+    """Return an entry's card, with the names of others' private things in it replaced."""
     found: Card | None = getattr(entry, "card", None)
-    return found
+    return as_shown(found) if found else None
 
 
 def _summary(card: Card) -> str:

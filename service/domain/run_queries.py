@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, joinedload
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import WORK, Job, as_graft
+from grafting_core.specs.registration import RegistrationSpec
 from service.db.tables import AttemptRow, EventRow, ExperimentRow, RunRow, StageRow
 from service.domain.artifact_dependencies import transfers
 from service.domain.pretraining import backbone_of, share_of_pretraining
@@ -20,7 +21,8 @@ from service.domain.visibility import (
     hidden_runs,
     message_to,
     report_to,
-    without_private_names,
+    title_to,
+    withheld_runs,
 )
 from service.schemas.runs import RunDetail, RunEvent, RunPage, RunView, StageProgress
 from workers.contract import STAGES, Event, PartProgress, StageReport
@@ -91,9 +93,11 @@ def run_views(session: Session, rows: Sequence[RunRow], owner: str | None = None
     ids = [row.id for row in rows]
     spends = spends_of(session, ids)
     reports = reports_of(session, ids, ("evaluate",))
-    views = [_view(row, spends.get(row.id, Usage()), reports.get(row.id, [])) for row in rows]
-    shown = (view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views)
-    return [without_private_names(view) for view in shown]
+    withheld = withheld_runs(session, ids)
+    views = [
+        _view(row, spends.get(row.id, Usage()), reports.get(row.id, []), row.id in withheld) for row in rows
+    ]
+    return [view.model_copy(update={"message": message_to(session, owner, view.message)}) for view in views]
 
 
 def visible_to(run: RunRow, owner: str | None) -> bool:
@@ -108,10 +112,17 @@ def run_detail(session: Session, run_id: str, owner: str | None = None) -> RunDe
         return None
     stored = reports_of(session, [run_id]).get(run_id, [])
     reports = [report_to(session, owner, report) for report in stored]
-    view = _view(row, spends_of(session, [run_id]).get(run_id, Usage()), reports)
+    withheld = bool(withheld_runs(session, [run_id]))
+    view = _view(row, spends_of(session, [run_id]).get(run_id, Usage()), reports, withheld)
     shown = view.model_dump() | {"message": message_to(session, owner, view.message)}
-    found = RunDetail(**shown, work=work_of(row), stages=reports, parts=_parts(session, row))
-    return without_private_names(found)
+    parts = _parts(session, row)
+    if withheld:
+        reports = [report.model_copy(update={"notes": ()}) for report in reports]
+        parts = [part.model_copy(update={"reason": ""}) for part in parts]
+    work = work_of(row)
+    if not isinstance(work, RegistrationSpec):
+        work = work.model_copy(update={"name": view.name})
+    return RunDetail(**shown, work=work, stages=reports, parts=parts)
 
 
 def _parts(session: Session, row: RunRow) -> list[PartProgress]:
@@ -174,16 +185,16 @@ def reports_of(
     return by_run
 
 
-def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
+def _view(row: RunRow, spend: Usage, reports: list[StageReport], withheld: bool) -> RunView:
     return RunView(
         id=row.id,
         kind=row.experiment.kind,
-        name=row.experiment.name,
+        name=title_to(row.experiment.name, withheld and row.experiment.kind != "registration"),
         owner=row.experiment.owner,
         backbone=row.experiment.backbone,
         state=row.state,
         reason=row.reason,
-        message=row.message,
+        message=None if withheld else row.message,
         attempt=row.attempt,
         experiment_digest=row.experiment.digest,
         protocol_digest=row.experiment.protocol_digest,
@@ -208,7 +219,8 @@ def _view(row: RunRow, spend: Usage, reports: list[StageReport]) -> RunView:
         intervals={name: interval for report in reports for name, interval in report.intervals.items()},
         cost=next((report.cost for report in reports if report.cost), None),
         mlflow_url=link(row.mlflow_experiment_id, row.mlflow_run_id),
-        mlflow_error=row.mlflow_error,
+        mlflow_error=None if withheld else row.mlflow_error,
+        withheld=withheld,
     )
 
 

@@ -15,6 +15,7 @@ from grafting_core.specs.rungs import comparable_digest, ladder_of
 from grafting_core.specs.studies.rank_correlation import agreements
 from service.db.tables import ExperimentRow, LeaderboardEntryRow, RunDependencyRow, RunRow, StageRow
 from service.domain.run_queries import parsed
+from service.domain.visibility import names_something_hidden, title_to
 from service.schemas.rung_agreement import LadderGroup, LatencyGroup, LatencyRow, Measurements
 
 NEWEST = 200
@@ -144,7 +145,7 @@ def _latency_row(rank: int, judged: Judged, cost: MeasuredCost, latency: Latency
     return LatencyRow(
         rank=rank,
         run_id=judged.run_id,
-        name=judged.name,
+        name=title_to(judged.name, names_something_hidden(judged.backbone, judged.protocol)),
         milliseconds=1e3 * latency.median,
         ratio=latency.ratio,
         ratio_low=latency.ratio_low,

@@ -11,6 +11,7 @@ from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.rungs import ladder_of
 from service.db.tables import ExperimentRow, RunRow
 from service.domain.run_queries import parsed, reports_of, spends_of
+from service.domain.visibility import title_to, withheld_runs
 from service.schemas.leaderboard import CutShort
 from workers.contract import StageReport
 
@@ -22,10 +23,11 @@ def cut_short(session: Session, owner: str | None, protocol: str | None) -> list
     rows = _newest(session, owner, protocol)
     ids = [row.id for row in rows]
     spends, reports = spends_of(session, ids), reports_of(session, ids)
+    withheld = withheld_runs(session, ids)
     return [
         CutShort(
             run_id=row.id,
-            name=row.experiment.name,
+            name=title_to(row.experiment.name, row.id in withheld),
             protocol_digest=row.experiment.protocol_digest,
             reason=row.reason,
             reached=_reached(row, reports.get(row.id, [])),

@@ -15,7 +15,7 @@ from service.domain.latency_table import clocked, keeps_limit
 from service.domain.run_queries import parsed, spends_of
 from service.domain.studies import Role, runs_of, spec_of_study, study_spends, trials_of
 from service.domain.tracking_endpoints import link
-from service.domain.visibility import without_private_names
+from service.domain.visibility import is_withheld, title_to
 from service.schemas.studies import Comparison, StudyDetail, StudyPage, StudyRun, StudyTrial, StudyView
 
 FINISHING: tuple[Role, ...] = ("promote", "calibrate", "baseline")
@@ -59,7 +59,7 @@ def _study_views(session: Session, studies: Sequence[StudyRow]) -> list[StudyVie
         _view(study, counts.get(study.id, (0, 0, 0)), finals.get(study.id, []), spends.get(study.id, Usage()))
         for study in studies
     )
-    return [without_private_names(view) for view in views]
+    return list(views)
 
 
 def _counts(session: Session, ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -94,16 +94,17 @@ def _view(
     """
     spec, quality = study.spec, study.spec["quality"]
     trials, screened, finished = counts
+    withheld = is_withheld(study)
     return StudyView(
         id=study.id,
-        name=study.name,
+        name=title_to(study.name, withheld),
         backbone=study.backbone,
         owner=study.owner,
         state=study.state,
         phase=study.phase,
         round=study.round,
         rounds=spec["rounds"],
-        message=study.message,
+        message=None if withheld else study.message,
         quality=quality,
         objectives=[quality, *spec["costs"]],
         trials=trials,
@@ -116,7 +117,8 @@ def _view(
         created_at=study.created_at,
         ended_at=study.ended_at,
         mlflow_url=link(study.mlflow_experiment_id, study.mlflow_run_id),
-        mlflow_error=study.mlflow_error,
+        mlflow_error=None if withheld else study.mlflow_error,
+        withheld=withheld,
     )
 
 
@@ -133,11 +135,11 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
     spec, trials = spec_of_study(study), trials_of(session, study.id)
     runs = _runs(session, spec, study.id, trials)
     best, view = best_run(runs), study_view(session, study)
-    found = StudyDetail(
+    return StudyDetail(
         **view.model_dump(exclude={"budget", "spend"}),
         budget=view.budget,
         spend=view.spend,
-        spec=spec,
+        spec=spec.model_copy(update={"name": view.name}),
         sampler=study.sampler,
         findings=study.findings,
         trial_rows=[_trial(trial) for trial in trials],
@@ -146,7 +148,6 @@ def study_detail(session: Session, study: StudyRow) -> StudyDetail:
         best_trial=best.trial if best else None,
         rank_correlation=_correlation(spec, trials),
     )
-    return without_private_names(found)
 
 
 def best_run(runs: Sequence[StudyRun]) -> StudyRun | None:

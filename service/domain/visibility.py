@@ -1,30 +1,35 @@
-"""Hide other users' runs in answers to readers who see only their own runs."""
+"""Hide other users' runs from readers who see only their own, and private things from all other users."""
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
 
-from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.plugins import hidden
-from service.db.tables import RunRow
+from grafting_core.specs.backbone import BackboneRef
+from grafting_core.specs.base import Frozen
+from grafting_core.specs.jobs import WORK
+from grafting_core.specs.plans import DistillPlan, EvaluationProtocol
+from grafting_core.specs.private_names import ANOTHERS, hidden, names_hidden
+from service.db.study_tables import StudyRow
+from service.db.tables import ExperimentRow, RunRow
 from service.domain.artifact_dependencies import WAITS
 from service.schemas.bank import ScionView
 from service.schemas.leaderboard import FirstMade
 from service.schemas.runs import QueueView, RunEvent
 from workers.contract import StageDone, StageReport
 
-M = TypeVar("M", bound=BaseModel)
-ANOTHERS = "another's"
-"""Replacement for the id of a run, or for a private name, that the reader does not see."""
 _HIDDEN_RUNS: ContextVar[frozenset[str]] = ContextVar("hidden runs", default=frozenset())
 """Runs that register something private which the reader may not know of."""
-NAMING = frozenset({"backbone", "dataset", "feature_network"})
-"""Fields whose value is a registered name, or an object with the field `name`."""
+NAMING: Mapping[str, type[Frozen]] = {
+    "backbone": BackboneRef,
+    "distill": DistillPlan,
+    "evaluate": EvaluationProtocol,
+}
+"""Parts of a study's document that name registered things."""
 AWAITED = re.compile(f"^{WAITS}([0-9a-z]+)")
 
 
@@ -33,40 +38,63 @@ def hide_runs(run_ids: frozenset[str]) -> None:
     _HIDDEN_RUNS.set(run_ids)
 
 
+@contextmanager
+def hiding_runs(run_ids: frozenset[str]) -> Iterator[None]:
+    """Hide these runs, and no others, for the duration of the block."""
+    before = _HIDDEN_RUNS.set(run_ids)
+    try:
+        yield
+    finally:
+        _HIDDEN_RUNS.reset(before)
+
+
 def hidden_runs() -> frozenset[str]:
     """Return the runs that are hidden in this context."""
     return _HIDDEN_RUNS.get()
 
 
-def without_private_names(view: M) -> M:
-    """Replace names of private things that the reader does not see."""
+def withheld_runs(session: Session, run_ids: Iterable[str]) -> set[str]:
+    """Return those of the runs whose work names something that the reader may not know of."""
     names = {name for _, name in hidden()}
     if not names:
-        return view
-    document = view.model_dump(mode="json")
-    replaced = _replaced(document, names)
-    return view if replaced == document else type(view).model_validate_json(json.dumps(replaced))
+        return set()
+    query = select(RunRow.id, cast(ExperimentRow.spec, String)).join(RunRow.experiment)
+    found = session.execute(query.where(RunRow.id.in_(set(run_ids)))).all()
+    # Parsing takes longer than looking for the names.
+    suspects = {run_id: spec for run_id, spec in found if any(f'"{name}"' in spec for name in names)}
+    return {run_id for run_id, spec in suspects.items() if _names_hidden(spec)}
 
 
-def _replaced(value: Any, names: Collection[str], naming: bool = False) -> Any:
-    """Replace names in fields that hold names (`naming`), and in names of metrics wherever they are."""
-    if isinstance(value, dict):
-        return {
-            _metric(key, names): _replaced(each, names, key in NAMING or (naming and key == "name"))
-            for key, each in value.items()
-        }
-    if isinstance(value, list):
-        return [_replaced(each, names, naming) for each in value]
-    if not isinstance(value, str):
-        return value
-    return ANOTHERS if naming and value in names else _metric(value, names)
+def _names_hidden(spec: str) -> bool:
+    """Whether the document of some work names something hidden; one that cannot be read counts as such."""
+    try:
+        return names_hidden(WORK.validate_json(spec))
+    except ValueError:
+        return True
 
 
-def _metric(text: str, names: Collection[str]) -> str:
-    """Replace a feature network's name in the name of a metric, such as `fid1k/NAME`."""
+def names_something_hidden(backbone: str, protocol: EvaluationProtocol) -> bool:
+    """Whether a graft of this backbone, evaluated like this, works with something hidden."""
+    return ("backbone", backbone) in hidden() or names_hidden(protocol)
+
+
+def is_withheld(study: StudyRow) -> bool:
+    """Whether a study works with something that the reader may not know of."""
+    return bool(hidden()) and any(
+        names_hidden(model.model_validate_json(json.dumps(study.spec[part])))
+        for part, model in NAMING.items()
+    )
+
+
+def title_to(title: str, withheld: bool) -> str:
+    """Return the name of a run or study, with hidden names in it replaced if it works with such things.
+
+    Unless its owner gives it another, an analysis is named after its backbone.
+    """
+    names = sorted({name for _, name in hidden()}, key=len, reverse=True) if withheld else []
     for name in names:
-        text = re.sub(rf"(?<=[a-z0-9_]/){re.escape(name)}(?=$|/)", ANOTHERS, text)
-    return text
+        title = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w/-])", ANOTHERS, title)
+    return title
 
 
 def shown_to(session: Session, owner: str | None, run_ids: Iterable[str]) -> set[str]:
@@ -132,12 +160,14 @@ def queue_to(session: Session, owner: str | None, view: QueueView) -> QueueView:
     own = [
         entry for entry in view.entries if owner in (None, entry.owner) and entry.run_id not in hidden_runs()
     ]
-    if len(own) == len(view.entries) and owner is None:
+    if owner is None and not hidden() and not hidden_runs():
         return view
     seen = shown_to(session, owner, {run_id for entry in own for run_id in entry.behind})
+    withheld = withheld_runs(session, [entry.run_id for entry in own])
     entries = [
         entry.model_copy(
             update={
+                "name": title_to(entry.name, entry.run_id in withheld),
                 "behind": [run_id for run_id in entry.behind if run_id in seen],
                 "waits_for": message_to(session, owner, entry.waits_for),
             }

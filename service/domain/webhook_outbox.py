@@ -12,10 +12,13 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from grafting_core.specs.private_names import shown_name
 from grafting_core.storage.failpoints import failpoint
 from service.db.study_tables import StudyRow
 from service.db.tables import RunRow, now
 from service.db.webhook_tables import DeliveryRow, WebhookRow
+from service.domain.registry import showing_to_everybody
+from service.domain.visibility import hidden_runs, is_withheld, title_to, withheld_runs
 from service.domain.webhook_signing import new_secret
 from service.schemas.webhooks import DeliveryPage, DeliveryView, WebhookRequest, WebhookView
 
@@ -87,40 +90,55 @@ def _drop_pending(session: Session, row: WebhookRow) -> None:
 
 
 def announce_run(session: Session, run: RunRow) -> None:
-    """Write the deliveries for an ended run, in the transaction that ends it."""
-    facts = {
+    """Write the deliveries for an ended run, in the transaction that ends it.
+
+    They name nothing private, because the lab does not know who reads them; registrations of private things
+    are not announced.
+    """
+    with showing_to_everybody(session):
+        if run.id not in hidden_runs():
+            facts = _facts_of_run(run, withheld=bool(withheld_runs(session, [run.id])))
+            _announce(session, f"run.{run.state.lower()}", run.id, run.last_event, facts)
+
+
+def _facts_of_run(run: RunRow, withheld: bool) -> dict[str, Any]:
+    return {
         "id": run.id,
         "kind": run.experiment.kind,
-        "name": run.experiment.name,
-        "backbone": run.experiment.backbone,
+        "name": title_to(run.experiment.name, withheld),
+        "backbone": shown_name("backbone", run.experiment.backbone),
         "owner": run.owner,
         "tag": run.tag,
         "state": run.state,
         "reason": run.reason,
-        "message": run.message,
+        "message": None if withheld else run.message,
         "attempt": run.attempt,
         "created_at": _written(run.created_at),
         "ended_at": _written(run.ended_at),
         "path": f"/api/v1/runs/{run.id}",
     }
-    _announce(session, f"run.{run.state.lower()}", run.id, run.last_event, facts)
 
 
 def announce_study(session: Session, study: StudyRow) -> None:
-    """Write the deliveries for an ended study, in the transaction that ends it."""
-    facts = {
+    """Write the deliveries for an ended study, in the transaction that ends it, as `announce_run` does."""
+    with showing_to_everybody(session):
+        facts = _facts_of_study(study, is_withheld(study))
+    _announce(session, f"study.{study.state.lower()}", study.id, study.version, facts)
+
+
+def _facts_of_study(study: StudyRow, withheld: bool) -> dict[str, Any]:
+    return {
         "id": study.id,
-        "name": study.name,
-        "backbone": study.backbone,
+        "name": title_to(study.name, withheld),
+        "backbone": shown_name("backbone", study.backbone),
         "owner": study.owner,
         "state": study.state,
-        "message": study.message,
+        "message": None if withheld else study.message,
         "round": study.round,
         "created_at": _written(study.created_at),
         "ended_at": _written(study.ended_at),
         "path": f"/api/v1/studies/{study.id}",
     }
-    _announce(session, f"study.{study.state.lower()}", study.id, study.version, facts)
 
 
 def announce_test(session: Session, hook: WebhookRow) -> DeliveryRow:

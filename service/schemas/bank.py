@@ -6,6 +6,7 @@ from pydantic import Field
 
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Usage
+from service.schemas.names import BackboneName
 from service.schemas.runs import View
 
 
@@ -19,7 +20,7 @@ class ScionView(View):
     kind: str
     operator: str
     """The kind with the fields that differ from its defaults."""
-    backbone: str
+    backbone: BackboneName
     nmse: float
     replace_one: float | None = None
     steps: int

@@ -5,6 +5,7 @@ from datetime import datetime
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import ProtocolFingerprint
+from service.schemas.names import BackboneName, MetricName, Metrics, Shown
 from service.schemas.runs import View
 from workers.contract import Reason
 
@@ -29,7 +30,7 @@ class LeaderboardRow(View):
     run_id: str
     name: str
     is_teacher: bool
-    metric: str
+    metric: MetricName
     value: float
     interval: tuple[float, float] | None = None
     """95 % interval of the values of other draws of as many samples."""
@@ -64,7 +65,7 @@ class LeaderboardRow(View):
 class Oracle(View):
     """Metric of held-out real images of the data set, what a perfect model of it would reach."""
 
-    metric: str
+    metric: MetricName
     """Contains the number of images; it is comparable with the group's metric if both are equal."""
     value: float
     interval: tuple[float, float] | None = None
@@ -74,12 +75,12 @@ class Oracle(View):
 class LeaderboardGroup(View):
     """Rows evaluated under the same protocol; groups are never ranked together."""
 
-    backbone: str
+    backbone: BackboneName
     protocol_digest: str
-    protocol: EvaluationProtocol
-    fingerprint: ProtocolFingerprint | None = None
+    protocol: Shown[EvaluationProtocol]
+    fingerprint: Shown[ProtocolFingerprint] | None = None
     """Content of the digest: network and reference by digest, version of the arithmetic."""
-    metric: str
+    metric: MetricName
     total: int
     """Number of all ranked runs; `rows` are the first of them, or those after the cursor."""
     rows: list[LeaderboardRow]
@@ -96,7 +97,7 @@ class CutShort(View):
     protocol_digest: str
     reason: Reason
     reached: str
-    rungs: dict[str, float]
+    rungs: Metrics
     """Metrics of the fidelity ladder that it had when it ended."""
     spend: Usage
 

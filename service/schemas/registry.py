@@ -1,4 +1,4 @@
-"""What the REST API answers about registered things; the client parses the same classes."""
+"""Responses about registered things; the client parses the same classes."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -20,16 +20,16 @@ class RevisionView(View):
 
 
 class RegisteredView(View):
-    """A backbone, data set or feature network by name, as its newest revision is."""
+    """A backbone, data set or feature network, described by its newest revision."""
 
     what: What
     name: str
     digest: str | None = None
-    """None while the first revision is being registered, or where nothing is known without loading it."""
+    """None while the first revision is being registered, and for entries of packages without a card."""
     summary: str = ""
-    """Its sizes in words."""
+    """Sizes as text, such as `12 blocks of 384, 16 x 16 tokens, 10 classes`."""
     shipped: bool = False
-    """Whether it comes with a package; then it has no owner and no revisions."""
+    """Whether it ships with a package; then it has no owner and no revisions."""
     owner: str = ""
     private: bool = False
     revision: int | None = None
@@ -38,20 +38,20 @@ class RegisteredView(View):
     size: int = 0
     licence: str | None = None
     registering: str | None = None
-    """The run that registers another revision."""
+    """Id of the run that is registering another revision."""
     figures: dict[str, float] = {}
     created_at: datetime | None = None
 
 
 class RegisteredDetail(RegisteredView):
-    """The same with its card and all of its revisions, oldest first."""
+    """A registered thing with its card and all revisions, oldest first."""
 
     card: dict[str, Any] | None = None
     revisions: list[RevisionView] = []
 
 
 class Removed(View):
-    """What was removed, and how many bytes that freed."""
+    """Numbers of the removed revisions, and the bytes that this freed."""
 
     name: str
     revisions: list[int]
@@ -62,7 +62,7 @@ OWN = {"name", "digest", "owner", "private", "revision", "damaged", "size", "lic
 
 
 def view_of(backbone: BackboneView) -> RegisteredView:
-    """A line of the list of backbones as all kinds have it."""
+    """Convert the list entry of a backbone into that of any registered thing."""
     sizes = f"{backbone.depth} blocks of {backbone.width}, {backbone.num_tokens} tokens"
     runnable = "" if backbone.runnable else ", plan only"
     own = backbone.model_dump(include=OWN)

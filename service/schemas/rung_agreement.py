@@ -4,17 +4,18 @@ from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.results import Hardware
 from grafting_core.specs.studies.rank_correlation import RungAgreement
+from service.schemas.names import BackboneName, Shown
 from service.schemas.runs import View
 
 
 class LadderGroup(View):
     """Rank correlations over models that were evaluated alike except for the number of samples."""
 
-    backbone: str
-    protocol: EvaluationProtocol
+    backbone: BackboneName
+    protocol: Shown[EvaluationProtocol]
     """Protocol of the evaluation with the most samples."""
     models: int
-    agreements: list[RungAgreement]
+    agreements: list[Shown[RungAgreement]]
 
 
 class LatencyRow(View):
@@ -37,7 +38,7 @@ class LatencyRow(View):
 class LatencyGroup(View):
     """Rows of one hardware fingerprint, fastest first; groups are never ranked together."""
 
-    backbone: str
+    backbone: BackboneName
     hardware: Hardware
     hardware_digest: str
     batch: int

@@ -10,6 +10,7 @@ from grafting_core.specs.cost import ExperimentPlan
 from grafting_core.specs.experiment import ExperimentSpec
 from grafting_core.specs.jobs import Job, as_graft
 from grafting_core.specs.results import MeasuredCost
+from service.schemas.names import BackboneName, Intervals, Metrics, Shown
 from workers.contract import Event, PartProgress, Reason, StageReport
 
 RunState = Literal["QUEUED", "STARTING", "RUNNING", "PAUSED", "SUCCEEDED", "STOPPED", "FAILED", "CANCELLED"]
@@ -77,7 +78,7 @@ class RunView(View):
     kind: str
     name: str
     owner: str = "lab"
-    backbone: str
+    backbone: BackboneName
     state: RunState
     reason: Reason | None = None
     message: str | None = None
@@ -99,21 +100,25 @@ class RunView(View):
     """None where it is not known what the backbone cost to make."""
     forecast: Forecast | None = None
     """Forecast when the run was queued; the actual use is in `spend`."""
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = {}
+    metrics: Metrics
+    intervals: Intervals = {}
     """95 % intervals of the metrics that have one."""
     cost: MeasuredCost | None = None
     mlflow_url: str | None = None
     """Address of the run in MLflow, relative to the lab's own address."""
     mlflow_error: str | None = None
     """Error of the last projection to MLflow, if it failed."""
+    withheld: bool = False
+    """Whether it works with something private that the reader may not know of. Names of such things are
+    replaced; its messages are left out, and its events, log and files are refused.
+    """
 
 
 class RunDetail(RunView):
     """One run with its spec and the reports of finished stages."""
 
-    work: Job
-    stages: list[StageReport]
+    work: Shown[Job]
+    stages: list[Shown[StageReport]]
     parts: list[PartProgress] = []
     """Progress of each operator while the run distils them."""
 
@@ -189,7 +194,7 @@ class RunEvent(View):
     kind: Literal["state", "attempt", "request"]
     state: RunState | None = None
     reason: Reason | None = None
-    event: Event | None = None
+    event: Shown[Event] | None = None
     request: str | None = None
     """Request to the run: `pause`, `extend by 60 device-seconds`."""
     at: datetime

@@ -8,6 +8,7 @@ from pydantic import Field
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget, Usage
 from grafting_core.specs.studies.study import StudySpec
+from service.schemas.names import BackboneName, MetricName, Metrics, Shown
 from service.schemas.runs import StudyPhase, StudyState, View
 
 
@@ -16,15 +17,15 @@ class StudyView(View):
 
     id: str
     name: str
-    backbone: str
+    backbone: BackboneName
     owner: str
     state: StudyState
     phase: StudyPhase
     round: int
     rounds: int
     message: str | None = None
-    quality: str
-    objectives: list[str]
+    quality: MetricName
+    objectives: list[MetricName]
     trials: int
     screened: int
     finished: int
@@ -39,6 +40,10 @@ class StudyView(View):
     """Address of the study in MLflow, relative to the lab's own address."""
     mlflow_error: str | None = None
     """Error of the last projection to MLflow, if it failed."""
+    withheld: bool = False
+    """Whether it works with something private that the reader may not know of. Names of such things are
+    replaced; its messages are left out, and its report is refused.
+    """
 
 
 class StudyTrial(View):
@@ -57,9 +62,9 @@ class StudyTrial(View):
     latency: float | None = None
     """Predicted from the study's latency table, relative to the backbone's forward."""
     score: float
-    screened: dict[str, float]
+    screened: Metrics
     predicted: float | None = None
-    final: dict[str, float] | None = None
+    final: Metrics | None = None
 
 
 class StudyRun(View):
@@ -102,12 +107,21 @@ class Comparison(View):
     """Amount by which the best promoted design is lower; negative if the baseline is better."""
 
 
+class Finding(View):
+    """What the predictor of final quality has learned; no weights if too few designs have finished."""
+
+    trained_on: int
+    leave_one_out_error: float | None = None
+    weights: Metrics = {}
+
+
 class StudyDetail(StudyView):
     """One study with its trials, runs and comparisons."""
 
-    spec: StudySpec
+    spec: Shown[StudySpec]
     sampler: dict[str, Any]
-    findings: dict[str, Any]
+    findings: dict[str, Finding]
+    """Predictor of final quality after each round, by the number of the round."""
     trial_rows: list[StudyTrial]
     runs: list[StudyRun]
     comparisons: list[Comparison]

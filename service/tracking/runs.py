@@ -14,8 +14,7 @@ from service.db.engine import Database
 from service.db.study_tables import StudyRow
 from service.db.tables import EventRow, RunRow
 from service.direct import reach_mlflow
-from service.domain.api_keys import Principal
-from service.domain.registry import refresh, show_to
+from service.domain.registry import EVERYBODY, refresh, show_to
 from service.domain.run_queries import events_after, run_detail
 from service.domain.visibility import hidden_runs
 from service.schemas.runs import TERMINAL, RunDetail, RunEvent
@@ -28,8 +27,6 @@ from service.tracking.target import Target, plain
 from workers.contract import StageDone
 
 TAG = "graftlab.run_id"
-EVERYBODY = Principal(owner="", role="viewer")
-"""Reader as which runs are projected: all of MLflow is shown to everybody, so private names are left out."""
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 FILES = frozenset(("samples.png", "report.json"))
 """Artifacts of stages that MLflow shows."""
@@ -58,7 +55,7 @@ class Forwarder:
         reach_mlflow(self.settings.mlflow_url, self.settings.mlflow_token())
         with self.database.reading() as session:
             refresh(session)
-        show_to(EVERYBODY)
+        show_to(EVERYBODY)  # MLflow shows everything to all users
         # Studies first: a run is nested under its parent when it is created.
         self.studies.round()
         for run_id in self.runs.behind():
@@ -81,7 +78,7 @@ class Forwarder:
         events, numbers, wrong = self._events(run_id, after)
         tracked = tracked or self._find_or_create(detail)
         done = max(numbers, default=last)
-        refused, unread = self._send(tracked, events)
+        refused, unread = self._send(tracked, events, files=not detail.withheld)
         self._status(tracked, detail, events, reopened=after > 0)
         self.runs.note(run_id, [*wrong, *refused, *unread.values()])
         self._wait(run_id, bool(unread))
@@ -139,15 +136,18 @@ class Forwarder:
             self.target.check_run(tracked)
         return wrong
 
-    def _send(self, tracked: str, events: list[RunEvent]) -> tuple[list[str], dict[int, str]]:
-        """Send events; return what MLflow refused, and the events whose files cannot be read now."""
+    def _send(self, tracked: str, events: list[RunEvent], files: bool) -> tuple[list[str], dict[int, str]]:
+        """Send events, with the files of their stages if `files`.
+
+        Return what MLflow refused, and the events whose files cannot be read now.
+        """
         wrong: list[str] = []
         values: list[Metric] = []
         unread: dict[int, str] = {}
         for event in events:
             self._try(wrong, f"event {event.id}", lambda: values.extend(metrics(event)))  # noqa: B023 - called at once
         wrong += self.target.log(tracked, metrics=values)
-        for event in events:
+        for event in events if files else ():
             body = event.event.body if event.event else None
             artifacts = body.report.artifacts if isinstance(body, StageDone) else {}
             for name in sorted(FILES & artifacts.keys()):

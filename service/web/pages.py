@@ -73,7 +73,7 @@ def run_page(request: Request, run_id: str, lab: LabDep) -> HTMLResponse:
 def _judged(lab: LabDep, run: RunDetail) -> EvaluationReport | None:
     """Return the evaluation's published report, if it exists and is intact."""
     paths = [stage.artifacts["report.json"] for stage in run.stages if "report.json" in stage.artifacts]
-    if not paths:
+    if not paths or run.withheld:
         return None
     folder, _, name = paths[0].rpartition("/")
     with suppress(FileNotFoundError, CorruptArtifact, ValueError):

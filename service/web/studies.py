@@ -21,7 +21,7 @@ def studies_page(request: Request, lab: LabDep) -> HTMLResponse:
 def study_page(request: Request, study_id: str, lab: LabDep) -> HTMLResponse:
     """Show one study: its phase, its best design against the baselines, and the plots of its report."""
     study = show_study(study_id, lab)
-    files = set(lab.storage.names(report_folder(study_id)))
+    files = set() if study.withheld else set(lab.storage.names(report_folder(study_id)))
     figures = [name for name in FIGURES if f"{name}.png" in files]
     runs = sorted(study.runs, key=lambda run: run.quality if run.quality is not None else float("inf"))
     context = {"study": study, "runs": runs, "figures": figures, "report": "report.html" in files}

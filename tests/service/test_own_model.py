@@ -1,6 +1,5 @@
 """From a folder of pictures to a ranked graft of an own model, every step over REST."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,14 @@ from diffusers import DiTTransformer2DModel
 from fastapi.testclient import TestClient
 from torch import nn
 
-from grafting_core.specs.backbone import register_cards
-from grafting_core.specs.datasets import register_datasets
-from grafting_core.specs.features import register_features
-from service.db.engine import Database
-from service.settings import Settings
+from tests.support import registering
 from tests.support.builders import document
 from tests.support.clients import as_user
 from tests.support.pictures import picture_folder
 from tests.support.registering import InProcess, register
 
+lab, models, settings = registering.lab, registering.models, registering.settings
+nothing_stays = registering.nothing_stays
 PICTURES = {"image_size": 16, "held_out": 9}
 QUICK: dict[str, Any] = {
     "distill": {"steps": 3, "batch_size": 8, "held_out": 8, "images": 30},
@@ -32,29 +29,6 @@ QUICK: dict[str, Any] = {
 def database_kind() -> str:
     """The registry's queries are tested on both; here the work is."""
     return "sqlite"
-
-
-@pytest.fixture
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture
-def settings(settings: Settings, models: Path) -> Settings:
-    return settings.model_copy(update={"import_roots": [models]})
-
-
-@pytest.fixture
-def lab(settings: Settings, database: Database, client: TestClient) -> InProcess:
-    return InProcess(settings, database)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    yield
-    register_cards(())
-    register_datasets(())
-    register_features(())
 
 
 def pixel_dit(folder: Path, classes: int = 3, side: int = 16) -> Path:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.experiment import scions_of
+from grafting_core.specs.private_names import ANOTHERS
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.tables import RunRow
@@ -18,7 +19,6 @@ from service.domain.artifact_dependencies import is_there
 from service.domain.artifacts_in_progress import Making
 from service.domain.attempt_events import apply_event
 from service.domain.submission import QueueOptions, submit
-from service.domain.visibility import ANOTHERS
 from service.settings import Settings
 from tests.support.bank import deposit
 from tests.support.builders import document, experiment, study_document

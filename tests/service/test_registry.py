@@ -1,7 +1,6 @@
 """What people register: revisions, rights, quotas, whose it is, and what refers to it."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +9,25 @@ from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 from sqlalchemy import select
 
-from grafting_core.specs.backbone import BackboneRef, card_of, register_cards
+from grafting_core.specs.backbone import BackboneRef, card_of
 from service.db.engine import Database
 from service.db.registry_tables import RegisteredRow
 from service.domain.invariants import verify
-from service.settings import Settings
+from tests.support import registering
 from tests.support.builders import document, study_document
 from tests.support.clients import as_user
 from tests.support.registering import InProcess, pipeline, register
 
+lab, models, settings = registering.lab, registering.models, registering.settings
+nothing_stays = registering.nothing_stays
 JUDGED = {"evaluate": {**document()["evaluate"], "feature_network": "fashion-cnn"}}
 """By the testbed's network, for there is no other one here."""
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lab's only import root, outside of its data folder."""
-    return tmp_path_factory.mktemp("models")
-
-
-@pytest.fixture
-def settings(settings: Settings, models: Path) -> Settings:
-    return settings.model_copy(update={"import_roots": [models]})
-
-
-@pytest.fixture
-def lab(settings: Settings, database: Database, client: TestClient) -> InProcess:
-    return InProcess(settings, database)
-
-
-@pytest.fixture
 def source(models: Path) -> Path:
     return pipeline(models / "mine")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    yield
-    register_cards(())
 
 
 def other_weights(folder: Path, factor: float = 1.5) -> None:
@@ -341,6 +320,19 @@ def test_private_things_are_their_owners_alone(client: TestClient, lab: InProces
     assert (taken.status_code, taken.json()["code"]) == (409, "conflict")
     public = ann.post("/api/v1/backbones", json={"name": "anns-secret", "path": str(source)})
     assert "private" in public.json()["detail"]
+
+
+def test_files_that_a_private_thing_shares_with_another_tell_nothing_of_it(
+    client: TestClient, lab: InProcess, source: Path
+) -> None:
+    """Equal files are stored once, with one card; bob's run serves it."""
+    ann, bob = as_user(client, "ann", registers=True), as_user(client, "bob", registers=True)
+    private = register(ann, lab, name="anns-secret", path=str(source), licence="Secret-1", private=True)
+    run = register(bob, lab, name="bobs", path=str(source))
+    assert bob.get(f"/api/v1/runs/{run}").json()["stages"][0]["stop_cause"] == "reused"
+    card = bob.get(f"/api/v1/runs/{run}/artifacts/register/card.json")
+    assert card.json()["card"]["depth"] == 8
+    assert not [each for each in ("anns-secret", "Secret-1", private) if each in card.text]
 
 
 def test_two_at_once_for_one_name_are_one_registration(

@@ -1,12 +1,21 @@
-"""Things registered with a lab of a test, by a worker in this process."""
+"""Things registered with a lab of a test, by a worker in this process.
+
+A test file that assigns the fixtures `models`, `settings`, `lab` and `nothing_stays` to the same names has a
+lab that registers from one folder, and whose registrations are gone from this process after every test.
+"""
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
+from grafting_core.specs.backbone import register_cards
+from grafting_core.specs.datasets import register_datasets
+from grafting_core.specs.features import register_features
 from grafting_core.storage.storage import Storage
 from grafting_core.testbed.plugin import ASSETS
 from service.db.engine import Database
@@ -20,6 +29,32 @@ from workers.contract import AttemptFailed, RunTicket, attempt_of, ticket_path
 from workers.events import EventLog
 from workers.failures import classify
 from workers.group import _serve, single_process
+
+
+@pytest.fixture
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab's only import root, outside of its data folder."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def settings(settings: Settings, models: Path) -> Settings:
+    """Settings of a lab that registers from that folder."""
+    return settings.model_copy(update={"import_roots": [models]})
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Forget what a test has registered."""
+    yield
+    forget_registered()
+
+
+def forget_registered() -> None:
+    """Empty this process's tables of registered things."""
+    register_cards(())
+    register_datasets(())
+    register_features(())
 
 
 def pipeline(folder: Path) -> Path:
@@ -61,6 +96,12 @@ class InProcess:
         except Exception as error:  # noqa: BLE001 - as the driver of an attempt does
             reason, message = classify(error)
             EventLog(self.storage, ticket).write(AttemptFailed(reason=reason, message=message))
+
+
+@pytest.fixture
+def lab(settings: Settings, database: Database, client: TestClient) -> InProcess:
+    """The lab's scheduler and worker; `client` talks to its API."""
+    return InProcess(settings, database)
 
 
 def register(client: TestClient, lab: InProcess, kind: str = "backbones", **document: Any) -> str:

@@ -1,4 +1,4 @@
-"""Download of one revision of a repository of the Hugging Face hub, because somebody ordered it by name."""
+"""Download one revision of a Hugging Face repository that a user has named; nothing else is downloaded."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ TAKEN = tuple(suffix for suffix in SUFFIXES if suffix != ".bin")
 
 
 class Tell(Protocol):
-    """How far a phase is."""
+    """Callback with the progress of a phase."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Files of a folder that somebody else may change, copied so that a copy is whole and of one moment."""
+"""Copy files of a folder that may change meanwhile: the copy is complete and consistent, or refused."""
 
 import os
 import stat
@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import BinaryIO
 
 SUFFIXES = (".json", ".safetensors", ".bin", ".txt", ".npz", ".csv", ".model")
-"""Of files that are taken along; others, such as checkpoints of trainers, stay where they are."""
+"""Suffixes of files that are copied; others, such as checkpoints of trainers, are ignored."""
 MOST_LEVELS = 4
 MOST_FILES = 100_000
 COPY_BYTES = 1 << 22
 
 
 class BadInput(ValueError):
-    """What was given cannot be registered; the text says why, to whoever gave it."""
+    """The given source cannot be registered; the text tells its user why."""
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Folders from which may be registered, except what lies in the closed ones."""
+    """Folders from which the lab registers, without those inside them that are closed."""
 
     allowed: Sequence[str]
     closed: Sequence[str] = ()
 
     def admit(self, path: Path) -> bool:
-        """Check a path whose links are resolved."""
+        """Check that a path, with its links resolved, may be read."""
         return _is_in(path, self.allowed) and not _is_in(path, self.closed)
 
 
@@ -36,7 +36,7 @@ def _is_in(path: Path, folders: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to copy: where it is, its name in the copy, and what tells whether it has changed."""
+    """A file to copy: its path, its name in the copy, and the values that show whether it has changed."""
 
     path: str
     name: str
@@ -46,9 +46,9 @@ class SourceFile:
 
 
 def list_files(folder: Path, roots: Roots | None) -> list[SourceFile]:
-    """Files of a folder in the order of their names, links resolved.
+    """List a folder's files by name, with links resolved. `roots` None: links may lead anywhere.
 
-    Raises BadInput: no folder, a link that leads out of the roots (where there are any), or no usable file.
+    Raises BadInput if it is not a folder, a link leads out of the roots, or there is no usable file.
     """
     top = _resolved(str(folder), roots)
     if not Path(top).is_dir():
@@ -74,7 +74,7 @@ def source_file(path: Path, name: str, roots: Roots | None) -> SourceFile:
 
 
 def check_links(source: Path, roots: Roots) -> None:
-    """Raises BadInput where a file, or anything in a folder, leads out of the roots, or is not there."""
+    """Raises BadInput if a file, or anything in a folder, is missing or leads out of the roots."""
     top = _resolved(str(source), roots)
     if not Path(top).exists():
         raise BadInput(f"{source} is not there, or may not be read by the lab")
@@ -123,9 +123,9 @@ def copy_files(
     tell: Callable[[int, int], None],
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Copy them under `to`; what an earlier attempt has copied stays. False where it was stopped.
+    """Copy files into the folder `to`, except those that an earlier attempt has copied. False if stopped.
 
-    Raises BadInput where a file is not the one any more that was listed.
+    Raises BadInput if a file has changed since it was listed.
     """
     total, done = sum(file.size for file in files), 0
     for file in files:
@@ -177,7 +177,7 @@ def _copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:
 
 
 def _opened(file: SourceFile, roots: Roots | None) -> int:
-    """A descriptor of the very file that was listed, whatever has been put into its place since."""
+    """Open the file that was listed, not one that has replaced it since. Raises BadInput."""
     try:
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -198,7 +198,7 @@ def _check_unchanged(file: SourceFile, descriptor: int) -> None:
 
 
 def check_same(before: Sequence[SourceFile], after: Sequence[SourceFile]) -> None:
-    """Raises BadInput where a folder has other files by now than when it was listed."""
+    """Raises BadInput if a folder's files have changed since it was listed."""
     known: Mapping[str, SourceFile] = {file.name: file for file in before}
     changed = sorted(
         {file.name for file in after if known.get(file.name) != file}

@@ -1,7 +1,7 @@
-"""REGISTER: a folder, images or a data set become a revision of the lab's own, copied, checked and published.
+"""REGISTER: copy or make the files of a backbone, data set or feature network, check and publish them.
 
-Everything is checked on the lab's copy, under `registry/staging/<run>`, which a later attempt goes on with.
-It takes its place in the registry, and its card with it, only once all of it is there and right.
+Checks read the lab's copy under `registry/staging/<run>`, where a later attempt continues. It is published in
+the registry, card last, only if it is complete and every check has passed.
 """
 
 import os
@@ -24,10 +24,14 @@ from workers.stages.registering import Card, Intake, add_backbone, add_dataset, 
 STAGING = "registry/staging"
 MEBI = 2**20
 ABANDONED_SECONDS = 7 * 86_400.0
+REGISTRANTS = {"name", "licence", "dataset", "feature_network", "weights", "folder"}
+"""Fields of cards that are decided by the user who registers. All users who register equal files share the
+published ones, so their card has only what follows from the files.
+"""
 
 
 def run(context: Context) -> StageReport:
-    """Carry a registration out. Raises BadInput with a sentence for whoever asked for it, StopRequested."""
+    """Carry out a registration. Raises BadInput with a message for its user, or StopRequested."""
     work = context.work
     if not isinstance(work, RegistrationSpec):
         raise ValueError(f"{work.name} is {work.kind} work, not a registration")
@@ -69,7 +73,7 @@ MAKERS: Mapping[tuple[str, str], Callable[[Intake], Card]] = {
 
 
 def _staging(context: Context) -> Path:
-    """A folder of this run's own, the same for each of its attempts where storage is this machine's."""
+    """Make the run's staging folder; all attempts share it if storage is on this machine."""
     run_id = context.ticket.run_id
     if context.storage.is_local:
         staging = context.storage.local_path(f"{STAGING}/{run_id}")
@@ -89,14 +93,14 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _sentence(error: ValueError, staging: Path) -> str:
-    """What was wrong, without the place of the lab's copy."""
+    """Return an error's message without the path of the lab's copy."""
     return str(error).replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
 
 
 def _publish(
     context: Context, work: RegistrationSpec, card: Card, staging: Path, progress: "PhaseProgress"
 ) -> tuple[int, bool]:
-    """Bytes of the published files, and whether they had been there already, intact."""
+    """Publish the files; return their bytes, and whether they were published already, intact."""
     folder, storage = registry_folder(work.what, card.digest), context.storage
     if keep_published(storage, folder):
         return int(read_card(storage, folder)["size"]), True
@@ -106,8 +110,7 @@ def _publish(
         shutil.rmtree(staging, ignore_errors=True)
         raise BadInput(f"it has {size:,} bytes; its owner may register {work.max_bytes:,} more")
     document = {
-        "card": card.model_dump(mode="json"),
-        "made_by": context.ticket.run_id,
+        "card": card.model_dump(mode="json", exclude=REGISTRANTS),
         "size": size,
         "what": work.what,
     }
@@ -118,7 +121,7 @@ def _publish(
 
 
 def _verify(context: Context, work: RegistrationSpec) -> StageReport:
-    """Read a revision again. Raises BadInput where a file is not what was registered."""
+    """Read a revision again. Raises BadInput if a file differs from what was registered."""
     assert work.subject is not None
     folder = registry_folder(work.what, work.subject)
     observer = context.observer("register", work.digest)
@@ -133,14 +136,14 @@ def _verify(context: Context, work: RegistrationSpec) -> StageReport:
 
 @dataclass
 class PhaseProgress:
-    """Progress of the phases of one registration; each begins the count, and the time left, anew."""
+    """Progress of a registration by phase; steps and time left start anew with each phase."""
 
     context: Context
     _phase: str = ""
     _observer: Observer | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` steps or bytes of this phase."""
+        """Report that `done` of `total` steps or bytes of phase `what` are done."""
         scale = MEBI if total > 2**30 else 1
         if what != self._phase or self._observer is None:
             self._phase = what
@@ -148,5 +151,5 @@ class PhaseProgress:
         self._observer.progress(done // scale, total // scale, {})
 
     def stopped(self) -> bool:
-        """Whether the work should end at the next place from which it can go on."""
+        """Check whether the work was asked to end at the next point from which it can continue."""
         return self._observer is not None and self._observer.stop_requested()

@@ -1,4 +1,4 @@
-"""What is registered, from its source to a card: each maker fills `content` and checks what it has filled."""
+"""Make the card of what is registered: each function fills the folder `content` and checks it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ Card = BackboneCard | DatasetCard | FeatureCard
 
 
 class Progress(Protocol):
-    """How far a phase is, and whether the work should end."""
+    """Callback with the progress of a phase; `stopped` says whether the work was asked to end."""
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 
@@ -49,7 +49,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Intake:
-    """One registration on its way in."""
+    """A registration while it is carried out."""
 
     work: RegistrationSpec
     staging: Path
@@ -59,12 +59,12 @@ class Intake:
 
     @property
     def content(self) -> Path:
-        """What will be published."""
+        """Folder that will be published."""
         return self.staging / CONTENT
 
 
 def add_backbone(intake: Intake) -> BackboneCard:
-    """Copy a pipeline's folder, and read its card from the copy."""
+    """Copy the folder of a pipeline and read its card from the copy."""
     work = intake.work
     _copied(intake, lambda: _files_of_backbone(intake))
     card = read_card(
@@ -80,7 +80,7 @@ def add_backbone(intake: Intake) -> BackboneCard:
 
 
 def _with_data(card: BackboneCard) -> BackboneCard:
-    """With the numbers of the data set that it names, where that was registered."""
+    """Add the numbers of images of the card's data set, if that is registered."""
     entry = DATASETS.entries.get(card.dataset or "")
     if entry is None or entry.card is None:
         return card
@@ -90,7 +90,7 @@ def _with_data(card: BackboneCard) -> BackboneCard:
 
 
 def _files_of_backbone(intake: Intake) -> list[SourceFile]:
-    """List what makes up the backbone; its autoencoder is read from where `vae` says."""
+    """List the backbone's files; those of its autoencoder are in the folder `vae` if the work names one."""
     source, roots = _source(intake)
     work = intake.work
     list_files(source, roots)
@@ -112,7 +112,7 @@ def _config_of(intake: Intake, source: Path, roots: Roots | None) -> DiTConfig:
 
 
 def add_dataset(intake: Intake) -> DatasetCard:
-    """Copy an encoded folder, and verify the copy."""
+    """Copy an encoded folder and verify the copy."""
     source, roots = _source(intake)
     _copied(intake, lambda: list_files(source, roots))
     return _read_dataset(intake)
@@ -125,7 +125,7 @@ def _read_dataset(intake: Intake) -> DatasetCard:
 
 
 def encode(intake: Intake) -> DatasetCard:
-    """Encode images into the lab's own folder; a stopped attempt's shards stay for the next."""
+    """Encode images; shards of a stopped attempt are kept for the next one."""
     work = intake.work
     if work.encode is None:
         raise ValueError(f"{work.name} is to be encoded without settings")
@@ -150,7 +150,7 @@ def encode(intake: Intake) -> DatasetCard:
 
 
 def _encoder(intake: Intake) -> Encoder | None:
-    """Load the autoencoder that encodes; None for pixels."""
+    """Load the autoencoder that encodes the images; None for pixels."""
     work = intake.work
     if work.encoder is not None:
         card = card_of(work.encoder)
@@ -168,7 +168,7 @@ def _encoder(intake: Intake) -> Encoder | None:
 
 
 def add_features(intake: Intake) -> FeatureCard:
-    """Copy an image model's folder, and read its card from the copy."""
+    """Copy the folder of an image model and read its card from the copy."""
     source, roots = _source(intake)
     _copied(intake, lambda: [file for file in list_files(source, roots) if "/" not in file.name])
     card = read_feature_folder(intake.content, intake.work.name, intake.work.licence)
@@ -193,7 +193,7 @@ def train(intake: Intake) -> FeatureCard:
 
 
 def _source(intake: Intake) -> tuple[Path, Roots | None]:
-    """The folder to read from, and under which roots its files have to be (None: it is our own download)."""
+    """Return the source folder and the roots that must hold its files (None for the lab's own download)."""
     work = intake.work
     if work.hub is not None:
         to, progress = intake.staging / "hub", intake.progress
@@ -202,7 +202,7 @@ def _source(intake: Intake) -> tuple[Path, Roots | None]:
 
 
 def _copied(intake: Intake, listed: Callable[[], list[SourceFile]]) -> None:
-    """Copy what is listed, and see that the same is listed afterwards."""
+    """Copy the listed files. Raises BadInput if listing them again gives others."""
     files = listed()
     _check_size(intake, files)
     _forget_others(intake.content, files)
@@ -231,7 +231,7 @@ def _check_size(intake: Intake, files: Sequence[SourceFile]) -> None:
 
 
 def _forget_others(content: Path, files: Sequence[SourceFile]) -> None:
-    """Remove what an earlier attempt has copied of files that are not there any more."""
+    """Delete copies, made by an earlier attempt, of files that the source no longer has."""
     names = {file.name for file in files}
     for file in list(content.rglob("*")) if content.is_dir() else []:
         if file.is_file() and file.relative_to(content).as_posix() not in names:

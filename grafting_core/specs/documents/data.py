@@ -11,6 +11,7 @@ from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.documents.explain import nearest
 from grafting_core.specs.features import FEATURE_NETWORKS
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan
+from grafting_core.specs.private_names import hidden, shown_name
 
 Plans = Mapping[str, DistillPlan | FinetunePlan | EvaluationProtocol]
 
@@ -40,7 +41,7 @@ class BackboneData:
             for name, kind in FEATURE_NETWORKS.entries.items()
             if self.dataset and kind.card and kind.card.dataset == self.dataset.ref
         ]
-        return own[-1] if own else self.card.feature_network
+        return own[-1] if own else shown_name("feature network", self.card.feature_network)
 
 
 def with_data(card: BackboneCard, given: str | None) -> BackboneData:
@@ -59,7 +60,8 @@ def with_data(card: BackboneCard, given: str | None) -> BackboneData:
         )
         raise SpecError([problem(("dataset",), "other-dataset", message, given)])
     if card.weights is not None and entry is None:
-        missing = f", and the lab has no {shown(name)}" if name else ""
+        known = name is not None and ("data set", name) not in hidden()
+        missing = f", and the lab has no {shown(name)}" if known else ""
         message = f"{card.name} can be trained on no data: name a registered data set{missing}"
         raise SpecError([problem(("dataset",), "no-dataset", message, given, list(DATASETS.entries))])
     found = entry.card if entry else None

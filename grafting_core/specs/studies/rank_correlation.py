@@ -6,6 +6,7 @@ from itertools import combinations
 from math import sqrt
 
 from grafting_core.specs.base import Frozen
+from grafting_core.specs.private_names import MetricName
 from grafting_core.specs.rungs import FidelityLadder
 
 MODELS_NEEDED = 3
@@ -15,8 +16,8 @@ MODELS_NEEDED = 3
 class RungAgreement(Frozen):
     """Agreement of two rungs in ranking the same models: Spearman's coefficient over `models` of them."""
 
-    lower: str
-    higher: str
+    lower: MetricName
+    higher: MetricName
     models: int
     correlation: float | None
     """None if fewer than three models have both values, or one rung gives all of them the same."""

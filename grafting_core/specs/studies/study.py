@@ -18,6 +18,7 @@ from grafting_core.specs.latency import PartLatency
 from grafting_core.specs.naming import Name, Word
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan, Seed
 from grafting_core.specs.presets import PresetName
+from grafting_core.specs.private_names import MetricName
 from grafting_core.specs.rungs import FidRung, LossGapRung, Rung
 from grafting_core.specs.studies.space import Choice, Cost, Space
 
@@ -141,7 +142,7 @@ class StudySpec(Frozen):
     name: str
     backbone: BackboneRef
     space: Space
-    quality: str
+    quality: MetricName
     costs: tuple[Cost, ...] = ()
     limits: tuple[Limit, ...] = ()
     sampler: Sampler = Sampler()

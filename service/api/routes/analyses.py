@@ -5,6 +5,7 @@ from fastapi import APIRouter, Response
 from grafting_core.specs.analysis import AnalysisRequest
 from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.lookup import find_card
+from grafting_core.specs.private_names import as_shown
 from grafting_core.specs.profile import BackboneProfile
 from service.api.deps import LabDep
 from service.api.documents import DocumentRoute, Unresolved
@@ -36,4 +37,4 @@ def show_profile(name: str, lab: LabDep) -> BackboneProfile:
         raise ApiError(
             "not-found", f"no profile of {name} has been measured; `graft analyze {name}` measures it"
         )
-    return profile
+    return as_shown(profile)

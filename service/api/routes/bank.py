@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from grafting_core.specs.documents.fills import FillDocument, parse_fill
 from grafting_core.specs.plans import warmup_notes
+from grafting_core.specs.private_names import ANOTHERS, as_shown
 from grafting_core.specs.scions import ScionCard
 from grafting_core.storage.bank import Bank
 from service.api.deps import LabDep
@@ -13,7 +14,7 @@ from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
 from service.domain.bank_catalog import clear, scion_page
-from service.domain.visibility import ANOTHERS, scions_to, shown_to, without_private_names
+from service.domain.visibility import scions_to, shown_to
 from service.schemas.bank import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.schemas.runs import SubmitAnswer
 
@@ -37,7 +38,7 @@ def list_scions(
             session, Bank(lab.storage), limit=limit, after=cursor, prefix=prefix, kind=kind, backbone=backbone
         )
         shown = scions_to(session, lab.principal.only_owner, page.scions)
-    return without_private_names(page.model_copy(update={"scions": shown}))
+    return page.model_copy(update={"scions": shown})
 
 
 @router.get("/scions/{key}")
@@ -48,7 +49,7 @@ def show_scion(key: str, lab: LabDep) -> ScionCard:
         raise ApiError("not-found", f"there is no scion {key!r}")
     with lab.database.reading() as session:
         seen = shown_to(session, lab.principal.only_owner, [card.made_by])
-    return without_private_names(card if seen else card.model_copy(update={"made_by": ANOTHERS}))
+    return as_shown(card if seen else card.model_copy(update={"made_by": ANOTHERS}))
 
 
 @router.post("/scions:verify")

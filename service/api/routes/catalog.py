@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 
 from grafting_core.specs.backbone import DIT_XL_2_256, BackboneCard, backbone_cards
 from grafting_core.specs.operators import KINDS, OperatorBase
+from grafting_core.specs.private_names import ANOTHERS
 from service.api.deps import LabDep
 from service.api.problems import ApiError
 from service.domain.latency_table import latency_table
@@ -13,7 +14,7 @@ from service.domain.leaderboard import PAGE, BadCursor, leaderboard
 from service.domain.oracles import with_oracles
 from service.domain.registry_queries import registered_views
 from service.domain.rung_agreement import measured
-from service.domain.visibility import ANOTHERS, shown_to
+from service.domain.visibility import shown_to
 from service.schemas.leaderboard import Leaderboard
 from service.schemas.registry import RegisteredView
 from service.schemas.rung_agreement import LatencyTable, Measurements

@@ -1,4 +1,4 @@
-"""Registering backbones, data sets and feature networks, and looking after what was registered."""
+"""Routes that register, list, show, verify and remove backbones, data sets and feature networks."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,7 +16,7 @@ from grafting_core.specs.documents.registrations import (
     parse_dataset,
     parse_features,
 )
-from grafting_core.specs.plugins import hidden
+from grafting_core.specs.private_names import hidden
 from grafting_core.specs.registration import NO_AUTOENCODER, TABLES, RegistrationSpec, What
 from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
@@ -31,7 +31,7 @@ from service.schemas.runs import SubmitAnswer
 
 router = APIRouter(tags=["registry"], route_class=DocumentRoute)
 WHAT: dict[str, What] = {"backbones": "backbone", "datasets": "dataset", "features": "features"}
-"""Part of the address -> kind of thing."""
+"""Path segment -> kind of registered thing."""
 Name = Annotated[str, InPath(max_length=200)]
 Revision = Annotated[int | None, Query(ge=1, lt=2**31)]
 
@@ -40,9 +40,9 @@ Revision = Annotated[int | None, Query(ge=1, lt=2**31)]
 def add_backbone(
     body: Unresolved[BackboneDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
 ) -> SubmitAnswer:
-    """Queue a run that copies a folder as diffusers saves it, checks it and derives its card.
+    """Queue a run that copies a folder in diffusers' format, checks it and derives its card.
 
-    Takes a key with the right to register. The path is one of the lab's machine, under its import roots.
+    Needs a key with the right to register. The path is on the lab's machine, under one of its import roots.
     """
     _check_right(lab)
     return _queue(lab, parse_backbone(body.document), body.request_digest, idempotency_key, response)
@@ -52,7 +52,7 @@ def add_backbone(
 def add_dataset(
     body: Unresolved[DatasetDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
 ) -> SubmitAnswer:
-    """Queue a run that copies an encoded data set, or encodes images. Takes the right to register."""
+    """Queue a run that copies an encoded data set, or encodes images. Needs the right to register."""
     _check_right(lab)
     return _queue(lab, parse_dataset(body.document), body.request_digest, idempotency_key, response)
 
@@ -61,7 +61,7 @@ def add_dataset(
 def add_features(
     body: Unresolved[FeaturesDocument], lab: LabDep, response: Response, idempotency_key: IdempotencyKey
 ) -> SubmitAnswer:
-    """Queue a run that copies an image model, or trains a classifier. Takes the right to register."""
+    """Queue a run that copies an image model, or trains a classifier. Needs the right to register."""
     _check_right(lab)
     return _queue(lab, parse_features(body.document), body.request_digest, idempotency_key, response)
 
@@ -81,7 +81,7 @@ def _queue(
 
 
 def _resolved(lab: AppContext, work: RegistrationSpec) -> RegistrationSpec:
-    """With links in its paths resolved. Raises SpecError where one is not under an import root."""
+    """Resolve the links in the work's paths. Raises SpecError if one is not under an import root."""
     found, problems = {}, []
     for field in ("path", "vae"):
         given = getattr(work, field)
@@ -101,13 +101,13 @@ def _resolved(lab: AppContext, work: RegistrationSpec) -> RegistrationSpec:
 
 @router.get("/datasets")
 def list_datasets(lab: LabDep) -> list[RegisteredView]:
-    """Data sets by name: those of packages, then those that were registered."""
+    """List data sets: those of packages first, then registered ones."""
     return _views(lab, "dataset")
 
 
 @router.get("/features")
 def list_features(lab: LabDep) -> list[RegisteredView]:
-    """Feature networks by name: those of packages, then those that were registered."""
+    """List feature networks: those of packages first, then registered ones."""
     return _views(lab, "features")
 
 
@@ -117,13 +117,13 @@ def _views(lab: AppContext, what: What) -> list[RegisteredView]:
 
 
 def _add_routes(kind: str, what: What) -> None:
-    """What all kinds of registered things have: a page of their own, a check, and an end."""
+    """Add the routes that all kinds have: verify, show and remove."""
 
     @router.post(f"/{kind}/{{name:path}}/verify", status_code=202)
     def verify_registered(
         name: Name, lab: LabDep, response: Response, revision: Revision = None
     ) -> SubmitAnswer:
-        """Queue a run that reads a revision again, by default the newest, and fails where it is damaged."""
+        """Queue a run that reads a revision again, by default the newest, and fails if it is damaged."""
         _check_right(lab)
         with lab.database.reading() as session:
             row = _to_change(session, lab, what, name, revision)[-1]
@@ -133,16 +133,16 @@ def _add_routes(kind: str, what: What) -> None:
 
     @router.get(f"/{kind}/{{name:path}}")
     def show_registered(name: Name, lab: LabDep) -> RegisteredDetail:
-        """One of them with its card and revisions."""
+        """Return one with its card and revisions."""
         with lab.database.reading() as session:
             found = registered_detail(session, what, name)
         return found or _not_found(what, name)
 
     @router.delete(f"/{kind}/{{name:path}}")
     def remove_registered(name: Name, lab: LabDep, revision: Revision = None) -> Removed:
-        """Remove a name with all its revisions, or one of them; refused while work in hand needs it.
+        """Remove one revision, or a name with all of them; refused while unfinished work needs it.
 
-        What past runs have found stays, with the figures of the revision that they name.
+        Results of past runs stay, with the figures of the revision that they used.
         """
         _check_right(lab)
         return _removed(lab, what, name, revision)
@@ -166,7 +166,7 @@ def _removed(lab: AppContext, what: What, name: str, revision: int | None) -> Re
 def _to_change(
     session: Session, lab: AppContext, what: What, name: str, revision: int | None
 ) -> list[RegisteredRow]:
-    """Revisions that can be used, oldest first. Raises ApiError: not-found where unseen, or forbidden."""
+    """Return the usable revisions, oldest first. Raises ApiError: not-found, also if hidden, or forbidden."""
     unseen = (TABLES[what].what, name) in hidden()
     rows = [] if unseen else find_revisions(session, what, name)
     if TABLES[what].ships(name):

@@ -8,16 +8,22 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.documents.errors import shown
+from grafting_core.specs.private_names import as_shown, hidden
+from grafting_core.specs.profile import BackboneProfile
+from grafting_core.storage.artifacts import read_file
 from service.api.deps import AppContext, LabDep
 from service.api.problems import ApiError
 from service.api.untrusted_content import inert_headers, media_type_of
 from service.db.tables import RunRow
 from service.domain.run_queries import events_after, find_runs, visible_to
+from service.domain.visibility import withheld_runs
 from service.schemas.runs import EventPage, RunDetail, RunPage, RunState
 from workers.contract import attempt_folder
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 LOG_BYTES = 100_000
+PROFILE = "profile.json"
+"""Artifact that is kept by a backbone's digest, with the name that its first user gave the backbone."""
 CURSOR = re.compile("[0-9a-z]{1,32}")
 
 
@@ -59,7 +65,7 @@ def follow_run(
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**31)] = None,
 ) -> StreamingResponse:
     """Stream server-sent events from the beginning, or after Last-Event-ID, until the run has ended."""
-    _check_seen(lab, run_id)
+    _check_readable(lab, run_id)
     start = last_event_id if last_event_id is not None else after
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     stream = lab.feed.follow(run_id, start, lab.principal.only_owner)
@@ -74,7 +80,7 @@ def read_history(
     limit: Annotated[int, Query(ge=1, le=500)] = 200,
 ) -> EventPage:
     """List the events numbered above `after`, one page at a time."""
-    _check_seen(lab, run_id)
+    _check_readable(lab, run_id)
     with lab.database.reading() as session:
         events = events_after(session, run_id, after, limit, lab.principal.only_owner)
     return EventPage(events=events, next_after=events[-1].id if len(events) == limit else None)
@@ -88,9 +94,21 @@ def find_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
     return run
 
 
-def _check_seen(lab: AppContext, run_id: str) -> None:
+def _readable_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
+    """Return a run whose events, log and files the principal may read. Raises ApiError.
+
+    These hold text and numbers as workers wrote them, with the names of whatever the run works with.
+    """
+    run = find_run(session, lab, run_id)
+    if withheld_runs(session, [run_id]):
+        message = f"run {run_id} works with something private; its events, log and files are its owner's"
+        raise ApiError("forbidden", message)
+    return run
+
+
+def _check_readable(lab: AppContext, run_id: str) -> None:
     with lab.database.reading() as session:
-        find_run(session, lab, run_id)
+        _readable_run(session, lab, run_id)
 
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse)
@@ -99,7 +117,7 @@ def read_log(
 ) -> PlainTextResponse:
     """Return the end of the output of the newest attempt, or of the given one."""
     with lab.database.reading() as session:
-        newest = find_run(session, lab, run_id).attempt
+        newest = _readable_run(session, lab, run_id).attempt
     number = newest if attempt is None else attempt
     if number > newest:
         raise ApiError("not-found", f"run {run_id} has no attempt {number}; its newest is {newest}")
@@ -115,11 +133,15 @@ def read_log(
 @router.get("/{run_id}/artifacts/{stage}/{name}")
 def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
     """Return a file that a stage report names. Paths come from the report, never from the request."""
+    _check_readable(lab, run_id)
     reports = [report for report in show_run(run_id, lab).stages if report.stage == stage]
     path = reports[0].artifacts.get(name) if reports else None
     if path is None or not lab.storage.exists(path):
         raise ApiError("not-found", f"run {run_id} has no artifact {name!r} of stage {stage!r}")
     media_type = media_type_of(path)
+    if hidden() and name == PROFILE:
+        profile = as_shown(read_file(lab.storage, path.rpartition("/")[0], PROFILE, BackboneProfile))
+        return Response(profile.model_dump_json(), media_type=media_type, headers=inert_headers(media_type))
     # Streamed: kept samples are gigabytes.
     headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
     return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.plans import warmup_notes
-from grafting_core.specs.plugins import hidden
 from grafting_core.specs.studies.study import StudyDocument
 from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
@@ -27,6 +26,7 @@ from service.domain.study_queries import study_detail, study_page
 from service.domain.study_report_paths import REPORT_FILES, report_folder
 from service.domain.study_samplers import sampler_record
 from service.domain.submission import KeyReused
+from service.domain.visibility import is_withheld
 from service.schemas.studies import StudyAnswer, StudyDetail, StudyExtension, StudyPage
 
 router = APIRouter(prefix="/studies", tags=["studies"], route_class=DocumentRoute)
@@ -168,9 +168,9 @@ def best_design(study_id: str, lab: LabDep) -> dict[str, Any]:
 def read_report(study_id: str, name: str, lab: LabDep) -> Response:
     """Return a file of the report: `report.md`, `report.html` or a picture."""
     with lab.database.reading() as session:
-        study = _seen(session, lab, study_id)
-    if ("backbone", study.backbone) in hidden():
-        raise ApiError("not-found", f"the report of study {study_id} names what is private to its owner")
+        if is_withheld(_seen(session, lab, study_id)):
+            message = f"study {study_id} works with something private; its report is its owner's"
+            raise ApiError("forbidden", message)
     path = f"{report_folder(study_id)}/{name}"
     if name not in REPORT_FILES or not lab.storage.exists(path):
         raise ApiError("not-found", f"study {study_id} has no report file {name!r} yet")
