@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grafting_core.operators.parallel import flat_blocks
+
 
 def share_embedders(transformer: Any) -> None:
     """Give every block the first block's embedder."""
-    first, *others = transformer.transformer_blocks
+    first, *others = flat_blocks(transformer.transformer_blocks)
     for block in others:
         block.norm1.emb = first.norm1.emb
 
