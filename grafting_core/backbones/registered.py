@@ -106,10 +106,13 @@ def read_card(
         raise ValueError(f"{folder} was changed while it was read; try again when it is at rest")
     kind = "kl" if decoder else NO_AUTOENCODER
     identity = {"parts": parts, "objective": named, "schedule": schedule, "autoencoder": kind}
+    identity |= config.differences
     return BackboneCard(
         name=name,
         objective=named,
         schedule=schedule,
+        edits=config.edits,
+        pairs=config.pairs,
         dataset=dataset,
         digest=digest(identity),
         **config.card_sizes,

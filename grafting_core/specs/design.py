@@ -5,9 +5,17 @@ from typing import Self
 
 from pydantic import model_validator
 
-from grafting_core.specs.backbone import BackboneRef
+from grafting_core.specs.backbone import BackboneCard, BackboneRef
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.edits import Init, ParallelPair, Part, Place, ReplaceOperator, check_order
+from grafting_core.specs.edits import (
+    Init,
+    ParallelPair,
+    Part,
+    Place,
+    ReplaceOperator,
+    added_params,
+    check_order,
+)
 
 __all__ = ["GraftDesign", "Init", "ParallelPair", "Part", "Place", "ReplaceOperator"]
 
@@ -48,3 +56,24 @@ class GraftDesign(Frozen):
     def _one_edit_a_site_in_order(self) -> Self:
         check_order(self.edits, self.pairs)
         return self
+
+
+def grafted_card(card: BackboneCard, design: GraftDesign) -> BackboneCard:
+    """Card of the backbone with a design's edits and pairs: what a graft is when it is a backbone itself.
+
+    Its digest is no one's yet, and how operators were initialised is left out. Raises ValueError for a design
+    of another backbone, or for a pair of a block that is in a pair of the backbone.
+    """
+    if design.backbone != card.ref:
+        raise ValueError(f"the design is one of {design.backbone.name}, not of this {card.name}")
+    edits = {edit.site: edit for edit in (*card.edits, *design.edits)}
+    parts = [ReplaceOperator(site=site, operator=edit.operator) for site, edit in edits.items()]
+    whole = GraftDesign.of(card.ref, [*parts, *card.pairs, *design.pairs])
+    plain = card.num_params - added_params(card.edits, card.pairs, card.dims)
+    return card.model_copy(
+        update={
+            "edits": whole.edits,
+            "pairs": whole.pairs,
+            "num_params": plain + added_params(whole.edits, whole.pairs, card.dims),
+        }
+    )
