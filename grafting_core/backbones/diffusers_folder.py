@@ -13,7 +13,7 @@ from grafting_core.backbones.autoencoder import KLAutoencoder
 from grafting_core.backbones.autoencoder_folder import AUTOENCODERS, autoencoder_folder, check_latents
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.block_list import place_empty
-from grafting_core.backbones.dit import silence_label_dropout
+from grafting_core.backbones.dit import set_arithmetic, silence_label_dropout
 from grafting_core.backbones.dit_config import DiTConfig, read_config, write_config
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
 from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
@@ -81,10 +81,11 @@ def load_transformer(folder: Path) -> DiTTransformer2DModel:
 def empty_transformer(config: DiTConfig) -> DiTTransformer2DModel:
     """A transformer with its grafts, whose parameters are on the meta device.
 
-    Position embeddings are computed.
+    Position embeddings are computed. It has the config's arithmetic, which its own `config` tells.
     """
     with torch.device("meta"):
         transformer = DiTTransformer2DModel(**config.arguments)
+    set_arithmetic(transformer, config.arithmetic)
     place_empty(FAMILIES["dit"], transformer, config.edits, config.pairs, config.dims)
     embedding = PatchEmbed(
         height=config.sample_size,
@@ -134,8 +135,8 @@ def read_others(weights: OpenWeights, read: Read = lambda name: None) -> Iterato
 def save_folder(backbone: Backbone, folder: Path) -> None:
     """Write transformer, autoencoder and scheduler so that diffusers' `from_pretrained` reads them back.
 
-    Every block gets its embedder. A transformer with grafts, which the card tells, gets a config that
-    diffusers refuses. Raises ValueError for a transformer that has others than its card tells.
+    Every block gets its embedder. A transformer with grafts, which the card tells, or with the original
+    arithmetic gets a config that diffusers refuses. Raises ValueError for a transformer that has others than its card tells.
     """
     config = config_of(backbone)
     state = repeated_state(backbone.transformer)
@@ -176,6 +177,7 @@ def _card(folder: Path) -> BackboneCard:
         schedule=schedule,
         edits=config.edits,
         pairs=config.pairs,
+        arithmetic=config.arithmetic,
         digest=digest(parts),
         **config.card_sizes,
         decoder_flops=0,

@@ -12,7 +12,7 @@ from grafting_core.backbones.slots import AttentionSlot
 from grafting_core.operators.attention import SoftmaxAttention
 from grafting_core.operators.mlp import FeedForward
 from grafting_core.operators.parallel import ParallelBlocks, flat_blocks
-from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.backbone import Arithmetic, BackboneCard
 from grafting_core.specs.site import GraftSite
 
 
@@ -99,6 +99,17 @@ def projections(original: nn.Module) -> dict[str, nn.Linear]:
         raise TypeError(f"no other operator can start from the weights of {type(original).__name__}")
     found: dict[str, Any] = {ours: original.get_submodule(theirs) for ours, theirs in names.items()}
     return found
+
+
+def set_arithmetic(transformer: Any, arithmetic: Arithmetic) -> None:
+    """Let a DiT compute its timestep embedding as the original does: frequencies 10000^(-k/128).
+
+    Its `norm_eps`, the other difference, is an argument of the class. Does nothing for diffusers' own.
+    """
+    if arithmetic == "original":
+        for block in transformer.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = 0
+        transformer.register_to_config(arithmetic=arithmetic)
 
 
 def silence_label_dropout(transformer: nn.Module) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from grafting_core.backbones.weight_files import CONFIG
+from grafting_core.specs.backbone import Arithmetic
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.edits import ParallelPair, ReplaceOperator, added_params, check_fit
 
@@ -22,9 +23,11 @@ LEGACY = "Transformer2DModel"
 TIME_FEATURES = 256
 """Sines and cosines of a timestep before the first linear layer of its embedder."""
 MLP_RATIO = 4
+ORIGINAL_EPS = 1e-6
+"""Epsilon of every norm in the original implementation."""
 MOST_TOKENS_A_SIDE = 256
 
-NO_ARGUMENTS = ("edits", "pairs")
+NO_ARGUMENTS = ("arithmetic", "edits", "pairs")
 """Fields of a config that diffusers' class does not know."""
 
 Size = Annotated[int, Field(ge=1, le=16_384)]
@@ -66,6 +69,8 @@ class DiTConfig(BaseModel):
     norm_type: Literal["ada_norm_zero"] = "ada_norm_zero"
     norm_elementwise_affine: bool = False
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    arithmetic: Arithmetic = "diffusers"
+    """No argument of the class: the formulas of its forward."""
     edits: tuple[ReplaceOperator, ...] = ()
     """No argument of the class: operators that stand in place of the class's own."""
     pairs: tuple[ParallelPair, ...] = ()
@@ -74,6 +79,12 @@ class DiTConfig(BaseModel):
     @model_validator(mode="after")
     def _edits_fit(self) -> Self:
         check_fit(self.edits, self.pairs, self.num_layers, self.dims)
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_norms_of_its_arithmetic(self) -> Self:
+        if self.arithmetic == "original" and self.norm_eps != ORIGINAL_EPS:
+            raise ValueError(f"norm_eps of the original arithmetic is {ORIGINAL_EPS}, not {self.norm_eps}")
         return self
 
     @property

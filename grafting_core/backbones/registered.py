@@ -113,6 +113,7 @@ def read_card(
         schedule=schedule,
         edits=config.edits,
         pairs=config.pairs,
+        arithmetic=config.arithmetic,
         dataset=dataset,
         digest=digest(identity),
         **config.card_sizes,

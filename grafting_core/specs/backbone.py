@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,12 @@ from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable, hidden
 from grafting_core.specs.site import GraftSite
 
 Count = Annotated[int, Field(ge=0)]
+Arithmetic = Literal["diffusers", "original"]
+"""Formulas of a DiT: those of diffusers' class, or those of the original implementation.
+
+They differ in the timestep's frequencies, 10000^(-k/127) or 10000^(-k/128), and in the epsilon of the norm
+before the MLP, 1e-5 or 1e-6. Weights of one give other images in the other.
+"""
 
 
 class Pretraining(Frozen):
@@ -50,7 +56,7 @@ class BackboneCard(Frozen):
     the pretrained operators.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"edits", "pairs", "origin"})
+    added: ClassVar[frozenset[str]] = frozenset({"arithmetic", "edits", "pairs", "origin"})
 
     name: str
     family: str = "dit"
@@ -59,6 +65,8 @@ class BackboneCard(Frozen):
     """Row in the table of objectives: prediction target."""
     schedule: TrainingSchedule = TrainingSchedule()
     """Noise schedule of its training."""
+    arithmetic: Arithmetic = "diffusers"
+    """Formulas that it was trained with."""
     edits: tuple[ReplaceOperator, ...] = ()
     """Operators that were grafted into it before it became a backbone, as in a design."""
     pairs: tuple[ParallelPair, ...] = ()
