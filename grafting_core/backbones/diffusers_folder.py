@@ -15,6 +15,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.block_list import place_empty
 from grafting_core.backbones.dit import set_arithmetic, silence_label_dropout
 from grafting_core.backbones.dit_config import DiTConfig, read_config, write_config
+from grafting_core.backbones.model_card import stated_licence, stated_origin
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
 from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
 from grafting_core.backbones.table import FAMILIES, family_of
@@ -136,7 +137,8 @@ def save_folder(backbone: Backbone, folder: Path) -> None:
     """Write transformer, autoencoder and scheduler so that diffusers' `from_pretrained` reads them back.
 
     Every block gets its embedder. A transformer with grafts, which the card tells, or with the original
-    arithmetic gets a config that diffusers refuses. Raises ValueError for a transformer that has others than its card tells.
+    arithmetic gets a config that diffusers refuses. Raises ValueError for one that has other grafts than its
+    card tells.
     """
     config = config_of(backbone)
     state = repeated_state(backbone.transformer)
@@ -185,5 +187,7 @@ def _card(folder: Path) -> BackboneCard:
         feature_network="inception",
         num_images=0,
         weights=".",
+        licence=stated_licence(folder),
+        origin=stated_origin(folder),
         autoencoder="none" if decoder is None else "kl",
     )

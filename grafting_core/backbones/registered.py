@@ -24,6 +24,7 @@ from grafting_core.backbones.diffusers_folder import (
     transformer_folder,
 )
 from grafting_core.backbones.dit_config import DiTConfig, read_config
+from grafting_core.backbones.model_card import stated_licence, stated_origin
 from grafting_core.backbones.scheduler_config import FILE as SCHEDULER
 from grafting_core.backbones.scheduler_config import read_objective
 from grafting_core.backbones.table import family_of
@@ -90,7 +91,8 @@ def read_card(
     """The card of a diffusers DiT, by arithmetic from its config and checked against its weights.
 
     Every tensor is read once and none is kept. `vae` as `BackboneFolder` has it; `objective` goes before what
-    the folder's scheduler says. Raises ValueError, which names what is wrong, for whatever cannot be used.
+    the folder's scheduler says, `licence` before its model card. Raises ValueError, which names what is
+    wrong, for whatever cannot be used.
     """
     place = BackboneFolder(folder, vae)
     before = _stamps(place)
@@ -125,7 +127,8 @@ def read_card(
         weights=str(folder.resolve()),
         autoencoder=kind,
         parts=parts,
-        licence=licence,
+        licence=licence or stated_licence(folder),
+        origin=stated_origin(folder),
         figures={DECODER_BYTES: float(size)},
     )
 

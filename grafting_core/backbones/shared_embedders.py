@@ -29,9 +29,10 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def load_unique_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_unique_state(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
     """Undo `unique_state`; a complete state dict is taken too.
 
+    `assign` takes the tensors themselves, for a module whose parameters are on the meta device.
     Raises RuntimeError, as `load_state_dict` does, for names that are missing or superfluous.
     """
     first: dict[int, str] = {}
@@ -40,7 +41,7 @@ def load_unique_state(module: nn.Module, state: dict[str, Tensor]) -> None:
         origin = first.setdefault(id(value), name)
         if name not in complete and origin in complete:
             complete[name] = complete[origin]
-    module.load_state_dict(complete)
+    module.load_state_dict(complete, assign=assign)
 
 
 @torch.no_grad()
