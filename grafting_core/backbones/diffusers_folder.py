@@ -15,7 +15,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.block_list import place_empty
 from grafting_core.backbones.dit import set_arithmetic, silence_label_dropout
 from grafting_core.backbones.dit_config import DiTConfig, read_config, write_config
-from grafting_core.backbones.model_card import stated_licence, stated_origin
+from grafting_core.backbones.model_card import stated_facts
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
 from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
 from grafting_core.backbones.table import FAMILIES, family_of
@@ -29,6 +29,8 @@ from grafting_core.backbones.weight_files import (
 )
 from grafting_core.specs.backbone import BackboneCard, Pretraining
 from grafting_core.specs.canonical import digest
+from grafting_core.specs.datasets import DATASETS
+from grafting_core.specs.features import FEATURE_NETWORKS
 
 TRANSFORMER = "transformer"
 EMBEDDER = ".norm1.emb."
@@ -165,7 +167,10 @@ def config_of(backbone: Backbone) -> DiTConfig:
 
 
 def _card(folder: Path) -> BackboneCard:
-    """For a judgement without a lab: its digest tells transformers and decoders apart."""
+    """For an evaluation without a lab: its digest tells transformers and decoders apart.
+
+    It is compared with the data set that its model card names, if this environment has that.
+    """
     config = read_config(transformer_folder(folder))
     objective, schedule = read_objective(folder, config)
     decoder = autoencoder_folder(folder, config)
@@ -173,6 +178,8 @@ def _card(folder: Path) -> BackboneCard:
     if decoder is not None:
         check_latents(decoder, config.in_channels)
         parts["decoder"] = digest_of_weights(decoder)
+    facts = stated_facts(folder)
+    network = facts.feature_network if facts.feature_network in FEATURE_NETWORKS.entries else None
     return BackboneCard(
         name=folder.resolve().name,
         objective=objective,
@@ -184,10 +191,11 @@ def _card(folder: Path) -> BackboneCard:
         **config.card_sizes,
         decoder_flops=0,
         pretraining=Pretraining(flops=1.0, images=0, steps=0, batch_size=0),
-        feature_network="inception",
+        feature_network=network or "inception",
+        dataset=facts.dataset if facts.dataset in DATASETS.entries else None,
         num_images=0,
         weights=".",
-        licence=stated_licence(folder),
-        origin=stated_origin(folder),
+        licence=facts.licence,
+        origin=facts.origin,
         autoencoder="none" if decoder is None else "kl",
     )

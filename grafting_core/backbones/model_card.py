@@ -1,6 +1,7 @@
 """The front matter of a model card: README.md of a folder, as model hubs read it."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,30 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def stated_licence(folder: Path) -> str | None:
-    """Licence that a folder's model card names; of one that has a name of its own, that name."""
+@dataclass(frozen=True)
+class StatedFacts:
+    """What a folder's model card says of the model; None for what it does not say."""
+
+    licence: str | None = None
+    origin: str | None = None
+    """Where an exported graft comes from."""
+    dataset: str | None = None
+    feature_network: str | None = None
+    """Data set that it is compared with, and the network that compares, by their names in a lab."""
+
+
+def stated_facts(folder: Path) -> StatedFacts:
+    """Facts of the front matter. Of a licence that has a name of its own, that name is taken."""
     fields = front_matter(folder)
     named = fields.get("license_name") if fields.get("license") == "other" else None
-    return _text(named) or _text(fields.get("license"))
-
-
-def stated_origin(folder: Path) -> str | None:
-    """Where a folder's model card says that an exported graft comes from."""
-    graft = front_matter(folder).get("graft")
-    return _text(graft.get("origin")) if isinstance(graft, dict) else None
+    graft = fields.get("graft")
+    own = graft if isinstance(graft, dict) else {}
+    return StatedFacts(
+        licence=_text(named) or _text(fields.get("license")),
+        origin=_text(own.get("origin")),
+        dataset=_text(own.get("dataset")),
+        feature_network=_text(own.get("feature_network")),
+    )
 
 
 def _text(value: Any) -> str | None:

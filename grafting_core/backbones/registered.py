@@ -24,7 +24,7 @@ from grafting_core.backbones.diffusers_folder import (
     transformer_folder,
 )
 from grafting_core.backbones.dit_config import DiTConfig, read_config
-from grafting_core.backbones.model_card import stated_licence, stated_origin
+from grafting_core.backbones.model_card import stated_facts
 from grafting_core.backbones.scheduler_config import FILE as SCHEDULER
 from grafting_core.backbones.scheduler_config import read_objective
 from grafting_core.backbones.table import family_of
@@ -109,6 +109,7 @@ def read_card(
     kind = "kl" if decoder else NO_AUTOENCODER
     identity = {"parts": parts, "objective": named, "schedule": schedule, "autoencoder": kind}
     identity |= config.differences
+    facts = stated_facts(folder)
     return BackboneCard(
         name=name,
         objective=named,
@@ -127,8 +128,8 @@ def read_card(
         weights=str(folder.resolve()),
         autoencoder=kind,
         parts=parts,
-        licence=licence or stated_licence(folder),
-        origin=stated_origin(folder),
+        licence=licence or facts.licence,
+        origin=facts.origin,
         figures={DECODER_BYTES: float(size)},
     )
 

@@ -13,12 +13,13 @@ from grafting_core.backbones.dit import ParallelDiTBlocks, set_arithmetic, silen
 from grafting_core.backbones.dit_config import GRAFTED_NORM
 from grafting_core.backbones.slots import AttentionSlot
 from grafting_core.operators.table import BUILDERS
+from grafting_core.specs.backbone import Arithmetic
 
 OPERATORS: dict[str, type[nn.Module]] = {row.module.__name__: row.module for row in BUILDERS.values()}
 """Classes of operators by the name that a config gives."""
 
 
-class GraftedDiT(DiTTransformer2DModel):
+class GraftedDiT(DiTTransformer2DModel):  # type: ignore[misc]  # diffusers has no types
     """`modules` says of which class, with which arguments, the operator of each edited site is.
 
     `edits` describes the same operators as the lab does. `pairs` lists blocks that run in parallel with their
@@ -26,7 +27,7 @@ class GraftedDiT(DiTTransformer2DModel):
     class, for diffusers' `AutoModel`.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_attention_heads: int = 16,
@@ -45,7 +46,7 @@ class GraftedDiT(DiTTransformer2DModel):
         norm_type: str = GRAFTED_NORM,
         norm_elementwise_affine: bool = False,
         norm_eps: float = 1e-5,
-        arithmetic: str = "diffusers",
+        arithmetic: Arithmetic = "diffusers",
         edits: Sequence[dict[str, Any]] = (),
         pairs: Sequence[dict[str, Any]] = (),
         modules: Sequence[dict[str, Any]] = (),
@@ -57,9 +58,10 @@ class GraftedDiT(DiTTransformer2DModel):
         self.register_to_config(norm_type=norm_type)
         set_arithmetic(self, arithmetic)
         silence_label_dropout(self)
+        blocks: Any = self.get_submodule("transformer_blocks")
         for row in modules:
-            _place(self.transformer_blocks[row["block"]], row)
-        self.transformer_blocks = _paired(self.transformer_blocks, [pair["first"] for pair in pairs])
+            _place(blocks[row["block"]], row)
+        self.transformer_blocks = _paired(blocks, [pair["first"] for pair in pairs])
 
     def forward(
         self,

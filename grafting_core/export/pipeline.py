@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 
-class GraftedDiTPipeline(DiTPipeline):
+class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no types
     """`DiTPipeline` that takes the null label, the guided channels and the decoder from its model.
 
     A model with the original DiT's arithmetic has three channels guided, as that implementation does. Without
@@ -65,9 +65,10 @@ class GraftedDiTPipeline(DiTPipeline):
         timesteps = timestep.reshape(1).to(latents.device)
         null = self.transformer.config.num_embeds_ada_norm
         if scale <= 1 or null <= 1:
-            return self.transformer(
+            plain: Tensor = self.transformer(
                 scaled, timestep=timesteps.expand(len(scaled)), class_labels=labels
             ).sample
+            return plain
         unguided, guided = self.transformer(
             torch.cat([scaled, scaled]),
             timestep=timesteps.expand(2 * len(scaled)),
@@ -79,8 +80,8 @@ class GraftedDiTPipeline(DiTPipeline):
 
     def _guided_channels(self) -> int:
         config = self.transformer.config
-        original = getattr(config, "arithmetic", "diffusers") == "original"
-        return min(3, config.in_channels) if original else config.in_channels
+        channels: int = config.in_channels
+        return min(3, channels) if getattr(config, "arithmetic", "diffusers") == "original" else channels
 
     def _takes_variance(self) -> bool:
         config = self.transformer.config

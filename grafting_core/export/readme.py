@@ -31,15 +31,19 @@ def model_card(card: BackboneCard, design: GraftDesign, graft: BackboneCard, rec
 
 
 def _front_matter(card: BackboneCard, design: GraftDesign, record: ExportRecord) -> str:
-    licence = record.licence or card.licence
+    licence, dataset = record.licence or card.licence, _dataset(card, record)
     origin = f"{record.name}, a graft of {card.name} {card.digest[:12]}"
     fields: dict[str, Any] = {
         **({"license": licence} if licence else {}),
         "library_name": "diffusers",
         "base_model": card.name,
-        **({"datasets": [dataset]} if (dataset := _dataset(card, record)) else {}),
+        **({"datasets": [dataset]} if dataset else {}),
         "tags": ["graft", card.family],
-        "graft": {"origin": origin if record.run is None else f"{origin}, run {record.run}"},
+        "graft": {
+            "origin": origin if record.run is None else f"{origin}, run {record.run}",
+            "feature_network": _feature_network(card, record),
+            **({"dataset": dataset} if dataset else {}),
+        },
     }
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
@@ -131,3 +135,7 @@ def _licences(card: BackboneCard, record: ExportRecord) -> str:
 def _dataset(card: BackboneCard, record: ExportRecord) -> str | None:
     named = record.experiment.evaluate.dataset if record.experiment else None
     return named.name if named else card.dataset
+
+
+def _feature_network(card: BackboneCard, record: ExportRecord) -> str:
+    return record.experiment.evaluate.feature_network if record.experiment else card.feature_network

@@ -24,6 +24,7 @@ from grafting_core.surgery.operate import operate
 from tests.support.builders import design_of, document, replacement, same
 from tests.support.diffusers_folders import change_weights
 from tests.support.grafts import SHAPES, forward, graft_of, small_backbone
+from tests.support.modules_cache import modules_in
 
 ANY = pytest.mark.parametrize("parts", SHAPES.values(), ids=SHAPES.keys())
 CPU = torch.device("cpu")
@@ -35,9 +36,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @pytest.fixture(autouse=True)
-def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules_in(tmp_path / "modules", monkeypatch)
 
 
 def exported(backbone: Backbone, folder: Path, *parts: Part, **facts: Any) -> torch.nn.Module:
