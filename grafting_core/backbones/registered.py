@@ -24,7 +24,7 @@ from grafting_core.backbones.diffusers_folder import (
     transformer_folder,
 )
 from grafting_core.backbones.dit_config import DiTConfig, read_config
-from grafting_core.backbones.model_card import stated_facts
+from grafting_core.backbones.model_card import README, stated_facts
 from grafting_core.backbones.scheduler_config import FILE as SCHEDULER
 from grafting_core.backbones.scheduler_config import read_objective
 from grafting_core.backbones.table import family_of
@@ -73,8 +73,9 @@ class BackboneFolder:
         decoder = self.autoencoder(read_config(self.transformer))
         parts = {"transformer": self.transformer, **({"vae": decoder} if decoder else {})}
         found = {f"{part}/{file.name}": file for part, path in parts.items() for file in files_of(path)}
-        scheduler = self.folder / SCHEDULER
-        return {**found, **({str(SCHEDULER): scheduler} if scheduler.is_file() else {})}
+        # A model card names the licence, also to whoever reads a copy.
+        extras = {str(name): self.folder / name for name in (SCHEDULER, README)}
+        return found | {name: file for name, file in extras.items() if file.is_file()}
 
 
 def read_card(

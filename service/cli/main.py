@@ -16,6 +16,7 @@ from service.cli.console import All, Refused, err, escape, first_of, out, print_
 from service.cli.doctor import doctor_command
 from service.cli.documents import read_design, refusing
 from service.cli.evaluate import evaluate_command, reference_app
+from service.cli.export import export_command
 from service.cli.failing import guarded
 from service.cli.keys import keys_app, open_command
 from service.cli.local_lab import demo_command, down_command, up_command
@@ -205,6 +206,7 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(features_app, name="features")
 app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
+app.command("export")(export_command)
 app.command("evaluate")(evaluate_command)
 app.add_typer(reference_app, name="reference")
 app.command("check-operator")(check_operator_command)

@@ -30,7 +30,7 @@ def download(source: HubSource, to: Path, tell: Tell) -> Path:
             source.repository,
             revision=source.revision,
             local_dir=to,
-            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+            allow_patterns=["README.md", *(f"*{suffix}" for suffix in SUFFIXES)],
             ignore_patterns=list(LEFT_OUT),
             token=os.environ.get("HF_TOKEN") or False,
         )
