@@ -52,8 +52,8 @@ def export_command(
 def download(client: GraftlabClient, run_id: str, folder: Path) -> int:
     """Write all files of an export and return their bytes; the folder appears once all are right.
 
-    Files that an earlier call has begun, beside the folder, are continued. Raises Refused for a file that is
-    not what the lab published.
+    Files that an earlier call has begun, in a hidden folder next to it, are continued. Raises Refused for a
+    file that is not what the lab published.
     """
     part = folder.with_name(f".{folder.name}.part")
     part.mkdir(parents=True, exist_ok=True)

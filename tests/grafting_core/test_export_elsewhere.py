@@ -15,6 +15,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.export.pipeline import GraftedDiTPipeline
 from grafting_core.specs.design import ParallelPair, Part
 from tests.support.builders import replacement
+from tests.support.documentation import first_block
 from tests.support.grafts import SHAPES, graft_of, small_backbone
 from tests.support.separate_python import SeparatePython
 
@@ -117,3 +118,18 @@ def test_code_is_not_run_unless_it_is_trusted(elsewhere: SeparatePython, tmp_pat
         "diffusers",
         "AutoencoderKL",
     ]
+
+
+def test_the_lines_of_the_how_to_and_of_the_model_card_work_as_they_stand(
+    elsewhere: SeparatePython, tmp_path: Path
+) -> None:
+    own = small_backbone(tmp_path / "own")
+    design, transformer = graft_of(own, replacement("mamba2", 1), replacement("mlp", 2, ratio=3.0))
+    export_model(own, design, transformer.state_dict(), tmp_path / "out")
+    program = first_block("how-to/export-a-graft.md", "python").replace("my-graft", str(tmp_path / "out"))
+    assert (
+        elsewhere.run(f"{program}print([image.size for image in images])").strip() == "[(32, 32), (32, 32)]"
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    for line in program.replace(str(tmp_path / "out"), "PATH OF THIS FOLDER").split("\n"):
+        assert line in card.splitlines()

@@ -91,6 +91,8 @@ LAB = {
         "graft reference show reference.npz",
         "graft evaluate samples.npz --reference reference.npz --protocol protocol.yaml",
         "graft evaluate graftlab-data/storage/models/MODEL --protocol protocol.yaml",
+        "graft export RUN my-graft",
+        "graft evaluate my-graft --protocol protocol.yaml",
         "graft analyze testbed/dit-fashion --samples 2 --steps 2 --figure profile.png",
     ),
     "pause": ("graft pause RUN", "graft priority 5 RUN", "graft extend RUN -s 3600", "graft resume RUN"),

@@ -144,8 +144,8 @@ def read_artifact(
     )
 
 
-def _first_byte(wanted: str | None, size: int) -> int:
+def _first_byte(requested: str | None, size: int) -> int:
     """First byte of a range to the end; 0 for the whole file, which answers every other range."""
-    found = OPEN_RANGE.fullmatch(wanted or "")
+    found = OPEN_RANGE.fullmatch(requested or "")
     start = int(found[1]) if found else 0
     return start if start < size else 0
