@@ -1,5 +1,6 @@
 """Pipeline of diffusers for DiTs of any number of classes, with or without an autoencoder."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,13 +15,20 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
 
     A model with the original DiT's arithmetic has three channels guided, as that implementation does. Without
     `vae` the transformer works on pixels. Schedulers of flow matching work, and those that use a learned
-    variance get it.
+    variance get it. `auto_map` names the transformer's class, for diffusers' `AutoModel`.
     """
 
     _optional_components = ["vae"]
 
-    def __init__(self, transformer: nn.Module, scheduler: Any, vae: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        scheduler: Any,
+        vae: nn.Module | None = None,
+        auto_map: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_to_config(auto_map=auto_map)
 
     @torch.no_grad()
     def __call__(
@@ -101,5 +109,5 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
 
 def _accepted(function: Any, **arguments: Any) -> dict[str, Any]:
     """Those of the arguments that the function has a parameter for."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return {name: value for name, value in arguments.items() if name in names}
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}

@@ -1,6 +1,6 @@
 """The model card of an exported graft."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -49,8 +49,8 @@ def _front_matter(card: BackboneCard, design: GraftDesign, record: ExportRecord)
 
 
 def _summary(card: BackboneCard, design: GraftDesign, graft: BackboneCard) -> str:
-    changed = [f"{len(design.edits)} operators replaced"] if design.edits else []
-    changed += [f"{len(design.pairs)} pairs of blocks in parallel"] if design.pairs else []
+    changed = [f"{_count(design.edits, 'operator')} replaced"] if design.edits else []
+    changed += [f"{_count(design.pairs, 'pair')} of blocks in parallel"] if design.pairs else []
     height, width = (side * card.patch_size for side in card.dims.grid)
     what = " and ".join(changed) or "nothing replaced"
     return (
@@ -59,6 +59,10 @@ def _summary(card: BackboneCard, design: GraftDesign, graft: BackboneCard) -> st
         f"({card.num_params:,} before), latents of {card.latent_channels} x {height} x {width}, "
         f"{card.num_classes} classes."
     )
+
+
+def _count(listed: Sequence[object], noun: str) -> str:
+    return f"{len(listed)} {noun}{'' if len(listed) == 1 else 's'}"
 
 
 def _use(card: BackboneCard, graft: BackboneCard) -> str:
@@ -117,6 +121,9 @@ def _figures(record: ExportRecord) -> Iterator[str]:
 def _lineage(card: BackboneCard, design: GraftDesign, record: ExportRecord) -> str:
     lines = [f"- Backbone: {card.name}, digest `{card.digest}`"]
     lines += [f"- Origin of the backbone: {card.origin}"] if card.origin else []
+    before = [f"{operator_label(edit.operator)} at {edit.site}" for edit in card.edits]
+    before += [str(pair) for pair in card.pairs]
+    lines += [f"- Grafts that the backbone had before: {', '.join(before)}"] if before else []
     lines += [f"- Data: {dataset}"] if (dataset := _dataset(card, record)) else []
     lines += [f"- Run: {record.run}"] if record.run else []
     lines += [f"- Model: `{record.model_key}`"] if record.model_key else []

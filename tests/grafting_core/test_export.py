@@ -173,6 +173,8 @@ def test_an_export_is_registered_and_grafted_on(own: Backbone, tmp_path: Path) -
     second = load_grafted(tmp_path / "second")
     assert torch.equal(forward(own, second.transformer), expected)
     assert [edit.operator.kind for edit in second.card.edits] == ["mamba2", "mlp"]
+    before = "- Grafts that the backbone had before: hyena_x at block 1 attention, pair 4+5"
+    assert before in (tmp_path / "second" / "README.md").read_text().splitlines()
     assert (
         "- Origin of the backbone: a-graft, a graft of own/dit" in (tmp_path / "second/README.md").read_text()
     )
