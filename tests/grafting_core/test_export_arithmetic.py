@@ -9,10 +9,8 @@ from torch import Tensor
 
 from grafting_core import export_model, load_grafted
 from grafting_core.backbones.base import Backbone
-from grafting_core.backbones.registered import load_registered, read_card
 from tests.support.builders import design_of, replacement
-from tests.support.diffusers_folders import change_config, write_folder
-from tests.support.grafts import forward, graft_of
+from tests.support.grafts import forward, graft_of, original_backbone
 from tests.support.modules_cache import modules_in
 
 STEPS = {"num_inference_steps": 2, "output_type": "pt"}
@@ -22,9 +20,7 @@ STEPS = {"num_inference_steps": 2, "output_type": "pt"}
 def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
     """A DiT of 1,000 classes, which is what `DiTPipeline` expects, with the original arithmetic."""
     modules_in(tmp_path / "modules", monkeypatch)
-    folder = write_folder(tmp_path / "original", num_layers=2, num_embeds_ada_norm=1000)
-    change_config(folder / "transformer", _class_name="GraftedDiT", arithmetic="original", norm_eps=1e-6)
-    return load_registered(read_card(folder, name="own/original"), torch.device("cpu"))
+    return original_backbone(tmp_path / "original", num_layers=2, num_embeds_ada_norm=1000)
 
 
 @pytest.mark.parametrize("grafted", [True, False])

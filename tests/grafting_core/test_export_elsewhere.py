@@ -16,7 +16,7 @@ from grafting_core.export.pipeline import GraftedDiTPipeline
 from grafting_core.specs.design import ParallelPair, Part
 from tests.support.builders import replacement
 from tests.support.documentation import first_block
-from tests.support.grafts import SHAPES, graft_of, small_backbone
+from tests.support.grafts import SHAPES, graft_of, original_backbone, small_backbone
 from tests.support.separate_python import SeparatePython
 
 SAMPLE = """
@@ -64,6 +64,7 @@ def test_exports_are_sampled_elsewhere_as_here(
     cases: list[tuple[Backbone, tuple[Part, ...]]] = [
         (backbone, (*SHAPES["a mix"], ParallelPair(first=6))),
         (backbone, (replacement("hyena_x", 1), replacement("hyena_x", 3))),
+        (original_backbone(tmp_path / "original"), SHAPES["pairs of grafts"]),
         *((own, parts) for parts in SHAPES.values()),
     ]
     expected = dict[Path, dict[str, Tensor]]()

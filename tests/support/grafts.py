@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from grafting_core.backbones.registered import load_registered, read_card
 from grafting_core.specs.design import GraftDesign, ParallelPair, Part
 from grafting_core.surgery.operate import operate
 from tests.support.builders import design_of, replacement
-from tests.support.diffusers_folders import write_folder
+from tests.support.diffusers_folders import change_config, write_folder
 
 DEPTH = 6
 SHAPES: dict[str, tuple[Part, ...]] = {
@@ -35,6 +36,13 @@ def small_backbone(folder: Path) -> Backbone:
     """A DiT of six blocks with random weights, read from a folder as a registered one is."""
     card = read_card(write_folder(folder, num_layers=DEPTH), name="own/dit", licence="cc-by-4.0")
     return load_registered(card, torch.device("cpu"))
+
+
+def original_backbone(folder: Path, **changes: Any) -> Backbone:
+    """A DiT of the same sizes, or of others, with the arithmetic of the original implementation."""
+    write_folder(folder, **{"num_layers": DEPTH, **changes})
+    change_config(folder / "transformer", _class_name="GraftedDiT", arithmetic="original", norm_eps=1e-6)
+    return load_registered(read_card(folder, name="own/original"), torch.device("cpu"))
 
 
 def grafted(backbone: Backbone, design: GraftDesign) -> nn.Module:
