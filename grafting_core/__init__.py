@@ -16,6 +16,7 @@ EXPORTS = {
     "evaluate": "grafting_core.evaluation.evaluate",
     "export_model": "grafting_core.export.folder",
     "finetune": "grafting_core.training.finetune",
+    "import_checkpoint": "grafting_core.backbones.released_grafts",
     "load_backbone": "grafting_core.backbones.registry",
     "load_grafted": "grafting_core.export.folder",
     "operate": "grafting_core.surgery.operate",

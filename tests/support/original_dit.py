@@ -170,51 +170,65 @@ def _filter(name: str, count: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (count, 1, 4), f"{name}.bias": (count,)}
 
 
-D, TOKENS = WIDTH, SIDE**2
-PROJECTED = _biased(in_proj=(3 * D, D), out_proj=(D, D))
-ATTENTION: Mapping[str, Shapes] = {
-    "mha": _biased(qkv=(3 * D, D), proj=(D, D)),
-    "swa": _biased(Wqkv=(3 * D, D), out_proj=(D, D)),
-    "hyena_se": PROJECTED | _filter("short_filter", 3 * D) | _filter("inner_filter", D),
-    "hyena_x": PROJECTED | _filter("short_filter", 3 * D),
-    "hyena_y": PROJECTED | _filter("inner_filter", D),
-    "mamba_2": {
-        "in_proj.weight": (4880, D),
-        **_filter("conv1d", 2432),
-        "dt_bias": (144,),
-        "A_log": (144,),
-        "D": (144,),
-        "norm.weight": (2304,),
-        "out_proj.weight": (D, 2304),
-    },
-}
-MLP: Mapping[str, Shapes] = {
-    **{f"mlp_r_{r}": _biased(fc1=(r * D, D), fc2=(D, r * D)) for r in (3, 4, 6)},
-    "hyena_x": _biased(in_proj=(6 * D, D), out_proj=(D, 2 * D)) | _filter("short_filter", TOKENS),
-}
+def attention_shapes(published: str, width: int = WIDTH) -> Shapes:
+    """Tensors of an operator in the place of attention, by its name in a released graft's name."""
+    projected = _biased(in_proj=(3 * width, width), out_proj=(width, width))
+    short, inner = _filter("short_filter", 3 * width), _filter("inner_filter", width)
+    heads = 2 * width // 16
+    found: dict[str, Shapes] = {
+        "mha": _biased(qkv=(3 * width, width), proj=(width, width)),
+        "swa": _biased(Wqkv=(3 * width, width), out_proj=(width, width)),
+        "hyena_se": projected | short | inner,
+        "hyena_x": projected | short,
+        "hyena_y": projected | inner,
+        "mamba_2": {
+            "in_proj.weight": (4 * width + 2 * STATES + heads, width),
+            **_filter("conv1d", 2 * width + 2 * STATES),
+            "dt_bias": (heads,),
+            "A_log": (heads,),
+            "D": (heads,),
+            "norm.weight": (2 * width,),
+            "out_proj.weight": (width, 2 * width),
+        },
+    }
+    return found[published]
+
+
+def mlp_shapes(published: str, width: int = WIDTH) -> Shapes:
+    """Likewise of an operator in the place of an MLP."""
+    if published == "hyena_x":
+        projected = _biased(in_proj=(6 * width, width), out_proj=(width, 2 * width))
+        return projected | _filter("short_filter", SIDE**2)
+    ratio = int(published.removeprefix("mlp_r_"))
+    return _biased(fc1=(ratio * width, width), fc2=(width, ratio * width))
 
 
 def random_state(
-    depth: int, grafts: Mapping[tuple[int, str], str] | None = None, seed: int = 0, scale: float = 0.03
+    depth: int,
+    grafts: Mapping[tuple[int, str], str] | None = None,
+    *,
+    width: int = WIDTH,
+    seed: int = 0,
+    scale: float = 0.03,
 ) -> State:
     """Weights in the original layout, all non-zero: gates and the last layer too.
 
     `grafts` has the operator at (block, "attn" or "mlp") by its published name.
     """
     shapes: dict[str, tuple[int, ...]] = {
-        "x_embedder.proj.weight": (D, 4, PATCH, PATCH),
-        "x_embedder.proj.bias": (D,),
-        **_biased(**{"t_embedder.mlp.0": (D, 256), "t_embedder.mlp.2": (D, D)}),
-        "y_embedder.embedding_table.weight": (CLASSES + 1, D),
-        **_biased(**{"final_layer.linear": (32, D), "final_layer.adaLN_modulation.1": (2 * D, D)}),
+        "x_embedder.proj.weight": (width, 4, PATCH, PATCH),
+        "x_embedder.proj.bias": (width,),
+        **_biased(**{"t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width)}),
+        "y_embedder.embedding_table.weight": (CLASSES + 1, width),
+        **_biased(**{"final_layer.linear": (32, width)}),
+        **_biased(**{"final_layer.adaLN_modulation.1": (2 * width, width)}),
     }
     for block in range(depth):
-        place = f"blocks.{block}"
-        shapes |= _biased(**{f"{place}.adaLN_modulation.1": (6 * D, D)})
-        attention = (grafts or {}).get((block, "attn"), "mha")
-        channels_ = (grafts or {}).get((block, "mlp"), "mlp_r_4")
-        shapes |= {f"{place}.attn.{name}": shape for name, shape in ATTENTION[attention].items()}
-        shapes |= {f"{place}.mlp.{name}": shape for name, shape in MLP[channels_].items()}
+        attention = attention_shapes((grafts or {}).get((block, "attn"), "mha"), width)
+        mlp_ = mlp_shapes((grafts or {}).get((block, "mlp"), "mlp_r_4"), width)
+        shapes |= _biased(**{f"blocks.{block}.adaLN_modulation.1": (6 * width, width)})
+        shapes |= {f"blocks.{block}.attn.{name}": shape for name, shape in attention.items()}
+        shapes |= {f"blocks.{block}.mlp.{name}": shape for name, shape in mlp_.items()}
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
-    return {"pos_embed": pos_embed(), **drawn}
+    return {"pos_embed": pos_embed(width), **drawn}
