@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline(tmp_path_factory.mktemp("models") / "mine")
 
 
-@pytest.fixture
-def lab(
-    settings: Settings, database: Database, source: Path, monkeypatch: pytest.MonkeyPatch
+@contextmanager
+def serving_lab(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[GraftlabClient]:
     """A lab that carries out what is queued, round after round."""
-    settings = settings.model_copy(update={"import_roots": [source.parent]})
     ended = threading.Event()
 
     def work() -> None:
@@ -53,6 +53,16 @@ def lab(
         ended.set()
         thread.join()
     register_cards(())
+
+
+@pytest.fixture
+def lab(
+    settings: Settings, database: Database, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[GraftlabClient]:
+    """A lab whose only import root holds the source."""
+    settings = settings.model_copy(update={"import_roots": [source.parent]})
+    with serving_lab(settings, database, monkeypatch) as client:
+        yield client
 
 
 @pytest.fixture
