@@ -75,6 +75,8 @@ class LeaderboardGroup(View):
     """Rows evaluated under the same protocol; groups are never ranked together."""
 
     backbone: str
+    licence: str | None = None
+    """Of the backbone, as its publisher names it; None: not known."""
     protocol_digest: str
     protocol: EvaluationProtocol
     fingerprint: ProtocolFingerprint | None = None

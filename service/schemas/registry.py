@@ -58,12 +58,13 @@ class Removed(View):
 
 def view_of(backbone: BackboneView) -> RegisteredView:
     """A line of the list of backbones as all kinds have it."""
-    sizes = f"{backbone.depth} blocks of {backbone.width}, {backbone.num_tokens} tokens"
-    runnable = "" if backbone.runnable else ", plan only"
+    parts = [f"{backbone.depth} blocks of {backbone.width}", f"{backbone.num_tokens} tokens"]
+    parts += [] if backbone.arithmetic == "diffusers" else [f"{backbone.arithmetic} arithmetic"]
+    parts += [*backbone.grafts, *([] if backbone.runnable else ["plan only"])]
     own = backbone.model_dump(include={"name", "digest", "owner", "private", "revision", "size", "licence"})
     return RegisteredView(
         what="backbone",
-        summary=f"{sizes}{runnable}",
+        summary=", ".join(parts),
         shipped=not backbone.owner,
         registering=backbone.registering,
         figures=backbone.figures,

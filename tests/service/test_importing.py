@@ -73,6 +73,12 @@ def test_an_imported_graft_has_its_arithmetic_edits_licence_and_scions(
     listed = {each["name"]: each for each in client.get("/api/v1/backbones").json()}
     assert listed["hyena-x"]["licence"] == "Apache-2.0"
     assert listed["hyena-x"]["figures"]["published_fid"] == 2.61
+    assert (listed["hyena-x"]["arithmetic"], listed["hyena-x"]["grafts"]) == ("original", ["1 hyena_x"])
+    page = client.get("/operators", headers={"Accept": "text/html"}).text
+    assert "<td>original</td><td>Apache-2.0</td>" in page
+    assert f'<td>1 hyena_x <small class="note">{RELEASED}/model.pt</small></td>' in page
+    summary = client.get("/api/v1/backbones/hyena-x").json()["summary"]
+    assert summary.endswith("1000 classes, original arithmetic, 1 hyena_x")
     card = client.get("/api/v1/backbones/hyena-x").json()["card"]
     assert (card["arithmetic"], card["origin"]) == ("original", f"{RELEASED}/model.pt")
     assert [edit["operator"]["kind"] for edit in card["edits"]] == ["hyena_x"]
