@@ -111,6 +111,13 @@ class ImportedOperator:
     def origin(self) -> str:
         return origin_of(self.path)
 
+    @property
+    def edit(self) -> ReplaceOperator:
+        """The operator at its site. Raises ValueError where the file's path names no block."""
+        if self.site is None:
+            raise ValueError(f"{self.path} is in no folder block_N, so nothing tells which block it is for")
+        return ReplaceOperator(site=self.site, operator=self.operator)
+
 
 def import_checkpoint(path: Path | str) -> ImportedCheckpoint | ImportedOperator:
     """Read a checkpoint of the original code, a released graft, or an operator of stage 1.

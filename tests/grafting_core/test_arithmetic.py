@@ -1,5 +1,7 @@
 """A backbone is computed by the arithmetic on its card: that of diffusers or that of the original DiT."""
 
+import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,33 @@ from grafting_core.backbones.diffusers_folder import load_folder, save_folder
 from grafting_core.backbones.dit_config import read_config
 from grafting_core.backbones.fast_forward import FastForward
 from grafting_core.backbones.registered import load_registered, read_card
+from grafting_core.backbones.slots import AttentionSlot
+from grafting_core.evaluation.cli import evaluate
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.documents.designs import parse_submission
+from grafting_core.specs.operators.hyena import HyenaX
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.presets import PRESETS
+from grafting_core.specs.requests import EvaluateRequest
 from grafting_core.specs.sampling_rules import protocol_for
+from grafting_core.specs.site import GraftSite
+from grafting_core.surgery.operate import operate
+from grafting_core.testbed.plugin import ASSETS
+from tests.support.builders import design_of
 from tests.support.diffusers_folders import change_config, write_folder
 from tests.support.original_dit import timestep_features
 from tests.support.registered import only_registered
 
 CPU = torch.device("cpu")
+QUICK = EvaluationProtocol(
+    samples=20,
+    sampler="ddim",
+    sampling_steps=2,
+    guidance_channels="all",
+    feature_network="fashion-cnn",
+    micro_batch=10,
+)
 ORIGINAL = {"_class_name": "GraftedDiT", "arithmetic": "original", "norm_eps": 1e-6}
 
 
@@ -90,6 +109,28 @@ def test_a_saved_original_is_an_original(folders: tuple[Path, Path], tmp_path: P
     again = load_folder(tmp_path / "saved")
     assert again.card.arithmetic == "original"
     assert torch.equal(output(again, 500), output(backbone, 500))
+
+
+def test_a_copy_that_is_grafted_and_its_cost_go_by_the_card(folders: tuple[Path, Path]) -> None:
+    plain, (card, backbone) = read_card(folders[0], name="mine"), card_and_backbone(folders[1])
+    assert (card.forward_flops(), card.num_params) == (plain.forward_flops(), plain.num_params)
+    assert card.repeated_params == plain.repeated_params > 0
+    copied = backbone.with_transformer(copy.deepcopy(backbone.transformer))
+    site = GraftSite(block=1, slot="attention")
+    operate(copied, design_of(copied, ReplaceOperator(site=site, operator=HyenaX())))
+    assert isinstance(copied.get_operator(site), AttentionSlot)
+    for block in copied.transformer.transformer_blocks:
+        assert (block.norm1.emb.time_proj.downscale_freq_shift, block.norm3.eps) == (0, 1e-6)
+
+
+def test_a_preset_is_fitted_to_an_original_that_is_evaluated_by_itself(tmp_path: Path) -> None:
+    for part in ("transformer", "autoencoder"):
+        shutil.copytree(ASSETS / part, tmp_path / "original" / part)
+    change_config(tmp_path / "original" / "transformer", **ORIGINAL)
+    given = {"protocol": QUICK, "subject": str(tmp_path / "original"), "reference": "testbed/dit-fashion"}
+    fitted = evaluate(EvaluateRequest(**given, is_preset=True)).fingerprint
+    chosen = evaluate(EvaluateRequest(**given)).fingerprint
+    assert (fitted.protocol.guidance_channels, chosen.protocol.guidance_channels) == ("first_3", "all")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from grafting_core.backbones.checkpoint_folder import write_checkpoint
 from grafting_core.backbones.diffusers_folder import load_transformer
 from grafting_core.backbones.dit_config import DiTConfig
+from grafting_core.backbones.imported_scions import publish_operator
 from grafting_core.backbones.registered import load_registered, read_card
 from grafting_core.backbones.released_grafts import (
     ImportedCheckpoint,
@@ -18,6 +20,7 @@ from grafting_core.backbones.released_grafts import (
     share_of,
 )
 from grafting_core.operators.table import build_operator
+from grafting_core.specs.backbone import DIT_XL_2_256
 from grafting_core.specs.dims import BlockDims, Slot
 from grafting_core.specs.edits import ReplaceOperator
 from grafting_core.specs.operators import OperatorBase
@@ -25,7 +28,10 @@ from grafting_core.specs.operators.attention import WindowAttention
 from grafting_core.specs.operators.hyena import HyenaSE, HyenaX, HyenaY
 from grafting_core.specs.operators.mamba import Mamba2
 from grafting_core.specs.operators.mlp import Mlp, MlpHyenaX
+from grafting_core.specs.scions import ImportedScion
 from grafting_core.specs.site import GraftSite
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.storage import Storage
 from tests.grafting_core.test_original_checkpoint import errors
 from tests.support import original_dit
 from tests.support.diffusers_folders import random_autoencoder
@@ -187,6 +193,29 @@ def test_filters_for_256_tokens_are_refused_at_1024(tmp_path: Path) -> None:
     file = saved({**state, "pos_embed": original_dit.pos_embed(side=32)}, tmp_path)
     with pytest.raises(ValueError, match=r"blocks.1.mlp.short_filter.weight has the shape \(256, 1, 4\)"):
         import_checkpoint(file)
+
+
+def test_an_operator_of_stage_1_enters_a_bank_with_its_origin(tmp_path: Path) -> None:
+    state = {name: torch.randn(shape) for name, shape in original_dit.attention_shapes("hyena_y").items()}
+    for folder in ("block_3/checkpoints", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        torch.save({"model": state}, tmp_path / folder / "init.pt")
+    found, homeless = (
+        import_checkpoint(tmp_path / folder / "init.pt") for folder in ("block_3/checkpoints", "elsewhere")
+    )
+    assert isinstance(found, ImportedOperator)
+    assert isinstance(homeless, ImportedOperator)
+    bank = Bank(Storage(str(tmp_path / "storage")))
+    key = publish_operator(bank, DIT_XL_2_256.ref, found.edit, found.state, found.origin)
+    card = bank.card(key)
+    assert card is not None
+    assert isinstance(card.scion, ImportedScion)
+    assert (card.scion.name, card.scion.kind) == ("block 3 attention", "hyena_y")
+    assert card.scion.origin == "checkpoints/init.pt"
+    assert torch.equal(load(bank.read(key))["project_in.weight"], state["in_proj.weight"])
+    assert homeless.site is None
+    with pytest.raises(ValueError, match="is in no folder block_N"):
+        _ = homeless.edit
 
 
 @pytest.mark.parametrize("place", KINDS)

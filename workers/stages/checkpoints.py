@@ -1,19 +1,17 @@
 """Checkpoints of the original DiT's code and of its grafts, made into a backbone's folder and scions."""
 
 import shutil
-import time
 from pathlib import Path
 
-from safetensors.torch import save
+from torch import Tensor
 
 from grafting_core.backbones.checkpoint_folder import write_checkpoint
+from grafting_core.backbones.imported_scions import publish_operator
 from grafting_core.backbones.released_grafts import ImportedCheckpoint, grafted_place, import_checkpoint
 from grafting_core.backbones.weight_files import OpenWeights, open_weights
 from grafting_core.specs.backbone import BackboneCard
-from grafting_core.specs.budget import Usage
-from grafting_core.specs.edits import ReplaceOperator
-from grafting_core.specs.scions import ImportedScion, ScionCard
-from grafting_core.storage.bank import Bank, payload_name
+from grafting_core.specs.site import GraftSite
+from grafting_core.storage.bank import Bank
 from workers.stages.intake import BadInput
 
 CHECKPOINT = "checkpoint"
@@ -40,31 +38,16 @@ def copy_of(staging: Path, source: Path) -> Path:
 
 def bank_operators(bank: Bank, card: BackboneCard, transformer: Path, made_by: str) -> list[str]:
     """Publish what was grafted into an imported backbone, each with its origin; keys of all of them."""
+    origin = card.origin or card.name
     with open_weights(transformer) as weights:
-        return [_publish(bank, card, edit, weights, made_by) for edit in card.edits]
+        return [
+            publish_operator(bank, card.ref, edit, _weights_at(edit.site, weights), origin, made_by)
+            for edit in card.edits
+        ]
 
 
-def _publish(
-    bank: Bank, card: BackboneCard, edit: ReplaceOperator, weights: OpenWeights, made_by: str
-) -> str:
-    place = grafted_place(edit.site)
+def _weights_at(site: GraftSite, weights: OpenWeights) -> dict[str, Tensor]:
+    """The operator's weights by the names inside it."""
+    place = grafted_place(site)
     names = sorted(name for name in weights.shapes if name.startswith(place))
-    payload = save({name.removeprefix(place): weights.read(name) for name in names})
-    file, sha256 = payload_name(payload)
-    scion = ImportedScion(backbone=card.ref, part=edit, origin=card.origin or card.name, weights=sha256)
-    if not bank.keep_intact(scion.key):
-        made = ScionCard(
-            key=scion.key,
-            scion=scion,
-            errors={},
-            steps=0,
-            spend=Usage(),
-            made_by=made_by,
-            made_at=time.time(),
-            hardware="unknown",
-            file=file,
-            sha256=sha256,
-            size=len(payload),
-        )
-        bank.publish(made, payload)
-    return scion.key
+    return {name.removeprefix(place): weights.read(name) for name in names}
