@@ -17,7 +17,7 @@ from grafting_core.backbones.diffusers_folder import load_transformer, read_conf
 from grafting_core.backbones.fast_forward import LABELS, FastForward
 from grafting_core.backbones.released_grafts import ImportedCheckpoint, import_checkpoint
 from tests.support import original_dit
-from tests.support.original_dit import State, random_state
+from tests.support.original_dit import State, random_state, relative_errors
 
 TIMESTEPS = torch.tensor([0, 10, 100, 500, 999])
 LABELS_B = torch.tensor([0, 1, 207, 999, 1000])
@@ -47,12 +47,6 @@ def loaded(file: Path, folder: Path) -> DiTTransformer2DModel:
     return load_transformer(folder / "transformer")
 
 
-def errors(found: Tensor, expected: Tensor) -> list[float]:
-    """Relative L2 error by sample."""
-    difference = (found - expected).flatten(1).norm(dim=1)
-    return (difference / expected.flatten(1).norm(dim=1)).tolist()
-
-
 @torch.no_grad()
 def output(transformer: DiTTransformer2DModel, latents: Tensor) -> Tensor:
     return transformer(latents, timestep=TIMESTEPS, class_labels=LABELS_B).sample
@@ -71,13 +65,13 @@ def diffusers_route(ours: DiTTransformer2DModel) -> DiTTransformer2DModel:
 
 def check_against_the_formulas(transformer: DiTTransformer2DModel, expected: Tensor, latents: Tensor) -> None:
     """Ours equals the original's formulas; the same weights as diffusers computes them do not."""
-    assert max(errors(output(transformer, latents), expected)) < 1e-5
-    theirs = errors(output(diffusers_route(transformer), latents), expected)
+    assert max(relative_errors(output(transformer, latents), expected)) < 1e-5
+    theirs = relative_errors(output(diffusers_route(transformer), latents), expected)
     assert min(theirs[1:]) > 1e-3
     forward, conditions = FastForward(transformer), Conditions({LABELS: LABELS_B})
     for row, timestep in enumerate(TIMESTEPS.tolist()):
         fast = forward(latents[row : row + 1], timestep, conditions.rows(slice(row, row + 1)))
-        assert max(errors(fast, expected[row : row + 1])) < 1e-5
+        assert max(relative_errors(fast, expected[row : row + 1])) < 1e-5
 
 
 @torch.no_grad()

@@ -10,11 +10,9 @@ from fastapi.testclient import TestClient
 from grafting_core.specs.backbone import register_cards
 from service.db.engine import Database
 from service.settings import Settings
-from tests.service.test_registry_commands import Graft, graft, serving_lab
 from tests.support.checkpoints import HYENA, RELEASED, save_checkpoint, save_vae, small_state
+from tests.support.commands import Graft, command_line, serving_lab
 from tests.support.registering import InProcess, register
-
-__all__ = ["graft"]
 
 
 @pytest.fixture
@@ -46,6 +44,11 @@ def lab(settings: Settings, database: Database, client: TestClient) -> InProcess
 def _nothing_registered() -> Iterator[None]:
     yield
     register_cards(())
+
+
+@pytest.fixture
+def graft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Graft:
+    return command_line(monkeypatch, capsys)
 
 
 def test_a_checkpoint_takes_a_licence_and_an_autoencoder(client: TestClient, models: Path) -> None:

@@ -232,3 +232,10 @@ def random_state(
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
     return {"pos_embed": pos_embed(width), **drawn}
+
+
+def relative_errors(found: Tensor, expected: Tensor) -> list[float]:
+    """Relative L2 error by sample."""
+    difference = (found - expected).flatten(1).norm(dim=1)
+    found_errors: list[float] = (difference / expected.flatten(1).norm(dim=1)).tolist()
+    return found_errors

@@ -24,7 +24,7 @@ from grafting_core.storage.bank_transfer import export_scions, import_scions
 from grafting_core.storage.storage import Storage
 from tests.support.checkpoints import HYENA, RELEASED, RunsCode, save_checkpoint, save_vae, small_state
 from tests.support.original_dit import State
-from tests.workers.test_registering import registered
+from tests.support.registration_stage import registered
 from workers.contract import StageReport
 from workers.registered import make_known
 from workers.stages.intake import BadInput

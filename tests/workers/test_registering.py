@@ -12,25 +12,21 @@ from safetensors.torch import load_file, save_file
 
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.specs.backbone import BACKBONES, register_cards
-from grafting_core.specs.registration import RegistrationSpec, Registry, registry_folder
+from grafting_core.specs.registration import Registry, registry_folder
 from grafting_core.storage.artifacts import damage
 from grafting_core.storage.folders import local_folder
 from grafting_core.storage.storage import Storage
 from grafting_core.testbed.plugin import ASSETS
-from grafting_core.training.finetune import Shard
 from grafting_core.training.observer import StopRequested
+from tests.support.registration_stage import context, registered, ticket
 from tests.support.stages import events_of
-from workers.contract import RunTicket, StageDone, StageReport, StageStarted, Stop, attempt_folder
-from workers.events import EventLog
+from workers.contract import StageDone, StageStarted, Stop, attempt_folder
 from workers.failures import classify
 from workers.group import _serve, single_process
-from workers.observer import StopCondition
 from workers.registered import make_known
 from workers.stages import intake
-from workers.stages.context import Context, Group
 from workers.stages.intake import BadInput, Roots, SourceFile
 from workers.stages.register import run
-from workers.usage import UsageMeter
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -49,24 +45,6 @@ def source(tmp_path: Path) -> Path:
 def _nothing_registered() -> Any:
     yield
     register_cards(())
-
-
-def ticket(tmp_path: Path, source: Path, attempt: int = 1, **changes: Any) -> RunTicket:
-    work = RegistrationSpec(what="backbone", name="mine", **{"path": str(source), **changes})
-    roots = (str(tmp_path / "models"),)
-    return RunTicket(
-        run_id="r1", attempt=attempt, work=work, storage=str(tmp_path / "storage"), import_roots=roots
-    )
-
-
-def context(given: RunTicket) -> Context:
-    storage, meter = Storage(given.storage), UsageMeter(given.work, 0.0)
-    stop = StopCondition(storage, given, meter)
-    return Context(given, storage, None, Group(Shard()), meter, stop, EventLog(storage, given))
-
-
-def registered(tmp_path: Path, source: Path, **changes: Any) -> StageReport:
-    return run(context(ticket(tmp_path, source, **changes)))
 
 
 def test_a_backbone_is_copied_checked_and_can_be_loaded_from_the_copy(tmp_path: Path, source: Path) -> None:
