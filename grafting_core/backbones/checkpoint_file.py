@@ -45,7 +45,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
     kind, state = _weights(path, document)
     _check_tensors(path, state)
-    return CheckpointFile(path, kind, state, _figures(document))
+    plain = {name: value.detach() for name, value in state.items()}
+    return CheckpointFile(path, kind, plain, _figures(document))
 
 
 def _weights(path: Path, document: Mapping[Any, Any]) -> tuple[Kind, State]:
@@ -68,6 +69,8 @@ def _check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
             raise ValueError(f"{path}: {name} is no tensor but a {type(value).__name__}")
         if value.layout != torch.strided or value.is_quantized or value.dtype != torch.float32:
             raise ValueError(f"{path}: {name} is stored as {value.dtype}; torch.float32 is needed")
+        if value.device.type != "cpu":
+            raise ValueError(f"{path}: {name} has no values; it was on the {value.device.type} device")
 
 
 def check_finite(path: Path, state: State) -> None:

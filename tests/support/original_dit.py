@@ -37,11 +37,7 @@ def timestep_features(timesteps_B: Tensor) -> Tensor:
 
 def forward(state: State, latents: Tensor, timesteps_B: Tensor, labels_B: Tensor) -> Tensor:
     """Output [B, 2C, h, w] of a transformer, grafted or not, whose blocks' keys tell their operators."""
-    hidden = conv2d(latents, *_pair(state, "x_embedder.proj"), stride=PATCH)
-    hidden = hidden.flatten(2).transpose(1, 2) + state["pos_embed"]
-    features = linear(timestep_features(timesteps_B), *_pair(state, "t_embedder.mlp.0"))
-    condition = linear(silu(features), *_pair(state, "t_embedder.mlp.2"))
-    condition = condition + state["y_embedder.embedding_table.weight"][labels_B]
+    hidden, condition = _embedded(state, latents, timesteps_B, labels_B)
     for block in range(1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))):
         hidden = _block(_inside(state, f"blocks.{block}."), hidden, condition)
     shift, scale = _modulation(state, "final_layer.adaLN_modulation.1", condition, 2)
@@ -49,6 +45,27 @@ def forward(state: State, latents: Tensor, timesteps_B: Tensor, labels_B: Tensor
     side = int(hidden.shape[1] ** 0.5)
     grid = hidden.reshape(len(hidden), side, side, PATCH, PATCH, -1)
     return torch.einsum("nhwpqc->nchpwq", grid).reshape(len(hidden), -1, side * PATCH, side * PATCH)
+
+
+def first_attention(
+    state: State, latents: Tensor, timesteps_B: Tensor, labels_B: Tensor, heads: int
+) -> Tensor:
+    """What the first block's attention gives, before its gate."""
+    hidden, condition = _embedded(state, latents, timesteps_B, labels_B)
+    block = _inside(state, "blocks.0.")
+    parts = _modulation(block, "adaLN_modulation.1", condition, 6)
+    attention = _inside(block, "attn.")
+    modulated = _norm(hidden) * (1 + parts[1]) + parts[0]
+    return _attention(modulated, _pair(attention, "qkv"), _pair(attention, "proj"), None, heads)
+
+
+def _embedded(state: State, latents: Tensor, timesteps_B: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, T, D] and the condition [B, D]."""
+    hidden = conv2d(latents, *_pair(state, "x_embedder.proj"), stride=PATCH)
+    hidden = hidden.flatten(2).transpose(1, 2) + state["pos_embed"]
+    features = linear(timestep_features(timesteps_B), *_pair(state, "t_embedder.mlp.0"))
+    condition = linear(silu(features), *_pair(state, "t_embedder.mlp.2"))
+    return hidden, condition + state["y_embedder.embedding_table.weight"][labels_B]
 
 
 def _block(state: State, hidden: Tensor, condition: Tensor) -> Tensor:
@@ -101,9 +118,13 @@ def swa(state: State, u: Tensor) -> Tensor:
 
 
 def _attention(
-    u: Tensor, qkv: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor], far: Tensor | None
+    u: Tensor,
+    qkv: tuple[Tensor, Tensor],
+    out: tuple[Tensor, Tensor],
+    far: Tensor | None,
+    heads: int = HEADS,
 ) -> Tensor:
-    q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in linear(u, *qkv).chunk(3, dim=2))
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in linear(u, *qkv).chunk(3, dim=2))
     scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
     if far is not None:
         scores = scores.masked_fill(far, -math.inf)
