@@ -15,6 +15,7 @@ State = dict[str, Tensor]
 Kind = Literal["original", "ema", "training", "stage1"]
 COUNTS = ("train_steps", "train_images_seen_so_far", "epoch")
 """Entries of a training checkpoint that are numbers."""
+MOST_COUNTED = 10**15
 
 
 @dataclass(frozen=True)
@@ -81,5 +82,10 @@ def check_finite(path: Path, state: State) -> None:
 
 
 def _figures(document: Mapping[Any, Any]) -> dict[str, float]:
+    """Counts that a card can hold; anything else under their names is left out."""
     found = {name: document.get(name) for name in COUNTS}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and 0 <= value <= MOST_COUNTED
+    }

@@ -49,7 +49,7 @@ PRETRAINED: Mapping[str, str] = {
 }
 """Linear layer of an operator of ours -> of the pretrained operator in diffusers."""
 BLOCK_OF_PATH = re.compile(r"block_(\d+)(/|$)")
-FID_OF_NAME = re.compile(r"-fid(\d+(?:\.\d+)?)")
+FID_OF_NAME = re.compile(r"-fid(\d{1,4}(?:\.\d{1,6})?)")
 PUBLISHED_FID = "published_fid"
 INPUTS = ("qkv.weight", "Wqkv.weight", "in_proj.weight", "fc1.weight")
 """Of operators, the weights whose columns are the network's width."""
@@ -221,12 +221,12 @@ def _slot(tensors: Mapping[str, Tensor]) -> Slot:
     """Hyena-X filters every channel of its projections, in the place of an MLP every token."""
     if "fc1.weight" in tensors or "fc2.weight" in tensors:
         return "mlp"
-    rows = [len(tensors[name]) for name in ("in_proj.bias", "short_filter.bias") if name in tensors]
+    rows = [tensors[name].numel() for name in ("in_proj.bias", "short_filter.bias") if name in tensors]
     return "mlp" if len(set(rows)) > 1 else "attention"
 
 
 def _grid(slot: Slot, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     if slot == "mlp" and "short_filter.bias" in tensors:
-        side = max(1, round(len(tensors["short_filter.bias"]) ** 0.5))
+        side = max(1, round(tensors["short_filter.bias"].numel() ** 0.5))
         return side, side
     return GRID

@@ -102,7 +102,7 @@ class ImportedScion(_OperatorOfBackbone):
     its own plan would make.
     """
 
-    origin: Annotated[str, Field(max_length=400)]
+    origin: Annotated[str, Field(max_length=600)]
     """Where it comes from, such as `dit-xl2-mha-hyena_x-50p-fid2.61/model.pt`."""
     weights: Sha256
 

@@ -138,6 +138,8 @@ def test_averaged_weights_are_taken_of_training_checkpoints(
     found = imported(tmp_path / "model.pt")
     assert found.kind == kind
     assert torch.equal(found.state["proj_out_2.weight"], state["final_layer.linear.weight"])
+    torch.save({"ema": state, "train_steps": float("nan"), "epoch": 10**400}, tmp_path / "model.pt")
+    assert imported(tmp_path / "model.pt").figures == {}
     expected = {"train_images_seen_so_far": 6400.0, "train_steps": 25.0} if kind == "training" else {}
     assert found.figures == expected
 
