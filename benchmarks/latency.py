@@ -65,7 +65,7 @@ def main() -> None:
     show_table(rows, backbone)
     compared = [
         check(bench, timed, arguments.seconds)
-        for timed in mixes(with_latencies(space, rows), arguments.designs)
+        for timed in mixes(with_latencies(space, rows, backbone.card), arguments.designs)
     ]
     show_designs(compared)
 

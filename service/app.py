@@ -18,6 +18,7 @@ from service.api.routes import (
     bank,
     catalog,
     experiments,
+    exports,
     health,
     keys,
     mlflow,
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     parts = (
         experiments,
         analyses,
+        exports,
         runs,
         run_controls,
         catalog,

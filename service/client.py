@@ -61,6 +61,11 @@ class GraftlabClient(Transport):
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._parse(SubmitAnswer, self._ask("POST", "/analyses", json=document, headers=headers))
 
+    def export(self, document: Any, idempotency_key: str | None = None) -> SubmitAnswer:
+        """Queue an export of a finished run (`run`, `licence`). Raises ApiProblem."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._parse(SubmitAnswer, self._ask("POST", "/exports", json=document, headers=headers))
+
     def profile(self, backbone: str) -> BackboneProfile:
         """Return the newest profile of a backbone. Raises ApiProblem if none was measured."""
         return self._parse(BackboneProfile, self._ask("GET", f"/backbones/{backbone}/profile"))
@@ -136,6 +141,15 @@ class GraftlabClient(Transport):
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+    def continue_artifact(self, run_id: str, stage: str, name: str, path: Path) -> None:
+        """Write an artifact to a file that may hold its beginning.
+
+        Raises ApiProblem, OSError, LabUnreachable. What has arrived when the connection breaks stays, so that
+        another call goes on with it.
+        """
+        with path.open("ab") as file:
+            self._continue(f"/runs/{run_id}/artifacts/{stage}/{name}", file)
 
     def leaderboard(self, **filters: Any) -> Leaderboard:
         """Return the first rows of every group; `protocol` selects a group by its digest, `cursor` its next

@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from os import SEEK_END
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -172,5 +173,20 @@ class Transport:
                 if answer.is_error:
                     answer.read()
                 yield from checked(answer).iter_bytes()
+        except httpx.TransportError as error:
+            raise LabUnreachable(f"{self.url} broke off its answer; try again") from error
+
+    def _continue(self, path: str, file: BinaryIO) -> None:
+        """Append the rest of an answer to a file that holds its beginning, or replace that by all of it."""
+        done = file.seek(0, SEEK_END)
+        headers = {"Range": f"bytes={done}-"} if done else {}
+        try:
+            with self._http.stream("GET", path, headers=headers) as answer:
+                if answer.is_error:
+                    answer.read()
+                if checked(answer).status_code != httpx.codes.PARTIAL_CONTENT:
+                    file.truncate(0)
+                for piece in answer.iter_bytes():
+                    file.write(piece)
         except httpx.TransportError as error:
             raise LabUnreachable(f"{self.url} broke off its answer; try again") from error

@@ -12,6 +12,8 @@ Layout under the storage root (an fsspec URI):
     references/<key>/                  reference.npz: statistics that samples are compared with
     registry/<what>/<digest>/          content/ (files of a registered folder), card.json
     registry/staging/<run>/            files that a registration has copied so far
+    exports/<key>/                     content/ (a graft as diffusers loads it), card.json
+    exports/staging/<run>/             files of an export that is being written
     hosts/idle/<job>.json, hosts/<job>/  worker groups between two tickets
     runs/<run>/ticket-<attempt>.json   the ticket, written by the scheduler
     runs/<run>/attempts/<attempt>/     events/<seq, 8 digits>.json, heartbeat, stop, budget, log.txt
@@ -34,7 +36,7 @@ from grafting_core.specs.registration import Registered, Registry
 from grafting_core.specs.results import MeasuredCost
 from grafting_core.storage.storage import Storage
 
-StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure", "register"]
+StageName = Literal["distill", "finetune", "evaluate", "analyze", "screen", "measure", "register", "export"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """Stage names in the order in which they are displayed."""
 

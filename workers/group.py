@@ -22,7 +22,7 @@ from workers.logs import setup_logging
 from workers.observer import AttemptStoppedEarly, StopCondition
 from workers.registered import make_known
 from workers.reuse import receive_tickets
-from workers.stages import analyze, distill, evaluate, fill, finetune, measure, register
+from workers.stages import analyze, distill, evaluate, export, fill, finetune, measure, register
 from workers.stages.context import Context, Group, Stage
 from workers.usage import UsageMeter, difference
 
@@ -118,5 +118,6 @@ PIPELINES: Mapping[str, Callable[[Context], None]] = {
     "analysis": partial(run_stage, stage=analyze.run),
     "latency": partial(run_stage, stage=measure.run),
     "registration": partial(run_stage, stage=register.run),
+    "export": partial(run_stage, stage=export.run),
 }
 """Kind of work -> function that runs it."""

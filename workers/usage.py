@@ -16,6 +16,7 @@ from grafting_core.specs.cost import (
     pass_flops_per_image,
 )
 from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.exports import ExportSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.jobs import Job
 from grafting_core.specs.latency import MOST_ROUNDS, LatencySpec
@@ -82,6 +83,11 @@ def _registration_costs(spec: RegistrationSpec) -> StepCosts:
     return {"register": StepCost(0.0)}
 
 
+def _export_costs(spec: ExportSpec) -> StepCosts:
+    """Writing files takes time alone."""
+    return {"export": StepCost(0.0)}
+
+
 COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "graft": _graft_costs,
     "fill": _fill_costs,
@@ -89,6 +95,7 @@ COSTS: Mapping[str, Callable[[Any], StepCosts]] = {
     "screening": _screening_costs,
     "latency": _latency_costs,
     "registration": _registration_costs,
+    "export": _export_costs,
 }
 """Kind of work -> cost of one step of each of its stages."""
 

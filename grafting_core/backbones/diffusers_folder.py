@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from grafting_core.backbones.autoencoder import KLAutoencoder
 from grafting_core.backbones.autoencoder_folder import AUTOENCODERS, autoencoder_folder, check_latents
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.block_list import place_empty
 from grafting_core.backbones.bounded import check_elements
-from grafting_core.backbones.dit import silence_label_dropout
-from grafting_core.backbones.dit_config import DiTConfig, read_config
+from grafting_core.backbones.dit import set_arithmetic, silence_label_dropout
+from grafting_core.backbones.dit_config import DiTConfig, read_config, write_config
+from grafting_core.backbones.model_card import stated_facts
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
 from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
-from grafting_core.backbones.table import family_of
+from grafting_core.backbones.table import FAMILIES, family_of
 from grafting_core.backbones.weight_files import (
     CONFIG,
     RECOMPUTED,
@@ -28,10 +30,13 @@ from grafting_core.backbones.weight_files import (
 )
 from grafting_core.specs.backbone import BackboneCard, Pretraining
 from grafting_core.specs.canonical import digest
+from grafting_core.specs.datasets import DATASETS
+from grafting_core.specs.features import FEATURE_NETWORKS
 
 TRANSFORMER = "transformer"
 EMBEDDER = ".norm1.emb."
 FIRST_EMBEDDER = f"transformer_blocks.0{EMBEDDER}"
+FIRST_IN_PAIR = f"transformer_blocks.0.first{EMBEDDER}"
 
 Read = Callable[[str], None]
 """Called with the name of every tensor that has been read."""
@@ -79,9 +84,14 @@ def load_transformer(folder: Path) -> DiTTransformer2DModel:
 
 
 def empty_transformer(config: DiTConfig) -> DiTTransformer2DModel:
-    """A transformer whose parameters are on the meta device; position embeddings are computed."""
+    """A transformer with its grafts, whose parameters are on the meta device.
+
+    Position embeddings are computed. It has the config's arithmetic, which its own `config` tells.
+    """
     with torch.device("meta"):
         transformer = DiTTransformer2DModel(**config.arguments)
+    set_arithmetic(transformer, config.arithmetic)
+    place_empty(FAMILIES["dit"], transformer, config.edits, config.pairs, config.dims)
     embedding = PatchEmbed(
         height=config.sample_size,
         width=config.sample_size,
@@ -105,14 +115,15 @@ def read_embedders(weights: OpenWeights, read: Read = lambda name: None) -> tupl
     """
     names = [name for name in weights.shapes if EMBEDDER in name]
     found, shared = dict[str, Tensor](), set[str]()
-    for name in sorted(names, key=lambda name: not name.startswith(FIRST_EMBEDDER)):
-        tensor, first = weights.read(name), found.get(_in_first_block(name))
+    start = FIRST_IN_PAIR if any(name.startswith(FIRST_IN_PAIR) for name in names) else FIRST_EMBEDDER
+    for name in sorted(names, key=lambda name: not name.startswith(start)):
+        tensor, first = weights.read(name), found.get(start + name.split(EMBEDDER, 1)[1])
         read(name)
         if first is not None and torch.equal(tensor, first):
             shared.add(name)
             tensor = first
         found[name] = tensor
-    repeated = all(name in shared or name.startswith(FIRST_EMBEDDER) for name in names)
+    repeated = all(name in shared or name.startswith(start) for name in names)
     if not repeated:  # a few that are equal, biases for one, train apart
         found |= {name: found[name].clone() for name in shared}
     return found, repeated
@@ -126,23 +137,21 @@ def read_others(weights: OpenWeights, read: Read = lambda name: None) -> Iterato
             read(name)
 
 
-def _in_first_block(name: str) -> str:
-    return FIRST_EMBEDDER + name.split(EMBEDDER, 1)[1]
-
-
 def save_folder(backbone: Backbone, folder: Path) -> None:
     """Write transformer, autoencoder and scheduler so that diffusers' `from_pretrained` reads them back.
 
-    Every block gets its embedder. Raises ValueError for a transformer that has been grafted.
+    Every block gets its embedder. A transformer with grafts, which the card tells, or with the original
+    arithmetic gets a config that diffusers refuses. Raises ValueError for one that has other grafts than its
+    card tells.
     """
-    transformer = backbone.transformer
-    config = getattr(transformer, "config", None)
-    state = repeated_state(transformer)
-    if config is None or state.keys() != shapes_of(empty_transformer(DiTConfig(**config))).keys():
-        raise ValueError("a grafted transformer has no form in diffusers; publish it as a model of the lab")
+    config = config_of(backbone)
+    state = repeated_state(backbone.transformer)
+    expected = shapes_of(empty_transformer(config))
+    if {name: tuple(value.shape) for name, value in state.items()} != expected:
+        raise ValueError("the transformer has other grafts than its backbone's card tells")
     target = folder / TRANSFORMER
     target.mkdir(parents=True, exist_ok=True)
-    transformer.save_config(target)  # type: ignore[operator]
+    write_config(target, config)
     cpu = {name: value.cpu() for name, value in state.items()}
     save_file(cpu, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     if isinstance(backbone.autoencoder, KLAutoencoder):
@@ -150,25 +159,45 @@ def save_folder(backbone: Backbone, folder: Path) -> None:
     write_scheduler(backbone.card, folder)
 
 
+def config_of(backbone: Backbone) -> DiTConfig:
+    """Config of a backbone's transformer, with the grafts on its card. Raises ValueError for no DiT."""
+    config = getattr(backbone.transformer, "config", None)
+    if not isinstance(backbone.transformer, DiTTransformer2DModel) or config is None:
+        raise ValueError(f"a {type(backbone.transformer).__name__} cannot be written as a folder")
+    card = backbone.card
+    return DiTConfig(**{**config, "edits": card.edits, "pairs": card.pairs})
+
+
 def _card(folder: Path) -> BackboneCard:
-    """For a judgement without a lab: its digest tells transformers and decoders apart."""
+    """For an evaluation without a lab: its digest tells transformers and decoders apart.
+
+    It is compared with the data set that its model card names, if this environment has that.
+    """
     config = read_config(transformer_folder(folder))
     objective, schedule = read_objective(folder, config)
     decoder = autoencoder_folder(folder, config)
-    parts = {TRANSFORMER: digest_of_weights(transformer_folder(folder))}
+    parts = {TRANSFORMER: digest_of_weights(transformer_folder(folder)), **config.differences}
     if decoder is not None:
         check_latents(decoder, config.in_channels)
         parts["decoder"] = digest_of_weights(decoder)
+    facts = stated_facts(folder)
+    network = facts.feature_network if facts.feature_network in FEATURE_NETWORKS.entries else None
     return BackboneCard(
         name=folder.resolve().name,
         objective=objective,
         schedule=schedule,
+        edits=config.edits,
+        pairs=config.pairs,
+        arithmetic=config.arithmetic,
         digest=digest(parts),
         **config.card_sizes,
         decoder_flops=0,
         pretraining=Pretraining(flops=1.0, images=0, steps=0, batch_size=0),
-        feature_network="inception",
+        feature_network=network or "inception",
+        dataset=facts.dataset if facts.dataset in DATASETS.entries else None,
         num_images=0,
         weights=".",
+        licence=facts.licence,
+        origin=facts.origin,
         autoencoder="none" if decoder is None else "kl",
     )

@@ -9,8 +9,10 @@ from grafting_core.backbones.base import Forward
 from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.fast_forward import LABELS, forward_of
 from grafting_core.backbones.slots import AttentionSlot
-from grafting_core.operators.parallel import ParallelBlocks
-from grafting_core.specs.backbone import BackboneCard
+from grafting_core.operators.attention import SoftmaxAttention
+from grafting_core.operators.mlp import FeedForward
+from grafting_core.operators.parallel import ParallelBlocks, flat_blocks
+from grafting_core.specs.backbone import Arithmetic, BackboneCard
 from grafting_core.specs.site import GraftSite
 
 
@@ -68,9 +70,7 @@ class DiT:
 
     def _block(self, transformer: nn.Module, site: GraftSite) -> nn.Module:
         """Block by its number in the backbone, also inside pairs."""
-        entries = self.blocks(transformer)
-        sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
-        blocks = [block for both in sides for block in both]
+        blocks: list[nn.Module] = flat_blocks(self.blocks(transformer))
         if site.block >= len(blocks):
             raise ValueError(f"{site} does not exist; blocks are 0 to {len(blocks) - 1}")
         return blocks[site.block]
@@ -81,13 +81,35 @@ def _attribute(site: GraftSite) -> str:
 
 
 def projections(original: nn.Module) -> dict[str, nn.Linear]:
-    """Linear layers of diffusers' attention (q, k, v, out) or feed-forward (expand, contract)."""
+    """Linear layers of attention (q, k, v, out) or a feed-forward (expand, contract).
+
+    Of diffusers, or grafted in before. Raises TypeError for another operator.
+    """
+    if isinstance(original, AttentionSlot):
+        return projections(original.operator)
     if hasattr(original, "to_q"):
         names = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-    else:
+    elif isinstance(original, SoftmaxAttention):
+        names = {name: name for name in ("q", "k", "v", "out")}
+    elif type(original) is FeedForward:
+        names = {name: name for name in ("expand", "contract")}
+    elif hasattr(original, "net"):
         names = {"expand": "net.0.proj", "contract": "net.2"}
+    else:
+        raise TypeError(f"no other operator can start from the weights of {type(original).__name__}")
     found: dict[str, Any] = {ours: original.get_submodule(theirs) for ours, theirs in names.items()}
     return found
+
+
+def set_arithmetic(transformer: Any, arithmetic: Arithmetic) -> None:
+    """Let a DiT compute its timestep embedding as the original does: frequencies 10000^(-k/128).
+
+    Its `norm_eps`, the other difference, is an argument of the class. Does nothing for diffusers' own.
+    """
+    if arithmetic == "original":
+        for block in transformer.transformer_blocks:
+            block.norm1.emb.time_proj.downscale_freq_shift = 0
+        transformer.register_to_config(arithmetic=arithmetic)
 
 
 def silence_label_dropout(transformer: nn.Module) -> None:

@@ -2,21 +2,34 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from grafting_core.backbones.weight_files import CONFIG
+from grafting_core.specs.backbone import Arithmetic
 from grafting_core.specs.dims import BlockDims
+from grafting_core.specs.edits import ParallelPair, ReplaceOperator, added_params, check_fit
 
 CLASS = "DiTTransformer2DModel"
+GRAFTED_CLASS = "GraftedDiT"
+"""Name in the config of a transformer that diffusers' class would change, so that diffusers refuses it."""
+GRAFTED_NORM = "ada_norm_zero of a GraftedDiT, which trust_remote_code=True loads"
+"""What such a config has as `norm_type`: diffusers' class, if it is given the folder by name, refuses what it
+does not know there, but would ignore edits and weights that it does not know.
+"""
 LEGACY = "Transformer2DModel"
 """What diffusers called every transformer once; a class-conditional DiT is one with `ada_norm_zero`."""
 TIME_FEATURES = 256
 """Sines and cosines of a timestep before the first linear layer of its embedder."""
 MLP_RATIO = 4
+ORIGINAL_EPS = 1e-6
+"""Epsilon of every norm in the original implementation."""
 MOST_TOKENS_A_SIDE = 256
 MAX_JSON_BYTES = 2**24
+
+NO_ARGUMENTS = ("arithmetic", "edits", "pairs")
+"""Fields of a config that diffusers' class does not know."""
 
 Size = Annotated[int, Field(ge=1, le=16_384)]
 
@@ -57,11 +70,42 @@ class DiTConfig(BaseModel):
     norm_type: Literal["ada_norm_zero"] = "ada_norm_zero"
     norm_elementwise_affine: bool = False
     norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    arithmetic: Arithmetic = "diffusers"
+    """No argument of the class: the formulas of its forward."""
+    edits: tuple[ReplaceOperator, ...] = ()
+    """No argument of the class: operators that stand in place of the class's own."""
+    pairs: tuple[ParallelPair, ...] = ()
+    """No argument of the class: blocks that run in parallel."""
+
+    @model_validator(mode="after")
+    def _edits_fit(self) -> Self:
+        check_fit(self.edits, self.pairs, self.num_layers, self.dims)
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_norms_of_its_arithmetic(self) -> Self:
+        if self.arithmetic == "original" and self.norm_eps != ORIGINAL_EPS:
+            raise ValueError(f"norm_eps of the original arithmetic is {ORIGINAL_EPS}, not {self.norm_eps}")
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:
         """As the class's constructor takes them."""
-        return self.model_dump()
+        return self.model_dump(exclude={*NO_ARGUMENTS})
+
+    @property
+    def differences(self) -> dict[str, Any]:
+        """Fields by which it is another model than the class's, as JSON has them; none for the class itself.
+
+        How an operator was initialised, which an edit of a design tells too, is no part of the model.
+        """
+        named = {
+            name for name in NO_ARGUMENTS if getattr(self, name) != type(self).model_fields[name].default
+        }
+        found = self.model_dump(mode="json", include=named)
+        for edit in found.get("edits", ()):
+            del edit["init"]
+        return found
 
     @property
     def width(self) -> int:
@@ -109,7 +153,8 @@ class DiTConfig(BaseModel):
         )
         embedding = patch * self.in_channels * width + width
         last = 2 * (width**2 + width) + (width + 1) * patch * self.channels_out
-        return embedding + self.num_layers * block + last
+        added = added_params(self.edits, self.pairs, self.dims)
+        return embedding + self.num_layers * block + last + added
 
     @property
     def repeated_params(self) -> int:
@@ -129,14 +174,21 @@ def read_config(folder: Path) -> DiTConfig:
     file = folder / CONFIG
     document = read_json(file)
     name, norm = document.get("_class_name"), document.get("norm_type")
-    if name != CLASS and (name, norm) != (LEGACY, "ada_norm_zero"):
+    if name not in (CLASS, GRAFTED_CLASS) and (name, norm) != (LEGACY, "ada_norm_zero"):
         raise ValueError(f"{folder} holds a {name} with norm_type {norm!r}; a {CLASS} is needed")
+    if norm == GRAFTED_NORM:
+        document["norm_type"] = "ada_norm_zero"
     try:
-        config = DiTConfig.model_validate(document)
+        config = DiTConfig.model_validate_json(json.dumps(document))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise ValueError(f"{file}: {first['msg'].removeprefix('Value error, ')}") from error
         field = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{file}: {field} is {first['input']!r}: {first['msg']}") from error
+    if config.differences and name != GRAFTED_CLASS:
+        wrong = ", ".join(config.differences)
+        raise ValueError(f"{file}: a {name} has no {wrong}; a {GRAFTED_CLASS} may have them")
     side, rest = divmod(config.sample_size, config.patch_size)
     if rest or not 1 <= side <= MOST_TOKENS_A_SIDE:
         raise ValueError(
@@ -145,6 +197,14 @@ def read_config(folder: Path) -> DiTConfig:
             else f"{file}: a side of {side} tokens; at most {MOST_TOKENS_A_SIDE} are supported"
         )
     return config
+
+
+def write_config(folder: Path, config: DiTConfig) -> None:
+    """Write the transformer's `config.json`, under a name that diffusers refuses if it would change it."""
+    document = {"_class_name": CLASS, **config.arguments}
+    if config.differences:
+        document |= {"_class_name": GRAFTED_CLASS, "norm_type": GRAFTED_NORM, **config.differences}
+    (folder / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:

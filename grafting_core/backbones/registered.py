@@ -25,6 +25,7 @@ from grafting_core.backbones.diffusers_folder import (
     transformer_folder,
 )
 from grafting_core.backbones.dit_config import DiTConfig, read_config
+from grafting_core.backbones.model_card import README, stated_facts
 from grafting_core.backbones.scheduler_config import FILE as SCHEDULER
 from grafting_core.backbones.scheduler_config import read_objective
 from grafting_core.backbones.table import family_of
@@ -74,8 +75,9 @@ class BackboneFolder:
         decoder = self.autoencoder(config or read_config(self.transformer))
         parts = {"transformer": self.transformer, **({"vae": decoder} if decoder else {})}
         found = {f"{part}/{file.name}": file for part, path in parts.items() for file in files_of(path)}
-        scheduler = self.folder / SCHEDULER
-        return {**found, **({str(SCHEDULER): scheduler} if scheduler.is_file() else {})}
+        # A model card names the licence, also to whoever reads a copy.
+        extras = {str(name): self.folder / name for name in (SCHEDULER, README)}
+        return found | {name: file for name, file in extras.items() if file.is_file()}
 
 
 def read_card(
@@ -92,7 +94,8 @@ def read_card(
     """The card of a diffusers DiT, by arithmetic from its config and checked against its weights.
 
     Every tensor is read once and none is kept. `vae` as `BackboneFolder` has it; `objective` goes before what
-    the folder's scheduler says. Raises ValueError, which names what is wrong, for whatever cannot be used.
+    the folder's scheduler says, `licence` before its model card. Raises ValueError, which names what is
+    wrong, for whatever cannot be used.
     """
     place = BackboneFolder(folder, vae)
     before = _stamps(place)
@@ -109,10 +112,15 @@ def read_card(
         raise ValueError(f"{folder} was changed while it was read; try again when it is at rest")
     kind = "kl" if decoder else NO_AUTOENCODER
     identity = {"parts": parts, "objective": named, "schedule": schedule, "autoencoder": kind}
+    identity |= config.differences
+    facts = stated_facts(folder)
     return BackboneCard(
         name=name,
         objective=named,
         schedule=schedule,
+        edits=config.edits,
+        pairs=config.pairs,
+        arithmetic=config.arithmetic,
         dataset=dataset,
         digest=digest(identity),
         **config.card_sizes,
@@ -124,7 +132,8 @@ def read_card(
         weights=str(folder.resolve()),
         autoencoder=kind,
         parts=parts,
-        licence=licence,
+        licence=licence or facts.licence,
+        origin=facts.origin,
         figures={DECODER_BYTES: float(size)},
     )
 

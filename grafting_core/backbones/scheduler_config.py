@@ -86,15 +86,20 @@ def _schedule(file: Path, found: Mapping[str, Any], objective: str) -> TrainingS
 
 def write_scheduler(card: BackboneCard, folder: Path) -> None:
     """A scheduler's config from which `read_objective` takes the card's objective and schedule."""
-    schedule = card.schedule.model_dump()
-    if card.objective == FLOW:
+    write_objective(folder, card.objective, card.schedule)
+
+
+def write_objective(folder: Path, objective: str, trained_with: TrainingSchedule) -> None:
+    """A scheduler's config from which `read_objective` takes this objective and schedule."""
+    schedule = trained_with.model_dump()
+    if objective == FLOW:
         document = {name: schedule[name] for name in ("num_train_timesteps", "shift")}
         document["_class_name"] = FLOW_CLASSES[0]
     else:
         document = {name: value for name, value in schedule.items() if name != "shift"}
         document["_class_name"] = "DDPMScheduler"
-        document["prediction_type"] = "v_prediction" if card.objective == "v_prediction" else "epsilon"
-        document["variance_type"] = "learned_range" if card.objective in LEARNED_VARIANCE else "fixed_small"
+        document["prediction_type"] = "v_prediction" if objective == "v_prediction" else "epsilon"
+        document["variance_type"] = "learned_range" if objective in LEARNED_VARIANCE else "fixed_small"
         document["clip_sample"] = False
     file = folder / FILE
     file.parent.mkdir(parents=True, exist_ok=True)

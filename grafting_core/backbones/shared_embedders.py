@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grafting_core.operators.parallel import flat_blocks
+
 
 def share_embedders(transformer: Any) -> None:
     """Give every block the first block's embedder."""
-    first, *others = transformer.transformer_blocks
+    first, *others = flat_blocks(transformer.transformer_blocks)
     for block in others:
         block.norm1.emb = first.norm1.emb
 
@@ -27,9 +29,10 @@ def unique_state(module: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
-def load_unique_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+def load_unique_state(module: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
     """Undo `unique_state`; a complete state dict is taken too.
 
+    `assign` takes the tensors themselves, for a module whose parameters are on the meta device.
     Raises RuntimeError, as `load_state_dict` does, for names that are missing or superfluous.
     """
     first: dict[int, str] = {}
@@ -38,7 +41,7 @@ def load_unique_state(module: nn.Module, state: dict[str, Tensor]) -> None:
         origin = first.setdefault(id(value), name)
         if name not in complete and origin in complete:
             complete[name] = complete[origin]
-    module.load_state_dict(complete)
+    module.load_state_dict(complete, assign=assign)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def _shards(files: list[Path]) -> list[Path]:
     if missing:
         raise ValueError(f"{files[0].parent} lacks shard {missing[0]} of {total}")
     if len(files) != total:
-        raise ValueError(f"{files[0].parent} has shards of several sets: {_named([f.name for f in files])}")
+        raise ValueError(f"{files[0].parent} has shards of several sets: {named([f.name for f in files])}")
     return files
 
 
@@ -112,7 +112,7 @@ def open_weights(folder: Path) -> Iterator[OpenWeights]:
         source = _SafetensorsFile(file) if file.suffix == ".safetensors" else _BinFile(file)
         twice = sources.keys() & set(source.names)
         if twice:
-            raise ValueError(f"{file} holds {_named(sorted(twice))}, which another shard holds too")
+            raise ValueError(f"{file} holds {named(sorted(twice))}, which another shard holds too")
         sources |= dict.fromkeys(source.names, source)
     try:
         yield OpenWeights(folder, sources)
@@ -142,8 +142,7 @@ class _SafetensorsFile:
 
 class _BinFile:
     def __init__(self, file: Path) -> None:
-        _check_no_pointer(file)
-        self._state = _unpickled(file)
+        self._state = unpickled(file)
         if not isinstance(self._state, dict) or not all(isinstance(x, Tensor) for x in self._state.values()):
             raise ValueError(f"{file} does not hold tensors by name alone, as a file of weights does")
         _check_extent(file, self._state)
@@ -172,8 +171,12 @@ def _check_extent(file: Path, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _unpickled(file: Path) -> Any:
-    """Tensors and plain containers alone: whatever else a pickle names is refused before it is made."""
+def unpickled(file: Path) -> Any:
+    """Tensors and plain containers alone: whatever else a pickle names is refused before it is made.
+
+    Raises ValueError for such a file, and for one that is no whole pickle.
+    """
+    _check_no_pointer(file)
     # The format before torch 1.6 is no zip, and cannot be mapped into memory.
     mapped = _starts_with(file, b"PK")
     try:
@@ -203,7 +206,7 @@ def check_names(folder: Path, expected: Mapping[str, Shape], found: Mapping[str,
         "has besides": found.keys() - expected.keys() - RECOMPUTED,
         "has in another shape": other,
     }
-    wrong = [f"{what} {_named(sorted(names))}" for what, names in parts.items() if names]
+    wrong = [f"{what} {named(sorted(names))}" for what, names in parts.items() if names]
     if wrong:
         raise ValueError(f"{folder}: the weights do not match its config.json: {'; '.join(wrong)}")
 
@@ -223,7 +226,8 @@ def digest_of_weights(folder: Path) -> str:
     return digest_of_path(folder) if find_weights(folder).suffix == "safetensors" else part_digest(folder)
 
 
-def _named(names: list[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

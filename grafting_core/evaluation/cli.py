@@ -48,7 +48,7 @@ from grafting_core.specs.requests import (
     ShowRequest,
 )
 from grafting_core.specs.results import EvaluationReport, ProtocolFingerprint
-from grafting_core.specs.sampling_rules import check_protocol
+from grafting_core.specs.sampling_rules import check_protocol, protocol_for
 from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, read_published
 from grafting_core.storage.storage import Storage
 from grafting_core.surgery.operate import operate
@@ -100,6 +100,9 @@ def _published(folder: Path) -> Model:
 
 
 def _evaluate_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
+    if request.is_preset:
+        fitted = protocol_for(backbone.card, request.protocol, ())
+        request = request.model_copy(update={"protocol": fitted})
     protocol = request.protocol
     check_protocol(backbone.card, protocol)
     feature_network = _feature_network(request, backbone)

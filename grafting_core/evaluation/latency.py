@@ -85,10 +85,10 @@ class LatencyBench:
         if part.place == "rest":
             return self._emptied(SLOTS)
         if part.place == "pairs":
-            firsts = range(0, 2 * part.sites(card), 2)
-            return self._edited(pairs=[ParallelPair(first=first) for first in firsts])
+            return self._edited(pairs=card.free_pairs)
         assert part.operator is not None
-        if part.operator == card.original(part.place):
+        own = {card.original(site) == part.operator for site in card.sites if site.slot == part.place}
+        if own == {True}:
             return self._whole()
         return self._edited({part.place: part.operator})
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from grafting_core.operators.construction import Arguments, Construction
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators.attention import (
     LinearAttention,
@@ -178,17 +179,20 @@ class KernelAttention(SoftmaxAttention):
         return sums_BHTE / (q_BHTE @ k_BHTE.sum(dim=2).unsqueeze(3))
 
 
-def build_mha(spec: MultiHeadAttention, dims: BlockDims) -> nn.Module:
-    return SoftmaxAttention(dims.width, spec.heads(dims))
+def _softmax(spec: MultiHeadAttention | LinearAttention, dims: BlockDims) -> Arguments:
+    return {"width": dims.width, "num_heads": spec.heads(dims)}
 
 
-def build_window_attention(spec: WindowAttention, dims: BlockDims) -> nn.Module:
-    return BandAttention(dims.width, spec.heads(dims), spec.half_width)
+def _band(spec: WindowAttention, dims: BlockDims) -> Arguments:
+    return {"width": dims.width, "num_heads": spec.heads(dims), "half_width": spec.half_width}
 
 
-def build_window_attention_2d(spec: WindowAttention2d, dims: BlockDims) -> nn.Module:
-    return GridWindowAttention(dims.width, spec.heads(dims), spec.half_width, dims.grid)
+def _grid_window(spec: WindowAttention2d, dims: BlockDims) -> Arguments:
+    window = {"half_width": spec.half_width, "grid": dims.grid}
+    return {"width": dims.width, "num_heads": spec.heads(dims), **window}
 
 
-def build_linear_attention(spec: LinearAttention, dims: BlockDims) -> nn.Module:
-    return KernelAttention(dims.width, spec.heads(dims))
+build_mha = Construction(SoftmaxAttention, _softmax)
+build_window_attention = Construction(BandAttention, _band)
+build_window_attention_2d = Construction(GridWindowAttention, _grid_window)
+build_linear_attention = Construction(KernelAttention, _softmax)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from grafting_core.operators.construction import Arguments, Construction
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators.hyena import HyenaSE, HyenaX, HyenaY
 
@@ -71,8 +72,14 @@ class GatedConvolution(nn.Module):
         return out
 
 
-def build_hyena(spec: HyenaX | HyenaSE | HyenaY, dims: BlockDims) -> nn.Module:
-    ahead = spec.taps - spec.kernel_size
-    return GatedConvolution(
-        dims.width, spec.kernel_size, featuriser=spec.featuriser, inner=spec.inner, ahead=ahead
-    )
+def _hyena(spec: HyenaX | HyenaSE | HyenaY, dims: BlockDims) -> Arguments:
+    return {
+        "width": dims.width,
+        "kernel_size": spec.kernel_size,
+        "featuriser": spec.featuriser,
+        "inner": spec.inner,
+        "ahead": spec.taps - spec.kernel_size,
+    }
+
+
+build_hyena = Construction(GatedConvolution, _hyena)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import is_autocast_available
 
+from grafting_core.operators.construction import Arguments, Construction
 from grafting_core.operators.hyena import DepthwiseConv
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators.mamba import CHUNK, Mamba2
@@ -66,13 +67,15 @@ def _inside(weighted_BCHP: Tensor, total_BCH: Tensor, b_BCS: Tensor, c_BCS: Tens
 class SelectiveStateSpace(nn.Module):
     """The Mamba-2 block, [batch, tokens, width] -> the same; parameters are named as in `mamba_ssm`."""
 
-    def __init__(self, width: int, spec: Mamba2, inner: int) -> None:
+    def __init__(
+        self, width: int, inner: int, states: int, head_dim: int, kernel_size: int, *, both_ways: bool
+    ) -> None:
         super().__init__()
-        self.inner, self.states, self.heads = inner, spec.state_size, inner // spec.head_dim
-        self.both_ways = spec.directions == 2
-        convolved = inner + 2 * spec.state_size
+        self.inner, self.states, self.heads = inner, states, inner // head_dim
+        self.both_ways = both_ways
+        convolved = inner + 2 * states
         self.in_proj = nn.Linear(width, inner + convolved + self.heads, bias=False)
-        self.conv1d = DepthwiseConv(convolved, spec.kernel_size)
+        self.conv1d = DepthwiseConv(convolved, kernel_size)
         low, high = (math.log(bound) for bound in STEP_RANGE)
         steps = torch.empty(self.heads).uniform_(low, high).exp()
         self.dt_bias = nn.Parameter(steps.expm1().log())  # its softplus is the step
@@ -122,5 +125,15 @@ class SelectiveStateSpace(nn.Module):
         return y.flatten(2)
 
 
-def build_mamba2(spec: Mamba2, dims: BlockDims) -> nn.Module:
-    return SelectiveStateSpace(dims.width, spec, spec.inner(dims))
+def _mamba2(spec: Mamba2, dims: BlockDims) -> Arguments:
+    return {
+        "width": dims.width,
+        "inner": spec.inner(dims),
+        "states": spec.state_size,
+        "head_dim": spec.head_dim,
+        "kernel_size": spec.kernel_size,
+        "both_ways": spec.directions == 2,
+    }
+
+
+build_mamba2 = Construction(SelectiveStateSpace, _mamba2)

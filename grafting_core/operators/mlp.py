@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from grafting_core.operators.construction import Arguments, Construction
 from grafting_core.specs.dims import BlockDims
 from grafting_core.specs.operators.mlp import ConvMlp, Mlp, MlpHyenaX
 
@@ -79,13 +80,19 @@ class GatedChannels(nn.Module):
         return out
 
 
-def build_mlp(spec: Mlp, dims: BlockDims) -> nn.Module:
-    return FeedForward(dims.width, spec.channels(dims))
+def _mlp(spec: Mlp, dims: BlockDims) -> Arguments:
+    return {"width": dims.width, "hidden": spec.channels(dims)}
 
 
-def build_conv_mlp(spec: ConvMlp, dims: BlockDims) -> nn.Module:
-    return GridFeedForward(dims.width, spec.channels(dims), spec.kernel_size, dims.grid)
+def _conv_mlp(spec: ConvMlp, dims: BlockDims) -> Arguments:
+    return {**_mlp(spec, dims), "kernel_size": spec.kernel_size, "grid": dims.grid}
 
 
-def build_mlp_hyena_x(spec: MlpHyenaX, dims: BlockDims) -> nn.Module:
-    return GatedChannels(dims.width, spec.channels(dims), spec.kernel_size, dims.num_tokens)
+def _mlp_hyena_x(spec: MlpHyenaX, dims: BlockDims) -> Arguments:
+    sizes = {"width": dims.width, "hidden": spec.channels(dims)}
+    return {**sizes, "kernel_size": spec.kernel_size, "num_tokens": dims.num_tokens}
+
+
+build_mlp = Construction(FeedForward, _mlp)
+build_conv_mlp = Construction(GridFeedForward, _conv_mlp)
+build_mlp_hyena_x = Construction(GatedChannels, _mlp_hyena_x)

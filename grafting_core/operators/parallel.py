@@ -1,5 +1,6 @@
 """Two blocks in parallel that replace two in sequence, with merged outputs (paper section 6)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +25,12 @@ class ParallelBlocks(nn.Module):
         outputs = [block(hidden_BTD, *args, **kwargs) for block in self.sides]
         out: Tensor = self.merge(torch.cat(outputs, dim=-1))
         return out
+
+
+def flat_blocks(entries: Iterable[nn.Module]) -> list[Any]:
+    """Blocks by their number, those in pairs too."""
+    sides = (entry.sides if isinstance(entry, ParallelBlocks) else (entry,) for entry in entries)
+    return [block for both in sides for block in both]
 
 
 def mean_merge(width: int) -> nn.Linear:

@@ -16,6 +16,7 @@ from grafting_core.operators.attention import (
     build_window_attention,
     build_window_attention_2d,
 )
+from grafting_core.operators.construction import Construction
 from grafting_core.operators.hyena import build_hyena
 from grafting_core.operators.identity import build_identity
 from grafting_core.operators.mamba import build_mamba2
@@ -25,7 +26,7 @@ from grafting_core.specs.operators import OperatorBase
 
 Builder = Callable[[Any, BlockDims], nn.Module]
 BUILDER_GROUP = "graftlab.operator_builders"
-BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, Construction] = {
     "mha": build_mha,
     "window_attention": build_window_attention,
     "window_attention_2d": build_window_attention_2d,
@@ -53,6 +54,16 @@ def build_operator(spec: OperatorBase, dims: BlockDims) -> nn.Module:
     for field, right in spec.problems(dims):
         raise ValueError(f"{spec.kind}.{field} is {getattr(spec, field)}; it should be {right}")
     return _builder(spec.kind)(spec, dims)
+
+
+def construction_of(spec: OperatorBase) -> Construction:
+    """How a kind of this package is built. Raises ValueError, which names the package, for another's kind."""
+    if spec.kind in BUILDERS:
+        return BUILDERS[spec.kind]
+    points = entry_points(group=BUILDER_GROUP, name=spec.kind)
+    packages = [point.dist.name for point in points if point.dist is not None]
+    where = f"the package {packages[0]}" if packages else "another package"
+    raise ValueError(f"{spec.kind} is an operator of {where}, whose code is not written out")
 
 
 @cache

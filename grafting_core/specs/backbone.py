@@ -2,21 +2,26 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.dims import SLOTS, BlockDims, Slot
+from grafting_core.specs.dims import SLOTS, BlockDims
+from grafting_core.specs.edits import ParallelPair, ReplaceOperator, pretrained_operator
 from grafting_core.specs.noise import LEARNED_VARIANCE, TrainingSchedule
 from grafting_core.specs.operators import OperatorBase
-from grafting_core.specs.operators.attention import MultiHeadAttention
-from grafting_core.specs.operators.mlp import Mlp
 from grafting_core.specs.plugins import API_VERSION, Entry, PluginTable
 from grafting_core.specs.private_names import BackboneName, DatasetName, NetworkName, hidden
 from grafting_core.specs.site import GraftSite
 
 Count = Annotated[int, Field(ge=0)]
+Arithmetic = Literal["diffusers", "original"]
+"""Formulas of a DiT: those of diffusers' class, or those of the original implementation.
+
+They differ in the timestep's frequencies, 10000^(-k/127) or 10000^(-k/128), and in the epsilon of the norm
+before the MLP, 1e-5 or 1e-6. Weights of one give other images in the other.
+"""
 
 
 class Pretraining(Frozen):
@@ -48,8 +53,11 @@ class BackboneCard(Frozen):
 
     `num_params` counts the transformer as it is stored, with all copies of repeated embedders. `digest` is
     the SHA-256 of its weight files, or of its name if there are no weights (`weights` is None: designs can
-    be planned but not run).
+    be planned but not run). A graft may be a backbone: then `edits` and `pairs` tell what it holds instead of
+    the pretrained operators.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"arithmetic", "edits", "pairs", "origin"})
 
     name: BackboneName
     family: str = "dit"
@@ -58,6 +66,14 @@ class BackboneCard(Frozen):
     """Row in the table of objectives: prediction target."""
     schedule: TrainingSchedule = TrainingSchedule()
     """Noise schedule of its training."""
+    arithmetic: Arithmetic = "diffusers"
+    """Formulas that it was trained with."""
+    edits: tuple[ReplaceOperator, ...] = ()
+    """Operators that were grafted into it before it became a backbone, as in a design."""
+    pairs: tuple[ParallelPair, ...] = ()
+    """Blocks of it that run in parallel, as in a design."""
+    origin: str | None = None
+    """Where it comes from, in words, such as `dit-xl2-mha-hyena_x-50p-fid2.61/model.pt`; None: not said."""
     dataset: DatasetName | None = None
     """Name of the data set that it is trained on and compared with; None if there is no data."""
     digest: str
@@ -105,9 +121,22 @@ class BackboneCard(Frozen):
     def sites(self) -> list[GraftSite]:
         return [GraftSite(block=b, slot=s) for b in range(self.depth) for s in SLOTS]
 
-    def original(self, slot: Slot) -> OperatorBase:
-        """Operator of the unedited backbone in this slot."""
-        return MultiHeadAttention() if slot == "attention" else Mlp(ratio=self.dims.mlp_ratio)
+    def original(self, site: GraftSite) -> OperatorBase:
+        """Operator of the backbone at this site: the pretrained one, or what was grafted there before."""
+        grafted = (edit.operator for edit in self.edits if edit.site == site)
+        return next(grafted, pretrained_operator(site.slot, self.dims))
+
+    @property
+    def serial_depth(self) -> int:
+        """Number of blocks that run one after another; a pair counts once."""
+        return self.depth - len(self.pairs)
+
+    @property
+    def free_pairs(self) -> list[ParallelPair]:
+        """Pairs 0+1, 2+3 and so on of blocks that do not run in parallel already."""
+        taken = {block for pair in self.pairs for block in pair.blocks}
+        pairs = [ParallelPair(first=first) for first in range(0, self.depth - 1, 2)]
+        return [pair for pair in pairs if taken.isdisjoint(pair.blocks)]
 
     @property
     def out_channels(self) -> int:
@@ -125,14 +154,15 @@ class BackboneCard(Frozen):
         """FLOPs over those of its pretraining; None where it is not known what that took."""
         return flops / self.pretraining.flops if self.pretraining else None
 
-    def block_flops(self) -> int:
-        """FLOPs of one unedited block on one sample: its operators and adaLN."""
-        operators = (self.original(slot).computed_flops(self.dims) for slot in SLOTS)
-        return 12 * self.dims.width**2 + sum(operators)
+    def block_flops(self, block: int) -> int:
+        """FLOPs of one block on one sample: its operators and adaLN."""
+        sites = (GraftSite(block=block, slot=slot) for slot in SLOTS)
+        return 12 * self.dims.width**2 + sum(self.original(site).computed_flops(self.dims) for site in sites)
 
     def forward_flops(self) -> int:
-        """FLOPs of one forward of one sample through the unedited backbone."""
-        return self.overhead_flops + self.depth * self.block_flops()
+        """FLOPs of one forward of one sample through the backbone as it is."""
+        merges = sum(pair.flops(self.dims) for pair in self.pairs)
+        return self.overhead_flops + sum(map(self.block_flops, range(self.depth))) + merges
 
 
 class BackboneEntry(Entry):

@@ -27,11 +27,14 @@ def slot_changes(design: GraftDesign, card: BackboneCard) -> tuple[SlotChange, .
 
 
 def _change(slot: Slot, design: GraftDesign, card: BackboneCard) -> SlotChange:
-    old = _costs(card.original(slot), slot, card.dims)
-    new = [_costs(edit.operator, slot, card.dims) for edit in design.edits if edit.site.slot == slot]
-    added = [sum(costs[part] - old[part] for costs in new) for part in range(3)]
+    old = {site: _costs(card.original(site), slot, card.dims) for site in card.sites if site.slot == slot}
+    new = {
+        edit.site: _costs(edit.operator, slot, card.dims) for edit in design.edits if edit.site.slot == slot
+    }
+    whole = [sum(costs[part] for costs in old.values()) for part in range(3)]
+    added = [sum(new[site][part] - old[site][part] for site in new) for part in range(3)]
     operator, features, params = (
-        extra / (card.depth * whole) if whole else None for extra, whole in zip(added, old, strict=True)
+        extra / total if total else None for extra, total in zip(added, whole, strict=True)
     )
     return SlotChange(
         slot=slot, operator_flops=operator or 0.0, feature_flops=features, num_params=params or 0.0

@@ -85,15 +85,15 @@ def design_cost(spec: ExperimentSpec, card: BackboneCard) -> DesignCost:
     """Parameters and FLOPs: the backbone's, minus replaced operators, plus new operators and merges."""
     params, forward = card.num_params, card.forward_flops()
     for edit in spec.design.edits:
-        old = card.original(edit.site.slot)
+        old = card.original(edit.site)
         params += edit.operator.num_params(card.dims) - old.num_params(card.dims)
         forward += edit.operator.computed_flops(card.dims) - old.computed_flops(card.dims)
     for pair in spec.design.pairs:
         params += pair.num_params(card.dims)
         forward += pair.flops(card.dims)
     return DesignCost(
-        depth=card.depth - len(spec.design.pairs),
-        teacher_depth=card.depth,
+        depth=card.serial_depth - len(spec.design.pairs),
+        teacher_depth=card.serial_depth,
         num_params=params,
         teacher_params=card.num_params,
         flops_per_forward=forward,
@@ -131,7 +131,7 @@ def part_flops(card: BackboneCard, part: Part) -> int:
     A merge needs one more forward of its pair's second block, on the pair's own input.
     """
     if isinstance(part, ParallelPair):
-        return 3 * part.flops(card.dims) + card.block_flops()
+        return 3 * part.flops(card.dims) + card.block_flops(part.blocks[1])
     return 3 * part.operator.computed_flops(card.dims)
 
 

@@ -1,65 +1,23 @@
 """Resolved designs: an operator for each edited site, and pairs of blocks that run in parallel."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from grafting_core.specs.backbone import BackboneRef
+from grafting_core.specs.backbone import BackboneCard, BackboneRef
 from grafting_core.specs.base import Frozen
-from grafting_core.specs.dims import BlockDims
-from grafting_core.specs.operators import OperatorSpec
-from grafting_core.specs.site import GraftSite
+from grafting_core.specs.edits import (
+    Init,
+    ParallelPair,
+    Part,
+    Place,
+    ReplaceOperator,
+    added_params,
+    check_order,
+)
 
-Init = Literal["random", "inherit"]
-
-
-class ReplaceOperator(Frozen):
-    """Put `operator` at `site`, with random initial weights, as in the paper, or the old operator's."""
-
-    site: GraftSite
-    operator: OperatorSpec
-    init: Init = "random"
-
-    @property
-    def place(self) -> GraftSite:
-        """Key of this edit among a design's modules."""
-        return self.site
-
-
-class ParallelPair(Frozen):
-    """Run blocks `first` and `first + 1` in parallel on the same input (paper section 6).
-
-    A merge (Linear 2D -> D with bias) combines their outputs.
-    """
-
-    first: Annotated[int, Field(ge=0)]
-
-    def __str__(self) -> str:
-        return f"pair {self.first}+{self.first + 1}"
-
-    @property
-    def blocks(self) -> tuple[int, int]:
-        return self.first, self.first + 1
-
-    @property
-    def place(self) -> Self:
-        """Key of this pair's merge among a design's modules."""
-        return self
-
-    def num_params(self, dims: BlockDims) -> int:
-        """Number of parameters of the merge."""
-        return 2 * dims.width**2 + dims.width
-
-    def flops(self, dims: BlockDims) -> int:
-        """FLOPs of the merge on one sample."""
-        return 4 * dims.num_tokens * dims.width**2
-
-
-Part = ReplaceOperator | ParallelPair
-"""Unit of distillation in a design: an operator, or the merge of a pair."""
-Place = GraftSite | ParallelPair
-"""Key of a part's module: the site of an operator, or the pair of a merge."""
+__all__ = ["GraftDesign", "Init", "ParallelPair", "Part", "Place", "ReplaceOperator"]
 
 
 class GraftDesign(Frozen):
@@ -96,10 +54,26 @@ class GraftDesign(Frozen):
 
     @model_validator(mode="after")
     def _one_edit_a_site_in_order(self) -> Self:
-        orders = [edit.site.order for edit in self.edits]
-        if orders != sorted(set(orders)):
-            raise ValueError("edits must be sorted by site, at most one per site")
-        blocks = [block for pair in self.pairs for block in pair.blocks]
-        if blocks != sorted(set(blocks)):
-            raise ValueError("pairs must be sorted and must not share blocks")
+        check_order(self.edits, self.pairs)
         return self
+
+
+def grafted_card(card: BackboneCard, design: GraftDesign) -> BackboneCard:
+    """Card of the backbone with a design's edits and pairs: what a graft is when it is a backbone itself.
+
+    Its digest is no one's yet, and how operators were initialised is left out. Raises ValueError for a design
+    of another backbone, or for a pair of a block that is in a pair of the backbone.
+    """
+    if design.backbone != card.ref:
+        raise ValueError(f"the design is one of {design.backbone.name}, not of this {card.name}")
+    edits = {edit.site: edit for edit in (*card.edits, *design.edits)}
+    parts = [ReplaceOperator(site=site, operator=edit.operator) for site, edit in edits.items()]
+    whole = GraftDesign.of(card.ref, [*parts, *card.pairs, *design.pairs])
+    plain = card.num_params - added_params(card.edits, card.pairs, card.dims)
+    return card.model_copy(
+        update={
+            "edits": whole.edits,
+            "pairs": whole.pairs,
+            "num_params": plain + added_params(whole.edits, whole.pairs, card.dims),
+        }
+    )

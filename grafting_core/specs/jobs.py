@@ -11,13 +11,14 @@ from pydantic import Discriminator, TypeAdapter
 
 from grafting_core.specs.analysis import AnalysisSpec
 from grafting_core.specs.experiment import ExperimentSpec, protocol_digest
+from grafting_core.specs.exports import ExportSpec
 from grafting_core.specs.filling import FillSpec
 from grafting_core.specs.latency import LatencySpec
 from grafting_core.specs.registration import RegistrationSpec
 from grafting_core.specs.screening import ScreeningSpec
 
 Job = Annotated[
-    ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec | RegistrationSpec,
+    ExperimentSpec | AnalysisSpec | FillSpec | ScreeningSpec | LatencySpec | RegistrationSpec | ExportSpec,
     Discriminator("kind"),
 ]
 WORK: TypeAdapter[Job] = TypeAdapter(Job)
@@ -29,6 +30,7 @@ LAST_STAGES: Mapping[str, str] = {
     "screening": "screen",
     "latency": "measure",
     "registration": "register",
+    "export": "export",
 }
 """Kind -> stage whose report completes the work."""
 

@@ -46,7 +46,7 @@ class TimedPart(Frozen):
 
     def sites(self, card: BackboneCard) -> int:
         """Number of occurrences in the network that is measured."""
-        return {"pairs": card.depth // 2, "rest": 1}.get(self.place, card.depth)
+        return {"pairs": len(card.free_pairs), "rest": 1}.get(self.place, card.depth)
 
 
 class LatencySpec(Frozen):
@@ -71,7 +71,8 @@ class LatencySpec(Frozen):
     def row_key(self, part: TimedPart, hardware: Hardware) -> str:
         """Key of one row, shared by all studies and backbones of these sizes; weights do not enter."""
         card = card_of(self.backbone)
-        sizes = ("dims", "depth", "patch_size", "latent_channels", "num_classes")
+        sizes = ["dims", "depth", "patch_size", "latent_channels", "num_classes"]
+        sizes += [name for name in ("edits", "pairs") if getattr(card, name)]
         return digest(
             {
                 "stage": "latency",

@@ -12,6 +12,7 @@ from grafting_core.specs.cost import grafted_params
 from grafting_core.specs.design import GraftDesign, ParallelPair, Part
 from grafting_core.specs.dims import SLOTS
 from grafting_core.specs.plans import DistillPlan, EvaluationProtocol, FinetunePlan, Precision
+from grafting_core.specs.site import GraftSite
 
 FLOAT = 4
 """Bytes of a number in single precision."""
@@ -145,13 +146,14 @@ def _share(precision: Precision) -> float:
 
 
 def _added_params(card: BackboneCard, design: GraftDesign) -> int:
-    removed = sum(card.original(edit.site.slot).num_params(card.dims) for edit in design.edits)
+    removed = sum(card.original(edit.site).num_params(card.dims) for edit in design.edits)
     return grafted_params(design, card) - removed
 
 
 def _block_tensors(card: BackboneCard, design: GraftDesign, block: int) -> float:
     operators = {edit.site.slot: edit.operator for edit in design.edits if edit.site.block == block}
-    placed = (operators.get(slot, card.original(slot)) for slot in SLOTS)
+    sites = (GraftSite(block=block, slot=slot) for slot in SLOTS)
+    placed = (operators.get(site.slot) or card.original(site) for site in sites)
     return BLOCK_TENSORS + sum(
         _operator_tensors(card, each.kind, each.num_params(card.dims)) for each in placed
     )

@@ -30,6 +30,8 @@ RegisteredName = Annotated[
 """`flags`, `ann/dit-flags`: letters, digits and `._-`, with one slash at most."""
 Licence = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[ -~]+$")]
 FolderPath = Annotated[str, Field(min_length=1, max_length=4096)]
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+"""Ends of a path that is a checkpoint of the original DiT's code or of one of its grafts, not a folder."""
 NO_AUTOENCODER = "none"
 """In the place of an autoencoder's folder: the transformer works on pixels."""
 
@@ -93,6 +95,11 @@ class RegistrationSpec(Frozen):
         if self.action == "encode" and self.what != "dataset":
             raise ValueError("images are encoded to a data set")
         return self
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether a backbone is made of a file as the original DiT's code writes it."""
+        return self.what == "backbone" and self.path is not None and self.path.endswith(CHECKPOINTS)
 
     @property
     def backbone(self) -> BackboneRef:

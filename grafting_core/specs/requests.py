@@ -15,6 +15,8 @@ class EvaluateRequest(Frozen):
     kind: Literal["evaluate"] = "evaluate"
     subject: str
     protocol: EvaluationProtocol
+    is_preset: bool = False
+    """Whether nobody chose the protocol's settings, so that the model's card decides some of them."""
     reference: str | None = None
     """File, folder of images or backbone name; None: the subject's own backbone."""
     source: FeatureSource | None = None

@@ -34,13 +34,16 @@ def protocol_for(
 ) -> EvaluationProtocol:
     """The protocol with everything that is not `given` as this backbone needs it.
 
-    The first sampler of its objective where the protocol's does not go with it; guidance of all channels
-    where the objective is another than DiT's; no guidance where the backbone takes no labels.
+    The first sampler of its objective where the protocol's does not go with it; guidance of the first three
+    channels where it has the original DiT's arithmetic, of all where the objective is another than DiT's; no
+    guidance where the backbone takes no labels.
     """
     fitted: dict[str, Any] = {}
     samplers = SAMPLERS_OF.get(card.objective, ())
     if samplers and protocol.sampler not in samplers:
         fitted["sampler"] = samplers[0]
+    if card.arithmetic == "original":
+        fitted["guidance_channels"] = "first_3"
     if card.objective not in FIRST_CHANNELS:
         fitted["guidance_channels"] = "all"
     if card.num_classes == 0:

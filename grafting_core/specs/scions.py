@@ -1,12 +1,15 @@
 """Scions: the spec that determines a distilled operator, its key, and its card in the bank."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from grafting_core.specs.backbone import BackboneRef
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest, fields_of, memoized
 from grafting_core.specs.design import ParallelPair, Part
+from grafting_core.specs.features import Sha256
 from grafting_core.specs.plans import DistillPlan, Loss
 
 DISTILL_RECIPE = 4
@@ -16,16 +19,11 @@ PAIR_LOSS: Loss = "l1"
 """Loss of merges, as in the paper (section 6)."""
 
 
-class ScionSpec(Frozen):
-    """Everything that determines one distilled operator; other edits of its design do not.
-
-    The backbone's digest covers its weights, its autoencoder and the training images; the plan determines
-    which images are used, their order and noise, seeds and precision.
-    """
+class _OperatorOfBackbone(Frozen):
+    """Base of what identifies an operator in the bank: a part of a backbone's design."""
 
     backbone: BackboneRef
     part: Part
-    plan: DistillPlan
 
     @property
     def name(self) -> str:
@@ -51,6 +49,16 @@ class ScionSpec(Frozen):
     def label(self) -> str:
         """`block 3 attention hyena_x`."""
         return f"{self.name} {self.kind}"
+
+
+class ScionSpec(_OperatorOfBackbone):
+    """Everything that determines one distilled operator; other edits of its design do not.
+
+    The backbone's digest covers its weights, its autoencoder and the training images; the plan determines
+    which images are used, their order and noise, seeds and precision.
+    """
+
+    plan: DistillPlan
 
     @property
     def loss(self) -> Loss:
@@ -87,6 +95,24 @@ def part_name(part: Part) -> str:
     return str(part.place)
 
 
+class ImportedScion(_OperatorOfBackbone):
+    """An operator that was made elsewhere, by settings that are not known here, and belongs to a backbone.
+
+    Its weights themselves determine its key, which is therefore no key of a plan: no run takes it for what
+    its own plan would make.
+    """
+
+    origin: Annotated[str, Field(max_length=600)]
+    """Where it comes from, such as `dit-xl2-mha-hyena_x-50p-fid2.61/model.pt`."""
+    weights: Sha256
+
+    @property
+    def key(self) -> str:
+        """Equal weights at the same site of the same backbone have equal keys, wherever they come from."""
+        content = {"stage": "import", "backbone": self.backbone.digest, "part": self.part}
+        return digest({**content, "weights": self.weights})
+
+
 class Scores(Frozen):
     """Scores of one scion, by name; a file of its own in the bank."""
 
@@ -97,9 +123,12 @@ class ScionCard(Frozen):
     """Bank entry that describes a scion. Times are the maker's clock, for display only."""
 
     key: str
-    scion: ScionSpec
+    scion: ScionSpec | ImportedScion
     errors: dict[str, float]
-    """Normalised squared error on held-out images: `nmse` overall and by quarter of the timesteps."""
+    """Normalised squared error on held-out images: `nmse` overall and by quarter of the timesteps.
+
+    Empty for an imported operator.
+    """
     held_out: str | None = None
     """Digest of those images; None for older cards, which used training images under other noise."""
     scores: dict[str, float] = {}
@@ -121,5 +150,6 @@ class ScionCard(Frozen):
     size: int
 
     @property
-    def nmse(self) -> float:
-        return self.errors["nmse"]
+    def nmse(self) -> float | None:
+        """None for an imported operator, which has not been compared with the one that it replaces."""
+        return self.errors.get("nmse")

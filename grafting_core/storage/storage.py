@@ -80,9 +80,10 @@ class Storage:
                 for piece in pieces:
                     file.write(piece)
 
-    def pieces(self, path: str, size: int = 2**20) -> Iterator[bytes]:
-        """Content in order, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
+    def pieces(self, path: str, size: int = 2**20, start: int = 0) -> Iterator[bytes]:
+        """Content from a byte on, `size` bytes at a time. Raises FileNotFoundError before the first piece."""
         with self._filesystem.open(self._full(path), "rb") as file:
+            file.seek(start)
             while piece := file.read(size):
                 yield piece
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.block_list import check_pairs
 from grafting_core.operators.parallel import mean_merge
 from grafting_core.operators.table import build_operator
 from grafting_core.specs.design import GraftDesign, ParallelPair, Part, Place, ReplaceOperator
 from grafting_core.specs.site import GraftSite
-from grafting_core.surgery.parallel_blocks import Unpair, check_pairs, pair_blocks
+from grafting_core.surgery.parallel_blocks import Unpair, pair_blocks
 from grafting_core.surgery.weight_inheritance import inherit
 
 
@@ -63,10 +64,10 @@ def operate(
     """Put the design's operators in place and pair its blocks. Edits the transformer in place.
 
     `modules` has operators by site and merges by pair; parts that it lacks get untrained ones. On failure
-    the transformer is left as it was. Raises ValueError for a site or pair beyond the last block, and what
-    building an operator or inheriting weights raises.
+    the transformer is left as it was. Raises ValueError for a site or pair beyond the last block, for a pair
+    of a block that is in one already, and what building an operator or inheriting weights raises.
     """
-    check_pairs(backbone, design.pairs)
+    check_pairs(backbone.family, backbone.transformer, design.pairs)
     originals = {edit.site: backbone.get_operator(edit.site) for edit in design.edits}
     reference = next(backbone.transformer.parameters())
     given = modules or {}

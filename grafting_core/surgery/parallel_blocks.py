@@ -1,7 +1,7 @@
 """Parallel blocks: two successive blocks run on the same input, their outputs merged (paper section 6)."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.block_list import check_pairs, pair_entries, single_entries
 from grafting_core.backbones.capture import ActivationHook
 from grafting_core.specs.design import ParallelPair
 
@@ -26,29 +27,13 @@ class Unpair:
         self.backbone.family.set_blocks(self.backbone.transformer, self.blocks)
 
 
-def check_pairs(backbone: Backbone, pairs: Iterable[ParallelPair]) -> None:
-    """Raise ValueError for a pair beyond the last block."""
-    last = len(backbone.family.blocks(backbone.transformer)) - 1
-    for pair in pairs:
-        if pair.blocks[1] > last:
-            raise ValueError(f"{pair} exceeds the last block; blocks are 0 to {last}")
-
-
 def pair_blocks(backbone: Backbone, merges: Mapping[ParallelPair, nn.Module]) -> Unpair:
     """Replace each pair's blocks by parallel blocks with its merge. Edits the transformer in place.
 
-    Raises ValueError for a pair beyond the last block, before any change.
+    Raises ValueError as `check_pairs` does, before any change.
     """
-    check_pairs(backbone, merges)
-    family = backbone.family
-    blocks = family.blocks(backbone.transformer)
-    paired = {
-        pair.first: family.pair(blocks[pair.blocks[0]], blocks[pair.blocks[1]], merge)
-        for pair, merge in merges.items()
-    }
-    gone = {pair.blocks[1] for pair in merges}
-    kept = [paired.get(index, block) for index, block in enumerate(blocks) if index not in gone]
-    family.set_blocks(backbone.transformer, nn.ModuleList(kept))
+    blocks = backbone.family.blocks(backbone.transformer)
+    pair_entries(backbone.family, backbone.transformer, merges)
     return Unpair(backbone, blocks)
 
 
@@ -60,8 +45,10 @@ class PairCapture:
 
     def register(self, backbone: Backbone, hook: ActivationHook) -> Sequence[RemovableHandle]:
         """Call `hook` in every forward after the second block; removing the handles ends it."""
+        check_pairs(backbone.family, backbone.transformer, [self.pair])
         blocks = backbone.family.blocks(backbone.transformer)
-        first, second = (blocks[block] for block in self.pair.blocks)
+        single = single_entries(blocks)
+        first, second = (blocks[single[block]] for block in self.pair.blocks)
         activations = _PairActivations(second, hook)
         return [
             first.register_forward_pre_hook(activations.enter, with_kwargs=True),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from grafting_core.specs.scions import ScionCard
+from grafting_core.specs.scions import ImportedScion, ScionCard
 from service.cli.console import All, Refused, Yes, confirm, escape, first_of, out, print_json, say, table
 from service.cli.documents import read_design, refusing
 from service.cli.options import AsJson, Url, connect
@@ -34,9 +34,10 @@ def list_command(
         return print_json(scions)
     columns = ("error", "swap damage", "steps", "device-s", "KiB")
     rows = table("key", "backbone", "site", "operator", *columns, "made by", "needed by", right=columns)
-    for scion in sorted(scions, key=lambda scion: (scion.backbone, _natural(scion.site), scion.nmse)):
+    for scion in sorted(scions, key=lambda scion: (scion.backbone, _natural(scion.site), scion.nmse or 0.0)):
         damage = "-" if scion.replace_one is None else f"{scion.replace_one:.2e}"
-        figures = [f"{scion.nmse:.4f}", damage, f"{scion.steps:,}", f"{scion.spend.device_seconds:.1f}"]
+        error = "-" if scion.nmse is None else f"{scion.nmse:.4f}"
+        figures = [error, damage, f"{scion.steps:,}", f"{scion.spend.device_seconds:.1f}"]
         names = [scion.key[:12], escape(scion.backbone), scion.site, escape(scion.operator)]
         rows.add_row(*names, *figures, f"{scion.size / 1024:.0f}", scion.made_by, scion.needed_by or "")
     out.print(rows)
@@ -72,6 +73,9 @@ def _show(card: ScionCard, needed_by: str | None) -> None:
     made = datetime.fromtimestamp(card.made_at, UTC)
     scion = card.scion
     out.print(f"[bold]{scion.name}  {escape(scion.operator)}[/]  of {scion.backbone.name}  {card.key}")
+    if isinstance(scion, ImportedScion):
+        how = f"imported from {escape(scion.origin)} {made:%Y-%m-%d %H:%M} UTC by run {card.made_by}"
+        return out.print(f"  {how}, {card.size / 1024:.0f} KiB")
     out.print(f"  made {made:%Y-%m-%d %H:%M} UTC by run {card.made_by} on {escape(card.hardware)}")
     spend = card.spend
     cost = f"{spend.device_seconds:.1f} device-s, {engineering(spend.flops)}FLOPs"
@@ -83,6 +87,7 @@ def _show(card: ScionCard, needed_by: str | None) -> None:
         out.print(f"  restored in design {digest[:12]}: noise {scores['restore_one/noise']:+.3e}")
     if card.curve:
         out.print("  loss " + "  ".join(f"{step}: {loss:.4f}" for step, loss in _thinned(card.curve)))
+    return None
 
 
 def _by_timestep(card: ScionCard) -> object:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from grafting_core.specs.backbone import cards_with_digest
+from grafting_core.specs.backbone import backbone_cards, card_named, cards_with_digest
+from grafting_core.specs.registration import CHECKPOINTS
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.bank_transfer import export_scions, import_scions, matching_keys
 from grafting_core.storage.storage import Storage
@@ -44,7 +45,15 @@ def export_command(
 
 
 def import_command(
-    file: Annotated[Path, typer.Argument(help="File that `graft bank export` has written.")],
+    file: Annotated[
+        Path, typer.Argument(help="File that `graft bank export` has written, or a checkpoint of stage 1.")
+    ],
+    backbone: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: the backbone that its operator is for.")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(min=0, help="Of a checkpoint: the block; by default as its path names it.")
+    ] = None,
     unknown_backbones: Annotated[
         bool,
         typer.Option("--unknown-backbones", help="Also scions of backbones that this lab does not have."),
@@ -52,11 +61,19 @@ def import_command(
     data: Data = OURS,
     json: AsJson = False,
 ) -> None:
-    """Add scions of another lab to the bank of the lab on this machine; nothing is overwritten."""
+    """Add scions of another lab to the bank of the lab on this machine; nothing is overwritten.
+
+    A checkpoint (.pt) of stage 1 holds one operator, which becomes a scion of the backbone that is named.
+    """
     settings = _settings(data)
     require("lab", "bank import")
     # Loaded by name, since the base package, whose command line this is, has no database.
     resolve_name("service.domain.registry:load_registered")(settings.database_url)
+    if str(file).endswith(CHECKPOINTS):
+        key = _import_operator(settings, file, backbone, block)
+        return print_json({"key": key}) if json else out.print(key)
+    if backbone is not None or block is not None:
+        raise Refused(["--backbone and --block go with a checkpoint (.pt) of stage 1"])
     try:
         found = import_scions(
             Bank(Storage(settings.storage)),
@@ -73,6 +90,19 @@ def import_command(
         say([f"{len(found.unknown)} scions are left out: this lab has no backbone {names}"])
     new, old = len(found.new), len(found.present)
     return out.print(f"{new} scions added, {old} were there already (from {escape(found.origin)})")
+
+
+def _import_operator(settings: Settings, file: Path, backbone: str | None, block: int | None) -> str:
+    """Publish the operator in a checkpoint; its key. Raises Refused."""
+    card = card_named(backbone) if backbone else None
+    if card is None:
+        raise Refused([f"name with --backbone what the operator is for: {', '.join(backbone_cards())}"])
+    publish = resolve_name("grafting_core.backbones.imported_scions:import_operator")
+    try:
+        key: str = publish(Bank(Storage(settings.storage)), card, file, block)
+    except (ValueError, OSError) as error:
+        raise Refused([_words(error)]) from error
+    return key
 
 
 def _settings(data: Path) -> Settings:

@@ -55,6 +55,7 @@ def evaluate_command(
     request = EvaluateRequest(
         subject=subject,
         protocol=protocol_named(protocol),
+        is_preset=protocol in PRESET_NAMES,
         reference=reference,
         source=_source(weights, sha256),
     )

@@ -16,12 +16,13 @@ from service.cli.console import All, Refused, err, escape, first_of, out, print_
 from service.cli.doctor import doctor_command
 from service.cli.documents import read_design, refusing
 from service.cli.evaluate import evaluate_command, reference_app
+from service.cli.export import export_command
 from service.cli.failing import guarded
 from service.cli.keys import keys_app, open_command
 from service.cli.local_lab import demo_command, down_command, up_command
 from service.cli.options import AsJson, Url, connect
 from service.cli.progress import follow
-from service.cli.registry import backbone_app, dataset_app, features_app
+from service.cli.registry import backbone_app, dataset_app, features_app, import_command
 from service.cli.studies import study_app
 from service.cli.webhooks import webhook_app
 from service.client import GraftlabClient
@@ -203,8 +204,10 @@ app.add_typer(bank_app, name="bank")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(features_app, name="features")
+app.command("import")(import_command)
 app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
+app.command("export")(export_command)
 app.command("evaluate")(evaluate_command)
 app.add_typer(reference_app, name="reference")
 app.command("check-operator")(check_operator_command)

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from service.cli.console import Yes, confirm, err, escape, out, print_json, say, table
+from grafting_core.specs.registration import CHECKPOINTS
+from service.cli.console import Refused, Yes, confirm, err, escape, out, print_json, say, table
 from service.cli.options import AsJson, Url, connect
 from service.cli.progress import follow
 from service.client import GraftlabClient
@@ -19,7 +20,10 @@ features_app = typer.Typer(
     help="Register, train, list, check and remove feature networks.", no_args_is_help=True
 )
 Name = Annotated[str, typer.Argument(help="Name in the lab.")]
-Source = Annotated[Path | None, typer.Argument(help="Folder on the lab's machine.", show_default=False)]
+Source = Annotated[
+    Path | None,
+    typer.Argument(help="Folder, or a backbone's checkpoint, on the lab's machine.", show_default=False),
+]
 Hub = Annotated[
     str | None, typer.Option("--from-hub", help="REPO@REVISION on the Hugging Face hub, to download.")
 ]
@@ -47,10 +51,35 @@ def add_backbone(
     url: Url = None,
     json: AsJson = False,
 ) -> None:
-    """Copy a folder in diffusers' format into the lab, check it and derive its card."""
+    """Copy a folder in diffusers' format, or a checkpoint, into the lab, check it and derive its card.
+
+    A checkpoint (.pt) is one of the original DiT's code or of a released graft; it takes --vae and --licence.
+    """
     document = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
     rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("backbones", document | rights, wait, url, json)
+
+
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(help="File (.pt) on the lab's machine.")],
+    name: Annotated[str, typer.Option(help="Under which the lab knows the backbone.")],
+    vae: Vae = None,
+    licence: Licence = None,
+    dataset: Annotated[str | None, typer.Option(help="The data set that it was trained on.")] = None,
+    private: Private = False,
+    wait: Wait = False,
+    url: Url = None,
+    json: AsJson = False,
+) -> None:
+    """Make a released graft, or an original DiT, a backbone of the lab, and its operators scions of the bank.
+
+    The design follows from the file; a tensor that is not known is refused by its name. A checkpoint has no
+    autoencoder and names no licence: --vae and --licence do.
+    """
+    if not str(checkpoint).endswith(CHECKPOINTS):
+        raise Refused([f"{checkpoint} is no checkpoint, which ends in {', '.join(CHECKPOINTS)}"])
+    document = {"name": name, "path": _path(checkpoint), "dataset": dataset, "vae": _vae(vae)}
+    _register("backbones", document | {"licence": licence, "private": private}, wait, url, json)
 
 
 @dataset_app.command("add")

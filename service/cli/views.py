@@ -180,7 +180,9 @@ def show_leaderboard(board: Leaderboard) -> None:
     for group in board.groups:
         protocol = group.protocol
         how = f"{protocol.samples} samples, {protocol.sampler} {protocol.sampling_steps}"
-        out.print(f"\n[bold]{group.backbone}[/]  {group.metric}, {how}, guidance {protocol.guidance}")
+        licence = f", licence {escape(group.licence)}" if group.licence else ""
+        what = f"{group.metric}, {how}, guidance {protocol.guidance}{licence}"
+        out.print(f"\n[bold]{group.backbone}[/]  {what}")
         rows = table("#", "design", *LEADERBOARD_FIGURES, "first by", right=LEADERBOARD_FIGURES)
         for row in group.rows:
             design = escape(row.name) + (" (teacher)" if row.is_teacher else "")
@@ -249,9 +251,10 @@ def show_latencies(latencies: LatencyTable) -> None:
 
 def show_backbones(backbones: list[BackboneView]) -> None:
     """Print the backbones to graft onto."""
-    rows = table("name", "depth", "width", "tokens", "params", "FLOPs", "runnable")
+    rows = table("name", "depth", "width", "tokens", "params", "FLOPs", "licence", "runnable")
     for view in backbones:
         sizes = [str(size) for size in (view.depth, view.width, view.num_tokens)]
         cost = [engineering(view.num_params), engineering(view.forward_flops)]
-        rows.add_row(view.name, *sizes, *cost, "yes" if view.runnable else "plan only")
+        runs = "yes" if view.runnable else "plan only"
+        rows.add_row(view.name, *sizes, *cost, escape(view.licence or ""), runs)
     out.print(rows)

@@ -11,7 +11,7 @@ from grafting_core.storage.checksums import is_intact, parse_with_digest
 from grafting_core.storage.storage import Storage
 from workers.contract import checkpoints_folder
 
-PUBLISHED = ("scions", "models", "references", "evaluations")
+PUBLISHED = ("scions", "models", "references", "evaluations", "exports")
 """Folders whose subfolders hold a card."""
 WITH_CHECKSUM = (".chunk", ".image", ".safetensors", "progress")
 """Endings of files, other than those described by a card, that begin with the digest of their content."""

@@ -11,7 +11,7 @@ from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
 from grafting_core.specs.private_names import shown_name
-from grafting_core.specs.scions import ScionCard
+from grafting_core.specs.scions import ImportedScion, ScionCard
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
@@ -109,6 +109,7 @@ def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
         made_by=card.made_by,
         made_at=card.made_at,
         needed_by=needed_by,
+        origin=card.scion.origin if isinstance(card.scion, ImportedScion) else None,
     )
 
 

@@ -11,6 +11,7 @@ from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import image_flops
 from grafting_core.specs.experiment import own_fingerprint
 from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.private_names import hidden
 from service.db.tables import ExperimentRow, LeaderboardEntryRow, RunRow
 from service.domain.design_cost import without
 from service.domain.leaderboard_entries import cost_known
@@ -99,6 +100,7 @@ def _group(
     ]
     return LeaderboardGroup(
         backbone=first.backbone,
+        licence=_licence(first.backbone, subject),
         protocol_digest=first.protocol_digest,
         protocol=protocol,
         # Of runs that an older version of the arithmetic has evaluated, only the digest is known.
@@ -111,6 +113,12 @@ def _group(
         ],
         next_cursor=shown[-1].run_id if len(rows) > limit else None,
     )
+
+
+def _licence(backbone: str, digest: str) -> str | None:
+    """Return the licence of a backbone; None where it is not known, or the reader sees no such backbone."""
+    card = known_card(BackboneRef(name=backbone, digest=digest))
+    return card.licence if card is not None and ("backbone", backbone) not in hidden() else None
 
 
 def _page(

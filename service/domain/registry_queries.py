@@ -1,5 +1,6 @@
 """Views of registered things for pages, API and command line."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,7 +100,9 @@ def _summary(card: Card) -> str:
     if isinstance(card, BackboneCard):
         height, width = card.dims.grid
         labels = f"{card.num_classes} classes" if card.num_classes else "no labels"
-        return f"{card.depth} blocks of {card.dims.width}, {height} x {width} tokens, {labels}"
+        parts = [f"{card.depth} blocks of {card.dims.width}", f"{height} x {width} tokens", labels]
+        arithmetic = [] if card.arithmetic == "diffusers" else [f"{card.arithmetic} arithmetic"]
+        return ", ".join([*parts, *arithmetic, *grafts_of(card)])
     if isinstance(card, DatasetCard):
         kind = "pixels" if card.autoencoder is None else "latents"
         sides = " x ".join(map(str, card.image_size))
@@ -107,6 +110,13 @@ def _summary(card: Card) -> str:
         return f"{card.training:,} + {card.held_out:,} images of {sides}, {kind}, {labels}"
     judged = f", classes of {card.dataset.name}" if card.dataset else ""
     return f"{card.kind}, {card.dims} features{judged}"
+
+
+def grafts_of(card: BackboneCard) -> list[str]:
+    """Return the kinds of operators that a backbone holds instead of pretrained ones: `14 hyena_x`."""
+    kinds = Counter(edit.operator.kind for edit in card.edits)
+    pairs = [f"{len(card.pairs)} pairs"] if card.pairs else []
+    return [f"{count} {kind}" for kind, count in kinds.items()] + pairs
 
 
 def _figures(card: Card) -> dict[str, float]:

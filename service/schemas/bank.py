@@ -12,7 +12,7 @@ from service.schemas.runs import View
 
 class ScionView(View):
     """List entry of a scion; `nmse` is its held-out error, `replace_one` its damage to the predicted
-    noise.
+    noise. An imported operator has neither, and an origin.
     """
 
     key: str
@@ -21,7 +21,7 @@ class ScionView(View):
     operator: str
     """The kind with the fields that differ from its defaults."""
     backbone: BackboneName
-    nmse: float
+    nmse: float | None = None
     replace_one: float | None = None
     steps: int
     ending: str
@@ -31,6 +31,8 @@ class ScionView(View):
     made_at: float
     needed_by: str | None = None
     """An unfinished run."""
+    origin: str | None = None
+    """Where an imported operator comes from."""
 
 
 class ScionPage(View):

@@ -76,6 +76,8 @@ class LeaderboardGroup(View):
     """Rows evaluated under the same protocol; groups are never ranked together."""
 
     backbone: BackboneName
+    licence: str | None = None
+    """Of the backbone, as its publisher names it; None: not known."""
     protocol_digest: str
     protocol: Shown[EvaluationProtocol]
     fingerprint: Shown[ProtocolFingerprint] | None = None

@@ -63,12 +63,13 @@ OWN = {"name", "digest", "owner", "private", "revision", "damaged", "size", "lic
 
 def view_of(backbone: BackboneView) -> RegisteredView:
     """Convert the list entry of a backbone into that of any registered thing."""
-    sizes = f"{backbone.depth} blocks of {backbone.width}, {backbone.num_tokens} tokens"
-    runnable = "" if backbone.runnable else ", plan only"
+    parts = [f"{backbone.depth} blocks of {backbone.width}", f"{backbone.num_tokens} tokens"]
+    parts += [] if backbone.arithmetic == "diffusers" else [f"{backbone.arithmetic} arithmetic"]
+    parts += [*backbone.grafts, *([] if backbone.runnable else ["plan only"])]
     own = backbone.model_dump(include=OWN)
     return RegisteredView(
         what="backbone",
-        summary=f"{sizes}{runnable}",
+        summary=", ".join(parts),
         shipped=not backbone.owner,
         registering=backbone.registering,
         figures=backbone.figures,

@@ -183,6 +183,12 @@ class BackboneView(View):
     size: int = 0
     """Bytes of what was registered."""
     licence: str | None = None
+    arithmetic: str = "diffusers"
+    """Formulas that it is computed by: those of diffusers' class or those of the original DiT."""
+    grafts: list[str] = []
+    """Kinds of operators that were grafted into it before, each with how many."""
+    origin: str | None = None
+    """Where it was imported from."""
     registering: str | None = None
     """The run that registers another revision."""
 

@@ -56,7 +56,7 @@ def timed(spec: StudySpec, rows: Sequence[PartLatency]) -> StudySpec:
 
     Raises ValueError (including SpecError) if a row is missing or no design meets the limits.
     """
-    space = with_latencies(spec.space, rows)
+    space = with_latencies(spec.space, rows, card_of(spec.backbone))
     with_table = spec.model_copy(update={"space": space, "latencies": tuple(rows)})
     check_limits(with_table, with_table.limits)
     return with_table

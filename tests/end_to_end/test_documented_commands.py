@@ -188,7 +188,11 @@ def test_designs_are_submitted_and_their_results_read(reader: Reader, client: Gr
     assert np.load(reader.folder / "samples.npz")["arr_0"].shape == (40, 28, 28, 3)
     assert (reader.folder / "again.npz").read_bytes() == (reader.folder / "samples.npz").read_bytes()
     evaluated = reader.types("evaluate")
-    assert all("fid40/fashion-cnn" in evaluated[number] for number in (0, 3, 4))
+    assert all("fid40/fashion-cnn" in evaluated[number] for number in (0, 3, 4, 6))
+    exported, published = (
+        [line for line in evaluated[number].splitlines() if "fid40" in line] for number in (6, 4)
+    )
+    assert exported == published != []
     assert Image.open(reader.folder / "profile.png").width > 300
     assert reader.names["KEY"] in reader.types("bank")[2]
 

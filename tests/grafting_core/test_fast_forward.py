@@ -150,5 +150,5 @@ def test_the_flops_of_a_whole_forward_are_those_that_are_counted(
         PlainForward(network.eval())(latents(1), 417, LABELS.rows(slice(1)))
     card = backbone.card
     new = sum(edit.operator.computed_flops(card.dims) for edit in edits)
-    old = sum(card.original(edit.site.slot).computed_flops(card.dims) for edit in edits)
+    old = sum(card.original(edit.site).computed_flops(card.dims) for edit in edits)
     assert card.forward_flops() + new - old == pytest.approx(counter.get_total_flops(), rel=0.01)

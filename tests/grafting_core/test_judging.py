@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save
 from typer.testing import CliRunner
 
+from grafting_core import export_model
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.shared_embedders import unique_state
 from grafting_core.data.datasets import LabelledImages
 from grafting_core.data.npz import BadFile
 from grafting_core.evaluation.cli import describe_reference, evaluate, write_reference
@@ -18,14 +21,18 @@ from grafting_core.evaluation.features.base import extract
 from grafting_core.evaluation.features.inception import Inception
 from grafting_core.evaluation.features.inception_weights import InceptionNetwork
 from grafting_core.evaluation.metrics.frechet import frechet_of_rows
+from grafting_core.specs.design import ParallelPair
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.requests import EvaluateRequest, ReferenceRequest, ShowRequest
+from grafting_core.storage.artifacts import publish
+from grafting_core.storage.storage import Storage
 from grafting_core.testbed.plugin import ASSETS
 from service.cli.console import Refused
 from service.cli.evaluate import protocol_named
 from service.cli.main import app
 from tests.support.builders import experiment
+from tests.support.grafts import SHAPES, graft_of
 from tests.support.stages import context
 from workers.group import run_stages
 
@@ -87,6 +94,22 @@ def test_a_runs_published_model_is_judged_as_in_the_run(tmp_path: Path, backbone
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match="holds no published model"):
         evaluate(EvaluateRequest(subject=str(folder), protocol=spec.evaluate))
+
+
+def test_an_export_is_judged_as_the_model_that_it_was_made_of(tmp_path: Path, backbone: Backbone) -> None:
+    design, transformer = graft_of(backbone, *SHAPES["a mix"], ParallelPair(first=6))
+    state = unique_state(transformer)
+    card = {"design": design.model_dump(mode="json"), "metrics": {}}
+    publish(Storage(str(tmp_path)), "models/m", "model.safetensors", save(state), card)
+    export_model(backbone, design, state, tmp_path / "exported")
+    model, exported = (
+        evaluate(EvaluateRequest(subject=str(tmp_path / each), protocol=PROTOCOL))
+        for each in ("models/m", "exported")
+    )
+    assert exported.values == model.values
+    assert "label_accuracy/fashion-cnn" in exported.values
+    assert exported.intervals == model.intervals
+    assert exported.samples_digest == model.samples_digest
 
 
 def test_a_reference_is_made_shown_and_used(tmp_path: Path, dataset: LabelledImages) -> None:

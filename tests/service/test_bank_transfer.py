@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from grafting_core.specs.experiment import scions_of
 from grafting_core.specs.scions import ScionCard
@@ -25,7 +26,11 @@ from service.cli.main import main
 from service.settings import Settings
 from tests.support.bank import deposit
 from tests.support.builders import experiment
+from tests.support.checkpoints import save_checkpoint, small_state
+from tests.support.commands import command_line
+from tests.support.original_dit import attention_shapes
 
+Capture = pytest.CaptureFixture[str]
 Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
@@ -194,6 +199,41 @@ def test_a_file_that_is_not_an_honest_export_adds_nothing(
         import_scions(other, file, known)
     assert other.names() == []
     assert not list(tmp_path.parent.rglob("escaped.json"))
+
+
+def test_an_operator_of_stage_1_becomes_a_scion(
+    settings: Settings, other: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    graft = command_line(monkeypatch, capsys)
+    monkeypatch.setenv("GRAFTLAB_DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("GRAFTLAB_STORAGE", other.storage.uri)
+    state = {name: torch.zeros(shape) for name, shape in attention_shapes("hyena_y").items()}
+    named, homeless, whole = (
+        save_checkpoint(tmp_path / name / "best_val.pt", document)
+        for name, document in (
+            ("block_3", {"model": state}),
+            ("elsewhere", {"model": state}),
+            ("whole", small_state()),
+        )
+    )
+    place = ("--data", str(tmp_path), "--backbone", "dit-xl-2-256")
+    refusals = {
+        ("bank", "import", str(homeless), *place): "nothing tells which block it is for",
+        ("bank", "import", str(homeless), *place, "--block", "28"): "block 28 does not exist",
+        ("bank", "import", str(whole), *place): "holds a whole transformer",
+        ("bank", "import", str(named), "--data", str(tmp_path)): "name with --backbone",
+        ("bank", "import", str(named), *place[:3], "testbed/dit-fashion"): "has the shape",
+    }
+    for words, message in refusals.items():
+        code, _, said = graft(*words)
+        assert (code, message in " ".join(said.split())) == (2, True), said
+    assert other.names() == []
+    code, said, _ = graft("bank", "import", str(named), *place, "--json")
+    assert (code, json.loads(said)["key"]) == (0, other.names()[0])
+    card = other.card(other.names()[0])
+    assert card is not None
+    assert (card.scion.name, card.scion.kind, card.nmse) == ("block 3 attention", "hyena_y", None)
+    assert graft("bank", "import", str(homeless), *place, "--block", "3")[1].strip() == card.key
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all", b"\x1f\x8b" + bytes(600)])

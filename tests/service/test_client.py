@@ -25,6 +25,7 @@ AGAIN: dict[str, Callable[[GraftlabClient], object]] = {
     "/experiments": lambda lab: lab.submit({}),
     "/experiments/plan": lambda lab: lab.plan({}),
     "/analyses": lambda lab: lab.analyze({}),
+    "/exports": lambda lab: lab.export({}),
     "/scions:fill": lambda lab: lab.fill({}),
     "/studies": lambda lab: lab.create_study({}),
     "/actions": lambda lab: lab.act("pause", ["r"]),

@@ -79,7 +79,7 @@ def test_pictures_become_a_data_set_a_judge_and_the_ground_of_a_ranked_graft(
     assert judge["card"]["dataset"] == {"name": "flags", "digest": data["digest"]}
     assert judge["figures"]["accuracy"] > 1 / 3
     own = {"name": "dit", "path": str(pixel_dit(models / "dit")), "vae": "none", "dataset": "flags"}
-    succeeded(client, register(client, lab, "backbones", **own))
+    succeeded(client, register(client, lab, "backbones", **own, licence="CC0-1.0"))
     card = client.get("/api/v1/backbones/dit").json()["card"]
     assert (card["autoencoder"], card["num_images"], card["held_out"]["images"]) == ("none", 51, 9)
     run = client.post("/api/v1/experiments", json=document(backbone="dit", layers=[1], **QUICK)).json()[
@@ -94,6 +94,8 @@ def test_pictures_become_a_data_set_a_judge_and_the_ground_of_a_ranked_graft(
     assert found["metrics"]["fid20/judge"] > 0
     [group] = client.get("/api/v1/leaderboard").json()["groups"]
     assert (group["metric"], group["rows"][0]["run_id"]) == ("fid20/judge", run)
+    assert group["licence"] == "CC0-1.0"
+    assert "Licence of the backbone: CC0-1.0" in client.get("/", headers={"Accept": "text/html"}).text
     for needed in ("datasets/flags", "features/judge", "backbones/dit"):
         answer = client.delete(f"/api/v1/{needed}")
         assert answer.status_code == (409 if needed == "datasets/flags" else 200), needed

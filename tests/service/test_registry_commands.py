@@ -1,23 +1,16 @@
 """`graft backbone`, `dataset` and `features` against a real application, a worker in this process."""
 
 import json
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from grafting_core.specs.backbone import register_cards
-from service.cli.main import main
 from service.client import ApiProblem, GraftlabClient
 from service.db.engine import Database
-from service.local_keys import first_key
 from service.settings import Settings
-from tests.support.api_server import serving
-from tests.support.registering import InProcess, pipeline
-
-Graft = Callable[..., tuple[int, str, str]]
+from tests.support.commands import Graft, command_line, serving_lab
+from tests.support.registering import pipeline
 
 
 @pytest.fixture
@@ -35,39 +28,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lab(
     settings: Settings, database: Database, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[GraftlabClient]:
-    """A lab that carries out what is queued, round after round."""
+    """A lab whose only import root holds the source."""
     settings = settings.model_copy(update={"import_roots": [source.parent]})
-    ended = threading.Event()
-
-    def work() -> None:
-        worker = InProcess(settings, database)
-        while not ended.wait(0.1):
-            worker.round()
-
-    with serving(settings) as port:
-        monkeypatch.setenv("GRAFTLAB_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
-        thread = threading.Thread(target=work)
-        thread.start()
-        yield GraftlabClient(f"http://127.0.0.1:{port}")
-        ended.set()
-        thread.join()
-    register_cards(())
+    with serving_lab(settings, database, monkeypatch) as client:
+        yield client
 
 
 @pytest.fixture
 def graft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Graft:
-    """Call the command line: exit code, standard output, standard error."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["graft", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return command_line(monkeypatch, capsys)
 
 
 def test_a_backbone_from_its_folder_to_its_removal(

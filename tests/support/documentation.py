@@ -52,6 +52,15 @@ NOT_RUN = {
         ),
         "trains a model for minutes; `tests/service/test_registry_commands.py` runs the commands on another",
     ),
+    **dict.fromkeys(
+        (
+            "graft import models/dit-xl2-mha-hyena_x-50p-fid2.61/model.pt --name hyena-x-50p"
+            " --vae models/vae --licence Apache-2.0 --wait",
+            "graft backbone add dit-xl-2 models/DiT-XL-2-256x256.pt --vae models/vae"
+            " --licence CC-BY-NC-4.0 --wait",
+        ),
+        "needs published weights; `tests/service/test_importing.py` imports files of random ones",
+    ),
     "graft evaluate samples.npz --protocol paper --reference VIRTUAL_imagenet256_labeled.npz"
     " --weights inception.pth --sha256 DIGEST": "needs published weights that are not in the repository",
 }
@@ -91,6 +100,8 @@ LAB = {
         "graft reference show reference.npz",
         "graft evaluate samples.npz --reference reference.npz --protocol protocol.yaml",
         "graft evaluate graftlab-data/storage/models/MODEL --protocol protocol.yaml",
+        "graft export RUN my-graft",
+        "graft evaluate my-graft --protocol protocol.yaml",
         "graft analyze testbed/dit-fashion --samples 2 --steps 2 --figure profile.png",
     ),
     "pause": ("graft pause RUN", "graft priority 5 RUN", "graft extend RUN -s 3600", "graft resume RUN"),

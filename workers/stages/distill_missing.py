@@ -149,11 +149,12 @@ def _held_out_digest(card: BackboneCard, scion: ScionSpec) -> str | None:
 def _score(context: Context, bank: Bank, scions: Sequence[ScionSpec]) -> None:
     """Store replace-one scores of the scions that have none, each rank its share."""
     cards = [bank.card(scion.key) for scion in scions]
-    unscored = {card.key: card for card in cards if card is not None and not card.scores}
-    own = list(unscored)[context.group.share.rank :: context.group.share.world]
+    unscored = [card.key for card in cards if card is not None and not card.scores]
+    own = unscored[context.group.share.rank :: context.group.share.world]
     if not own:
         return
-    places = {key: intervention(context.backbone, bank, unscored[key].scion) for key in own}
+    specs = {scion.key: scion for scion in scions}
+    places = {key: intervention(context.backbone, bank, specs[key]) for key in own}
     held_out = context.held_out(scions[0].plan.dataset)
     for key, scores in replace_one(context.backbone, places, held_out).items():
         bank.add_scores(key, scores)

@@ -14,6 +14,8 @@ from grafting_core.specs.registration import HubSource
 from grafting_core.training.observer import StopRequested
 from workers.stages.intake import SUFFIXES, BadInput
 
+README = "README.md"
+"""Model card, which states the licence."""
 TAKEN = tuple(suffix for suffix in SUFFIXES if suffix != ".bin")
 """Repositories often have their safetensors as `.bin` files too."""
 
@@ -63,7 +65,7 @@ def download(
 
 def _listed(siblings: Sequence[RepoSibling]) -> list[RepoSibling]:
     """Files of the kinds that are registered."""
-    chosen = (file for file in siblings if file.rfilename.endswith(TAKEN))
+    chosen = (file for file in siblings if file.rfilename == README or file.rfilename.endswith(TAKEN))
     found = sorted(chosen, key=lambda file: file.rfilename)
     outside = [file.rfilename for file in found if ".." in PurePosixPath(file.rfilename).parts]
     if outside:

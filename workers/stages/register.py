@@ -12,11 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grafting_core.backbones.diffusers_folder import transformer_folder
+from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.registration import Registered, RegistrationSpec, registry_folder
 from grafting_core.storage.artifacts import CARD, damage, keep_published, read_card
-from grafting_core.storage.folders import CONTENT, publish_folder
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.folders import CONTENT, local_folder, publish_folder
 from grafting_core.training.observer import Observer, StopRequested
 from workers.contract import StageReport
+from workers.stages.checkpoints import CHECKPOINT, bank_operators
 from workers.stages.context import Context
 from workers.stages.intake import BadInput, Roots
 from workers.stages.registering import Card, Intake, add_backbone, add_dataset, add_features, encode, train
@@ -53,11 +57,14 @@ def run(context: Context) -> StageReport:
         raise BadInput(_sentence(error, staging)) from error
     size, reused = _publish(context, work, card, staging, progress)
     shutil.rmtree(staging, ignore_errors=True)
+    metrics = {"bytes": float(size)}
+    if work.is_checkpoint and isinstance(card, BackboneCard):
+        metrics["scions"] = float(len(_bank_operators(context, card)))
     return StageReport(
         stage="register",
         key=work.digest,
         artifacts={CARD: f"{registry_folder(work.what, card.digest)}/{CARD}"},
-        metrics={"bytes": float(size)},
+        metrics=metrics,
         stop_cause="reused" if reused else "completed",
         registered=Registered.of(card, size),
     )
@@ -70,6 +77,13 @@ MAKERS: Mapping[tuple[str, str], Callable[[Intake], Card]] = {
     ("features", "add"): add_features,
     ("features", "train"): train,
 }
+
+
+def _bank_operators(context: Context, card: BackboneCard) -> list[str]:
+    """Put what a released graft holds into the bank; keys. What is there already stays."""
+    published = local_folder(context.storage, registry_folder("backbone", card.digest))
+    bank = Bank(context.storage)
+    return bank_operators(bank, card, transformer_folder(published), context.ticket.run_id)
 
 
 def _staging(context: Context) -> Path:
@@ -94,7 +108,8 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _sentence(error: ValueError, staging: Path) -> str:
     """Return an error's message without the path of the lab's copy."""
-    return str(error).replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
+    text = str(error).replace(f"{staging / CHECKPOINT}/", "")
+    return text.replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
 
 
 def _publish(

@@ -10,7 +10,8 @@ import torch
 from grafting_core.backbones.diffusers_folder import TRANSFORMER, transformer_folder
 from grafting_core.backbones.dit_config import MAX_JSON_BYTES, DiTConfig, read_config
 from grafting_core.backbones.registered import BackboneFolder, read_card
-from grafting_core.backbones.weight_files import CONFIG
+from grafting_core.backbones.released_grafts import ImportedCheckpoint
+from grafting_core.backbones.weight_files import CONFIG, files_of
 from grafting_core.data.datasets import load_dataset
 from grafting_core.data.encode import encode_folder
 from grafting_core.data.encoders import Encoder, load_encoder
@@ -24,6 +25,7 @@ from grafting_core.specs.features import FeatureCard
 from grafting_core.specs.registration import NO_AUTOENCODER, RegistrationSpec, TrainSettings
 from grafting_core.storage.folders import CONTENT
 from grafting_core.training.observer import StopRequested
+from workers.stages.checkpoints import convert, copy_of
 from workers.stages.hub import download
 from workers.stages.intake import (
     BadInput,
@@ -64,9 +66,38 @@ class Intake:
 
 
 def add_backbone(intake: Intake) -> BackboneCard:
-    """Copy the folder of a pipeline and read its card from the copy."""
+    """Copy a pipeline's folder, or convert a checkpoint, and read the card from the result."""
     work = intake.work
+    if work.is_checkpoint:
+        imported = _converted(intake)
+        card = _read_backbone(intake)
+        figures = {**imported.figures, **card.figures}
+        return card.model_copy(update={"origin": imported.origin, "figures": figures})
     _copied(intake, lambda: _files_of_backbone(intake))
+    return _read_backbone(intake)
+
+
+def _converted(intake: Intake) -> ImportedCheckpoint:
+    """Copy a checkpoint and an autoencoder, and write the checkpoint's transformer beside the latter."""
+    work, source = intake.work, Path(str(intake.work.path))
+    checkpoint = source_file(source, copy_of(intake.staging, source).name, intake.allowed)
+    decoder = None if work.vae == NO_AUTOENCODER else Path(str(work.vae))
+    if decoder is not None:
+        list_files(decoder, intake.allowed)
+    parts = {f"vae/{file.name}": file for file in (files_of(decoder) if decoder else [])}
+    files = [source_file(path, name, intake.allowed) for name, path in sorted(parts.items())]
+    _check_size(intake, [checkpoint, *files])
+    _copy(intake, [checkpoint], copy_of(intake.staging, source).parent)
+    _forget_others(intake.content, files)
+    _copy(intake, files, intake.content)
+    intake.progress(0, 1, "converted")
+    imported = convert(intake.staging, source, intake.content)
+    intake.progress(1, 1, "converted")
+    return imported
+
+
+def _read_backbone(intake: Intake) -> BackboneCard:
+    work = intake.work
     card = read_card(
         intake.content,
         name=work.name,

@@ -12,7 +12,7 @@ from grafting_core.specs.design import GraftDesign, Init, ParallelPair, ReplaceO
 from grafting_core.specs.dims import Slot
 from grafting_core.specs.documents.errors import Problem, pointer, shown
 from grafting_core.specs.documents.layers import MAX_LAYERS, BlockIndex, LayerSelector, resolve
-from grafting_core.specs.operators import OperatorSpec, kinds_for
+from grafting_core.specs.operators import OperatorBase, OperatorSpec, kinds_for
 from grafting_core.specs.site import GraftSite
 
 
@@ -84,6 +84,7 @@ class EditResolver:
             return
         self.problems += _operator_problems(index, edit, self.card)
         for site in self._sites(index, edit):
+            self.problems += _inheritance_problems(index, edit, self.card.original(site), site)
             self._place(index, ReplaceOperator(site=site, operator=edit.with_, init=edit.init))
 
     def design(self) -> GraftDesign:
@@ -144,8 +145,20 @@ class EditResolver:
         if max(first, second) > last:
             yield f"[{first}, {second}] exceeds the last block; blocks are 0 to {last}"
         for block in (first, second):
+            for pair in self.card.pairs:
+                if block in pair.blocks:
+                    yield f"block {block} is in {pair} of {self.card.name}; pairs must not share blocks"
             if block in self._paired:
                 yield f"block {block} is already in {self._paired[block][0]}; pairs must not share blocks"
+
+
+def _inheritance_problems(
+    index: int, edit: ReplaceEdit, original: OperatorBase, site: GraftSite
+) -> list[Problem]:
+    if edit.init != "inherit" or original.gives or not edit.with_.inherits:
+        return []
+    message = f"the backbone has {original.kind} at {site}, whose weights fit no other operator"
+    return [problem(("edits", index, "init"), "cannot-inherit", message, edit.init, ["random"])]
 
 
 def _operator_problems(index: int, edit: ReplaceEdit, card: BackboneCard) -> list[Problem]:

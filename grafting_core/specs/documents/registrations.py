@@ -19,6 +19,7 @@ from grafting_core.specs.experiment import Resources
 from grafting_core.specs.naming import Word
 from grafting_core.specs.plugins import PluginTable
 from grafting_core.specs.registration import (
+    CHECKPOINTS,
     TABLES,
     FolderPath,
     HubSource,
@@ -38,7 +39,11 @@ MaxBytes = Annotated[int, Field(ge=1, lt=2**63)] | None
 
 
 class BackboneDocument(Frozen):
-    """A folder as diffusers saves a pipeline with a DiT, on the lab's machine or at the hub."""
+    """A folder as diffusers saves a pipeline with a DiT, on the lab's machine or at the hub.
+
+    Or a checkpoint of the original DiT's code, or of a graft of it: a file that ends in .pt, .pth or .ckpt.
+    It holds neither an autoencoder nor a licence, so both are to be given.
+    """
 
     name: RegisteredName
     path: FolderPath | None = None
@@ -99,8 +104,28 @@ def parse_backbone(document: Any) -> RegistrationSpec:
     _one_of(asked, "path", "hub")
     data = None if asked.dataset is None else _known(DATASETS, asked.dataset, "/dataset").card
     given = asked.model_dump(include={"name", "path", "vae", "objective", "licence", "private"})
+    if asked.path is not None and asked.path.endswith(CHECKPOINTS):
+        _check_checkpoint(asked)
     named = {"trained_on": asked.dataset, "dataset": data.ref if data else None}
     return _spec("backbone", asked, given | named | {"hub": _hub(asked.hub)})
+
+
+def _check_checkpoint(asked: BackboneDocument) -> None:
+    """Raises SpecError naming everything that a checkpoint lacks and the document does not give."""
+    needed = {
+        "vae": "a checkpoint has no autoencoder; name the folder of one",
+        "licence": "a checkpoint names no licence; give the one that its publisher names",
+    }
+    problems = [
+        Problem(pointer=pointer(field), code="missing-field", message=message)
+        for field, message in needed.items()
+        if getattr(asked, field) is None
+    ]
+    if asked.objective is not None:
+        message = "objective does not go with a checkpoint, which predicts noise"
+        problems.append(Problem(pointer="/objective", code="without-effect", message=message))
+    if problems:
+        raise SpecError(problems)
 
 
 def parse_dataset(document: Any) -> RegistrationSpec:

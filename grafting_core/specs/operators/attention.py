@@ -15,6 +15,7 @@ class _Attention(OperatorBase):
 
     slots: ClassVar[tuple[Slot, ...]] = ("attention",)
     inherits: ClassVar[bool] = True
+    gives: ClassVar[bool] = True
     num_heads: Annotated[int, Field(ge=1)] | None = None
     """Number of heads; the backbone's own by default."""
 

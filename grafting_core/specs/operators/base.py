@@ -15,6 +15,8 @@ class OperatorBase(Frozen):
     """Slots that it fits."""
     inherits: ClassVar[bool] = False
     """Whether it can start from the weights of the operator that it replaces (`init: inherit`)."""
+    gives: ClassVar[bool] = False
+    """Whether an operator that replaces it can start from its weights."""
     fades: ClassVar[bool] = False
     """Whether it may forget distant tokens, so that `reach` is only an upper bound."""
     summary: ClassVar[str]

@@ -32,6 +32,7 @@ class Mlp(_FeedForward):
     kind: Literal["mlp"] = "mlp"
     summary: ClassVar[str] = "two linear layers with GELU, any expansion ratio"
     inherits: ClassVar[bool] = True
+    gives: ClassVar[bool] = True
 
     def num_params(self, dims: BlockDims) -> int:
         hidden = self.channels(dims)
@@ -48,6 +49,7 @@ class ConvMlp(Mlp):
     kind: Literal["conv_mlp"] = "conv_mlp"  # type: ignore[assignment]  # the discriminator
     summary: ClassVar[str] = "MLP with a depthwise convolution over the token grid"
     inherits: ClassVar[bool] = False
+    gives: ClassVar[bool] = False
     kernel_size: Annotated[int, Field(ge=1, le=63)] = 3
 
     def reach(self, dims: BlockDims) -> tuple[int, int] | None:

@@ -3,17 +3,24 @@
 from collections.abc import Sequence
 
 from grafting_core.specs.backbone import BackboneCard
-from grafting_core.specs.dims import SLOTS
+from grafting_core.specs.dims import SLOTS, Slot
 from grafting_core.specs.latency import PartLatency, TimedPart
+from grafting_core.specs.site import GraftSite
 from grafting_core.specs.studies.space import Item, Space
 
 
 def timed_parts(space: Space, card: BackboneCard) -> tuple[TimedPart, ...]:
     """All rows that a space needs: the rest, the backbone's own operators, every choice, pairs."""
     parts = [TimedPart(place="rest")]
-    parts += [TimedPart(place=slot, operator=card.original(slot)) for slot in SLOTS]
+    parts += [original for slot in SLOTS for original in _originals(card, slot).values()]
     parts += [part for item in space.items if (part := part_of(item)) is not None]
     return tuple(dict.fromkeys(parts))
+
+
+def _originals(card: BackboneCard, slot: Slot) -> dict[GraftSite, TimedPart]:
+    """Row of the operator that the backbone has at each site of a slot."""
+    sites = (site for site in card.sites if site.slot == slot)
+    return {site: TimedPart(place=slot, operator=card.original(site)) for site in sites}
 
 
 def part_of(item: Item) -> TimedPart | None:
@@ -25,9 +32,18 @@ def part_of(item: Item) -> TimedPart | None:
     return TimedPart(place=item.edits[0].site.slot, operator=item.edits[0].operator)
 
 
-def with_latencies(space: Space, rows: Sequence[PartLatency]) -> Space:
-    """Space with the latency of every item. Raises ValueError for an item without a row."""
+def with_latencies(space: Space, rows: Sequence[PartLatency], card: BackboneCard) -> Space:
+    """Space with the latency of every item. Raises ValueError for an item without a row.
+
+    A row's `extra` is relative to the mean of the slot's own operators. Where these differ from site to site,
+    that of the replaced operator is subtracted; where they are equal, it is zero.
+    """
     extras = {row.part: row.extra for row in rows}
+    replaced = dict[GraftSite, float]()
+    for slot in SLOTS:
+        originals = _originals(card, slot)
+        if len(set(originals.values())) > 1:
+            replaced |= {site: extras.get(part, 0.0) for site, part in originals.items()}
 
     def timed(item: Item) -> Item:
         part = part_of(item)
@@ -35,7 +51,8 @@ def with_latencies(space: Space, rows: Sequence[PartLatency]) -> Space:
             return item
         if part not in extras:
             raise ValueError(f"the latency table has no row for {part.name}")
-        return item.model_copy(update={"latency": max(1, len(item.edits)) * extras[part]})
+        taken = sum(replaced.get(edit.site, 0.0) for edit in item.edits)
+        return item.model_copy(update={"latency": max(1, len(item.edits)) * extras[part] - taken})
 
     variables = tuple(
         variable.model_copy(update={"items": tuple(map(timed, variable.items))})

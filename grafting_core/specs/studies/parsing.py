@@ -300,13 +300,13 @@ def _limits(study: StudyDocument, card: BackboneCard) -> Iterator[Limit]:
 def space_of(study: StudyDocument, card: BackboneCard) -> Space:
     """Search space: variables of both slots, front to back, and the pairs."""
     variables = [variable for slot in SLOTS for variable in _variables(study, slot, card)]
-    firsts = range(0, card.depth - 1, 2) if study.space.parallel_pairs else ()
+    pairs = card.free_pairs if study.space.parallel_pairs else ()
     return Space(
         backbone=card.ref,
         base_params=card.num_params,
         base_flops=card.forward_flops(),
         variables=tuple(sorted(variables, key=lambda variable: variable.items[0].sites[0].order)),
-        pairs=tuple(pair_of(card, first) for first in firsts),
+        pairs=tuple(pair_of(card, pair) for pair in pairs),
     )
 
 

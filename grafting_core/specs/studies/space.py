@@ -178,22 +178,21 @@ def variable_of(card: BackboneCard, sites: Sequence[GraftSite], choices: Sequenc
 def _item(card: BackboneCard, variable: str, sites: tuple[GraftSite, ...], choice: Choice) -> Item:
     if isinstance(choice, Keep):
         return Item(variable=variable, label=KEEP, sites=sites)
-    old = card.original(sites[0].slot)
-    params = choice.num_params(card.dims) - old.num_params(card.dims)
-    flops = choice.computed_flops(card.dims) - old.computed_flops(card.dims)
+    old = [card.original(site) for site in sites]
+    params = len(old) * choice.num_params(card.dims) - sum(each.num_params(card.dims) for each in old)
+    flops = len(old) * choice.computed_flops(card.dims) - sum(each.computed_flops(card.dims) for each in old)
     return Item(
         variable=variable,
         label=label_of(choice),
         sites=sites,
         edits=tuple(ReplaceOperator(site=site, operator=choice) for site in sites),
-        params=len(sites) * params,
-        flops=len(sites) * flops,
+        params=params,
+        flops=flops,
     )
 
 
-def pair_of(card: BackboneCard, first: int) -> Item:
-    """Item that runs blocks `first` and `first + 1` in parallel, with their own operators."""
-    pair = ParallelPair(first=first)
+def pair_of(card: BackboneCard, pair: ParallelPair) -> Item:
+    """Item that runs two blocks in parallel, with their own operators."""
     sites = tuple(site for site in card.sites if site.block in pair.blocks)
     return Item(
         variable=str(pair),

@@ -12,7 +12,7 @@ from service.api.problems import ApiError
 from service.domain.latency_table import latency_table
 from service.domain.leaderboard import PAGE, BadCursor, leaderboard
 from service.domain.oracles import with_oracles
-from service.domain.registry_queries import registered_views
+from service.domain.registry_queries import grafts_of, registered_views
 from service.domain.rung_agreement import measured
 from service.domain.visibility import shown_to
 from service.schemas.leaderboard import Leaderboard
@@ -119,4 +119,7 @@ def _backbone_view(card: BackboneCard, registered: RegisteredView) -> BackboneVi
         pretraining_flops=card.pretraining.flops if card.pretraining else None,
         runnable=card.weights is not None,
         figures=card.figures,
+        arithmetic=card.arithmetic,
+        grafts=grafts_of(card),
+        origin=card.origin,
     )

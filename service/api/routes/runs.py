@@ -24,6 +24,7 @@ router = APIRouter(prefix="/runs", tags=["runs"])
 LOG_BYTES = 100_000
 PROFILE = "profile.json"
 """Artifact that is kept by a backbone's digest, with the name that its first user gave the backbone."""
+OPEN_RANGE = re.compile(r"bytes=(\d{1,18})-")
 CURSOR = re.compile("[0-9a-z]{1,32}")
 
 
@@ -130,9 +131,18 @@ def read_log(
     return PlainTextResponse("")
 
 
-@router.get("/{run_id}/artifacts/{stage}/{name}")
-def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
-    """Return a file that a stage report names. Paths come from the report, never from the request."""
+@router.get("/{run_id}/artifacts/{stage}/{name:path}")
+def read_artifact(
+    run_id: str,
+    stage: str,
+    name: str,
+    lab: LabDep,
+    range_: Annotated[str | None, Header(alias="Range")] = None,
+) -> Response:
+    """Return a file that a stage report names, or its end from a byte on (`Range: bytes=N-`).
+
+    Paths come from the report, never from the request.
+    """
     _check_readable(lab, run_id)
     reports = [report for report in show_run(run_id, lab).stages if report.stage == stage]
     path = reports[0].artifacts.get(name) if reports else None
@@ -143,5 +153,21 @@ def read_artifact(run_id: str, stage: str, name: str, lab: LabDep) -> Response:
         profile = as_shown(read_file(lab.storage, path.rpartition("/")[0], PROFILE, BackboneProfile))
         return Response(profile.model_dump_json(), media_type=media_type, headers=inert_headers(media_type))
     # Streamed: kept samples are gigabytes.
-    headers = {"Content-Length": str(lab.storage.size(path)), **inert_headers(media_type)}
-    return StreamingResponse(lab.storage.pieces(path), media_type=media_type, headers=headers)
+    size = lab.storage.size(path)
+    start = _first_byte(range_, size)
+    headers = {"Content-Length": str(size - start), "Accept-Ranges": "bytes", **inert_headers(media_type)}
+    if start:
+        headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+    return StreamingResponse(
+        lab.storage.pieces(path, start=start),
+        status_code=206 if start else 200,
+        media_type=media_type,
+        headers=headers,
+    )
+
+
+def _first_byte(requested: str | None, size: int) -> int:
+    """First byte of a range to the end; 0 for the whole file, which answers every other range."""
+    found = OPEN_RANGE.fullmatch(requested or "")
+    start = int(found[1]) if found else 0
+    return start if start < size else 0

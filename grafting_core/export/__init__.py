@@ -1,0 +1,1 @@
+"""Grafts as folders that load without a lab, and without this package."""

@@ -1,0 +1,200 @@
+"""`graft export` against a real application, with a worker in this process."""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from safetensors.torch import save
+from torch import nn
+
+from grafting_core import load_grafted
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.shared_embedders import unique_state
+from grafting_core.specs.backbone import register_cards
+from grafting_core.specs.experiment import finetune_key
+from grafting_core.storage.artifacts import publish
+from grafting_core.storage.storage import Storage
+from service.cli.main import main
+from service.client import GraftlabClient
+from service.db.engine import Database
+from service.db.tables import RunRow, StageRow
+from service.local_keys import first_key
+from service.settings import Settings
+from tests.support.api_server import serving
+from tests.support.builders import experiment
+from tests.support.grafts import forward, graft_of
+from tests.support.registering import InProcess
+from tests.support.runs import FIGURES, queue
+from workers.contract import StageReport
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+Graft = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def database_kind() -> str:
+    """What is exported depends on no database."""
+    return "sqlite"
+
+
+def finished(database: Database) -> str:
+    """A graft that has succeeded with these figures."""
+    run = queue(database, layers=[1, 3])
+    report = StageReport(
+        stage="evaluate", key="k", metrics=FIGURES, intervals={"fid40/fashion-cnn": (4.5, 5.5)}
+    )
+    with database.writing() as session:
+        session.get_one(RunRow, run).state = "SUCCEEDED"
+        session.add(StageRow(run_id=run, stage="evaluate", attempt=1, report=report.model_dump(mode="json")))
+    return run
+
+
+@pytest.fixture
+def model(settings: Settings, backbone: Backbone) -> nn.Module:
+    """The model that the run has published."""
+    spec = experiment(layers=[1, 3])
+    design, transformer = graft_of(backbone, *spec.design.parts)
+    card = {"design": design.model_dump(mode="json"), "metrics": {}}
+    weights = save(unique_state(transformer))
+    publish(Storage(settings.storage), f"models/{finetune_key(spec)}", "model.safetensors", weights, card)
+    return transformer
+
+
+def test_an_export_is_queued_with_the_figures_of_its_run(client: TestClient, database: Database) -> None:
+    run = finished(database)
+    answer = client.post("/api/v1/exports", json={"run": run, "licence": "cc-by-4.0"})
+    assert answer.status_code == 202
+    made = client.get(answer.headers["location"]).json()
+    assert (made["kind"], made["state"], made["backbone"]) == ("export", "QUEUED", "testbed/dit-fashion")
+    assert made["work"]["figures"] == FIGURES
+    assert made["work"]["intervals"] == {"fid40/fashion-cnn": [4.5, 5.5]}
+    assert (made["work"]["run"], made["work"]["licence"]) == (run, "cc-by-4.0")
+    assert client.get(f"/runs/{made['id']}").status_code == 200
+
+
+def test_what_cannot_be_exported_is_refused_and_queues_nothing(
+    client: TestClient, database: Database
+) -> None:
+    queued = queue(database)
+    unfinished = client.post("/api/v1/exports", json={"run": queued})
+    assert (unfinished.status_code, unfinished.json()["code"]) == (409, "conflict")
+    assert "is QUEUED; a run is exported once it has succeeded" in unfinished.json()["detail"]
+    assert client.post("/api/v1/exports", json={"run": "nope"}).status_code == 404
+    wrong = client.post("/api/v1/exports", json={"run": queued, "format": "onnx"})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/format")
+    with database.writing() as session:
+        session.get_one(RunRow, queued).state = "SUCCEEDED"
+    again = client.post("/api/v1/exports", json={"run": queued}).json()["run_id"]
+    with database.writing() as session:
+        session.get_one(RunRow, again).state = "SUCCEEDED"
+    other = client.post("/api/v1/exports", json={"run": again})
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    assert "export work, not a graft" in other.json()["detail"]
+    assert len(client.get("/api/v1/runs").json()["runs"]) == 2
+
+
+@pytest.fixture
+def lab(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[GraftlabClient]:
+    """A lab that carries out what is queued, round after round."""
+    ended = threading.Event()
+
+    def work() -> None:
+        worker = InProcess(settings, database)
+        while not ended.wait(0.1):
+            worker.round()
+
+    with serving(settings) as port:
+        monkeypatch.setenv("GRAFTLAB_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield GraftlabClient(f"http://127.0.0.1:{port}")
+        ended.set()
+        thread.join()
+    register_cards(())
+
+
+@pytest.fixture
+def graft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Graft:
+    """Call the command line: exit code, standard output, standard error."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["graft", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
+
+
+def test_a_run_becomes_a_folder_that_goes_on_where_it_stopped(
+    lab: GraftlabClient,
+    graft: Graft,
+    database: Database,
+    backbone: Backbone,
+    model: nn.Module,
+    tmp_path: Path,
+) -> None:
+    run = finished(database)
+    code, shown, _ = graft("export", run[:12], str(tmp_path / "first"), "--json")
+    made = json.loads(shown)
+    assert (code, made["folder"]) == (0, str(tmp_path / "first"))
+    files = [file for file in (tmp_path / "first").rglob("*") if file.is_file()]
+    assert made["bytes"] == sum(file.stat().st_size for file in files)
+    again = load_grafted(tmp_path / "first")
+    assert torch.equal(forward(backbone, again.transformer), forward(backbone, model))
+    assert f"- Run: {run}" in (tmp_path / "first" / "README.md").read_text()
+
+    whole = (tmp_path / "first" / WEIGHTS).read_bytes()
+    begun = tmp_path / ".second.part" / WEIGHTS
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(whole[:1000])
+    (begun.parent / "left-over").write_bytes(b"x")
+    assert graft("export", run, str(tmp_path / "second"))[0] == 0
+    assert (tmp_path / "second" / WEIGHTS).read_bytes() == whole
+    names = {file.relative_to(tmp_path / "first") for file in files}
+    assert {
+        file.relative_to(tmp_path / "second") for file in (tmp_path / "second").rglob("*") if file.is_file()
+    } == names
+
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"wrong" + whole[5:1000])
+    code, _, said = graft("export", run, str(tmp_path / "second"))
+    assert (code, "exists; name a folder that does not" in said) == (2, True)
+    (tmp_path / ".second.part").rename(tmp_path / ".third.part")
+    code, _, said = graft("export", run, str(tmp_path / "third"))
+    assert (code, f"{WEIGHTS} is not what the lab published; repeat the command" in said) == (2, True)
+    assert not (tmp_path / "third").exists()
+    assert graft("export", run, str(tmp_path / "third"))[0] == 0
+    assert (tmp_path / "third" / WEIGHTS).read_bytes() == whole
+
+
+def test_the_end_of_a_file_is_sent_alone(
+    lab: GraftlabClient, graft: Graft, database: Database, model: nn.Module, tmp_path: Path
+) -> None:
+    made = json.loads(graft("export", finished(database), str(tmp_path / "out"), "--json")[1])
+    whole = (tmp_path / "out" / "design.yaml").read_bytes()
+    address = f"/runs/{made['run']}/artifacts/export/design.yaml"
+    part = lab._http.get(address, headers={"Range": "bytes=10-"})
+    assert (part.status_code, part.content) == (206, whole[10:])
+    assert part.headers["Content-Range"] == f"bytes 10-{len(whole) - 1}/{len(whole)}"
+    for other in ("bytes=0-", f"bytes={len(whole)}-", "bytes=-5", "bytes=1-2", "lines=1-"):
+        answer = lab._http.get(address, headers={"Range": other})
+        assert (answer.status_code, answer.content) == (200, whole)
+
+
+def test_a_run_without_its_model_fails_with_the_reason(
+    lab: GraftlabClient, graft: Graft, database: Database, tmp_path: Path
+) -> None:
+    run = finished(database)
+    code, _, said = graft("export", run, str(tmp_path / "out"))
+    assert code == 1
+    assert f"the model of run {run} cannot be read" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,205 @@
+"""A checkpoint becomes a backbone of the lab, and its operators scions of the bank, or nothing is stored."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.registry import load_backbone
+from grafting_core.operators.table import build_operator
+from grafting_core.specs.backbone import BackboneCard, register_cards
+from grafting_core.specs.design import ReplaceOperator
+from grafting_core.specs.operators.hyena import HyenaX
+from grafting_core.specs.plans import DistillPlan
+from grafting_core.specs.registration import Registry, registry_folder
+from grafting_core.specs.scions import ImportedScion, ScionCard, ScionSpec
+from grafting_core.specs.site import GraftSite
+from grafting_core.storage.artifacts import damage
+from grafting_core.storage.bank import Bank
+from grafting_core.storage.bank_transfer import export_scions, import_scions
+from grafting_core.storage.storage import Storage
+from tests.support.checkpoints import HYENA, RELEASED, RunsCode, save_checkpoint, save_vae, small_state
+from tests.support.original_dit import State
+from tests.support.registering_stage import registered
+from workers.contract import StageReport
+from workers.registered import make_known
+from workers.stages.intake import BadInput
+
+EDIT = ReplaceOperator(site=GraftSite(block=1, slot="attention"), operator=HyenaX())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_registered() -> Any:
+    yield
+    register_cards(())
+
+
+@pytest.fixture
+def vae(tmp_path: Path) -> Path:
+    return save_vae(tmp_path / "models" / "vae")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "storage"))
+
+
+def card_of(report: StageReport) -> BackboneCard:
+    assert report.registered is not None
+    assert report.registered.backbone is not None
+    return report.registered.backbone
+
+
+def loaded(storage: Storage, card: BackboneCard) -> Backbone:
+    make_known(storage, Registry(backbones=(card,)))
+    return load_backbone(card.name)
+
+
+def graft(tmp_path: Path) -> Path:
+    document = {"ema": small_state(HYENA)}
+    return save_checkpoint(tmp_path / "models" / RELEASED / "model.pt", document)
+
+
+def test_an_original_is_registered_with_its_arithmetic(tmp_path: Path, vae: Path, storage: Storage) -> None:
+    file = save_checkpoint(tmp_path / "models" / "DiT-S-2-256x256.pt", small_state())
+    report = registered(tmp_path, file, vae=str(vae), licence="CC-BY-NC-4.0")
+    card = card_of(report)
+    assert (card.arithmetic, card.objective, card.edits) == ("original", "epsilon_learned_variance", ())
+    assert (card.licence, card.origin) == ("CC-BY-NC-4.0", "models/DiT-S-2-256x256.pt")
+    assert (card.depth, card.dims.width, card.dims.num_heads) == (2, 384, 6)
+    assert damage(storage, registry_folder("backbone", card.digest)) is None
+    assert storage.names("registry/staging") == storage.names("scions") == []
+    assert report.metrics["scions"] == 0
+    again = registered(tmp_path, file, vae=str(vae), licence="CC-BY-NC-4.0")
+    assert (again.stop_cause, card_of(again)) == ("reused", card)
+    backbone = loaded(storage, card)
+    assert backbone.transformer.transformer_blocks[0].norm1.emb.time_proj.downscale_freq_shift == 0
+    held = sum(parameter.numel() for parameter in backbone.transformer.parameters())
+    assert held == card.num_params - card.repeated_params
+
+
+def test_a_released_graft_is_a_backbone_and_its_operators_are_scions(
+    tmp_path: Path, vae: Path, storage: Storage
+) -> None:
+    file = graft(tmp_path)
+    report = registered(tmp_path, file, vae=str(vae), licence="Apache-2.0")
+    card = card_of(report)
+    assert (card.edits, card.origin) == ((EDIT,), f"{RELEASED}/model.pt")
+    assert card.figures["published_fid"] == 2.61
+    [key] = storage.names("scions")
+    assert report.metrics["scions"] == 1
+    bank = Bank(storage)
+    scion = bank.card(key)
+    assert scion is not None
+    assert isinstance(scion.scion, ImportedScion)
+    assert (scion.scion.backbone, scion.scion.part) == (card.ref, EDIT)
+    assert (scion.scion.origin, scion.nmse, scion.made_by) == (card.origin, None, "r1")
+    operator = build_operator(EDIT.operator, card.dims)
+    operator.load_state_dict(load(bank.read(key)))
+    inside = loaded(storage, card).transformer.transformer_blocks[1].attn1.operator
+    assert torch.equal(operator.project_in.weight, inside.project_in.weight)
+    assert torch.equal(operator.featuriser.weight_KD, inside.featuriser.weight_KD)
+    registered(tmp_path, file, vae=str(vae), licence="Apache-2.0")
+    assert storage.names("scions") == [key]
+
+
+def test_the_key_of_an_imported_operator_is_no_key_of_a_plan(
+    tmp_path: Path, vae: Path, storage: Storage
+) -> None:
+    card = card_of(registered(tmp_path, graft(tmp_path), vae=str(vae), licence="Apache-2.0"))
+    [key] = storage.names("scions")
+    scion = Bank(storage).card(key)
+    assert scion is not None
+    assert key == scion.scion.key
+    planned = ScionSpec(backbone=card.ref, part=EDIT, plan=DistillPlan())
+    assert planned.key != key
+    other = scion.scion.model_copy(update={"weights": "ab" * 32})
+    elsewhere = scion.scion.model_copy(update={"origin": "somewhere else"})
+    assert (other.key == key, elsewhere.key == key) == (False, True)
+    assert ScionCard.model_validate_json(scion.model_dump_json()) == scion
+
+
+def test_an_imported_scion_goes_to_another_lab(tmp_path: Path, vae: Path, storage: Storage) -> None:
+    registered(tmp_path, graft(tmp_path), vae=str(vae), licence="Apache-2.0")
+    bank, other = Bank(storage), Bank(Storage(str(tmp_path / "other")))
+    export_scions(bank, bank.names(), tmp_path / "scions.tar", "here")
+    assert import_scions(other, tmp_path / "scions.tar", lambda digest: True).new == tuple(bank.names())
+    [key] = bank.names()
+    assert other.card(key) == bank.card(key)
+
+
+def renamed(state: State) -> dict[str, Any]:
+    old = "blocks.1.attn.short_filter.bias"
+    return {"blocks.1.attn.filter.bias" if name == old else name: x for name, x in state.items()}
+
+
+def missing(state: State) -> dict[str, Any]:
+    return {name: tensor for name, tensor in state.items() if name != "final_layer.linear.bias"}
+
+
+def halved(state: State) -> dict[str, Any]:
+    return {**state, "x_embedder.proj.bias": state["x_embedder.proj.bias"].half()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            renamed,
+            r"^\S+/model.pt lacks blocks.1.attn.short_filter.bias; has besides blocks.1.attn.filter.bias",
+        ),
+        (missing, r"^\S+/model.pt lacks final_layer.linear.bias"),
+        (halved, r"^\S+/model.pt: x_embedder.proj.bias is stored as torch.float16; torch.float32 is needed"),
+    ],
+)
+def test_what_is_not_known_is_refused_and_nothing_is_stored(
+    tmp_path: Path, vae: Path, storage: Storage, spoil: Callable[[State], Any], message: str
+) -> None:
+    document = {"ema": spoil(small_state(HYENA))}
+    file = save_checkpoint(tmp_path / "models" / RELEASED / "model.pt", document)
+    with pytest.raises(BadInput, match=message) as caught:
+        registered(tmp_path, file, vae=str(vae), licence="MIT")
+    assert "staging" not in str(caught.value)
+    assert storage.names("registry/backbones") == storage.names("registry/staging") == []
+    assert storage.names("scions") == []
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_is_stored(
+    tmp_path: Path, vae: Path, storage: Storage
+) -> None:
+    document = {"ema": small_state(HYENA), "args": RunsCode(tmp_path / "made")}
+    file = save_checkpoint(tmp_path / "models" / RELEASED / "model.pt", document)
+    with pytest.raises(BadInput, match="a pickle of more than tensors"):
+        registered(tmp_path, file, vae=str(vae), licence="MIT")
+    assert not (tmp_path / "made").exists()
+    assert storage.names("registry/backbones") == storage.names("scions") == []
+
+
+def test_an_operator_of_stage_1_is_no_backbone(tmp_path: Path, vae: Path) -> None:
+    place = "blocks.1.attn."
+    state = {n.removeprefix(place): x for n, x in small_state(HYENA).items() if n.startswith(place)}
+    file = save_checkpoint(tmp_path / "models" / "block_1" / "best_val.pt", {"model": state})
+    with pytest.raises(BadInput, match=r"best_val.pt holds one hyena_x operator of stage 1, no backbone"):
+        registered(tmp_path, file, vae=str(vae), licence="MIT")
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "vae"])
+def test_links_out_of_the_roots_are_refused(tmp_path: Path, part: str) -> None:
+    models = tmp_path / "models"
+    file = save_checkpoint((tmp_path if part == "checkpoint" else models) / "model.pt", small_state())
+    vae = save_vae((tmp_path if part == "vae" else models) / "vae")
+    (models / "link.pt").parent.mkdir(exist_ok=True)
+    if part == "checkpoint":
+        (models / "link.pt").symlink_to(file)
+        file = models / "link.pt"
+    with pytest.raises(BadInput, match="does not register"):
+        registered(tmp_path, file, vae=str(vae), licence="MIT")
+
+
+def test_what_is_larger_than_the_quota_is_refused(tmp_path: Path, vae: Path) -> None:
+    with pytest.raises(BadInput, match="may register 1,000 more"):
+        registered(tmp_path, graft(tmp_path), vae=str(vae), licence="MIT", max_bytes=1000)
