@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from grafting_core.specs.dims import SLOTS, Slot
+from grafting_core.specs.edits import ReplaceOperator
 from grafting_core.specs.experiment import ExperimentSpec
+from grafting_core.specs.site import GraftSite
 from service.schemas.leaderboard import LeaderboardGroup
 
 WIDTH, HEIGHT, MARGIN = 640, 260, 44
@@ -84,20 +87,26 @@ class Cell:
     grafted: bool
 
 
-def design_map(spec: ExperimentSpec, depth: int) -> list[list[Cell]]:
-    """Return one row per slot and one column per block."""
-    kinds = {(edit.site.block, edit.site.slot): edit.operator.kind for edit in spec.design.edits}
+PRETRAINED: Mapping[Slot, str] = {"attention": "mha", "mlp": "mlp"}
+"""Slot -> kind of the operator of a transformer without grafts."""
+
+
+def design_map(spec: ExperimentSpec, depth: int, before: Sequence[ReplaceOperator] = ()) -> list[list[Cell]]:
+    """Return one row per slot and one column per block; the backbone holds the operators `before` already."""
+    kinds = {edit.site: edit.operator.kind for edit in spec.design.edits}
+    originals = {edit.site: edit.operator.kind for edit in before}
+    rows = [[GraftSite(block=block, slot=slot) for block in range(depth)] for slot in SLOTS]
     return [
         [
             Cell(
-                block,
-                slot,
-                kinds.get((block, slot), {"attention": "mha", "mlp": "mlp"}[slot]),
-                (block, slot) in kinds,
+                site.block,
+                site.slot,
+                kinds.get(site) or originals.get(site) or PRETRAINED[site.slot],
+                site in kinds,
             )
-            for block in range(depth)
+            for site in row
         ]
-        for slot in ("attention", "mlp")
+        for row in rows
     ]
 
 

@@ -18,7 +18,9 @@ def _map_of(spec: ExperimentSpec) -> list[list[Cell]]:
     """By the digest: the name may be one that the reader does not see."""
     cards = cards_with_digest(spec.design.backbone.digest)
     blocks = [edit.site.block + 1 for edit in spec.design.edits]
-    return design_map(spec, cards[0].depth if cards else max(blocks, default=0))
+    if not cards:
+        return design_map(spec, max(blocks, default=0))
+    return design_map(spec, cards[0].depth, cards[0].edits)
 
 
 templates.env.globals["map_of"] = _map_of

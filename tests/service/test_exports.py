@@ -23,6 +23,7 @@ from service.cli.main import main
 from service.client import GraftlabClient
 from service.db.engine import Database
 from service.db.tables import RunRow, StageRow
+from service.domain.artifact_contents import damaged_files, folders
 from service.local_keys import first_key
 from service.settings import Settings
 from tests.support.api_server import serving
@@ -174,6 +175,23 @@ def test_a_run_becomes_a_folder_that_goes_on_where_it_stopped(
     assert not (tmp_path / "third").exists()
     assert graft("export", run, str(tmp_path / "third"))[0] == 0
     assert (tmp_path / "third" / WEIGHTS).read_bytes() == whole
+
+
+def test_a_damaged_export_is_found_by_a_check(
+    lab: GraftlabClient,
+    graft: Graft,
+    database: Database,
+    model: nn.Module,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    assert graft("export", finished(database), str(tmp_path / "out"))[0] == 0
+    storage = Storage(settings.storage)
+    (folder,) = [name for name in folders(storage) if name.startswith("exports/") and "staging" not in name]
+    assert list(damaged_files(storage, folder)) == []
+    storage.write_bytes(f"{folder}/content/pipeline.py", b"import os")
+    (found,) = damaged_files(storage, folder)
+    assert found == (folder, f"{folder}/content/pipeline.py does not match its card")
 
 
 def test_the_end_of_a_file_is_sent_alone(
