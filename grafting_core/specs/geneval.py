@@ -35,28 +35,26 @@ COCO_CLASSES: tuple[str, ...] = (
 """Classes of the official detector in the order of its outputs; three have GenEval's own names."""
 
 
-class _Lines(Frozen):
-    """Base of the parts of a prompt: `class` is a keyword, so the field has a trailing underscore."""
+class _Objects(Frozen):
+    """Objects of a class; `class` is a keyword, so the field has a trailing underscore."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
-
-class Included(_Lines):
-    """Objects of a class that an image must contain, at least `count` of them."""
-
     class_: Annotated[str, Field(alias="class", min_length=1)]
     count: Annotated[int, Field(ge=1)]
+
+
+class Included(_Objects):
+    """Objects that an image must contain, at least `count` of them."""
+
     color: Color | None = None
     """Colour of each of them."""
     position: tuple[Relation, Annotated[int, Field(ge=0)]] | None = None
     """Relation of each of them to the objects of an earlier entry, and that entry's index."""
 
 
-class Excluded(_Lines):
-    """Class of which an image must contain fewer than `count` objects."""
-
-    class_: Annotated[str, Field(alias="class", min_length=1)]
-    count: Annotated[int, Field(ge=1)]
+class Excluded(_Objects):
+    """Objects of which an image must contain fewer than `count`."""
 
 
 class PromptSpec(Frozen):

@@ -31,7 +31,7 @@ class Detection:
 
     def row(self) -> list[float]:
         """Box and score as the official tool writes them: float32 numbers."""
-        return np.asarray([*self.box, self.score], np.float32).tolist()
+        return [float(np.float32(number)) for number in (*self.box, self.score)]
 
 
 Found = Mapping[str, Sequence[Detection]]
