@@ -53,7 +53,7 @@ def _crop(picture: Picture, each: Detection) -> Image.Image:
     if each.mask is not None:
         if each.mask.shape != image.size[::-1]:
             raise BadFile(
-                f"{picture.file} is turned by its EXIF orientation, but the detector's masks are those of the "
+                f"{picture.file} is turned by its EXIF orientation, but the detector's masks are of the "
                 "image as it is stored; save it upright"
             )
         grey = Image.new("RGB", image.size, BACKGROUND)

@@ -1,19 +1,19 @@
 """Scores by task with 95 % intervals, and the paired comparison of two models.
 
-Images of one prompt are not independent, so intervals come from a bootstrap over prompts. The overall score is
-the unweighted mean of the tasks.
+Images of one prompt are not independent, so intervals come from a bootstrap over prompts. The overall score
+is the unweighted mean of the tasks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import t
 
-from grafting_core.evaluation.metrics.intervals import Interval, share_interval
+from grafting_core.evaluation.metrics.intervals import Interval, Z, share_interval
 from grafting_core.specs.geneval import TASKS, Difference, PairedComparison, TaskScore
 
 Floats = npt.NDArray[np.float64]
@@ -33,27 +33,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Sums of values and numbers of images, one row a prompt."""
+    """Sums of values [P] and numbers of images [P] of a task's prompts."""
 
-    sums_P: Floats
-    images_P: Floats
+    sums: Floats
+    images: Floats
+    seed: int
+    """Seed of the draws; tasks have different ones, since their prompts are independent."""
 
     @property
     def score(self) -> float:
         """Mean over images."""
-        return float(self.sums_P.sum() / self.images_P.sum())
+        return float(self.sums.sum() / self.images.sum())
 
     @cached_property
     def draws(self) -> Floats:
-        """Bootstrap draws of the score; each draws one prompt less than there are, so that the variance of
-        few prompts is not too small.
-        """
-        prompts = len(self.sums_P)
-        if prompts == 1:
+        """Bootstrap draws [DRAWS] of the score."""
+        if len(self.sums) == 1:
             return np.full(DRAWS, self.score)
-        rng = np.random.default_rng(0)
-        times = rng.multinomial(prompts - 1, np.full(prompts, 1 / prompts), size=DRAWS)
-        drawn: Floats = (times @ self.sums_P) / (times @ self.images_P)
+        times = _times(len(self.sums), self.seed)
+        drawn: Floats = (times @ self.sums) / (times @ self.images)
         return drawn
 
     def interval(self) -> Interval:
@@ -61,18 +59,26 @@ class Clusters:
 
         A percentile interval is too narrow for shares near 0 and 1, where GenEval's easy tasks are.
         """
-        prompts, images = len(self.sums_P), float(self.images_P.sum())
+        prompts, images = len(self.sums), float(self.images.sum())
         variance, score = float(self.draws.var()), self.score
         independent = score * (1 - score) / variance if variance > 0 else float(prompts)
-        quantile = float(t.ppf(HIGH / 100, max(prompts - 1, 1)))
-        return share_interval(score, min(max(independent, 1.0), images), quantile)
+        return share_interval(score, min(max(independent, 1.0), images), _quantile(prompts))
+
+
+@lru_cache(maxsize=2 * len(TASKS))
+def _times(prompts: int, seed: int) -> Floats:
+    """How often each draw takes each prompt [DRAWS, P]: one prompt less than there are, so that the variance
+    of few prompts is not too small.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(prompts - 1, np.full(prompts, 1 / prompts), size=DRAWS).astype(np.float64)
 
 
 def task_scores(outcomes: Sequence[Outcome]) -> dict[str, TaskScore]:
     """Score, interval and sizes of every task that has images, in the official order."""
     scores = dict[str, TaskScore]()
     for task, clusters in _by_task(outcomes).items():
-        images, prompts = int(clusters.images_P.sum()), len(clusters.sums_P)
+        images, prompts = int(clusters.images.sum()), len(clusters.sums)
         scores[task] = TaskScore(
             score=clusters.score, interval=clusters.interval(), images=images, prompts=prompts
         )
@@ -101,33 +107,41 @@ def right_prompts(outcomes: Sequence[Outcome]) -> float:
 def compare(outcomes: Sequence[Outcome], baseline: Sequence[Outcome], complete: bool) -> PairedComparison:
     """Differences of two models by task, and overall if the sets are complete.
 
-    An image is compared with the baseline's image of the same prompt and number. Raises ValueError unless both
-    have the same images.
+    An image is compared with the baseline's image of the same prompt and number. Raises ValueError unless
+    both have the same images.
     """
     own = {(one.prompt, one.number): one for one in outcomes}
     other = {(one.prompt, one.number): one for one in baseline}
     if own.keys() != other.keys():
         prompt, number = min(own.keys() ^ other.keys())
         raise ValueError(
-            f"image {number} of prompt {prompt} exists for one model only; a paired comparison needs the same "
-            "images of both, made with the same seeds"
+            f"image {number} of prompt {prompt} exists for one model only; a paired comparison needs images "
+            "of the same prompts and seeds"
         )
     pairs = [
         Outcome(one.task, one.prompt, one.number, one.value - other[key].value) for key, one in own.items()
     ]
     tasks = _by_task(pairs)
-    differences = {task: _difference(clusters.score, clusters.draws) for task, clusters in tasks.items()}
+    differences = {
+        task: _difference(clusters.score, clusters.draws, len(clusters.sums))
+        for task, clusters in tasks.items()
+    }
     if not complete:
         return PairedComparison(overall=None, tasks=differences)
-    # Tasks have prompts of their own; the seeds of their draws must differ to be independent.
-    draws = [np.roll(clusters.draws, 613 * place) for place, clusters in enumerate(tasks.values())]
+    prompts = sum(len(clusters.sums) for clusters in tasks.values())
     mean = sum(clusters.score for clusters in tasks.values()) / len(tasks)
-    return PairedComparison(overall=_difference(mean, np.mean(draws, axis=0)), tasks=differences)
+    draws: Floats = np.mean([clusters.draws for clusters in tasks.values()], axis=0)
+    return PairedComparison(overall=_difference(mean, draws, prompts), tasks=differences)
 
 
-def _difference(value: float, draws: Floats) -> Difference:
-    low, high = np.percentile(draws, [LOW, HIGH])
+def _difference(value: float, draws: Floats, prompts: int) -> Difference:
+    """Percentile interval, wider by Student's quantile for the number of prompts."""
+    low, high = value + _quantile(prompts) / Z * (np.percentile(draws, [LOW, HIGH]) - value)
     return Difference(difference=value, interval=(float(low), float(high)))
+
+
+def _quantile(prompts: int) -> float:
+    return float(t.ppf(HIGH / 100, max(prompts - 1, 1)))
 
 
 def _by_task(outcomes: Sequence[Outcome]) -> dict[str, Clusters]:
@@ -139,7 +153,8 @@ def _by_task(outcomes: Sequence[Outcome]) -> dict[str, Clusters]:
         task: Clusters(
             np.array([sum(values) for values in prompts.values()], np.float64),
             np.array([len(values) for values in prompts.values()], np.float64),
+            seed,
         )
-        for task, prompts in sums.items()
+        for seed, (task, prompts) in enumerate(sums.items())
         if prompts
     }
