@@ -48,8 +48,11 @@ def read_results(path: Path) -> list[ResultRow]:
     return rows
 
 
-def summary_of(rows: Sequence[ResultRow]) -> str:
-    """Summary line by line as the official tool prints it, tasks in the order of their first image."""
+def summary_of(rows: Sequence[ResultRow], complete: bool = True) -> str:
+    """Summary line by line as the official tool prints it, tasks in the order of their first image.
+
+    An incomplete set has no overall score, where the official tool prints the mean of what there is.
+    """
     by_prompt, by_task = dict[str, list[bool]](), dict[str, list[bool]]()
     for row in rows:
         by_prompt.setdefault(row.metadata, []).append(row.correct)
@@ -57,7 +60,8 @@ def summary_of(rows: Sequence[ResultRow]) -> str:
     tasks = [
         f"{tag:<16} = {fmean(right):.2%} ({sum(right)} / {len(right)})" for tag, right in by_task.items()
     ]
-    overall = fmean(fmean(right) for right in by_task.values())
+    mean = fmean(fmean(right) for right in by_task.values())
+    overall = f"{mean:.5f}" if complete else "none, the set is incomplete"
     return "\n".join(
         [
             "Summary",
@@ -71,6 +75,6 @@ def summary_of(rows: Sequence[ResultRow]) -> str:
             "==============",
             *tasks,
             "",
-            f"Overall score (avg. over tasks): {overall:.5f}",
+            f"Overall score (avg. over tasks): {overall}",
         ]
     )
