@@ -24,6 +24,7 @@ from grafting_core.evaluation.geneval.mmdet_weights import converted, read_check
 from grafting_core.evaluation.geneval.pictures import Picture, read_picture
 from grafting_core.evaluation.geneval.self_test import PERSON, check_detector, photo
 from grafting_core.specs.geneval import COCO_CLASSES
+from tests.support.mmdet_forward import mmdet_forward
 from tests.support.mmdet_layout import OFFICIAL, SMALL, random_state, shapes
 
 SWIN = {"embed_dim": SMALL["width"], "depths": [*SMALL["depths"]], "num_heads": [*SMALL["heads"]]}
@@ -68,33 +69,18 @@ def test_no_value_is_lost_or_changed(state: dict[str, Tensor], model: nn.Module)
     assert ours == pytest.approx(theirs, rel=1e-12)
 
 
-def test_patch_merging_computes_what_mmdet_computes(state: dict[str, Tensor], model: nn.Module) -> None:
-    """mmdet: `nn.Unfold` in squares of two, then norm and reduction."""
-    image = torch.randn(2, 6 * 4, 24, generator=torch.Generator().manual_seed(1))
-    grid = image.transpose(1, 2).reshape(2, 24, 6, 4)
-    squares = nn.Unfold(2, stride=2)(grid).transpose(1, 2)
-    prefix = "backbone.stages.0.downsample."
-    norm = nn.functional.layer_norm(
-        squares, (96,), state[f"{prefix}norm.weight"], state[f"{prefix}norm.bias"]
-    )
-    theirs = norm @ state[f"{prefix}reduction.weight"].T
-    merging = model.model.pixel_level_module.encoder.swin.encoder.layers[0].downsample  # type: ignore[union-attr]
-    torch.testing.assert_close(merging(image, (6, 4)), theirs)
-
-
-def test_self_attention_of_the_queries_computes_what_mmdet_computes(
-    state: dict[str, Tensor], model: nn.Module
+@pytest.mark.parametrize("size", [(256, 288), (64, 352)])
+def test_the_network_computes_what_mmdet_computes(
+    state: dict[str, Tensor], model: nn.Module, size: tuple[int, int]
 ) -> None:
-    """mmdet: `nn.MultiheadAttention`, positions added to queries and keys."""
-    prefix = "panoptic_head.transformer_decoder.layers.2.attentions.1.attn."
-    attention = nn.MultiheadAttention(256, 8)
-    attention.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-    hidden, places = torch.randn(2, 100, 1, 256, generator=torch.Generator().manual_seed(2))
-    theirs = attention(hidden + places, hidden + places, hidden)[0]
-    ours = model.model.transformer_module.decoder.layers[2].self_attn(  # type: ignore[union-attr]
-        hidden_states=hidden, position_embeddings=places
-    )
-    torch.testing.assert_close(ours[0], theirs)
+    """The second size has fewer rows than a window in its last stage."""
+    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        classes, masks = mmdet_forward(state, pixels, SMALL["depths"], SMALL["heads"])
+        ours = model(pixel_values=pixels)
+    assert float(classes.std()) > 0.1
+    torch.testing.assert_close(ours.class_queries_logits, classes, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.masks_queries_logits, masks, atol=1e-3, rtol=1e-4)
 
 
 def test_weights_of_another_model_are_refused_with_a_name(state: dict[str, Tensor]) -> None:
