@@ -8,51 +8,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from grafting_core.evaluation.geneval.clip_colors import ClipColors, load_clip_colors, pixels_of
 from grafting_core.evaluation.geneval.detections import Detection
 from grafting_core.evaluation.geneval.pictures import Picture
 from grafting_core.evaluation.geneval.self_test import DISCS, check_colors
 from grafting_core.specs.geneval import COLORS
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz-"
-SIDE = 16
+from tests.support.tiny_clip import SIDE, write_clip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of random weights, in the files of openai/clip-vit-large-patch14 that are read."""
-    made = tmp_path_factory.mktemp("clip")
-    symbols = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "re", "red</w>"]
-    vocabulary = {symbol: row for row, symbol in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": len(vocabulary),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "eos_token_id": vocabulary["<|endoftext|>"],
-        "bos_token_id": vocabulary["<|startoftext|>"],
-    }
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": 4,
-    }
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(made)
-    (made / "vocab.json").write_text(json.dumps(vocabulary))
-    (made / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
-    (made / "tokenizer.json").write_text("no tokenizer: this file must not be read")
-    return made
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from grafting_core.evaluation.geneval import official
 from grafting_core.evaluation.geneval.judge import check_prompts, load_judge
+from grafting_core.evaluation.geneval.mask2former import build_model
 from grafting_core.evaluation.geneval.pictures import Picture
 from grafting_core.evaluation.geneval.prompt_file import read_prompts
 from grafting_core.specs.features import FeatureSource
@@ -24,7 +26,10 @@ from grafting_core.specs.prompt_judges import (
     judge_sources,
 )
 from tests.support.geneval_blobs import SCENES, blob_judge, blob_set, draw, empty_picture
-from tests.support.mmdet_layout import random_state
+from tests.support.mmdet_layout import SMALL, random_state
+from tests.support.tiny_clip import write_clip
+
+SMALL_SWIN = {"embed_dim": SMALL["width"], "depths": [*SMALL["depths"]], "num_heads": [*SMALL["heads"]]}
 
 
 def spec(tag: str, name: str = "dog") -> PromptSpec:
@@ -151,6 +156,47 @@ def test_weights_of_another_size_are_refused(
     name_weights(tmp_path, monkeypatch, {OFFICIAL: weights})
     with pytest.raises(ValueError, match=r"the weights are not those of the detector: .* of another shape"):
         load_judge(OFFICIAL)
+
+
+@pytest.fixture
+def small_official(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: dict[str, dict[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Random weights for both parts, of a small network in the place of the official size."""
+    clip = write_clip(tmp_path / "clip")
+    weights["clip"]["sha256"] = digest_of_files(clip, CLIP_FILES)
+    name_weights(tmp_path, monkeypatch, {OFFICIAL: weights})
+    monkeypatch.setattr(official, "build_model", lambda: build_model(SMALL_SWIN))
+    return weights
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("small_official")
+def test_random_weights_fail_the_detectors_self_test() -> None:
+    with pytest.raises(
+        ValueError, match=r"the detector's self-test failed: in grace_hopper\.jpg it finds no"
+    ):
+        load_judge(OFFICIAL)
+
+
+def test_the_published_evaluator_is_tested_before_it_gives_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, small_official: dict[str, dict[str, str]]
+) -> None:
+    tested = list[object]()
+    monkeypatch.setattr(official, "check_detector", tested.append)
+    with pytest.raises(ValueError, match="the colour classifier's self-test failed"):
+        load_judge(OFFICIAL)
+    monkeypatch.setattr(official, "check_colors", tested.append)
+    judge = load_judge(OFFICIAL)
+    assert [type(each).__name__ for each in tested[1:]] == ["Mask2FormerDetector", "ClipColors"]
+    assert judge.fingerprint.weights == {part: source["sha256"] for part, source in small_official.items()}
+    assert judge.fingerprint.options == {"clip_precision": "float32", "tf32": "off"}
+    assert judge.name.startswith("geneval-mask2former-")
+    assert judge.refusal(spec("colors", "emoji")) is not None
+    image = Image.new("RGB", (400, 8), "red")
+    picture = Picture(Path("red.png"), np.asarray(image), image, False)
+    (verdict,) = judge.verdicts([picture], [spec("single_object")])
+    assert (verdict.correct, verdict.reason) == (False, "expected dog>=1, found 0")
 
 
 def test_only_the_published_weights_and_precision_carry_the_published_name(
