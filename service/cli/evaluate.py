@@ -59,7 +59,7 @@ def evaluate_command(
         reference=reference,
         source=_source(weights, sha256),
     )
-    report = _answer(request, EvaluationReport)
+    report = answer_of(request, EvaluationReport)
     print_json(report) if json else show_report(report)
 
 
@@ -78,14 +78,14 @@ def make_command(
     request = ReferenceRequest(
         images=str(images), feature_network=network, output=str(output), source=_source(weights, sha256)
     )
-    view = _answer(request, ReferenceView)
+    view = answer_of(request, ReferenceView)
     print_json(view) if json else show_reference(view)
 
 
 @reference_app.command("show")
 def show_command(file: Path, json: AsJson = False) -> None:
     """Show the content of a reference file, ours or ADM's."""
-    view = _answer(ShowRequest(file=str(file)), ReferenceView)
+    view = answer_of(ShowRequest(file=str(file)), ReferenceView)
     print_json(view) if json else show_reference(view)
 
 
@@ -116,9 +116,15 @@ def _source(weights: Path | None, sha256: str | None) -> FeatureSource | None:
         raise Refused([f"--sha256: 64 hex digits in lower case are needed, not {sha256!r}"]) from error
 
 
-def _answer(request: BaseModel, model: type[M]) -> M:
-    require("core", "evaluate")
-    command = [sys.executable, "-P", "-m", "grafting_core.evaluation.cli", request.model_dump_json()]
+def answer_of(
+    request: BaseModel,
+    model: type[M],
+    module: str = "grafting_core.evaluation.cli",
+    command_name: str = "evaluate",
+) -> M:
+    """Return a module's answer to a request, computed in a process of its own. Raises Refused."""
+    require("core", command_name)
+    command = [sys.executable, "-P", "-m", module, request.model_dump_json()]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if not done.stdout:
         raise typer.Exit(1)

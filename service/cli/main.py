@@ -18,6 +18,7 @@ from service.cli.documents import read_design, refusing
 from service.cli.evaluate import evaluate_command, reference_app
 from service.cli.export import export_command
 from service.cli.failing import guarded
+from service.cli.geneval import geneval_command
 from service.cli.keys import keys_app, open_command
 from service.cli.local_lab import demo_command, down_command, up_command
 from service.cli.options import AsJson, Url, connect
@@ -209,6 +210,7 @@ app.add_typer(study_app, name="study")
 app.command("analyze")(analyze_command)
 app.command("export")(export_command)
 app.command("evaluate")(evaluate_command)
+app.command("geneval")(geneval_command)
 app.add_typer(reference_app, name="reference")
 app.command("check-operator")(check_operator_command)
 actions.install(app)

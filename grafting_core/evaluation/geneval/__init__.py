@@ -1,0 +1,1 @@
+"""GenEval: whether images show what their captions say, by an object detector."""
