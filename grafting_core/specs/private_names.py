@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 ANOTHERS = "another's"
 """Replacement for a name that the reader may not know."""
-Table = Literal["backbone", "data set", "feature network"]
+Table = Literal["backbone", "data set", "feature network", "prompt judge"]
 Hidden = frozenset[tuple[str, str]]
 """(Kind of table, name) of registered rows."""
 M = TypeVar("M", bound=BaseModel)
