@@ -70,8 +70,10 @@ def _numbered(folder: Path, prompts: PromptSet, skipped: Counter[str]) -> Iterat
     """Folders of prompts by index. Raises BadFile for a number that is no prompt's, or that occurs twice."""
     names = dict[int, str]()
     for inner in sorted(folder.iterdir()):
-        if not (inner.is_dir() and re.fullmatch(r"[0-9]+", inner.name)):
-            skipped["next to the folders of prompts"] += 1
+        if not inner.is_dir():
+            continue
+        if not re.fullmatch(r"[0-9]+", inner.name):
+            skipped["in folders without a number"] += sum(each.is_file() for each in inner.rglob("*"))
             continue
         index = int(inner.name)
         if index >= len(prompts):

@@ -136,7 +136,7 @@ def test_a_missing_folder_is_a_prompt_without_images(folder: Path, prompts: Prom
     with pytest.raises(BadFile, match="prompt 0 has 0 of 4 images"):
         read_sample_folder(folder, prompts)
     partial = read_sample_folder(folder, prompts, partial=True)
-    assert partial.notes == (f"{folder} has files that were not scored: 1 next to the folders of prompts",)
+    assert partial.notes == (f"{folder} has files that were not scored: 5 in folders without a number",)
 
 
 def test_files_that_are_not_scored_are_counted(folder: Path, prompts: PromptSet) -> None:
