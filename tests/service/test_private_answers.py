@@ -124,7 +124,7 @@ TELLING = {
     *("GET /api/v1/backbones/{name:path}/profile", "GET /api/v1/scions", "GET /api/v1/scions/{key}"),
     *("GET /api/v1/runs", "GET /api/v1/queue", "GET /api/v1/leaderboard", "GET /api/v1/measured"),
     *(f"GET /api/v1/runs/{{run_id}}{part}" for part in ("", "/events", "/history", "/log")),
-    "GET /api/v1/runs/{run_id}/artifacts/{stage}/{name}",
+    "GET /api/v1/runs/{run_id}/artifacts/{stage}/{name:path}",
     *("GET /api/v1/studies", "GET /api/v1/studies/{study_id}"),
     "GET /api/v1/studies/{study_id}/report/{name}",
 }

@@ -28,7 +28,7 @@ from workers.stages.registering import Card, Intake, add_backbone, add_dataset, 
 STAGING = "registry/staging"
 MEBI = 2**20
 ABANDONED_SECONDS = 7 * 86_400.0
-REGISTRANTS = {"name", "licence", "dataset", "feature_network", "weights", "folder"}
+REGISTRANTS = {"name", "licence", "dataset", "feature_network", "origin", "weights", "folder"}
 """Fields of cards that are decided by the user who registers. All users who register equal files share the
 published ones, so their card has only what follows from the files.
 """
