@@ -12,6 +12,8 @@ from grafting_core.specs.documents.errors import Problem, SpecError, shown
 from grafting_core.specs.documents.explain import refused
 from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.documents.parsing import check_plain
+from grafting_core.specs.operators.attention import MultiHeadAttention
+from grafting_core.specs.operators.base import operator_label
 from grafting_core.specs.profile import default_band
 
 
@@ -23,6 +25,7 @@ def parse_analysis(document: Any) -> AnalysisSpec:
     except ValidationError as error:
         raise refused(error, document, AnalysisRequest) from error
     card = find_card(request.backbone)
+    _check_attention(card)
     check_budget(request.budget, card)
     bands = _bands(request, card)
     settings = request.model_dump(include={"samples", "sampling_steps", "seed"})
@@ -34,6 +37,20 @@ def parse_analysis(document: Any) -> AnalysisSpec:
         resources=request.resources,
         **settings,
     )
+
+
+def _check_attention(card: BackboneCard) -> None:
+    """Refuse a graft in which an attention mask or another operator took the place of softmax attention."""
+    for site in card.sites:
+        operator = card.original(site)
+        whole = isinstance(operator, MultiHeadAttention) and operator.heads(card.dims) == card.dims.num_heads
+        if site.slot == "attention" and not whole:
+            message = (
+                f"{card.name} has {operator_label(operator)} at {site}; the locality that an analysis "
+                "measures is that of softmax attention over all tokens"
+            )
+            problem = Problem(pointer="/backbone", code="does-not-fit", message=message, given=card.name)
+            raise SpecError([problem])
 
 
 def _bands(request: AnalysisRequest, card: BackboneCard) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from grafting_core.specs.canonical import digest
 from grafting_core.specs.changes import slot_changes
 from grafting_core.specs.cost import design_cost, part_flops
 from grafting_core.specs.design import GraftDesign, ParallelPair, grafted_card
+from grafting_core.specs.documents.analyses import parse_analysis
 from grafting_core.specs.documents.designs import parse_submission
 from grafting_core.specs.documents.errors import SpecError
 from grafting_core.specs.latency import LatencySpec, TimedPart
@@ -145,6 +146,15 @@ def registered() -> Any:
 def test_designs_that_a_graft_does_not_allow_are_refused(edit: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message.replace("+", r"\+")):
         parse_submission(document(backbone="own/graft", edits=[edit]))
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_locality_of_a_graft_without_softmax_attention_is_not_measured() -> None:
+    with pytest.raises(SpecError, match="own/graft has hyena_x at block 1 attention; the locality"):
+        parse_analysis({"backbone": "own/graft"})
+    only_mlps = grafted_card(PLAIN, GraftDesign.of(PLAIN.ref, [replacement("mlp", 2, ratio=2.0)]))
+    with only_registered(only_mlps.model_copy(update={"name": "own/mlps"})):
+        assert parse_analysis({"backbone": "own/mlps"}).bands == (6,)
 
 
 @pytest.mark.usefixtures("registered")
