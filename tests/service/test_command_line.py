@@ -24,8 +24,7 @@ from service.local_keys import first_key
 from service.settings import Settings
 from tests.support.api_server import serving
 from tests.support.builders import document, minimal_study
-
-Graft = Callable[..., tuple[int, str, str]]
+from tests.support.commands import Graft, command_line
 
 
 @pytest.fixture
@@ -45,17 +44,7 @@ def lab(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graftla
 
 @pytest.fixture
 def graft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Graft:
-    """Call the command line: exit code, standard output, standard error."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["graft", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """`graft export` against a real application, with a worker in this process."""
 
 import json
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,26 +13,21 @@ from torch import nn
 from grafting_core import load_grafted
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.shared_embedders import unique_state
-from grafting_core.specs.backbone import register_cards
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.artifacts import publish
 from grafting_core.storage.storage import Storage
-from service.cli.main import main
 from service.client import GraftlabClient
 from service.db.engine import Database
 from service.db.tables import RunRow, StageRow
 from service.domain.artifact_contents import damaged_files, folders
-from service.local_keys import first_key
 from service.settings import Settings
-from tests.support.api_server import serving
 from tests.support.builders import experiment
+from tests.support.commands import Graft, command_line, serving_lab
 from tests.support.grafts import forward, graft_of
-from tests.support.registering import InProcess
 from tests.support.runs import FIGURES, queue
 from workers.contract import StageReport
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-Graft = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -101,38 +94,13 @@ def test_what_cannot_be_exported_is_refused_and_queues_nothing(
 
 @pytest.fixture
 def lab(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[GraftlabClient]:
-    """A lab that carries out what is queued, round after round."""
-    ended = threading.Event()
-
-    def work() -> None:
-        worker = InProcess(settings, database)
-        while not ended.wait(0.1):
-            worker.round()
-
-    with serving(settings) as port:
-        monkeypatch.setenv("GRAFTLAB_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("GRAFTLAB_KEY", first_key(settings.data_dir))
-        thread = threading.Thread(target=work)
-        thread.start()
-        yield GraftlabClient(f"http://127.0.0.1:{port}")
-        ended.set()
-        thread.join()
-    register_cards(())
+    with serving_lab(settings, database, monkeypatch) as client:
+        yield client
 
 
 @pytest.fixture
 def graft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Graft:
-    """Call the command line: exit code, standard output, standard error."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["graft", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return call
+    return command_line(monkeypatch, capsys)
 
 
 def test_a_run_becomes_a_folder_that_goes_on_where_it_stopped(
