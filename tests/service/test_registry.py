@@ -16,7 +16,7 @@ from service.domain.invariants import verify
 from tests.support import registering
 from tests.support.builders import document, study_document
 from tests.support.clients import as_user
-from tests.support.registering import InProcess, pipeline, register
+from tests.support.registering import InProcess, add, pipeline, register, state
 
 lab, models, settings = registering.lab, registering.models, registering.settings
 nothing_stays = registering.nothing_stays
@@ -36,19 +36,6 @@ def other_weights(folder: Path, factor: float = 1.5) -> None:
         {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in state.items()},
         folder / WEIGHTS,
     )
-
-
-def add(client: TestClient, lab: InProcess, source: Path, name: str = "mine", **more: Any) -> dict[str, Any]:
-    """Register a backbone of the testbed's data; what the lab shows of it then."""
-    run = register(client, lab, name=name, path=str(source), dataset="testbed/fashion-mnist", **more)
-    assert client.get(f"/api/v1/runs/{run}").json()["state"] == "SUCCEEDED"
-    shown: dict[str, Any] = client.get(f"/api/v1/backbones/{name}").json()
-    return shown
-
-
-def state(client: TestClient, run: str) -> tuple[str, str]:
-    found = client.get(f"/api/v1/runs/{run}").json()
-    return found["state"], found["message"] or ""
 
 
 def test_other_weights_under_a_name_are_its_next_revision(

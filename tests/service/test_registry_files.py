@@ -22,7 +22,7 @@ from service.domain.registry_files import unneeded_folders
 from service.settings import Settings
 from tests.support.builders import document, study_document
 from tests.support.clients import as_user
-from tests.support.registering import InProcess, pipeline, register
+from tests.support.registering import InProcess, add, pipeline, register, state
 from tests.support.runs import STARTED
 from workers.contract import RunTicket, attempt_of, ticket_path
 from workers.events import EventLog
@@ -61,18 +61,6 @@ def _nothing_registered() -> Iterator[None]:
 
 def request_of(source: Path, name: str = "mine", **more: Any) -> dict[str, Any]:
     return {"name": name, "path": str(source), "dataset": "testbed/fashion-mnist", **more}
-
-
-def add(client: TestClient, lab: InProcess, source: Path, name: str = "mine") -> dict[str, Any]:
-    run = register(client, lab, **request_of(source, name))
-    assert client.get(f"/api/v1/runs/{run}").json()["state"] == "SUCCEEDED"
-    shown: dict[str, Any] = client.get(f"/api/v1/backbones/{name}").json()
-    return shown
-
-
-def state(client: TestClient, run: str) -> tuple[str, str]:
-    found = client.get(f"/api/v1/runs/{run}").json()
-    return found["state"], found["message"] or ""
 
 
 def size_of(folder: Path) -> int:

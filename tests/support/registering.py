@@ -110,3 +110,17 @@ def register(client: TestClient, lab: InProcess, kind: str = "backbones", **docu
     assert answer.status_code == 202, answer.text
     lab.round()
     return str(answer.json()["run_id"])
+
+
+def add(client: TestClient, lab: InProcess, source: Path, name: str = "mine", **more: Any) -> dict[str, Any]:
+    """Register a backbone of the testbed's data; what the lab shows of it then."""
+    run = register(client, lab, name=name, path=str(source), dataset="testbed/fashion-mnist", **more)
+    assert client.get(f"/api/v1/runs/{run}").json()["state"] == "SUCCEEDED"
+    shown: dict[str, Any] = client.get(f"/api/v1/backbones/{name}").json()
+    return shown
+
+
+def state(client: TestClient, run: str) -> tuple[str, str]:
+    """State and message of a run."""
+    found = client.get(f"/api/v1/runs/{run}").json()
+    return found["state"], found["message"] or ""
