@@ -10,7 +10,7 @@ from grafting_core.specs.backbone import card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
-from grafting_core.specs.private_names import shown_name
+from grafting_core.specs.private_names import ANOTHERS, hidden, shown_name
 from grafting_core.specs.scions import ImportedScion, ScionCard
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
@@ -94,6 +94,7 @@ def _fits(card: ScionCard, kind: str | None, backbone: str | None) -> bool:
 
 def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
     """Return the list entry of a scion."""
+    card = card_to_show(card)
     return ScionView(
         key=card.key,
         site=card.scion.name,
@@ -111,6 +112,16 @@ def scion_view(card: ScionCard, needed_by: str | None) -> ScionView:
         needed_by=needed_by,
         origin=card.scion.origin if isinstance(card.scion, ImportedScion) else None,
     )
+
+
+def card_to_show(card: ScionCard) -> ScionCard:
+    """Return the card without the origin of an imported operator whose backbone the reader may not know of:
+    the origin names its owner's folder.
+    """
+    scion = card.scion
+    if not isinstance(scion, ImportedScion) or ("backbone", scion.backbone.name) not in hidden():
+        return card
+    return card.model_copy(update={"scion": scion.model_copy(update={"origin": ANOTHERS})})
 
 
 def clear(

@@ -69,7 +69,7 @@ def addresses(lab: PrivateLab, route: str) -> Iterator[str]:
     known = {
         "run_id": runs,
         "study_id": [lab.study],
-        "key": [lab.scion],
+        "key": [*lab.scions],
         "check_id": [check],
         "webhook_id": ["1"],
         "code": ["invalid", "forbidden"],

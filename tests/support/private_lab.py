@@ -8,18 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
+from grafting_core.backbones.imported_scions import publish_operator
 from grafting_core.specs.backbone import BackboneCard, card_named
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.datasets import DatasetCard
+from grafting_core.specs.edits import ReplaceOperator
 from grafting_core.specs.experiment import ExperimentSpec, fingerprint_of, scions_of
 from grafting_core.specs.features import FeatureCard
+from grafting_core.specs.operators.hyena import HyenaX
 from grafting_core.specs.profile import BackboneProfile
 from grafting_core.specs.registration import Registered, RegistrationSpec, What
 from grafting_core.specs.results import EvaluationReport
+from grafting_core.specs.site import GraftSite
 from grafting_core.storage.artifacts import publish
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
@@ -72,7 +77,8 @@ class PrivateLab:
     runs: dict[str, str]
     """Run by what it does."""
     study: str
-    scion: str
+    scions: tuple[str, ...]
+    """One that was distilled and one that was imported."""
     digests: tuple[str, ...]
 
 
@@ -103,10 +109,11 @@ def _filled(
     ).json()
     storage = Storage(settings.storage)
     with database.writing() as session:
-        key = _carried_out(session, settings, storage, asked)
+        distilled = _carried_out(session, settings, storage, asked)
         _reported(session, storage, session.get_one(StudyRow, study["study_id"]))
+    scions = (distilled, _imported(Bank(storage), cards[0], runs))
     digests = tuple(card.digest for card in cards)
-    return PrivateLab(admin, ann, bob, {**runs, **asked}, study["study_id"], key, digests)
+    return PrivateLab(admin, ann, bob, {**runs, **asked}, study["study_id"], scions, digests)
 
 
 WORK: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -227,6 +234,13 @@ def _carried_out(session: Session, settings: Settings, storage: Storage, runs: M
     profiled = StageDone(report=_profile(storage, rows["analyses"]))
     _apply(session, settings, rows["analyses"], profiled, AttemptSucceeded(spend=Usage()))
     return deposit(Bank(storage), scions_of(spec)[0], made_by=rows["succeeds"].id).key
+
+
+def _imported(bank: Bank, card: BackboneCard, runs: Mapping[str, str]) -> str:
+    """Publish an operator as the registration of a checkpoint does; its key."""
+    edit = ReplaceOperator(site=GraftSite(block=1, slot="attention"), operator=HyenaX())
+    origin, made_by = f"{VEILED}-folder/model.pt", runs[f"registers {card.name}"]
+    return publish_operator(bank, card.ref, edit, {"weights": torch.zeros(1)}, origin, made_by)
 
 
 def _evaluation(storage: Storage, spec: ExperimentSpec) -> StageReport:

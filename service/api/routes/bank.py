@@ -13,7 +13,7 @@ from service.api.deps import LabDep
 from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
-from service.domain.bank_catalog import clear, scion_page
+from service.domain.bank_catalog import card_to_show, clear, scion_page
 from service.domain.visibility import scions_to, shown_to
 from service.schemas.bank import Cleared, ClearRequest, ScionDamage, ScionPage, Verified
 from service.schemas.runs import SubmitAnswer
@@ -49,7 +49,8 @@ def show_scion(key: str, lab: LabDep) -> ScionCard:
         raise ApiError("not-found", f"there is no scion {key!r}")
     with lab.database.reading() as session:
         seen = shown_to(session, lab.principal.only_owner, [card.made_by])
-    return as_shown(card if seen else card.model_copy(update={"made_by": ANOTHERS}))
+    card = card_to_show(card if seen else card.model_copy(update={"made_by": ANOTHERS}))
+    return as_shown(card)
 
 
 @router.post("/scions:verify")
