@@ -17,6 +17,7 @@ from grafting_core.specs.private_names import ANOTHERS
 from grafting_core.specs.registration import KINDS, registry_folder
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
+from service.db.tables import RunRow
 from service.db.webhook_tables import DeliveryRow
 from service.domain.study_report_paths import REPORT_FILES
 from service.domain.webhook_outbox import register
@@ -193,6 +194,19 @@ def test_a_design_on_a_public_backbone_of_private_data_names_neither_data_nor_ne
         refused = lab.bob.post("/api/v1/experiments/plan", json=asked)
         assert refused.status_code == 422
         assert VEILED not in refused.text
+
+
+def test_a_model_of_something_private_is_not_exported_by_others(lab: PrivateLab, database: Database) -> None:
+    private_data = document(backbone="open-dit", evaluate=SETTINGS)
+    runs = [lab.runs["succeeds"], lab.ann.post("/api/v1/experiments", json=private_data).json()["run_id"]]
+    with database.writing() as session:
+        session.get_one(RunRow, runs[1]).state = "SUCCEEDED"
+    for run in runs:
+        refused = lab.bob.post("/api/v1/exports", json={"run": run})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert VEILED not in refused.text
+        queued = lab.ann.post("/api/v1/exports", json={"run": run})
+        assert queued.status_code == 202, queued.text
 
 
 def test_what_keeps_a_thing_from_being_removed_is_not_named_where_it_is_private(

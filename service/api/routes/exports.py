@@ -12,7 +12,7 @@ from service.api.deps import AppContext, LabDep
 from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
-from service.api.routes.runs import find_run
+from service.api.routes.runs import readable_run
 from service.domain.exports import export_of
 from service.schemas.runs import SubmitAnswer
 
@@ -34,9 +34,11 @@ def create_export(
 
 
 def _resolved(lab: AppContext, request: ExportRequest) -> ExportSpec:
-    """Raises ApiError: not-found for a run that the reader does not see, conflict for one without a model."""
+    """Raises ApiError: not-found for a run that the reader does not see, forbidden for one that works with
+    something private of another user, conflict for one without a model.
+    """
     with lab.database.reading() as session:
-        run = find_run(session, lab, request.run)
+        run = readable_run(session, lab, request.run)
         try:
             spec = export_of(session, run, request.licence)
         except ValueError as error:

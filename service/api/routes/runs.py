@@ -95,21 +95,23 @@ def find_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
     return run
 
 
-def _readable_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
-    """Return a run whose events, log and files the principal may read. Raises ApiError.
+def readable_run(session: Session, lab: AppContext, run_id: str) -> RunRow:
+    """Return a run whose events, log, model and files the principal may read. Raises ApiError.
 
     These hold text and numbers as workers wrote them, with the names of whatever the run works with.
     """
     run = find_run(session, lab, run_id)
     if withheld_runs(session, [run_id]):
-        message = f"run {run_id} works with something private; its events, log and files are its owner's"
+        message = (
+            f"run {run_id} works with something private; its events, log, model and files are its owner's"
+        )
         raise ApiError("forbidden", message)
     return run
 
 
 def _check_readable(lab: AppContext, run_id: str) -> None:
     with lab.database.reading() as session:
-        _readable_run(session, lab, run_id)
+        readable_run(session, lab, run_id)
 
 
 @router.get("/{run_id}/log", response_class=PlainTextResponse)
@@ -118,7 +120,7 @@ def read_log(
 ) -> PlainTextResponse:
     """Return the end of the output of the newest attempt, or of the given one."""
     with lab.database.reading() as session:
-        newest = _readable_run(session, lab, run_id).attempt
+        newest = readable_run(session, lab, run_id).attempt
     number = newest if attempt is None else attempt
     if number > newest:
         raise ApiError("not-found", f"run {run_id} has no attempt {number}; its newest is {newest}")
