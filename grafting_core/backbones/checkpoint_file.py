@@ -38,7 +38,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
 
     Raises ValueError that names the file and what is wrong: more than tensors, plain values and the
     arguments of a command line; nothing that is a known kind of checkpoint; a tensor that is not in single
-    precision. Whether numbers are finite is left to `check_finite`, once shapes are known to be right.
+    precision, or not stored in full. Whether numbers are finite is left to `check_finite`, once shapes are
+    known to be right.
     """
     with torch.serialization.safe_globals([argparse.Namespace]):
         document = unpickled(path)
@@ -46,6 +47,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
     kind, state = _weights(path, document)
     _check_tensors(path, state)
+    _check_extent(path, state)
     plain = {name: value.detach() for name, value in state.items()}
     return CheckpointFile(path, kind, plain, _figures(document))
 
@@ -66,12 +68,28 @@ def _weights(path: Path, document: Mapping[Any, Any]) -> tuple[Kind, State]:
 
 def _check_tensors(path: Path, state: Mapping[Any, Any]) -> None:
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: a tensor's name is a {type(name).__name__}, not text")
+        if not isinstance(value, Tensor):
             raise ValueError(f"{path}: {name} is no tensor but a {type(value).__name__}")
-        if value.layout != torch.strided or value.is_quantized or value.dtype != torch.float32:
+        if value.is_quantized or value.dtype != torch.float32:
             raise ValueError(f"{path}: {name} is stored as {value.dtype}; torch.float32 is needed")
+        if value.layout != torch.strided or value.is_nested or value.is_neg():
+            raise ValueError(f"{path}: {name} is sparse, nested or a view; plain tensors are needed")
         if value.device.type != "cpu":
             raise ValueError(f"{path}: {name} has no values; it was on the {value.device.type} device")
+
+
+def _check_extent(path: Path, state: State) -> None:
+    """Raises ValueError for tensors that repeat or share their elements: no such checkpoint has any, and a
+    small file could stand for more than memory and disk can hold.
+    """
+    size, total = path.stat().st_size, sum(tensor.nbytes for tensor in state.values())
+    if total > size:
+        raise ValueError(
+            f"{path} of {size:,} bytes holds tensors of {total:,} bytes, which share their elements; save "
+            "contiguous copies"
+        )
 
 
 def check_finite(path: Path, state: State) -> None:

@@ -3,6 +3,7 @@
 A transformer of that layout keeps its arithmetic (`BackboneCard.arithmetic`).
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from grafting_core.backbones.checkpoint_file import State
 from grafting_core.backbones.diffusers_folder import empty_transformer
-from grafting_core.backbones.dit_config import ORIGINAL_EPS, TIME_FEATURES, DiTConfig
+from grafting_core.backbones.dit_config import MOST_TOKENS_A_SIDE, ORIGINAL_EPS, TIME_FEATURES, DiTConfig
 from grafting_core.backbones.weight_files import Shape, named
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Width -> attention heads of the code's sizes S, B, L and XL; no tensor tells them."""
+BLOCK_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 PATCH_EMBEDDING = "x_embedder.proj"
 LABELS = "y_embedder.embedding_table.weight"
 POSITIONS = "pos_embed"
@@ -43,7 +45,7 @@ def split_blocks(path: Path, state: Mapping[str, Tensor]) -> tuple[State, list[S
     outside, blocks = State(), dict[int, State]()
     for name, tensor in state.items():
         match name.split(".", 2):
-            case ["blocks", number, inside] if number.isdecimal() and str(int(number)) == number:
+            case ["blocks", number, inside] if BLOCK_NUMBER.fullmatch(number):
                 blocks.setdefault(int(number), {})[inside] = tensor
             case _:
                 outside[name] = tensor
@@ -63,10 +65,14 @@ def config_of(path: Path, outside: Mapping[str, Tensor], depth: int) -> DiTConfi
     if (len(patches), len(labels), len(positions), len(last)) != (4, 2, 3, 2):
         raise ValueError(f"{path}: {', '.join(needed)} have the shapes of something else")
     width, channels, patch, _ = patches
+    if 0 in (*patches, *positions, *last) or labels[0] < 2:
+        raise ValueError(f"{path}: {', '.join(needed)} have no elements, or there is no class")
     if width not in HEADS:
         known = ", ".join(map(str, HEADS))
         raise ValueError(f"{path}: its width is {width}; the heads of the widths {known} alone are known")
     side = round(positions[1] ** 0.5)
+    if side > MOST_TOKENS_A_SIDE:
+        raise ValueError(f"{path}: a side of {side:,} tokens; at most {MOST_TOKENS_A_SIDE} are supported")
     out, rest = divmod(last[0], patch**2)
     if rest or out not in (channels, 2 * channels):
         raise ValueError(

@@ -134,7 +134,7 @@ def read_operator(
         spec = layout.spec({name: tuple(tensor.shape) for name, tensor in tensors.items()}, dims.width)
         shapes = _shapes(layout, spec, dims)
     except (ValidationError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: the shapes of {place}* are those of no known operator") from error
+        raise ValueError(f"{path}: the shapes of {_part(place)} are those of no known operator") from error
     check_shapes(path, shapes, tensors, place)
     return ReadOperator(spec, _converted(layout, tensors))
 
@@ -144,8 +144,13 @@ def _layout(path: Path, slot: Slot, tensors: Collection[str], place: str) -> Lay
     found = next((layout for layout in LAYOUTS[slot] if layout.marks <= modules), None)
     if found is None:
         held = named([place + name for name in sorted(tensors)]) or "nothing"
-        raise ValueError(f"{path}: {place}* is no known operator; it holds {held}")
+        raise ValueError(f"{path}: {_part(place)} is no known operator; it holds {held}")
     return found
+
+
+def _part(place: str) -> str:
+    """The tensors that begin with `place`, in words; `model` is the entry of a checkpoint of stage 1."""
+    return f"{place}*" if place else "model"
 
 
 def _shapes(layout: Layout, spec: OperatorBase, dims: BlockDims) -> dict[str, Shape]:

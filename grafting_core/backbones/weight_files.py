@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,8 @@ RECOMPUTED = frozenset({"pos_embed.pos_embed"})
 """Tensors that diffusers makes itself whatever a file holds."""
 LFS_POINTER = b"version https://git-lfs"
 NAMED = 5
+REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+"""In torch's message: the class or function that a pickle names and that is not allowed."""
 MAX_SHARED = 100
 """Names of one tensor in a `.bin` file, as of embedders that all blocks share."""
 
@@ -180,12 +183,40 @@ def unpickled(file: Path) -> Any:
     # The format before torch 1.6 is no zip, and cannot be mapped into memory.
     mapped = _starts_with(file, b"PK")
     try:
+        if mapped:
+            _check_uncompressed(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        BadZipFile,
+    ) as error:
         raise ValueError(
             f"{file} is not a whole file of weights (truncated, another format, or a pickle of more than "
-            f"tensors, which is never opened): {_line(error)}"
+            f"tensors, which is never opened): {_reason(error)}"
         ) from error
+
+
+def _check_uncompressed(file: Path) -> None:
+    """Raise ValueError for a zip with compressed entries, which torch never writes: of a mapped file it would
+    take the compressed bytes for numbers, and a short pickle may stand for many gigabytes.
+    """
+    with ZipFile(file) as opened:
+        packed = next((each.filename for each in opened.infolist() if each.compress_type != ZIP_STORED), None)
+    if packed is not None:
+        raise ValueError(f"its entry {packed[:100]} is compressed; torch.save writes files that are not")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without torch's advice to load such a file nevertheless."""
+    text = str(error)
+    if refused := REFUSED_GLOBAL.search(text):
+        return f"it names {refused[1][:200]}"
+    return " ".join(text.rpartition("WeightsUnpickler error: ")[2].split())[:300]
 
 
 def _starts_with(file: Path, mark: bytes) -> bool:

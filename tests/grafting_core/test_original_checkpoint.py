@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -188,6 +189,34 @@ def with_nan(tensor: Tensor) -> Tensor:
             r"blocks.1.attn.proj.bias has the shape",
         ),
         (changed("blocks.1.attn.proj.bias", lambda x: x.to("meta")), "blocks.1.attn.proj.bias has no values"),
+        (
+            changed("blocks.1.attn.proj.bias", lambda x: x.to_sparse()),
+            "blocks.1.attn.proj.bias is sparse, nested or a view",
+        ),
+        (
+            changed("blocks.1.attn.proj.bias", lambda x: torch._neg_view(x)),
+            "blocks.1.attn.proj.bias is sparse, nested or a view",
+        ),
+        (
+            changed("blocks.1.attn.proj.bias", lambda x: torch.nested.nested_tensor([x[:3], x[:2]])),
+            "blocks.1.attn.proj.bias is sparse, nested or a view",
+        ),
+        (
+            changed("pos_embed", lambda x: x[:, :1].expand(1, 4096**2, 1152)),
+            "holds tensors of .* bytes, which share their elements",
+        ),
+        (
+            lambda state: {**state, **{name.replace("s.1.", "s.2."): x for name, x in state.items()}},
+            "which share their elements",
+        ),
+        (changed("pos_embed", lambda x: torch.zeros(1, 257**2, 1)), "a side of 257 tokens; at most 256"),
+        (changed("x_embedder.proj.weight", lambda x: x[:, :, :0, :0]), "have no elements, or there is no"),
+        (changed("y_embedder.embedding_table.weight", lambda x: x[:1].clone()), "or there is no class"),
+        (lambda state: {3: torch.ones(1)}, "a tensor's name is a int, not text"),
+        (
+            lambda state: {**state, f"blocks.{'9' * 5000}.x": torch.ones(1)},
+            "has besides blocks.9999",
+        ),
         (changed("x_embedder.proj.bias", with_nan), "not finite numbers: x_embedder.proj.bias"),
         (changed("pos_embed", lambda x: x + 0.01), "pos_embed is not the position embedding of a DiT"),
         (
@@ -214,9 +243,19 @@ def test_what_is_not_known_is_refused_by_name(
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(state: State, tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     torch.save({"ema": state, "args": Evil(f"touch {touched}")}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="a pickle of more than tensors"):
+    with pytest.raises(ValueError, match=r"a pickle of more than tensors, .* it names posix\.system$"):
         import_checkpoint(tmp_path / "model.pt")
     assert not touched.exists()
+
+
+def test_a_compressed_zip_is_refused_whose_bytes_would_be_taken_for_numbers(tmp_path: Path) -> None:
+    packed = tmp_path / "model.pt"
+    torch.save({"x": torch.zeros(3)}, tmp_path / "plain.pt")
+    with ZipFile(tmp_path / "plain.pt") as plain, ZipFile(packed, "w", ZIP_DEFLATED) as made:
+        for name in plain.namelist():
+            made.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"its entry plain/data\.pkl is compressed"):
+        import_checkpoint(packed)
 
 
 def test_a_truncated_file_is_refused(file: Path, tmp_path: Path) -> None:
