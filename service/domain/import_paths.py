@@ -32,5 +32,16 @@ def allowed_path(given: str, roots: Sequence[Path], closed: Sequence[Path] = ())
     return str(resolved)
 
 
+def allowed_file(given: str, roots: Sequence[Path], closed: Sequence[Path] = ()) -> str:
+    """Return the path of a file under its own name, also where that is a link, as in caches of model hubs: the
+    name and its folder tell what the file is.
+
+    Raises PathNotAllowed as `allowed_path` does, for the link and for what it leads to.
+    """
+    allowed_path(given, roots, closed)
+    folder, name = os.path.split(given)
+    return str(Path(allowed_path(folder, roots, closed)) / name)
+
+
 def _is_in(path: Path, folders: Sequence[Path]) -> bool:
     return any(path.is_relative_to(os.path.realpath(folder)) for folder in folders)

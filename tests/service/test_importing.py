@@ -1,6 +1,7 @@
 """Checkpoints are imported over REST and from the command line, with their licence."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,25 @@ def test_a_checkpoint_takes_a_licence_and_an_autoencoder(client: TestClient, mod
     assert answer.status_code == 422
     assert [each["pointer"] for each in answer.json()["errors"]] == ["/objective"]
     assert client.get("/api/v1/runs").json()["runs"] == []
+
+
+def test_a_link_to_a_checkpoint_keeps_its_name_and_leads_to_no_other_place(
+    client: TestClient, lab: InProcess, models: Path, tmp_path: Path
+) -> None:
+    blob = models / "blobs" / "2cf24dba"
+    blob.parent.mkdir()
+    (models / RELEASED / "model.pt").rename(blob)
+    (models / RELEASED / "model.pt").symlink_to("../blobs/2cf24dba")
+    document = {"path": str(models / RELEASED / "model.pt"), "vae": str(models / "vae"), "licence": "MIT"}
+    register(client, lab, name="linked", **document)
+    card = client.get("/api/v1/backbones/linked").json()["card"]
+    assert card["origin"] == f"{RELEASED}/model.pt"
+    shutil.copy(blob, tmp_path / "secret.pt")
+    (models / RELEASED / "other.pt").symlink_to(tmp_path / "secret.pt")
+    (models / "elsewhere").symlink_to(tmp_path)
+    for path in (models / RELEASED / "other.pt", models / "elsewhere" / "secret.pt"):
+        answer = client.post("/api/v1/backbones", json={**document, "name": "x", "path": str(path)})
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "path-not-allowed")
 
 
 def test_an_imported_graft_has_its_arithmetic_edits_licence_and_scions(

@@ -23,7 +23,7 @@ from service.api.documents import DocumentRoute, Unresolved
 from service.api.idempotency import IdempotencyKey, accepted, check_startable, submit_once
 from service.api.problems import ApiError
 from service.db.registry_tables import RegisteredRow
-from service.domain.import_paths import PathNotAllowed, allowed_path
+from service.domain.import_paths import PathNotAllowed, allowed_file, allowed_path
 from service.domain.registrations import StillNeeded, find_revisions, remove
 from service.domain.registry_queries import registered_detail, registered_views
 from service.schemas.registry import RegisteredDetail, RegisteredView, Removed
@@ -89,7 +89,8 @@ def _resolved(lab: AppContext, work: RegistrationSpec) -> RegistrationSpec:
             continue
         try:
             closed = [lab.settings.data_dir, Path(lab.settings.storage)]
-            found[field] = allowed_path(given, lab.settings.import_roots, closed)
+            allowed = allowed_file if field == "path" and work.is_checkpoint else allowed_path
+            found[field] = allowed(given, lab.settings.import_roots, closed)
         except PathNotAllowed as error:
             problems.append(
                 Problem(pointer=f"/{field}", code="path-not-allowed", message=str(error), given=shown(given))
