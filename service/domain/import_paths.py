@@ -33,8 +33,9 @@ def allowed_path(given: str, roots: Sequence[Path], closed: Sequence[Path] = ())
 
 
 def allowed_file(given: str, roots: Sequence[Path], closed: Sequence[Path] = ()) -> str:
-    """Return the path of a file under its own name, also where that is a link, as in caches of model hubs: the
-    name and its folder tell what the file is.
+    """Return the path of a file under its own name, also where that is a link, as in caches of model hubs.
+
+    The name and its folder tell what the file is.
 
     Raises PathNotAllowed as `allowed_path` does, for the link and for what it leads to.
     """

@@ -1,4 +1,4 @@
-"""Files of the registry that nothing needs: leftovers of registrations, and of revisions that were removed.
+"""Files that nothing needs: leftovers of registrations and exports, and of revisions that were removed.
 
 They are deleted by the scheduler alone, and found in a transaction of the leader. No registration starts
 meanwhile, as it is started in another such transaction.
@@ -19,7 +19,8 @@ from service.domain.registrations import work_that_names
 from service.schemas.runs import TERMINAL
 from workers.contract import Event, StageDone
 
-STAGING, DELETED = "registry/staging", "registry/deleted"
+STAGING, DELETED = ("registry/staging", "exports/staging"), "registry/deleted"
+"""Folders of unfinished files, by run; and where folders are moved to be deleted."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,15 +36,19 @@ def check_published(storage: Storage, event: Event) -> None:
 
 
 def unneeded_folders(session: Session, storage: Storage) -> list[str]:
-    """Return folders of the registry that no revision has and no registration can still use."""
+    """Return folders of the registry that no revision has and no registration can still use, and unfinished
+    files of exports that have ended.
+    """
     return [*_staging_of_ended(session, storage), *_without_revision(session, storage)]
 
 
 def _staging_of_ended(session: Session, storage: Storage) -> Iterator[str]:
     """Folders of runs that have ended, or that this lab does not know."""
-    names = storage.names(STAGING)
-    alive = set(session.scalars(select(RunRow.id).where(RunRow.id.in_(names), RunRow.state.not_in(TERMINAL))))
-    yield from (f"{STAGING}/{name}" for name in names if name not in alive)
+    for folder in STAGING:
+        names = storage.names(folder)
+        query = select(RunRow.id).where(RunRow.id.in_(names), RunRow.state.not_in(TERMINAL))
+        alive = set(session.scalars(query))
+        yield from (f"{folder}/{name}" for name in names if name not in alive)
 
 
 def _without_revision(session: Session, storage: Storage) -> Iterator[str]:

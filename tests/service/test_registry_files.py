@@ -146,11 +146,12 @@ def test_leftovers_are_deleted_and_what_is_needed_is_kept(
     waiting = client.post("/api/v1/backbones", json=request_of(source, "other")).json()["run_id"]
     for name in ("unknown-run", waiting, made["revisions"][0]["run_id"]):
         lab.storage.write_bytes(f"registry/staging/{name}/content/part.bin", b"x")
+        lab.storage.write_bytes(f"exports/staging/{name}/.export-1/part.bin", b"x")
     for kind in ("backbones", "datasets", "features"):
         lab.storage.write_bytes(f"registry/{kind}/{'0' * 64}/content/x.bin", b"x")
     lab.storage.write_bytes("registry/backbones/notes.txt", b"somebody's")
     lab.clean()
-    assert lab.storage.names("registry/staging") == [waiting]
+    assert lab.storage.names("registry/staging") == lab.storage.names("exports/staging") == [waiting]
     assert lab.storage.names("registry/backbones") == [made["digest"], "notes.txt"]
     assert lab.storage.names("registry/datasets") == lab.storage.names("registry/features") == []
     assert lab.storage.names("registry/deleted") == []

@@ -44,6 +44,9 @@ def reported(folder: Path, run: str) -> StageReport:
 
 def test_a_model_is_published_as_a_folder_and_found_by_the_next(tmp_path: Path, backbone: Backbone) -> None:
     work, transformer = work_of(backbone, tmp_path)
+    Storage(str(tmp_path)).write_bytes(
+        "exports/staging/r1/.export-1/written/left.bin", b"by a killed attempt"
+    )
     for run in ("r1", "r2"):
         PIPELINES["export"](context(tmp_path, backbone, work, run))
     first, second = reported(tmp_path, "r1"), reported(tmp_path, "r2")

@@ -17,7 +17,8 @@ from workers.contract import StageReport
 from workers.stages.context import Context
 from workers.stages.intake import BadInput
 
-STAGING = "exports/staging"
+STAGING, WRITTEN = "exports/staging", "export"
+"""Unfinished files by run, which the scheduler deletes once the run has ended; the export in it."""
 
 
 def run(context: Context) -> StageReport:
@@ -43,10 +44,11 @@ def _publish(context: Context, work: ExportSpec, folder: str) -> None:
     observer.progress(0, 2, {})
     staging = _staging(context)
     try:
-        export_model(context.backbone, work.experiment.design, _state(context, work), staging, work.record)
+        target, state = staging / WRITTEN, _state(context, work)
+        export_model(context.backbone, work.experiment.design, state, target, work.record)
         observer.progress(1, 2, {})
         card = {"made_by": context.ticket.run_id, "record": work.record.model_dump(mode="json")}
-        publish_folder(context.storage, folder, staging, card)
+        publish_folder(context.storage, folder, target, card)
     except ValueError as error:
         raise BadInput(str(error)) from error
     finally:
@@ -55,13 +57,14 @@ def _publish(context: Context, work: ExportSpec, folder: str) -> None:
 
 
 def _staging(context: Context) -> Path:
-    """A place that does not exist yet, on the storage's own disk if that is this machine's."""
+    """The run's empty place for unfinished files, on the storage's own disk if that is this machine's."""
     run_id = context.ticket.run_id
     if context.storage.is_local:
         staging = context.storage.local_path(f"{STAGING}/{run_id}")
     else:
         staging = Path(tempfile.gettempdir()) / "graftlab-exports" / run_id
     shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     return staging
 
 
