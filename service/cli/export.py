@@ -1,7 +1,10 @@
 """`graft export`: the model of a finished run as a folder that diffusers loads."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from json import dumps, loads
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,22 +58,36 @@ def download(client: GraftlabClient, run_id: str, folder: Path) -> int:
     Files that an earlier call has begun, in a hidden folder next to it, are continued. Raises Refused for a
     file that is not what the lab published.
     """
-    part = folder.with_name(f".{folder.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    part = _own_folder(folder.with_name(f".{folder.name}.part"))
     card = loads(client.artifact(run_id, STAGE, CARD))
     for name, digest in _digests(card).items():
         file = part / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_right(file, digest):
-            client.continue_artifact(run_id, STAGE, name, file)
-        if not _is_right(file, digest):
+        # What an earlier call has begun may be of another export: then the file is fetched as a whole.
+        for _ in range(2):
+            if not _is_right(file, digest):
+                client.continue_artifact(run_id, STAGE, name, file)
+            if _is_right(file, digest):
+                break
             file.unlink()
+        else:
             raise Refused([f"{name} is not what the lab published; repeat the command"])
     for file in part.rglob("*"):
         if file.is_file() and file.relative_to(part).as_posix() not in _digests(card):
             file.unlink()
     part.replace(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _own_folder(part: Path) -> Path:
+    """Make the hidden folder. Raises Refused for another user's, whose links would be followed."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        part.mkdir()
+    found = part.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise Refused([f"{part} is not a folder of yours; remove it, or name another folder"])
+    return part
 
 
 def _digests(card: Mapping[str, Any]) -> dict[str, str]:

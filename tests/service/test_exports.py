@@ -16,6 +16,8 @@ from grafting_core.backbones.shared_embedders import unique_state
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.artifacts import publish
 from grafting_core.storage.storage import Storage
+from service.cli.console import Refused
+from service.cli.export import download
 from service.client import GraftlabClient
 from service.db.engine import Database
 from service.db.tables import RunRow, StageRow
@@ -138,11 +140,30 @@ def test_a_run_becomes_a_folder_that_goes_on_where_it_stopped(
     code, _, said = graft("export", run, str(tmp_path / "second"))
     assert (code, "exists; name a folder that does not" in said) == (2, True)
     (tmp_path / ".second.part").rename(tmp_path / ".third.part")
-    code, _, said = graft("export", run, str(tmp_path / "third"))
-    assert (code, f"{WEIGHTS} is not what the lab published; repeat the command" in said) == (2, True)
-    assert not (tmp_path / "third").exists()
     assert graft("export", run, str(tmp_path / "third"))[0] == 0
     assert (tmp_path / "third" / WEIGHTS).read_bytes() == whole
+
+
+def test_a_download_is_refused_into_a_folder_of_others_and_of_files_that_are_not_as_published(
+    lab: GraftlabClient,
+    graft: Graft,
+    database: Database,
+    model: nn.Module,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    made = json.loads(graft("export", finished(database), str(tmp_path / "out"), "--json")[1])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".linked.part").symlink_to("elsewhere")
+    with pytest.raises(Refused, match=r"\.linked\.part is not a folder of yours"):
+        download(lab, made["run"], tmp_path / "linked")
+    assert not any((tmp_path / "elsewhere").iterdir())
+    storage = Storage(settings.storage)
+    (folder,) = [name for name in folders(storage) if name.startswith("exports/") and "staging" not in name]
+    storage.write_bytes(f"{folder}/content/pipeline.py", b"import os")
+    with pytest.raises(Refused, match=r"pipeline\.py is not what the lab published; repeat the command"):
+        download(lab, made["run"], tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_damaged_export_is_found_by_a_check(
