@@ -10,6 +10,8 @@ import yaml
 README = "README.md"
 MARK = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 MOST_BYTES = 1_000_000
+MOST, MOST_ORIGIN = 200, 2_000
+"""Characters of a fact, and of an origin, which tells of every backbone before."""
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
@@ -45,13 +47,13 @@ def stated_facts(folder: Path) -> StatedFacts:
     own = graft if isinstance(graft, dict) else {}
     return StatedFacts(
         licence=_text(named) or _text(fields.get("license")),
-        origin=_text(own.get("origin")),
+        origin=_text(own.get("origin"), MOST_ORIGIN),
         dataset=_text(own.get("dataset")),
         feature_network=_text(own.get("feature_network")),
     )
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, most: int = MOST) -> str | None:
     """A line of text; None for anything else."""
-    fitting = isinstance(value, str) and value.strip() and len(value) <= 200 and value.isprintable()
+    fitting = isinstance(value, str) and value.strip() and len(value) <= most and value.isprintable()
     return str(value).strip() if fitting else None

@@ -1,16 +1,19 @@
 """The model card of an exported graft."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
+from grafting_core.backbones.model_card import MOST_ORIGIN
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.exports import ExportRecord
 from grafting_core.specs.operators.base import operator_label
 
 UNKNOWN = "not stated"
+SPECIAL = re.compile(r"([\\`*\[\]<>|])")
 
 
 def model_card(card: BackboneCard, design: GraftDesign, graft: BackboneCard, record: ExportRecord) -> str:
@@ -19,7 +22,7 @@ def model_card(card: BackboneCard, design: GraftDesign, graft: BackboneCard, rec
     `card` is the backbone's, `graft` that of the result.
     """
     parts = [
-        f"# {record.name}",
+        f"# {_plain(record.name)}",
         _summary(card, design, graft),
         _use(card, graft),
         _design(design),
@@ -32,7 +35,6 @@ def model_card(card: BackboneCard, design: GraftDesign, graft: BackboneCard, rec
 
 def _front_matter(card: BackboneCard, design: GraftDesign, record: ExportRecord) -> str:
     licence, dataset = record.licence or card.licence, _dataset(card, record)
-    origin = f"{record.name}, a graft of {card.name} {card.digest[:12]}"
     fields: dict[str, Any] = {
         **({"license": licence} if licence else {}),
         "library_name": "diffusers",
@@ -40,12 +42,26 @@ def _front_matter(card: BackboneCard, design: GraftDesign, record: ExportRecord)
         **({"datasets": [dataset]} if dataset else {}),
         "tags": ["graft", card.family],
         "graft": {
-            "origin": origin if record.run is None else f"{origin}, run {record.run}",
+            "origin": _origin(card, record),
             "feature_network": _feature_network(card, record),
             **({"dataset": dataset} if dataset else {}),
         },
     }
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def _origin(card: BackboneCard, record: ExportRecord) -> str:
+    """Where the graft comes from, and where its backbone does: their licences, which the graft's own licence
+    takes the place of on its card, stay known.
+    """
+    run = f", run {record.run}" if record.run else ""
+    graft = f"{record.name}, a graft of {card.name} {card.digest[:12]} ({card.licence or UNKNOWN}){run}"
+    return f"{graft}; {card.origin}"[:MOST_ORIGIN] if card.origin else graft
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown on one line, without the meaning that its signs would have there."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def _summary(card: BackboneCard, design: GraftDesign, graft: BackboneCard) -> str:
@@ -54,7 +70,7 @@ def _summary(card: BackboneCard, design: GraftDesign, graft: BackboneCard) -> st
     height, width = (side * card.patch_size for side in card.dims.grid)
     what = " and ".join(changed) or "nothing replaced"
     return (
-        f"A graft of the diffusion transformer {card.name}, with {what}: "
+        f"A graft of the diffusion transformer {_plain(card.name)}, with {what}: "
         f"{graft.depth} blocks of width {card.dims.width}, {graft.num_params:,} parameters "
         f"({card.num_params:,} before), latents of {card.latent_channels} x {height} x {width}, "
         f"{card.num_classes} classes."
@@ -119,12 +135,12 @@ def _figures(record: ExportRecord) -> Iterator[str]:
 
 
 def _lineage(card: BackboneCard, design: GraftDesign, record: ExportRecord) -> str:
-    lines = [f"- Backbone: {card.name}, digest `{card.digest}`"]
-    lines += [f"- Origin of the backbone: {card.origin}"] if card.origin else []
+    lines = [f"- Backbone: {_plain(card.name)}, digest `{card.digest}`"]
+    lines += [f"- Origin of the backbone: {_plain(card.origin)}"] if card.origin else []
     before = [f"{operator_label(edit.operator)} at {edit.site}" for edit in card.edits]
     before += [str(pair) for pair in card.pairs]
     lines += [f"- Grafts that the backbone had before: {', '.join(before)}"] if before else []
-    lines += [f"- Data: {dataset}"] if (dataset := _dataset(card, record)) else []
+    lines += [f"- Data: {_plain(dataset)}"] if (dataset := _dataset(card, record)) else []
     lines += [f"- Run: {record.run}"] if record.run else []
     lines += [f"- Model: `{record.model_key}`"] if record.model_key else []
     lines += [f"- Scion of {place}: `{key}`" for place, key in record.scions.items()]
@@ -132,10 +148,10 @@ def _lineage(card: BackboneCard, design: GraftDesign, record: ExportRecord) -> s
 
 
 def _licences(card: BackboneCard, record: ExportRecord) -> str:
-    lines = [f"- Backbone {card.name}: {card.licence or UNKNOWN}"]
+    lines = [f"- Backbone {_plain(card.name)}: {_plain(card.licence or UNKNOWN)}"]
     dataset = _dataset(card, record)
-    lines += [f"- Data {dataset}: {record.dataset_licence or UNKNOWN}"] if dataset else []
-    lines += [f"- This graft: {record.licence}"] if record.licence else []
+    lines += [f"- Data {_plain(dataset)}: {_plain(record.dataset_licence or UNKNOWN)}"] if dataset else []
+    lines += [f"- This graft: {_plain(record.licence)}"] if record.licence else []
     return "\n".join(["## Licences", "", *lines])
 
 

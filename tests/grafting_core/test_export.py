@@ -131,8 +131,28 @@ def test_a_folder_tells_its_use_figures_lineage_and_licences(own: Backbone, tmp_
         assert line in text.splitlines()
     card = read_card(tmp_path / "out", name="again")
     assert card.licence == "mit"
-    assert card.origin == f"a-graft, a graft of own/dit {own.card.digest[:12]}, run run-7"
+    assert card.origin == f"a-graft, a graft of own/dit {own.card.digest[:12]} (cc-by-4.0), run run-7"
     assert read_card(tmp_path / "out", name="again", licence="apache-2.0").licence == "apache-2.0"
+
+
+def test_a_graft_of_a_graft_tells_every_licence_before(own: Backbone, tmp_path: Path) -> None:
+    exported(own, tmp_path / "first", replacement("mlp", 2), run="run-7", licence="mit")
+    again = load_grafted(tmp_path / "first")
+    exported(again, tmp_path / "second", replacement("hyena_x", 1), licence="apache-2.0")
+    origin = read_card(tmp_path / "second", name="third").origin
+    first = f"a-graft, a graft of own/dit {own.card.digest[:12]} (cc-by-4.0), run run-7"
+    assert origin == f"a-graft, a graft of first {again.card.digest[:12]} (mit); {first}"
+    assert f"- Origin of the backbone: {first}" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_names_are_text_in_the_model_card_whatever_signs_they_have(own: Backbone, tmp_path: Path) -> None:
+    name = "<b>*a*</b> | `x`\n[y](z)" + "n" * 170
+    design, transformer = graft_of(own, replacement("mlp", 2, ratio=3.0))
+    record = ExportRecord(name=name, licence="[mit](x)")
+    export_model(own, design, transformer.state_dict(), tmp_path / "out", record)
+    lines = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)[2].splitlines()
+    assert lines[1] == r"# \<b\>\*a\*\</b\> \| \`x\` \[y\](z)" + "n" * 170
+    assert r"- This graft: \[mit\](x)" in lines
 
 
 def test_the_design_in_a_folder_repeats_the_experiment(backbone: Backbone, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.support.original_dit import State
 from tests.support.registering_stage import registered
 from workers.contract import StageReport
 from workers.registered import make_known
+from workers.stages import checkpoints
 from workers.stages.intake import BadInput
 
 EDIT = ReplaceOperator(site=GraftSite(block=1, slot="attention"), operator=HyenaX())
@@ -203,3 +204,15 @@ def test_links_out_of_the_roots_are_refused(tmp_path: Path, part: str) -> None:
 def test_what_is_larger_than_the_quota_is_refused(tmp_path: Path, vae: Path) -> None:
     with pytest.raises(BadInput, match="may register 1,000 more"):
         registered(tmp_path, graft(tmp_path), vae=str(vae), licence="MIT", max_bytes=1000)
+
+
+def test_what_would_grow_beyond_the_quota_is_refused_before_it_is_written(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = graft(tmp_path)
+    most = file.stat().st_size + sum(each.stat().st_size for each in vae.iterdir())
+    written = list[Path]()
+    monkeypatch.setattr(checkpoints, "write_checkpoint", lambda imported, folder: written.append(folder))
+    with pytest.raises(BadInput, match=r"its weights take [\d,]+ bytes here; its owner may register"):
+        registered(tmp_path, file, vae=str(vae), licence="MIT", max_bytes=most)
+    assert written == []

@@ -18,14 +18,19 @@ CHECKPOINT = "checkpoint"
 """Folder of the staging area in which the lab's copy of a checkpoint lies while it is read."""
 
 
-def convert(staging: Path, source: Path, content: Path) -> ImportedCheckpoint:
+def convert(staging: Path, source: Path, content: Path, max_bytes: int | None = None) -> ImportedCheckpoint:
     """Write the transformer in the copy of `source` to `content`, and delete the copy.
 
-    Raises BadInput for an operator of stage 1, ValueError as `import_checkpoint` does.
+    Raises BadInput for an operator of stage 1 and for weights that would take more than `max_bytes`,
+    ValueError as `import_checkpoint` does.
     """
     imported = import_checkpoint(copy_of(staging, source))
     if not isinstance(imported, ImportedCheckpoint):
         raise BadInput(f"{source.name} holds one {imported.operator.kind} operator of stage 1, no backbone")
+    # More than the file's: every block gets the embedders that a file has once.
+    size = sum(tensor.nbytes for tensor in imported.state.values())
+    if max_bytes is not None and size > max_bytes:
+        raise BadInput(f"its weights take {size:,} bytes here; its owner may register {max_bytes:,} more")
     write_checkpoint(imported, content)
     shutil.rmtree(staging / CHECKPOINT)
     return imported

@@ -91,7 +91,8 @@ def _converted(intake: Intake) -> ImportedCheckpoint:
     _forget_others(intake.content, files)
     _copy(intake, files, intake.content)
     intake.progress(0, 1, "converted")
-    imported = convert(intake.staging, source, intake.content)
+    left = None if work.max_bytes is None else work.max_bytes - sum(file.size for file in files)
+    imported = convert(intake.staging, source, intake.content, left)
     intake.progress(1, 1, "converted")
     return imported
 
