@@ -132,8 +132,22 @@ def import_checkpoint(path: Path | str) -> ImportedCheckpoint | ImportedOperator
 
 def origin_of(path: Path) -> str:
     """The file's name and that of the folder that it is in."""
-    resolved = path.resolve()
-    return f"{resolved.parent.name}/{resolved.name}".lstrip("/")
+    return f"{folder_name(path)}/{path.name}".lstrip("/")
+
+
+def folder_name(path: Path) -> str:
+    """Name of the folder that a file is in; in a cache of the Hugging Face hub that of the repository.
+
+    The file itself may be a link, as in that cache, where it leads to another that has a digest for its name.
+    """
+    folder = _place(path).parent
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
+
+
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name
 
 
 def share_of(slot: Slot, config: DiTConfig) -> str:
@@ -165,7 +179,7 @@ def _transformer(file: CheckpointFile) -> ImportedCheckpoint:
     check_positions(path, config, outside[POSITIONS])
     config = DiTConfig(**{**dict(config), "edits": tuple(edits)})
     check_shapes(path, shapes_of(empty_transformer(config)), state)
-    named_fid = FID_OF_NAME.search(path.resolve().parent.name)
+    named_fid = FID_OF_NAME.search(folder_name(path))
     published = {PUBLISHED_FID: float(named_fid[1])} if named_fid else {}
     return ImportedCheckpoint(path, file.kind, config, state, {**file.figures, **published})
 
@@ -212,7 +226,7 @@ def _operator(file: CheckpointFile) -> ImportedOperator:
     dims = BlockDims(width=width, num_heads=HEADS[width], mlp_ratio=MLP_RATIO, grid=_grid(slot, tensors))
     read = read_operator(path, slot, dims, tensors)
     check_finite(path, tensors)
-    block = BLOCK_OF_PATH.search(path.resolve().as_posix())
+    block = BLOCK_OF_PATH.search(_place(path).as_posix())
     site = GraftSite(block=int(block[1]), slot=slot) if block else None
     return ImportedOperator(path, read.spec, slot, width, site, read.state, file.figures)
 

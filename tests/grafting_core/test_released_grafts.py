@@ -33,6 +33,7 @@ from grafting_core.specs.site import GraftSite
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from tests.support import original_dit
+from tests.support.checkpoints import HYENA, save_checkpoint, small_state
 from tests.support.diffusers_folders import random_autoencoder
 from tests.support.original_dit import State, random_state, relative_errors
 
@@ -126,6 +127,18 @@ def test_several_kinds_in_one_file(tmp_path: Path) -> None:
 def test_the_papers_choices_of_blocks_are_recognised(blocks: list[int], name: str) -> None:
     edits = [ReplaceOperator(site=GraftSite(block=b, slot="attention"), operator=HyenaX()) for b in blocks]
     assert share_of("attention", DiTConfig(out_channels=8, edits=tuple(edits))) == name
+
+
+def test_a_file_in_the_hubs_cache_has_the_name_of_its_repository(tmp_path: Path) -> None:
+    cache = tmp_path / "models--grafting--dit-xl2-mha-hyena_x-50p-fid2.61"
+    blob = save_checkpoint(cache / "blobs" / "2cf24dba", {"ema": small_state(HYENA)})
+    link = cache / "snapshots" / "0e7d1f3c" / "model.pt"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    found = imported(link)
+    assert found.origin == "dit-xl2-mha-hyena_x-50p-fid2.61/model.pt"
+    assert found.figures == {"published_fid": 2.61}
+    assert imported(link.parent / ".." / "0e7d1f3c" / "model.pt").origin == found.origin
 
 
 def test_the_registered_form_has_its_edits_origin_and_published_figure(tmp_path: Path) -> None:

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from grafting_core.backbones.checkpoint_folder import write_checkpoint
 from grafting_core.backbones.imported_scions import publish_operator
-from grafting_core.backbones.released_grafts import ImportedCheckpoint, grafted_place, import_checkpoint
+from grafting_core.backbones.released_grafts import (
+    ImportedCheckpoint,
+    folder_name,
+    grafted_place,
+    import_checkpoint,
+)
 from grafting_core.backbones.weight_files import OpenWeights, open_weights
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.site import GraftSite
@@ -38,7 +43,7 @@ def convert(staging: Path, source: Path, content: Path, max_bytes: int | None = 
 
 def copy_of(staging: Path, source: Path) -> Path:
     """Where the copy of a checkpoint lies: under its folder's name, which says what a released graft is."""
-    return staging / CHECKPOINT / (source.parent.name or "root") / source.name
+    return staging / CHECKPOINT / (folder_name(source) or "root") / source.name
 
 
 def bank_operators(bank: Bank, card: BackboneCard, transformer: Path, made_by: str) -> list[str]:
