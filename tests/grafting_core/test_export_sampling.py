@@ -15,7 +15,7 @@ from grafting_core.diffusion.sampling import sample_generators, sample_images
 from grafting_core.specs.plans import EvaluationProtocol
 from tests.support.builders import replacement
 from tests.support.diffusers_folders import PIXELS, UNLABELLED, write_folder
-from tests.support.grafts import graft_of
+from tests.support.grafts import graft_of, original_backbone
 from tests.support.modules_cache import modules_in
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -82,6 +82,38 @@ def test_every_objective_gives_the_images_of_the_labs_sampler(tmp_path: Path, ki
     # diffusers places the steps of a flow a little differently, and rounds halves to even.
     assert (found - ours.float()).abs().mean() < (2 if flow else 0.1)
     assert (found - ours.float()).abs().max() <= (12 if flow else 1)
+
+
+def test_an_original_is_guided_on_three_channels_as_in_the_lab(tmp_path: Path) -> None:
+    base = original_backbone(tmp_path / "base")
+    design, transformer = graft_of(base, replacement("hyena_x", 1))
+    export_model(base, design, transformer.state_dict(), tmp_path / "out")
+    pipeline = DiffusionPipeline.from_pretrained(str(tmp_path / "out"), trust_remote_code=True)
+    graft = base.with_transformer(transformer)
+    protocol = EvaluationProtocol(
+        sampler="ddim",
+        sampling_steps=STEPS,
+        spacing="leading",
+        guidance=4.0,
+        labels="balanced",
+        micro_batch=2,
+    )
+    theirs = pipeline(
+        [0, 1],
+        guidance_scale=4.0,
+        num_inference_steps=STEPS,
+        latents=noise(graft, protocol, 2),
+        output_type="np",
+    ).images
+    found = torch.from_numpy(theirs * 255).round()
+    three, every = (
+        sample_images(
+            graft, transformer, protocol.model_copy(update={"guidance_channels": channels}), range(2)
+        )
+        for channels in ("first_3", "all")
+    )
+    assert (found - three.float()).abs().max() <= 1
+    assert (found - every.float()).abs().max() > 1
 
 
 def test_a_scheduler_that_uses_a_learned_variance_gets_it(tmp_path: Path) -> None:
