@@ -61,7 +61,13 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _message(error: BaseException) -> str:
-    """Its type and last line; of what people can put right, the sentence alone."""
+    """Its type and last line; of what people can put right, the sentence alone.
+
+    Ray raises an error of a task as one of a class that it makes from the error's own; its `cause` is the
+    error itself.
+    """
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, BaseException) else error
     if type(error).__name__ == "BadInput":
         return " ".join(str(error).split())[:500]
     lines = [line for line in str(error).splitlines() if line.strip()] or [""]

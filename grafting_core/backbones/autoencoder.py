@@ -1,6 +1,7 @@
 """Autoencoders: pixels to scaled latents and back, and conversion of images to pixels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,8 @@ class KLAutoencoder:
     """Autoencoder of diffusers; its config has the scale and, in some families, a shift."""
 
     model: Any
+    folder: Path | None = None
+    """The folder that it was loaded from, if its files are to be kept as they are when it is written."""
 
     @property
     def scale(self) -> float:

@@ -1,5 +1,7 @@
 """Autoencoder of a backbone folder: its kind, decoding cost and weights."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from grafting_core.backbones.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder
 from grafting_core.backbones.bounded import CONFIG_ERRORS, TooLarge, bounded, check_numbers
 from grafting_core.backbones.dit_config import DiTConfig, read_json
-from grafting_core.backbones.weight_files import CONFIG, OpenWeights, check_names, find_weights, open_weights
+from grafting_core.backbones.weight_files import (
+    CONFIG,
+    OpenWeights,
+    check_names,
+    files_of,
+    find_weights,
+    open_weights,
+)
 
 FOLDERS = ("vae", "autoencoder")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIXEL_CHANNELS = (1, 3)
 DIFFUSERS_LATENT_CHANNELS = 4
 """Where a config does not say."""
@@ -49,7 +59,25 @@ def load_kl(folder: Path, device: torch.device) -> Autoencoder:
     found = _beside(folder)
     if found is None:
         raise ValueError(f"{folder} has no decoder; add a folder {' or '.join(FOLDERS)}")
-    return KLAutoencoder(read_kl(found).to(device))
+    return KLAutoencoder(read_kl(found).to(device), found)
+
+
+def write_kl(autoencoder: KLAutoencoder, target: Path) -> None:
+    """Write an autoencoder so that diffusers reads it back.
+
+    One that was loaded from a folder with one safetensors file keeps config and weights to the byte, so that
+    data sets that it has encoded go with the copy too. The path that diffusers adds to a config is left out.
+    """
+    source = autoencoder.folder
+    if source is not None and [file.name for file in files_of(source)] == [CONFIG, WEIGHTS]:
+        target.mkdir(parents=True)
+        for file in files_of(source):
+            shutil.copyfile(file, target / file.name)
+        return
+    autoencoder.model.save_pretrained(target)
+    config = read_json(target / CONFIG)
+    config.pop("_name_or_path", None)
+    (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_identity(folder: Path, device: torch.device) -> Autoencoder:

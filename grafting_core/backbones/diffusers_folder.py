@@ -10,7 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grafting_core.backbones.autoencoder import KLAutoencoder
-from grafting_core.backbones.autoencoder_folder import AUTOENCODERS, autoencoder_folder, check_latents
+from grafting_core.backbones.autoencoder_folder import (
+    AUTOENCODERS,
+    autoencoder_folder,
+    check_latents,
+    write_kl,
+)
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.block_list import place_empty
 from grafting_core.backbones.bounded import check_elements
@@ -155,7 +160,7 @@ def save_folder(backbone: Backbone, folder: Path) -> None:
     cpu = {name: value.cpu() for name, value in state.items()}
     save_file(cpu, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     if isinstance(backbone.autoencoder, KLAutoencoder):
-        backbone.autoencoder.model.save_pretrained(folder / "vae")
+        write_kl(backbone.autoencoder, folder / "vae")
     write_scheduler(backbone.card, folder)
 
 

@@ -125,7 +125,8 @@ def show_run(run: RunDetail, lab: str) -> None:
     out.print(f"[bold]{escape(run.name)}[/]  {run.id}  {state_text(run)}  {stage_text(run)}")
     if run.message:
         out.print(f"  {escape(run.message)}")
-    out.print(f"  backbone {run.backbone}, attempt {run.attempt}, digest {run.experiment_digest[:12]}")
+    about = f"backbone {run.backbone}" if run.backbone else run.kind
+    out.print(f"  {about}, attempt {run.attempt}, digest {run.experiment_digest[:12]}")
     if run.kind == "graft":
         for edit in run.experiment.design.edits:
             out.print(f"  {edit.site}: {escape(str(edit.operator))}")

@@ -27,6 +27,8 @@ from service.tracking.target import Target, plain
 from workers.contract import StageDone
 
 TAG = "graftlab.run_id"
+WITHOUT_BACKBONE = "registrations"
+"""Experiment of runs that concern no backbone of the lab yet; others are in that of their backbone."""
 ENDED = {"SUCCEEDED": "FINISHED", "STOPPED": "FINISHED", "FAILED": "FAILED", "CANCELLED": "KILLED"}
 FILES = frozenset(("samples.png", "report.json"))
 """Artifacts of stages that MLflow shows."""
@@ -115,7 +117,7 @@ class Forwarder:
 
     def _find_or_create(self, detail: RunDetail) -> str:
         """Return the MLflow run tagged with our id; an earlier process may have died at any point of this."""
-        experiment_id = self.target.experiment(detail.backbone)
+        experiment_id = self.target.experiment(detail.backbone or WITHOUT_BACKBONE)
         started = int(detail.created_at.timestamp() * 1000)
         tags = {TAG: detail.id, **parent_tags(self.database, detail.id)}
         mlflow_run = self.target.run(experiment_id, detail.name, started, TAG, tags)

@@ -181,3 +181,14 @@ def test_an_operator_without_linear_layers_of_its_own_gives_no_weights(own: Back
     base = loaded(tmp_path)
     with pytest.raises(TypeError, match="no other operator can start from the weights of GatedConvolution"):
         operate(base, design_of(base, replacement("mha", 1, init="inherit")))
+
+
+def test_a_written_autoencoder_is_the_one_that_data_was_encoded_with(own: Backbone, tmp_path: Path) -> None:
+    written(own, tmp_path, replacement("hyena_x", 1))
+    assert read_card(tmp_path, name="a").parts["autoencoder"] == own.card.parts["autoencoder"]
+
+
+def test_a_written_config_holds_no_path_of_this_machine(backbone: Backbone, tmp_path: Path) -> None:
+    written(backbone, tmp_path, replacement("hyena_x", 1))
+    for file in tmp_path.rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text())

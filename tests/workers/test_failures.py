@@ -3,10 +3,12 @@
 import errno
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from grafting_core.training.optim import Diverged
 from workers.failures import classify
 from workers.group import AttemptStoppedEarly
+from workers.stages.intake import BadInput
 
 
 class OutOfMemoryError(RuntimeError):
@@ -52,6 +54,12 @@ def test_worker_failures_of_ray_train_are_looked_into() -> None:
     error = RuntimeError("group failed")
     error.worker_failures = {0: Diverged("loss of inf")}  # type: ignore[attr-defined]  # as Ray Train attaches them
     assert classify(error) == ("diverged", "Diverged: loss of inf")
+
+
+def test_bad_input_from_a_task_of_ray_is_told_in_its_own_sentence() -> None:
+    """Ray raises a class of its own, made of itself and of the task's error."""
+    raised = RayTaskError("work", "Traceback of the worker", BadInput("no folder")).as_instanceof_cause()
+    assert classify(raised) == ("bad_input", "no folder")
 
 
 def test_messages_are_one_short_line() -> None:

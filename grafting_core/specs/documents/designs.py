@@ -96,8 +96,8 @@ def _spec(submission: Submission, data: BackboneData, design: GraftDesign) -> Ex
     _check_fit(card, evaluate, finetune)
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
+        _check_held_out(distill, card, data.training)
     limit = data.training or None
-    _check_held_out(distill, card, data.training)
     named = {"dataset": data.ref}
     return ExperimentSpec(
         name=submission.name,
@@ -143,7 +143,7 @@ def check_shares(plan: FinetunePlan, resources: Resources) -> None:
 def _check_held_out(plan: DistillPlan, card: BackboneCard, images: int) -> None:
     """Refuse to measure held-out error on more draws than the backbone has images: some would count twice."""
     if 0 < images < plan.held_out:
-        message = f"{card.name} has {images:,} images; hold out at most that many"
+        message = f"{card.name} is trained on {images:,} images; hold out at most that many"
         raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
 
 

@@ -108,6 +108,11 @@ def test_no_more_images_are_held_out_than_there_are() -> None:
     assert (problem.pointer, problem.code) == ("/distill/held_out", "out-of-range")
 
 
+def test_a_teacher_may_have_few_images_as_it_distils_nothing() -> None:
+    teacher = {"name": "teacher", "backbone": TESTBED, "distill": {"held_out": 60_001}}
+    assert parse_submission(teacher).design.is_teacher
+
+
 def test_long_lists_of_layers_are_refused_at_once() -> None:
     for layers in (list(range(15_000)), [1] * 15_000):
         (problem,) = refused(parse_submission, graft(layers=layers))
