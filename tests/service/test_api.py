@@ -259,7 +259,7 @@ def test_openapi_describes_every_body_in_both_media_types(client: TestClient) ->
         for method, way in ways.items()
         if "requestBody" in way
     }
-    assert len(bodies) == 20
+    assert len(bodies) == 21
     for content in bodies.values():
         assert list(content) == ["application/json", "application/yaml"]
         assert content["application/json"] == content["application/yaml"]

@@ -96,13 +96,14 @@ ROUTES: dict[str, Call] = {
     "POST /api/v1/experiments": runners(document()),
     "POST /api/v1/experiments/plan": viewers(body=document()),
     "POST /api/v1/analyses": runners({"backbone": "testbed/dit-fashion"}),
+    "POST /api/v1/exports": runners({"run": "1"}),
     "GET /api/v1/backbones/{name:path}/profile": viewers("shared", fields={"name": "testbed/dit-fashion"}),
     "GET /api/v1/runs": viewers(),
     "GET /api/v1/runs/{run_id}": viewers(),
     "GET /api/v1/runs/{run_id}/events": viewers(),
     "GET /api/v1/runs/{run_id}/history": viewers(),
     "GET /api/v1/runs/{run_id}/log": viewers(),
-    "GET /api/v1/runs/{run_id}/artifacts/{stage}/{name}": viewers(
+    "GET /api/v1/runs/{run_id}/artifacts/{stage}/{name:path}": viewers(
         fields={"stage": "evaluate", "name": "report.json"}
     ),
     "POST /api/v1/runs/{run_id}/extend": runners({"device_seconds": 5.0}),
@@ -177,6 +178,6 @@ def request_of(route: str, ids: Mapping[str, str]) -> dict[str, Any]:
     address = re.sub(r"{(\w+)(:\w+)?}", lambda found: known.get(found[1], "1"), path)
     request: dict[str, Any] = {"method": method, "url": address + call.query}
     if call.body is not None:
-        runs = {"runs": [ids["run_id"]]} if "runs" in call.body else {}
-        request["json"] = call.body | runs
+        named = {"runs": [ids["run_id"]], "run": ids["run_id"]}
+        request["json"] = {name: named.get(name, value) for name, value in call.body.items()}
     return request
