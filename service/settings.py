@@ -113,6 +113,8 @@ class Settings(BaseSettings):
     """Days after a run's end until all checkpoints are deleted and a retry starts over; `inf` keeps the last
     ones.
     """
+    export_days: float = Field(default=30.0, ge=0)
+    """Days for which the folder of an export is kept after its run has ended; `inf` keeps it."""
     warm_seconds: float = Field(default=60.0, ge=0)
     """Time for which a worker group waits for another run of the same backbone and resources; 0: not at
     all.

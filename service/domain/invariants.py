@@ -8,6 +8,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from grafting_core.specs.backbone import BackboneRef
+from grafting_core.storage.artifacts import CARD
 from grafting_core.storage.storage import Storage
 from service.db.tables import (
     AccountRow,
@@ -249,9 +250,11 @@ INVARIANTS: Mapping[str, Callable[[Session], Wrong]] = {
 
 
 def missing_artifacts(session: Session, storage: Storage) -> Wrong:
-    """Files that the reports name exist."""
+    """Files that the reports name exist, except exports that were deleted as a whole."""
     query = select(StageRow.run_id, StageRow.stage, StageRow.report).execution_options(yield_per=BATCH)
     for run_id, stage, report in session.execute(query):
+        if stage == "export" and not storage.exists(report["artifacts"][CARD]):
+            continue
         for name, path in report["artifacts"].items():
             if not storage.exists(path):
                 yield run_id, f"{stage} names {name} at {path}, which does not exist"

@@ -1,20 +1,23 @@
-"""Files that nothing needs: leftovers of registrations and exports, and of revisions that were removed.
+"""Files that nothing needs: leftovers of registrations, exports and removed revisions, and old exports.
 
 They are deleted by the scheduler alone, and found in a transaction of the leader. No registration starts
 meanwhile, as it is started in another such transaction.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from grafting_core.specs.exports import export_folder
 from grafting_core.specs.registration import KINDS, What, registry_folder
 from grafting_core.storage.artifacts import CARD
 from grafting_core.storage.storage import Storage
 from service.db.registry_tables import USABLE, RegisteredRow
-from service.db.tables import RunRow
+from service.db.tables import ExperimentRow, RunRow, now
 from service.domain.registrations import work_that_names
 from service.schemas.runs import TERMINAL
 from workers.contract import Event, StageDone
@@ -35,11 +38,26 @@ def check_published(storage: Storage, event: Event) -> None:
         raise MissingFiles(f"the files of {made.card.name} are gone; another attempt registers them again")
 
 
-def unneeded_folders(session: Session, storage: Storage) -> list[str]:
-    """Return folders of the registry that no revision has and no registration can still use, and unfinished
-    files of exports that have ended.
+def unneeded_folders(session: Session, storage: Storage, export_days: float) -> list[str]:
+    """Return folders of the registry that no revision has and no registration can still use, unfinished files
+    of exports that have ended, and exports older than this.
     """
-    return [*_staging_of_ended(session, storage), *_without_revision(session, storage)]
+    return [
+        *_staging_of_ended(session, storage),
+        *_without_revision(session, storage),
+        *_old_exports(session, storage, export_days),
+    ]
+
+
+def _old_exports(session: Session, storage: Storage, days: float) -> Iterator[str]:
+    """Exports whose last run ended more than `days` ago. The model that they were made of is kept."""
+    keys = [] if math.isinf(days) else [name for name in storage.names("exports") if DIGEST.fullmatch(name)]
+    if not keys:
+        return
+    recent = or_(RunRow.ended_at.is_(None), RunRow.ended_at > now() - timedelta(days=days))
+    query = select(ExperimentRow.digest).join(RunRow, RunRow.experiment_id == ExperimentRow.id)
+    kept = set(session.scalars(query.where(ExperimentRow.digest.in_(keys), recent)))
+    yield from (export_folder(key) for key in keys if key not in kept)
 
 
 def _staging_of_ended(session: Session, storage: Storage) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Periodic deletion of files of the registry that nothing needs any more."""
+"""Periodic deletion of files of the registry and of exports that nothing needs any more."""
 
 import logging
 import threading
@@ -27,11 +27,12 @@ class RegistryCleaner:
         Folders are moved away in the leader's transaction, so that no registration can start to use one that
         is being deleted. Deleting takes longer, and is done afterwards.
         """
+        days = self._control.settings.export_days
         with self._control.database.reading() as session:
-            found = unneeded_folders(session, self._storage)
+            found = unneeded_folders(session, self._storage, days)
         if found:
             with self._control.leading() as session:
-                found = unneeded_folders(session, self._storage)
+                found = unneeded_folders(session, self._storage, days)
                 for folder in found:
                     withdraw_folder(self._storage, folder, f"{DELETED}/{uuid.uuid4().hex}")
         for name in self._storage.names(DELETED):

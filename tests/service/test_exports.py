@@ -1,7 +1,9 @@
 """`graft export` against a real application, with a worker in this process."""
 
 import json
+import math
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.shared_embedders import unique_state
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.storage.artifacts import publish
+from grafting_core.storage.folders import delete_folder
 from grafting_core.storage.storage import Storage
 from service.cli.console import Refused
 from service.cli.export import download
@@ -22,6 +25,8 @@ from service.client import GraftlabClient
 from service.db.engine import Database
 from service.db.tables import RunRow, StageRow
 from service.domain.artifact_contents import damaged_files, folders
+from service.domain.invariants import missing_artifacts
+from service.domain.registry_files import unneeded_folders
 from service.settings import Settings
 from tests.support.builders import experiment
 from tests.support.commands import Graft, command_line, serving_lab
@@ -181,6 +186,43 @@ def test_a_damaged_export_is_found_by_a_check(
     storage.write_bytes(f"{folder}/content/pipeline.py", b"import os")
     (found,) = damaged_files(storage, folder)
     assert found == (folder, f"{folder}/content/pipeline.py does not match its card")
+
+
+def test_an_old_export_is_deleted_and_made_again(
+    lab: GraftlabClient,
+    graft: Graft,
+    database: Database,
+    model: nn.Module,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    run, storage = finished(database), Storage(settings.storage)
+    made = json.loads(graft("export", run, str(tmp_path / "out"), "--json")[1])
+    (key,) = [name for name in storage.names("exports") if len(name) == 64]
+
+    def unneeded(days: float) -> list[str]:
+        with database.reading() as session:
+            return unneeded_folders(session, storage, days)
+
+    assert unneeded(1.0) == unneeded(math.inf) == []
+    with database.writing() as session:
+        row = session.get_one(RunRow, made["run"])
+        assert row.ended_at is not None
+        row.ended_at -= timedelta(days=2)
+    assert (unneeded(1.0), unneeded(3.0)) == ([f"exports/{key}"], [])
+    delete_folder(storage, f"exports/{key}")
+    with database.reading() as session:
+        assert list(missing_artifacts(session, storage)) == []
+    again = graft("export", run, str(tmp_path / "again"))
+    assert again[0] == 0, again
+    files = {each.relative_to(tmp_path / "out"): each.read_bytes() for each in files_in(tmp_path / "out")}
+    assert {
+        each.relative_to(tmp_path / "again"): each.read_bytes() for each in files_in(tmp_path / "again")
+    } == files
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [each for each in folder.rglob("*") if each.is_file()]
 
 
 def test_the_end_of_a_file_is_sent_alone(

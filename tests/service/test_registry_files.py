@@ -1,5 +1,6 @@
 """Files and bytes of what people register: reserved, kept while a revision has them, damaged and healed."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,12 @@ def test_nothing_is_deleted_that_a_started_registration_may_use(
     lab.storage.write_bytes(f"{published}/content/x.bin", b"x")
     lab.storage.write_bytes(f"registry/datasets/{'0' * 64}/content/x.bin", b"x")
     with database.reading() as session:
-        assert unneeded_folders(session, lab.storage) == [f"registry/datasets/{'0' * 64}"]
+        assert unneeded_folders(session, lab.storage, math.inf) == [f"registry/datasets/{'0' * 64}"]
     with database.writing() as session:
         session.scalars(select(RunRow)).one().state = "FAILED"
         session.scalars(select(RegisteredRow)).one().state = "failed"
     with database.reading() as session:
-        assert published in unneeded_folders(session, lab.storage)
+        assert published in unneeded_folders(session, lab.storage, math.inf)
 
 
 def test_a_digest_that_unended_work_names_is_kept(

@@ -122,7 +122,7 @@ def _unknown_field(path: tuple[object, ...], document: Any, model: type[BaseMode
 def _unknown_kind(path: tuple[object, ...], document: Any) -> Problem:
     given = _at(path, document).get("kind")
     message = f"unknown operator {shown(given)}{nearest(str(given), KINDS)}"
-    if given in FAILURES:
+    if isinstance(given, str) and given in FAILURES:
         message = f"operator {shown(given)} cannot be used: {FAILURES[given]}"
     place = pointer(*path, "kind")
     return Problem(
@@ -139,8 +139,9 @@ def _fields(path: tuple[object, ...], document: Any, model: type[BaseModel]) -> 
         found = [info for cls in candidates for name, info in _named(cls) if name == part]
         candidates = [cls for info in found for cls in _models(info.annotation)]
     value = _at(path, document)
-    if isinstance(value, dict) and value.get("kind") in KINDS:
-        candidates = [cls for cls in candidates if cls is KINDS[value["kind"]]] or candidates
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind in KINDS:
+        candidates = [cls for cls in candidates if cls is KINDS[kind]] or candidates
     return tuple(name for cls in candidates for name, _ in _named(cls))
 
 

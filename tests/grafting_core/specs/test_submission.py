@@ -110,6 +110,14 @@ def test_changing_what_determines_a_scion_changes_its_key(change: dict[str, Any]
 BAD: list[tuple[str, Any, str, str]] = [
     ("unknown backbone", document(backbone="dit-xl-2-255"), "/backbone", "unknown-backbone"),
     ("unknown operator", edit(**{"with": {"kind": "hyena_z"}}), "/edits/0/with/kind", "unknown-operator"),
+    ("an object for a kind", edit(**{"with": {"kind": {"a": 1}}}), "/edits/0/with/kind", "unknown-operator"),
+    ("a list for a kind", edit(**{"with": {"kind": ["mha"]}}), "/edits/0/with/kind", "unknown-operator"),
+    (
+        "an object for a kind among unknown fields",
+        edit(**{"with": {"kind": {}, "ratioo": 1}}),
+        "/edits/0/with/kind",
+        "unknown-operator",
+    ),
     ("no operator", edit(**{"with": {}}), "/edits/0/with/kind", "missing-field"),
     ("unknown slot", edit(replace="atention"), "/edits/0/replace", "not-allowed"),
     ("layer out of range", edit(layers=[28]), "/edits/0/layers", "bad-layers"),
