@@ -213,6 +213,8 @@ def read_json(file: Path) -> dict[str, Any]:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"it has more than {MAX_JSON_BYTES:,} bytes")
         document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(document, dict):

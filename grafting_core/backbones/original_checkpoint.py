@@ -120,7 +120,7 @@ def _linear(name: str, rows: int, columns: int) -> dict[str, Shape]:
 
 def check_names(path: Path, expected: Collection[str], found: Collection[str], place: str = "") -> None:
     """Raises ValueError naming tensors in `place` that are missing or superfluous."""
-    parts = {"lacks": set(expected) - set(found), "has besides": set(found) - set(expected)}
+    parts = {"lacks": set(expected) - set(found), "has unexpected": set(found) - set(expected)}
     wrong = [
         f"{what} {named([place + name for name in sorted(names)])}" for what, names in parts.items() if names
     ]

@@ -234,7 +234,7 @@ def check_names(folder: Path, expected: Mapping[str, Shape], found: Mapping[str,
     other = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
     parts = {
         "lacks": expected.keys() - found.keys(),
-        "has besides": found.keys() - expected.keys() - RECOMPUTED,
+        "has unexpected": found.keys() - expected.keys() - RECOMPUTED,
         "has in another shape": other,
     }
     wrong = [f"{what} {named(sorted(names))}" for what, names in parts.items() if names]

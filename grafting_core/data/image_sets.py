@@ -105,6 +105,8 @@ def open_images(path: Path) -> ImageSet:
     """A sample file or a folder of images. Raises BadFile for anything else."""
     if path.is_dir():
         return ImageFolder(path)
+    if not path.exists():
+        raise BadFile(f"{path} does not exist")
     if path.suffix != ".npz":
         raise BadFile(f"{path} is neither an .npz file nor a folder of images")
     return SampleFile(path)

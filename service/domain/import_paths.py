@@ -28,7 +28,9 @@ def allowed_path(given: str, roots: Sequence[Path], closed: Sequence[Path] = ())
     resolved = Path(os.path.realpath(given))
     if not _is_in(resolved, roots) or _is_in(resolved, closed):
         named = ", ".join(str(root) for root in roots)
-        raise PathNotAllowed(f"{given} is not under a folder from which this lab registers: {named}")
+        raise PathNotAllowed(
+            f"{given} is not under a folder from which this lab registers: {named} ({SETTING})"
+        )
     return str(resolved)
 
 

@@ -178,7 +178,7 @@ def with_nan(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (renamed, "lacks blocks.1.mlp.fc1.weight; has besides blocks.1.mlp.fc_1.weight"),
+        (renamed, "lacks blocks.1.mlp.fc1.weight; has unexpected blocks.1.mlp.fc_1.weight"),
         (without("t_embedder.mlp.2.bias"), "lacks t_embedder.mlp.2.bias"),
         (without("pos_embed"), "lacks pos_embed"),
         (without("blocks.0.adaLN_modulation.1.weight"), "lacks blocks.0.adaLN_modulation.1.weight"),
@@ -215,16 +215,16 @@ def with_nan(tensor: Tensor) -> Tensor:
         (lambda state: {3: torch.ones(1)}, "a tensor's name is a int, not text"),
         (
             lambda state: {**state, f"blocks.{'9' * 5000}.x": torch.ones(1)},
-            "has besides blocks.9999",
+            "has unexpected blocks.9999",
         ),
         (changed("x_embedder.proj.bias", with_nan), "not finite numbers: x_embedder.proj.bias"),
         (changed("pos_embed", lambda x: x + 0.01), "pos_embed is not the position embedding of a DiT"),
         (
             lambda state: {**state, "blocks.1.attn.q_norm.weight": torch.ones(72)},
-            "besides blocks.1.attn.q_norm",
+            "unexpected blocks.1.attn.q_norm",
         ),
         (lambda state: {**state, "blocks.3.x": torch.ones(1)}, "lacks every tensor of blocks.2"),
-        (lambda state: {**state, "rest": torch.ones(1)}, "has besides rest"),
+        (lambda state: {**state, "rest": torch.ones(1)}, "has unexpected rest"),
         (lambda state: {"model": state, "opt": {}}, "model is no known operator"),
         (lambda state: {"weights": state}, "holds weights; weights are looked for under ema"),
         (lambda state: {**state, "step": 3}, "holds the tensor pos_embed among entries that are none"),

@@ -171,7 +171,7 @@ def renamed(name: str, to: str) -> Callable[[State], State]:
         (
             "hyena_x",
             renamed("blocks.1.attn.short_filter.weight", "blocks.1.attn.long_filter.weight"),
-            "lacks blocks.1.attn.short_filter.weight; has besides blocks.1.attn.long_filter.weight",
+            "lacks blocks.1.attn.short_filter.weight; has unexpected blocks.1.attn.long_filter.weight",
         ),
         ("hyena_se", without("blocks.1.attn.inner_filter.bias"), "lacks blocks.1.attn.inner_filter.bias"),
         ("mamba_2", without("blocks.1.attn.A_log"), "lacks blocks.1.attn.A_log"),

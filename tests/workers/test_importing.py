@@ -151,7 +151,7 @@ def halved(state: State) -> dict[str, Any]:
     [
         (
             renamed,
-            r"^\S+/model.pt lacks blocks.1.attn.short_filter.bias; has besides blocks.1.attn.filter.bias",
+            r"^\S+/model.pt lacks blocks.1.attn.short_filter.bias; has unexpected blocks.1.attn.filter.bias",
         ),
         (missing, r"^\S+/model.pt lacks final_layer.linear.bias"),
         (halved, r"^\S+/model.pt: x_embedder.proj.bias is stored as torch.float16; torch.float32 is needed"),

@@ -139,7 +139,7 @@ def other_depth(folder: Path) -> None:
         (out_of_the_root, "does not register"),
         (folder_out_of_the_root, "does not register"),
         (a_pipe, "no regular file"),
-        (other_depth, "has besides"),
+        (other_depth, "has unexpected"),
         (shutil.rmtree, "is no folder"),
     ],
 )

@@ -109,7 +109,8 @@ def _remove_abandoned(folder: Path) -> None:
 def _sentence(error: ValueError, staging: Path) -> str:
     """Return an error's message without the path of the lab's copy."""
     text = str(error).replace(f"{staging / CHECKPOINT}/", "")
-    return text.replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
+    text = text.replace(f"{staging / CONTENT}/", "").replace(str(staging / CONTENT), "the folder")
+    return text.replace(f"{staging}/", "")
 
 
 def _publish(

@@ -62,7 +62,7 @@ def with_data(card: BackboneCard, given: str | None) -> BackboneData:
     if card.weights is not None and entry is None:
         known = name is not None and ("data set", name) not in hidden()
         missing = f", and the lab has no {shown(name)}" if known else ""
-        message = f"{card.name} can be trained on no data: name a registered data set{missing}"
+        message = f"{card.name} has no data set of its own: name a registered one{missing}"
         raise SpecError([problem(("dataset",), "no-dataset", message, given, list(DATASETS.entries))])
     found = entry.card if entry else None
     problems = list(_misfits(card, found)) if found else []
@@ -119,13 +119,20 @@ def check_data(data: BackboneData, protocol: EvaluationProtocol, plans: Plans) -
 
 
 def _network_problems(data: BackboneData, protocol: EvaluationProtocol) -> Iterator[Problem]:
-    kind = FEATURE_NETWORKS.entries.get(protocol.feature_network)
-    if kind is None or data.dataset is None or kind.side is None:
+    if data.dataset is None or fits(protocol.feature_network, data):
         return
-    if (kind.side, kind.side) != data.dataset.image_size:
-        size = " x ".join(str(side) for side in data.dataset.image_size)
-        message = f"{protocol.feature_network} looks at images of {kind.side} x {kind.side}, not {size}"
-        yield problem(("evaluate", "feature_network"), "other-size", message, protocol.feature_network)
+    side = FEATURE_NETWORKS.entries[protocol.feature_network].side
+    size = " x ".join(str(side) for side in data.dataset.image_size)
+    message = f"{protocol.feature_network} looks at images of {side} x {side}, not {size}"
+    yield problem(("evaluate", "feature_network"), "other-size", message, protocol.feature_network)
+
+
+def fits(network: str, data: BackboneData) -> bool:
+    """Whether a feature network takes images of the data's size; most take any."""
+    kind = FEATURE_NETWORKS.entries.get(network)
+    if kind is None or data.dataset is None or kind.side is None:
+        return True
+    return (kind.side, kind.side) == data.dataset.image_size
 
 
 def check_budget(budget: Budget, card: BackboneCard) -> None:

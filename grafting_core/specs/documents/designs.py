@@ -10,10 +10,10 @@ from grafting_core.specs.backbone import BackboneCard, revisions_of
 from grafting_core.specs.base import Frozen
 from grafting_core.specs.budget import Budget
 from grafting_core.specs.design import GraftDesign
-from grafting_core.specs.documents.data import BackboneData, check_budget, check_data, with_data
+from grafting_core.specs.documents.data import BackboneData, check_budget, check_data, fits, with_data
 from grafting_core.specs.documents.edits import Edit, EditResolver, problem
 from grafting_core.specs.documents.errors import SpecError, shown
-from grafting_core.specs.documents.explain import refused
+from grafting_core.specs.documents.explain import nearest, refused
 from grafting_core.specs.documents.lookup import find_card
 from grafting_core.specs.documents.parsing import check_plain
 from grafting_core.specs.experiment import MOST_WORKERS, ExperimentSpec, Resources
@@ -88,7 +88,7 @@ def _spec(submission: Submission, data: BackboneData, design: GraftDesign) -> Ex
     evaluate = protocol_for(card, evaluate, given)
     if "feature_network" not in given:
         evaluate = evaluate.model_copy(update={"feature_network": data.feature_network})
-    _check_feature_network(evaluate, card)
+    _check_feature_network(evaluate, data)
     check_data(data, evaluate, {"distill": distill, "finetune": finetune, "evaluate": evaluate})
     check_budget(submission.budget, card)
     evaluate = _with_weights_named(evaluate)
@@ -180,21 +180,23 @@ def _with_weights_named(protocol: EvaluationProtocol) -> EvaluationProtocol:
     return protocol.model_copy(update={"feature_digest": digest})
 
 
-def _check_feature_network(protocol: EvaluationProtocol, card: BackboneCard) -> None:
+def _check_feature_network(protocol: EvaluationProtocol, data: BackboneData) -> None:
     """Allow the backbone's own feature network and those whose weights the lab has.
 
     For a registered backbone these include the networks that ship with packages.
     """
-    sources = feature_sources()
+    card, sources = data.card, feature_sources()
     shipped = [name for name, kind in FEATURE_NETWORKS.entries.items() if kind.weights == "shipped"]
     others = [*sources, *(shipped if revisions_of(card.name) else [])]
     allowed = list(dict.fromkeys([card.feature_network, *others]))
     if card.weights is not None and card.feature_network not in (*sources, *shipped):
         allowed.remove(card.feature_network)
     if protocol.feature_network not in allowed:
-        known = ", ".join(allowed) or "a network that is registered first (`graft features train`)"
+        fitting = [name for name in allowed if fits(name, data)]
+        known = ", ".join(fitting) or "a network that is registered first (`graft features train`)"
         message = f"{card.name} is evaluated with {known}, not {shown(protocol.feature_network)}"
+        message += nearest(protocol.feature_network, fitting)
         path = ("evaluate", "feature_network")
         raise SpecError(
-            [problem(path, "unknown-feature-network", message, protocol.feature_network, allowed)]
+            [problem(path, "unknown-feature-network", message, protocol.feature_network, fitting)]
         )

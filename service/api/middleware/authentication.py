@@ -70,7 +70,7 @@ class AuthMiddleware:
         role = needed_role(scope["method"], scope["path"])
         principal = await self._who(secret, fresh=role == "admin") if secret else None
         if principal is None:
-            raise ApiError("unauthenticated", "this address needs a valid key")
+            raise ApiError("unauthenticated", "this address needs a valid key; `graft` sends GRAFTLAB_KEY")
         _check_rights(scope, headers, principal, role)
         return principal
 
