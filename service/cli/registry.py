@@ -102,7 +102,9 @@ def add_dataset(
 def encode_dataset(
     images: Annotated[Path, typer.Argument(help="Folder of images, tar or parquet, on the lab's machine.")],
     name: Annotated[str, typer.Option(help="Name of the data set in the lab.")],
-    size: Annotated[int | None, typer.Option(min=4, help="Side of the square images, in pixels.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=4, help="Side of the square images, in pixels; default: 256.")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Registered backbone whose autoencoder encodes.")
     ] = None,
@@ -113,7 +115,9 @@ def encode_dataset(
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Encode without labels.")] = False,
     held_out: Annotated[
         float | None,
-        typer.Option(min=0, help="Share (below 1) or number of images to hold out from training."),
+        typer.Option(
+            min=0, help="Share (below 1) or number of images to hold out from training; default: 0.05."
+        ),
     ] = None,
     channels: Annotated[int | None, typer.Option(min=1, max=3, help="3, or 1 for luma.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Mirror every other training image.")] = False,
@@ -157,7 +161,7 @@ def add_features(
 def train_features(
     dataset: Annotated[str, typer.Argument(help="Registered data set with labels.")],
     name: Annotated[str, typer.Option(help="Name of the network in the lab.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps; default: 2000.")] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     private: Private = False,
     max_bytes: MaxBytes = None,
