@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from grafting_core.backbones.registered import load_registered, read_card
+from grafting_core.data.image_sets import open_images
+from grafting_core.data.npz import BadFile
 from tests.support.diffusers_folders import (
     SAFETENSORS,
     State,
@@ -180,3 +182,8 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
         read_card(tmp_path, name="mine")
+
+
+def test_a_subject_that_is_missing_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="nothing does not exist"):
+        open_images(tmp_path / "nothing")
