@@ -45,9 +45,11 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
         """Images of these classes; arguments are those of `DiTPipeline`.
 
         `guidance_channels` is the number of latent channels that guidance acts on, by default the model's.
-        `latents` are the initial noise; by default it is drawn from `generator`.
+        `latents` are the initial noise; by default it is drawn from `generator`. Raises ValueError for labels
+        that the model does not have.
         """
         config, device = self.transformer.config, self._execution_device
+        self._check_labels(class_labels)
         shape = (len(class_labels), config.in_channels, config.sample_size, config.sample_size)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
@@ -62,6 +64,13 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
         images = self._decoded(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_labels(self, class_labels: list[int]) -> None:
+        last = max(1, self.transformer.config.num_embeds_ada_norm) - 1
+        wrong = [each for each in class_labels if type(each) is not int or not 0 <= each <= last]
+        if wrong or not class_labels:
+            given = wrong[0] if wrong else class_labels
+            raise ValueError(f"class_labels are integers from 0 to {last}, one for each image, not {given!r}")
 
     def _predict(
         self, latents: Tensor, timestep: Tensor, labels: Tensor, scale: float, channels: int | None

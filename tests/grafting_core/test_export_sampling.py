@@ -132,3 +132,12 @@ def test_a_scheduler_that_uses_a_learned_variance_gets_it(tmp_path: Path) -> Non
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
     assert torch.isfinite(images[0]).all()
+
+
+@pytest.mark.parametrize("labels", [[5], [-1], [1.5], [True], []])
+def test_a_label_that_the_model_does_not_have_is_refused(tmp_path: Path, labels: list[Any]) -> None:
+    graft, pipeline = exported(tmp_path)
+    last = graft.card.num_classes - 1
+    assert last < 5
+    with pytest.raises(ValueError, match=f"class_labels are integers from 0 to {last}"):
+        pipeline(class_labels=labels, num_inference_steps=1)
