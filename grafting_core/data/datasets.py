@@ -48,8 +48,8 @@ class Dataset(Protocol):
     def statistics(self) -> Mapping[str, FeatureStatistics]:
         """Feature network -> statistics, if known for more images than are available here."""
 
-    def latents(self, backbone: Backbone, count: int) -> LatentDataset:
-        """Latents of `count` training samples, or of all if there are fewer."""
+    def latents(self, backbone: Backbone, count: int, seed: int = 0) -> LatentDataset:
+        """Latents of `count` training samples, or of all if there are fewer; the seed selects which."""
 
     def held_out(self, backbone: Backbone) -> LatentDataset | None:
         """Latents of samples held out from training; None if there are none."""
@@ -74,9 +74,9 @@ class LabelledImages:
     inverted: bool = False
     statistics: Mapping[str, FeatureStatistics] = field(default_factory=dict)
 
-    def latents(self, backbone: Backbone, count: int) -> LatentDataset:
-        """Latents of `count` images, with classes as even as possible."""
-        chosen = first_of_each_class(self.labels, count)
+    def latents(self, backbone: Backbone, count: int, seed: int = 0) -> LatentDataset:
+        """Latents of `count` images, with classes as even as possible: the first ones, or those of a seed."""
+        chosen = some_of_each_class(self.labels, count, seed)
         return encode_images(backbone, self.images[chosen], self.labels[chosen], self.digest)
 
     def held_out(self, backbone: Backbone) -> LatentDataset | None:
@@ -105,6 +105,14 @@ def first_of_each_class(labels: Tensor, count: int) -> Tensor:
     return torch.argsort(ranks, stable=True)[:count].sort().values
 
 
+def some_of_each_class(labels: Tensor, count: int, seed: int) -> Tensor:
+    """As `first_of_each_class`, after the samples were shuffled by the seed; 0 leaves their order."""
+    if seed == 0:
+        return first_of_each_class(labels, count)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return order[first_of_each_class(labels[order], count)].sort().values
+
+
 def load_dataset(name: str) -> Dataset:
     """Load a data set and cache it. Raises ValueError for a name that is not in the table."""
     return _loaded(DATASETS.find(name))
@@ -131,9 +139,13 @@ def dataset_of(card: BackboneCard, named: DatasetRef | None = None) -> Dataset:
     return dataset
 
 
-def encode_latents(backbone: Backbone, images: int, dataset: DatasetRef | None = None) -> Latents:
-    """Latents of `images` training samples of a data set, by default the backbone's."""
-    return Latents.of(backbone, dataset_of(backbone.card, dataset).latents(backbone, images))
+def encode_latents(
+    backbone: Backbone, images: int, dataset: DatasetRef | None = None, seed: int = 0
+) -> Latents:
+    """Latents of `images` training samples of a data set, by default the backbone's, selected by the seed."""
+    found = dataset_of(backbone.card, dataset)
+    # Data sets of other packages may have been written before there was a seed.
+    return Latents.of(backbone, found.latents(backbone, images, *([seed] if seed else [])))
 
 
 def encode_held_out(backbone: Backbone, dataset: DatasetRef | None = None) -> Latents:

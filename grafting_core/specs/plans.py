@@ -47,7 +47,7 @@ class DistillPlan(Frozen):
     operators' initial weights (by default `seed` does); `seed` seeds images and noise.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"dataset"})
+    added: ClassVar[frozenset[str]] = frozenset({"dataset", "subset_seed"})
     steps: Steps = 25_000
     batch_size: BatchSize = 64
     learning_rate: LearningRate = 1e-4
@@ -58,6 +58,8 @@ class DistillPlan(Frozen):
     attention_loss: Loss = "l1"
     mlp_loss: Loss = "l2"
     images: Annotated[int, Field(ge=1, le=10**9)] = 8_000
+    subset_seed: Seed = 0
+    """Which images of the data set these are, in the proportions of the classes."""
     held_out: Annotated[int, Field(ge=8, le=65_536)] = 256
     features: Features = "fresh"
     precision: Precision = "float32"
@@ -71,7 +73,8 @@ class DistillPlan(Frozen):
     def stream(self) -> tuple[str | int, ...]:
         """Settings that determine the batches and held-out draws; equal for all operators of one pass."""
         data = self.dataset.digest if self.dataset else ""
-        return self.features, self.precision, self.batch_size, self.images, self.held_out, self.seed, data
+        images = self.images, self.subset_seed, self.held_out
+        return self.features, self.precision, self.batch_size, *images, self.seed, data
 
     @property
     def first_weights_seed(self) -> int:
@@ -89,7 +92,7 @@ class FinetunePlan(Frozen):
     and EMA stay in float32.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"precision", "dataset"})
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "dataset", "subset_seed"})
     steps: Steps = 50_000
     batch_size: BatchSize = 256
     learning_rate: LearningRate = 1e-4
@@ -101,6 +104,8 @@ class FinetunePlan(Frozen):
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     precision: Precision = "float32"
     images: Annotated[int, Field(ge=1, le=10**9)] = 128_000
+    subset_seed: Seed = 0
+    """Which images of the data set these are, in the proportions of the classes."""
     seed: Seed = 0
     dataset: DatasetRef | None = None
     """Training data; None: the data set on the backbone's card."""

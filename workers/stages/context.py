@@ -50,7 +50,7 @@ class Context:
     meter: UsageMeter
     stop_condition: StopCondition
     events: EventLog | None
-    _latents: dict[tuple[int, DatasetRef | None], Latents] = field(default_factory=dict)
+    _latents: dict[tuple[int, DatasetRef | None, int], Latents] = field(default_factory=dict)
     _held_out: dict[DatasetRef | None, Latents] = field(default_factory=dict)
     scions: dict[str, bytes] = field(default_factory=dict)
     """Key -> verified weights, read by stage 1 for stage 2, which removes them."""
@@ -81,11 +81,11 @@ class Context:
         """Run that published the artifact."""
         return str(read_card(self.storage, folder).get("made_by", ""))
 
-    def latents(self, images: int, dataset: DatasetRef | None = None) -> Latents:
+    def latents(self, images: int, dataset: DatasetRef | None = None, seed: int = 0) -> Latents:
         """Training latents of a data set, by default the backbone's, encoded once per attempt."""
-        key = images, dataset
+        key = images, dataset, seed
         if key not in self._latents:
-            self._latents[key] = encode_latents(self.backbone, images, dataset)
+            self._latents[key] = encode_latents(self.backbone, images, dataset, seed)
         return self._latents[key]
 
     def held_out(self, dataset: DatasetRef | None = None) -> Latents:

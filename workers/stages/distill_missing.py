@@ -82,7 +82,7 @@ def _distil(context: Context, bank: Bank, missing: Sequence[ScionSpec], stage_ke
     context.meter.set_step_cost("distill", StepCost(plan.batch_size * flops, plan.batch_size))
     if not own:
         return  # more workers than scions
-    latents = context.latents(plan.images, plan.dataset)
+    latents = context.latents(plan.images, plan.dataset, plan.subset_seed)
     distill(
         context.backbone,
         candidates_of(context.backbone, list(own.values()), latents),

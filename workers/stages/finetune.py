@@ -41,7 +41,7 @@ def _finetune(context: Context, key: str) -> None:
     weights = finetune(
         graft,
         spec.finetune,
-        context.latents(spec.finetune.images, spec.finetune.dataset),
+        context.latents(spec.finetune.images, spec.finetune.dataset, spec.finetune.subset_seed),
         observer=context.observer("finetune", key),
         checkpoints=SharedCheckpoints(context.checkpoints(key), share.rank),
         parallel=context.group.parallel,

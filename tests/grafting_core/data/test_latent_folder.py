@@ -18,7 +18,13 @@ from grafting_core.backbones.autoencoder import IdentityAutoencoder, KLAutoencod
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.weight_files import part_digest
 from grafting_core.data import latent_folder
-from grafting_core.data.datasets import dataset_of, encode_held_out, encode_latents, load_dataset
+from grafting_core.data.datasets import (
+    dataset_of,
+    encode_held_out,
+    encode_latents,
+    load_dataset,
+    some_of_each_class,
+)
 from grafting_core.data.encode import encode_folder
 from grafting_core.data.latent_folder import load_latent_folder, read_dataset
 from grafting_core.data.latents import Latents, encode_images
@@ -90,6 +96,24 @@ def test_subsets_keep_the_proportions_of_classes(own: Backbone, encoded: Dataset
     labels = [each.conditions(torch.arange(10)).by_row["class_labels"] for each in (some, other)]
     assert [each.bincount().tolist() for each in labels] == [[2] * 5] * 2
     drawn = [each.draw(torch.arange(10), torch.Generator().manual_seed(0)) for each in (some, other)]
+    assert not torch.equal(*drawn)
+
+
+def test_other_seeds_select_other_images_as_evenly() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    first, second, third = (some_of_each_class(labels, 6, seed) for seed in (0, 1, 2))
+    assert first.tolist() == [0, 1, 4, 5, 8, 9]
+    assert all(labels[chosen].bincount().tolist() == [2, 2, 2] for chosen in (first, second, third))
+    assert len({tuple(chosen.tolist()) for chosen in (first, second, third)}) == 3
+    assert some_of_each_class(labels, 6, 1).tolist() == second.tolist()
+
+
+def test_the_subset_of_a_plan_is_that_of_its_seed(backbone: Backbone, latents: Latents) -> None:
+    """A data set of the table, read as a stage reads it."""
+    other = encode_latents(backbone, 200, seed=1)
+    rows = torch.arange(200)
+    drawn = [each.dataset.draw(rows, torch.Generator().manual_seed(0)) for each in (latents, other)]
+    assert len(other) == len(latents) == 200
     assert not torch.equal(*drawn)
 
 

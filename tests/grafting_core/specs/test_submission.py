@@ -100,7 +100,13 @@ def test_a_scion_is_shared_by_designs_that_differ_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"distill": {"seed": 1}}, {"distill": {"steps": 1}}, {"distill": {"attention_loss": "l2"}}]
+    "change",
+    [
+        {"distill": {"seed": 1}},
+        {"distill": {"steps": 1}},
+        {"distill": {"attention_loss": "l2"}},
+        {"distill": {"subset_seed": 1}},
+    ],
 )
 def test_changing_what_determines_a_scion_changes_its_key(change: dict[str, Any]) -> None:
     keys = scion_keys(parse_submission(document(**change)))
