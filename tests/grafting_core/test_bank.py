@@ -43,6 +43,7 @@ VALUES = {
     "features": st.sampled_from(["fresh", "stored"]),
     "precision": st.sampled_from(["float32", "bfloat16"]),
     "patience": st.none() | st.integers(1, 10_000),
+    "subset_seed": st.integers(0, 2**32 - 1),
     "seed": st.integers(0, 2**32 - 1),
     "init_seed": st.integers(1, 2**32 - 1),
     "dataset": st.builds(DatasetRef, name=st.just("d"), digest=st.sampled_from(["a" * 64, "b" * 64])),

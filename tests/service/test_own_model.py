@@ -121,7 +121,7 @@ def test_what_does_not_fit_the_backbone_is_refused_at_submission(
         assert (answer.status_code, answer.json()["pointer"]) == (422, "/dataset"), backbone
         assert backbone.startswith("testbed") or message in answer.text, answer.text
     none = client.post("/api/v1/experiments", json=design("small"))
-    assert "name a registered data set" in none.json()["detail"]
+    assert "name a registered one" in none.json()["detail"]
     budget = {"budget": {"share_of_pretraining": 0.1}}
     shared = client.post(
         "/api/v1/experiments", json=document(backbone="small", dataset="flags", **QUICK, **budget)
