@@ -55,7 +55,7 @@ def _beside(folder: Path) -> Path | None:
 
 
 def load_kl(folder: Path, device: torch.device) -> Autoencoder:
-    """The `AutoencoderKL` beside a transformer, frozen. Raises ValueError as `read_kl` does."""
+    """The `AutoencoderKL` of a transformer's pipeline, frozen. Raises ValueError as `read_kl` does."""
     found = _beside(folder)
     if found is None:
         raise ValueError(f"{folder} has no decoder; add a folder {' or '.join(FOLDERS)}")
@@ -170,7 +170,7 @@ def _named_config(folder: Path) -> Iterator[None]:
 def decoder_cost(folder: Path, latent_channels: int, side: int) -> tuple[int, int]:
     """FLOPs and bytes of decoding one latent [C, side, side], counted on a model without weights.
 
-    The bytes are those of the largest layer's input and output, and of a sum beside them. Raises ValueError
+    The bytes are those of the largest layer's input and output, and of a sum in addition. Raises ValueError
     for an autoencoder of another number of channels.
     """
     check_latents(folder, latent_channels)

@@ -1,4 +1,4 @@
-"""Sizes of networks by their configs, compared with the weights beside them before any network is built."""
+"""Sizes of networks by their configs, compared with the stored weights before any network is built."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ CONFIG_ERRORS = (
 
 
 class TooLarge(ValueError):
-    """A config describes a network that is much larger than the weights stored beside it."""
+    """A config describes a network that is much larger than its stored weights."""
 
 
 def check_elements(folder: Path, described: int, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -20,10 +20,10 @@ MOST_COUNTED = 10**15
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """The weights in a checkpoint, by the names in the file, and what is said beside them.
+    """The weights in a checkpoint, by the names in the file, and the facts that the file states about them.
 
     `original` is a dictionary of tensors alone; `ema` one that holds the averaged weights under that name;
-    `training` has others beside them, of which only the average is taken; `stage1` is one operator.
+    `training` also has the current weights and the optimiser's, which are not read; `stage1` is one operator.
     """
 
     path: Path

@@ -13,7 +13,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write_checkpoint(imported: ImportedCheckpoint, folder: Path) -> None:
-    """Write transformer and scheduler; the autoencoder, which no checkpoint has, is to be put beside them.
+    """Write transformer and scheduler; the caller adds the autoencoder, which no checkpoint has.
 
     The original code trains noise prediction, with a variance where there are channels for it, over its
     linear schedule of 1,000 timesteps, which is the default here.

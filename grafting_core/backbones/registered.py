@@ -44,7 +44,7 @@ Progress = Callable[[int, int, str], None]
 class BackboneFolder:
     """Where the parts of a backbone are: a diffusers pipeline or a transformer's own folder.
 
-    `vae` is an autoencoder elsewhere, `"none"` for a transformer on pixels, None for the one beside it.
+    `vae` is an autoencoder elsewhere, `"none"` for a transformer on pixels, None for the pipeline's own.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class BackboneFolder:
         decoder = self.autoencoder(config or read_config(self.transformer))
         parts = {"transformer": self.transformer, **({"vae": decoder} if decoder else {})}
         found = {f"{part}/{file.name}": file for part, path in parts.items() for file in files_of(path)}
-        # A model card names the licence, also to whoever reads a copy.
+        # A copy of the model card keeps the licence with the files.
         extras = {str(name): self.folder / name for name in (SCHEDULER, README)}
         return found | {name: file for name, file in extras.items() if file.is_file()}
 

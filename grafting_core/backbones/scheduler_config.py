@@ -1,4 +1,4 @@
-"""The objective and noise schedule that the scheduler beside a diffusers transformer tells of."""
+"""The objective and noise schedule that the scheduler config of a diffusers pipeline states."""
 
 import json
 from collections.abc import Mapping

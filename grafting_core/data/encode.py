@@ -47,7 +47,7 @@ PARTS: tuple[Part, ...] = ("training", "held_out")
 ENLARGED = "were smaller and enlarged"
 MAX_SHARDS = 100_000
 FILE_BYTES = 512
-"""Of a shard beside its tensors: its header, and its entry in the index."""
+"""Bytes of a shard in addition to its tensors: its header, and its entry in the index."""
 
 
 class Receipt(Frozen):

@@ -10,7 +10,7 @@ from grafting_core.export.written_code import Writer
 from grafting_core.operators.table import construction_of
 
 MODEL, PIPELINE = "grafted_dit", "pipeline"
-"""Names of the modules beside the weights and in the folder."""
+"""Names of the modules in the folder of the weights and in the export's folder."""
 PIPELINE_CLASS = "GraftedDiTPipeline"
 HERE = __name__.rpartition(".")[0]
 

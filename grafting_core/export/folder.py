@@ -94,7 +94,7 @@ def _load(transformer: Any, state: dict[str, Tensor]) -> None:
 
 
 def _write_code(folder: Path, config: DiTConfig, rows: list[dict[str, Any]]) -> None:
-    """The model's class beside its weights, and what of its config names it; the pipeline in the folder."""
+    """Write the model's class next to its weights, name it in the config, and write the pipeline."""
     (folder / f"{PIPELINE}.py").write_text(pipeline_code(), encoding="utf-8")
     if not config.differences:
         return

@@ -19,11 +19,11 @@ FLOAT = 4
 PROCESS = 500_000_000
 """Bytes of a process that has loaded the libraries and nothing else."""
 BLOCK_TENSORS = 6.0
-"""Kept by a block beside its operators: input, both norms' outputs, what comes out of each half."""
+"""Kept by a block in addition to its operators: input, both norms' outputs, what comes out of each half."""
 LAST_TENSORS = 3.0
 """Kept before the first block and after the last."""
 OPERATOR_TENSORS = 1.0
-"""Kept by an operator beside the outputs of its layers."""
+"""Kept by an operator in addition to the outputs of its layers."""
 OUTPUTS_KEPT: Mapping[str, float] = {
     "mha": 1.0,
     "window_attention": 1.2,
@@ -40,7 +40,7 @@ OTHER_OUTPUTS_KEPT = 2.0
 FORWARD_TENSORS = 14.0
 """Alive at once in a forward without gradients, the widest layer's input and output among them."""
 BACKWARD_TENSORS = 12.0
-"""Alive at once in a backward pass beside what was kept."""
+"""Alive at once in a backward pass in addition to what was kept."""
 HALF = 0.6
 """Activations under bfloat16 for those in single precision: norms and sums stay in single precision."""
 DECODER_BYTES = "decoder_bytes"
@@ -56,7 +56,7 @@ class MemoryNeed(Frozen):
     optimiser: int = 0
     average: int = 0
     teacher: int = 0
-    """Of a second network beside it."""
+    """Of the teacher, a second network."""
     activations: int = 0
     other: int = 0
     """The process itself, data and decoder."""
@@ -80,7 +80,7 @@ def finetuning_memory(
     accumulation_steps: int = 1,
     teacher: bool = True,
 ) -> MemoryNeed:
-    """Stage 2: weights, gradients, two moments and averaged weights, the teacher beside them in a lab."""
+    """Stage 2: weights, gradients, two moments and averaged weights, in a lab the teacher's weights too."""
     weights = FLOAT * (held_params(card) + _added_params(card, design))
     rows = -(-plan.batch_size // (workers * accumulation_steps))
     kept = LAST_TENSORS + sum(_block_tensors(card, design, block) for block in range(card.depth))

@@ -67,7 +67,7 @@ class RegistrationSpec(Frozen):
     hub: HubSource | None = None
     subject: str | None = None
     vae: FolderPath | None = None
-    """Folder of the autoencoder, or `none`; None: the one beside the transformer."""
+    """Folder of the autoencoder, or `none`; None: the one in the transformer's pipeline."""
     encoder: BackboneRef | None = None
     """Whose autoencoder encodes the images."""
     dataset: DatasetRef | None = None

@@ -92,18 +92,18 @@ def local_folder(storage: Storage, folder: str) -> Path:
 
 
 def _fetch(storage: Storage, folder: str, card: dict[str, Any], to: Path) -> None:
-    """All files into a folder beside, which then takes its name: others see the whole folder or none."""
-    beside = to.with_name(f"{to.name}-{uuid.uuid4().hex}")
+    """Fetch all files into a temporary folder and rename it: readers see the whole folder or none."""
+    partial = to.with_name(f"{to.name}-{uuid.uuid4().hex}")
     try:
         for name, expected in {**card["files"], card["file"]: card["sha256"]}.items():
-            target = beside / str(name).removeprefix(f"{CONTENT}/")
+            target = partial / str(name).removeprefix(f"{CONTENT}/")
             target.parent.mkdir(parents=True, exist_ok=True)
             if _copied(storage, f"{folder}/{name}", target) != expected:
                 raise CorruptArtifact(f"{folder}/{name} does not match its card")
         if not to.is_dir():
-            beside.replace(to)
+            partial.replace(to)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _copied(storage: Storage, path: str, target: Path) -> str:

@@ -153,17 +153,17 @@ def _copy(file: SourceFile, target: Path, roots: Roots | None) -> None:
         target.unlink(missing_ok=True)
         os.link(file.path, target)
         return
-    beside = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".{target.name}.part")
     try:
-        with open(_opened(file, roots), "rb") as source, beside.open("wb") as copy:
+        with open(_opened(file, roots), "rb") as source, partial.open("wb") as copy:
             _copy_bytes(source, copy, file.size)
             copy.flush()
             os.fsync(copy.fileno())
             _check_unchanged(file, source.fileno())
-        os.utime(beside, ns=(file.changed, file.changed))
-        beside.replace(target)
+        os.utime(partial, ns=(file.changed, file.changed))
+        partial.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:

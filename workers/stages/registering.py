@@ -78,7 +78,7 @@ def add_backbone(intake: Intake) -> BackboneCard:
 
 
 def _converted(intake: Intake) -> ImportedCheckpoint:
-    """Copy a checkpoint and an autoencoder, and write the checkpoint's transformer beside the latter."""
+    """Copy a checkpoint and an autoencoder, and write the checkpoint's transformer into the same folder."""
     work, source = intake.work, Path(str(intake.work.path))
     checkpoint = source_file(source, copy_of(intake.staging, source).name, intake.allowed)
     decoder = None if work.vae == NO_AUTOENCODER else Path(str(work.vae))

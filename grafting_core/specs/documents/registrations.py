@@ -52,7 +52,7 @@ class BackboneDocument(Frozen):
     dataset: Word | None = None
     """The data set that it was trained on."""
     vae: FolderPath | None = None
-    """Folder of its autoencoder, or `none`; the one beside the transformer where left out."""
+    """Folder of its autoencoder, or `none`; if left out, the one in the transformer's pipeline."""
     objective: Word | None = None
     licence: Licence | None = None
     private: bool = False
