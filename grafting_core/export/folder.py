@@ -1,7 +1,6 @@
 """Write a graft as a folder that diffusers loads, and read it."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +70,7 @@ def export_model(
         _write_code(written, config, rows)
         _write_index(written, config)
         _write_texts(written, backbone, design, graft, record or ExportRecord(name=target.name))
-        shutil.move(written, target)
+        written.rename(target)  # unlike a move, it fails if a folder of that name has appeared
     return target
 
 
