@@ -71,7 +71,7 @@ def new_database(request: pytest.FixtureRequest, kind: str, folder: Path, migrat
     """Create a database and return its address; SQLite's is the file `lab.db` of this folder.
 
     It is a copy of a template that is migrated once per session, or without tables, for tests of
-    migrations.
+    migrations. It lives as long as the fixture that asks for it.
     """
     if kind == "sqlite":
         path = folder / "lab.db"
@@ -81,6 +81,7 @@ def new_database(request: pytest.FixtureRequest, kind: str, folder: Path, migrat
     server, name = request.getfixturevalue("postgres"), f"lab{next(NUMBERS)}"
     template = f" TEMPLATE {request.getfixturevalue('postgres_template')}" if migrated else ""
     _execute(server, f"CREATE DATABASE {name}{template}")
+    request.addfinalizer(lambda: _execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
     return address_of(server, name)
 
 
