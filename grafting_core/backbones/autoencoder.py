@@ -75,5 +75,16 @@ def pixels_of(images: Tensor) -> Tensor:
 
 def images_of(pixels_BCHW: Tensor) -> Tensor:
     """Pixels -> uint8 images on the CPU, rounded half up and clipped; [N, H, W] for one channel."""
-    scaled = pixels_BCHW.squeeze(1) if pixels_BCHW.shape[1] == 1 else pixels_BCHW.permute(0, 2, 3, 1)
-    return scaled.mul(127.5).add(128).clamp(0, 255).to(torch.uint8).cpu().contiguous()
+    return _channels_last(pixels_BCHW.mul(127.5).add(128).clamp(0, 255))
+
+
+def images_of_diffusers(pixels_BCHW: Tensor) -> Tensor:
+    """As `images_of`, but rounded as diffusers' pipelines do: halves to the even neighbour."""
+    return _channels_last((pixels_BCHW / 2 + 0.5).clamp(0, 1).mul(255).round())
+
+
+def _channels_last(values_BCHW: Tensor) -> Tensor:
+    """uint8 on the CPU, [N, H, W] for one channel, else [N, H, W, C]."""
+    images = values_BCHW.to(torch.uint8)
+    placed = images.squeeze(1) if images.shape[1] == 1 else images.permute(0, 2, 3, 1)
+    return placed.cpu().contiguous()

@@ -20,8 +20,9 @@ from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.block_list import place_empty
 from grafting_core.backbones.bounded import check_elements
 from grafting_core.backbones.dit import set_arithmetic, silence_label_dropout
-from grafting_core.backbones.dit_config import DiTConfig, read_config, write_config
+from grafting_core.backbones.dit_config import GRAFTED_NORM, DiTConfig, read_config, write_config
 from grafting_core.backbones.model_card import stated_facts
+from grafting_core.backbones.original_dit import OriginalDiT
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
 from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
 from grafting_core.backbones.table import FAMILIES, family_of
@@ -91,11 +92,15 @@ def load_transformer(folder: Path) -> DiTTransformer2DModel:
 def empty_transformer(config: DiTConfig) -> DiTTransformer2DModel:
     """A transformer with its grafts, whose parameters are on the meta device.
 
-    Position embeddings are computed. It has the config's arithmetic, which its own `config` tells.
+    Position embeddings are computed. It has the config's arithmetic, which its own `config` tells. What it is
+    saved as by diffusers' own `save_pretrained` is refused by diffusers' class if that would change it.
     """
     with torch.device("meta"):
-        transformer = DiTTransformer2DModel(**config.arguments)
+        made = OriginalDiT if config.arithmetic == "original" else DiTTransformer2DModel
+        transformer = made(**config.arguments)
     set_arithmetic(transformer, config.arithmetic)
+    if config.differences:
+        transformer.register_to_config(norm_type=GRAFTED_NORM)
     place_empty(FAMILIES["dit"], transformer, config.edits, config.pairs, config.dims)
     embedding = PatchEmbed(
         height=config.sample_size,
@@ -170,7 +175,8 @@ def config_of(backbone: Backbone) -> DiTConfig:
     if not isinstance(backbone.transformer, DiTTransformer2DModel) or config is None:
         raise ValueError(f"a {type(backbone.transformer).__name__} cannot be written as a folder")
     card = backbone.card
-    return DiTConfig(**{**config, "edits": card.edits, "pairs": card.pairs})
+    ours = {"norm_type": "ada_norm_zero", "edits": card.edits, "pairs": card.pairs}
+    return DiTConfig(**{**config, **ours})
 
 
 def _card(folder: Path) -> BackboneCard:

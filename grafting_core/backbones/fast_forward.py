@@ -20,6 +20,7 @@ from torch.nn.functional import layer_norm, silu
 from grafting_core.backbones.base import Forward
 from grafting_core.backbones.conditions import Conditions
 from grafting_core.backbones.kernels import apply, linear
+from grafting_core.backbones.original_dit import OriginalDiT, guided_here
 from grafting_core.operators.parallel import ParallelBlocks
 
 LABELS = "class_labels"
@@ -30,7 +31,7 @@ TILE_BYTES = 3 * 2**19
 
 def forward_of(transformer: nn.Module) -> Forward:
     """Fast forward of a DiT in evaluation mode without hooks, else the network's own forward."""
-    known = type(transformer) is DiTTransformer2DModel
+    known = type(transformer) in (DiTTransformer2DModel, OriginalDiT)
     if known and not transformer.training and not _has_hooks(transformer):
         return FastForward(transformer)
     return PlainForward(transformer)
@@ -48,7 +49,10 @@ class PlainForward:
 
     def __call__(self, latents_BCHW: Tensor, timestep: float, conditions: Conditions) -> Tensor:
         timesteps_B = torch.full((len(latents_BCHW),), timestep, device=latents_BCHW.device)
-        output: Tensor = self.transformer(latents_BCHW, timestep=timesteps_B, **conditions.arguments).sample
+        with guided_here():
+            output: Tensor = self.transformer(
+                latents_BCHW, timestep=timesteps_B, **conditions.arguments
+            ).sample
         return output
 
 

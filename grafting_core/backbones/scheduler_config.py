@@ -89,18 +89,23 @@ def write_scheduler(card: BackboneCard, folder: Path) -> None:
     write_objective(folder, card.objective, card.schedule)
 
 
-def write_objective(folder: Path, objective: str, trained_with: TrainingSchedule) -> None:
-    """A scheduler's config from which `read_objective` takes this objective and schedule."""
+def scheduler_document(objective: str, trained_with: TrainingSchedule) -> dict[str, Any]:
+    """The config of diffusers' scheduler for this objective and schedule."""
     schedule = trained_with.model_dump()
     if objective == FLOW:
         document = {name: schedule[name] for name in ("num_train_timesteps", "shift")}
-        document["_class_name"] = FLOW_CLASSES[0]
-    else:
-        document = {name: value for name, value in schedule.items() if name != "shift"}
-        document["_class_name"] = "DDPMScheduler"
-        document["prediction_type"] = "v_prediction" if objective == "v_prediction" else "epsilon"
-        document["variance_type"] = "learned_range" if objective in LEARNED_VARIANCE else "fixed_small"
-        document["clip_sample"] = False
+        return document | {"_class_name": FLOW_CLASSES[0]}
+    document = {name: value for name, value in schedule.items() if name != "shift"}
+    document["_class_name"] = "DDPMScheduler"
+    document["prediction_type"] = "v_prediction" if objective == "v_prediction" else "epsilon"
+    document["variance_type"] = "learned_range" if objective in LEARNED_VARIANCE else "fixed_small"
+    document["clip_sample"] = False
+    return document
+
+
+def write_objective(folder: Path, objective: str, trained_with: TrainingSchedule) -> None:
+    """Write a scheduler's config from which `read_objective` takes this objective and schedule."""
+    document = scheduler_document(objective, trained_with)
     file = folder / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grafting_core.backbones.autoencoder import images_of
+from grafting_core.backbones.autoencoder import images_of, images_of_diffusers
 from grafting_core.backbones.base import Backbone, Forward
 from grafting_core.backbones.conditions import Conditions
+from grafting_core.diffusion.diffusers_pipeline import pipeline_latents
 from grafting_core.diffusion.objective import objective_of
 from grafting_core.diffusion.precision import autocast
 from grafting_core.diffusion.samplers import sampler_of
@@ -88,7 +89,7 @@ def sample_images(
 ) -> Tensor:
     """uint8 images, gray [n, H, W] or with channels [n, H, W, C], of these sample indices, on the CPU."""
     latents = sample_latents(backbone, transformer, protocol, indices)
-    return decode(backbone, latents, protocol.micro_batch, indices)
+    return decode(backbone, latents, protocol, indices)
 
 
 def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
@@ -100,17 +101,20 @@ def check_finite(values: Tensor, what: str, indices: Sequence[int]) -> None:
 
 
 @torch.no_grad()
-def decode(backbone: Backbone, latents: Tensor, micro_batch: int, indices: Sequence[int]) -> Tensor:
+def decode(
+    backbone: Backbone, latents: Tensor, protocol: EvaluationProtocol, indices: Sequence[int]
+) -> Tensor:
     """uint8 images, gray [n, H, W] or with channels [n, H, W, C], of scaled latents.
 
     Raises ValueError with the `indices` of samples that are not finite.
     """
-    parts = []
+    parts, micro_batch = [], protocol.micro_batch
+    rounded = images_of_diffusers if protocol.pipeline == "diffusers" else images_of
     for first, chunk in zip(range(0, len(latents), micro_batch), latents.split(micro_batch), strict=True):
         padded = torch.cat([chunk, chunk[-1:].expand(micro_batch - len(chunk), *chunk.shape[1:])])
         pixels = backbone.autoencoder.decode(padded)[: len(chunk)]
         check_finite(pixels, "pixels", indices[first : first + len(chunk)])
-        parts.append(images_of(pixels))
+        parts.append(rounded(pixels))
     return torch.cat(parts)
 
 
@@ -124,6 +128,15 @@ class _MicroBatch:
     indices: list[int]
 
     def sample(self) -> Tensor:
+        return self._by_pipeline() if self.protocol.pipeline == "diffusers" else self._by_sampler()
+
+    def _by_pipeline(self) -> Tensor:
+        card, generators = self.backbone.card, sample_generators(self.protocol, self.indices)
+        labels = sample_labels(self.protocol, card.num_classes, self.indices).tolist()
+        noise = self._noise(generators)
+        return pipeline_latents(card, self.backbone.transformer, self.protocol, labels, noise, generators)
+
+    def _by_sampler(self) -> Tensor:
         protocol, objective = self.protocol, objective_of(self.backbone.card)
         sampler = sampler_of(protocol.sampler, objective, protocol.sampling_steps, protocol.spacing)
         generators = sample_generators(protocol, self.indices)

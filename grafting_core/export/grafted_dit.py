@@ -4,13 +4,13 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from grafting_core.backbones.dit import ParallelDiTBlocks, set_arithmetic, silence_label_dropout
 from grafting_core.backbones.dit_config import GRAFTED_NORM
+from grafting_core.backbones.original_dit import check_guidance
 from grafting_core.backbones.slots import AttentionSlot
 from grafting_core.operators.table import BUILDERS
 from grafting_core.specs.backbone import Arithmetic
@@ -76,7 +76,7 @@ class GraftedDiT(DiTTransformer2DModel):  # type: ignore[misc]  # diffusers has 
         Raises ValueError for guidance that would change a model with the original DiT's arithmetic.
         """
         if self.config.arithmetic == "original" and class_labels is not None:
-            _check_guidance(hidden_states, class_labels, self.config.num_embeds_ada_norm)
+            check_guidance(hidden_states, class_labels, self.config.num_embeds_ada_norm)
         return super().forward(hidden_states, timestep, class_labels, cross_attention_kwargs, return_dict)
 
 
@@ -98,19 +98,3 @@ def _paired(blocks: Any, firsts: Sequence[int]) -> nn.ModuleList:
         elif index - 1 not in firsts:
             entries.append(block)
     return nn.ModuleList(entries)
-
-
-def _check_guidance(latents: Tensor, labels: Tensor, null: int) -> None:
-    """Recognise diffusers' `DiTPipeline`: the same latents twice, and null labels for the second half."""
-    half, rest = divmod(len(latents), 2)
-    if rest or half == 0 or len(labels) != len(latents):
-        return
-    given, second = labels[:half], labels[half:]
-    doubled = bool((second == null).all()) and not bool((given == null).any())
-    if doubled and torch.equal(latents[:half], latents[half:]):
-        raise ValueError(
-            "this model has the arithmetic of the original DiT, which guides three channels; DiTPipeline "
-            "guides all, which would change its images. Use the pipeline in its folder, which "
-            "DiffusionPipeline.from_pretrained loads with trust_remote_code=True, or no guidance; or guide "
-            "three channels yourself, with the null labels in the first half of the batch"
-        )

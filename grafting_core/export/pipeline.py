@@ -45,8 +45,8 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
         """Images of these classes; arguments are those of `DiTPipeline`.
 
         `guidance_channels` is the number of latent channels that guidance acts on, by default the model's.
-        `latents` are the initial noise; by default it is drawn from `generator`. Raises ValueError for labels
-        that the model does not have.
+        `latents` are the initial noise; by default it is drawn from `generator`. With the `output_type`
+        "latent" the images are left as latents. Raises ValueError for labels that the model does not have.
         """
         config, device = self.transformer.config, self._execution_device
         self._check_labels(class_labels)
@@ -61,7 +61,7 @@ class GraftedDiTPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no
             if not self._takes_variance():
                 output = output[:, : config.in_channels]
             latents = self.scheduler.step(output, timestep, latents, **steps).prev_sample
-        images = self._decoded(latents, output_type)
+        images = latents if output_type == "latent" else self._decoded(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

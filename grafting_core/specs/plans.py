@@ -128,13 +128,17 @@ class EvaluationProtocol(Frozen):
     "dpm_solver" (DPM-Solver++, second order) are deterministic, "flow_euler" integrates rectified flows; the
     backbone's objective decides which of them can be used. `spacing` selects which of the 1000 timesteps are
     used; "linspace" is ADM's. Noise and label of sample i depend only on (seed, i).
+
+    `pipeline` "lab" computes steps and guidance from constants in float64 and a faster forward; "diffusers"
+    samples with diffusers' schedulers as the pipeline of an export does, to the same bits.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest", "dataset"})
+    added: ClassVar[frozenset[str]] = frozenset({"precision", "feature_digest", "dataset", "pipeline"})
     samples: Annotated[int, Field(ge=2, le=1_000_000)] = 50_000
     sampler: SamplerName = "ddpm"
     sampling_steps: Annotated[int, Field(ge=1, le=1000)] = 250
     spacing: Spacing = "linspace"
+    pipeline: Literal["lab", "diffusers"] = "lab"
     guidance: Annotated[float, Field(ge=1, le=100)] = 1.5
     guidance_channels: Literal["all", "first_3"] = "first_3"
     guidance_interval: GuidanceInterval | None = None

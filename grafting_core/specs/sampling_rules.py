@@ -75,6 +75,24 @@ def protocol_misfits(card: BackboneCard, protocol: EvaluationProtocol) -> Iterat
     if card.num_classes == 0 and protocol.guidance > 1:
         message = f"{card.name} takes no labels, so there is nothing to guide towards; use 1"
         yield Misfit("guidance", message, protocol.guidance)
+    if protocol.pipeline == "diffusers":
+        yield from _pipeline_misfits(card, protocol)
+
+
+def _pipeline_misfits(card: BackboneCard, protocol: EvaluationProtocol) -> Iterator[Misfit]:
+    """Every setting that the pipeline of an export does not have."""
+    if card.family != "dit":
+        message = f"the pipeline of exports samples DiTs, and {card.name} is of the family {card.family}"
+        yield Misfit("pipeline", message, protocol.pipeline, ("lab",))
+    if protocol.guidance_interval is not None:
+        message = "the pipeline of diffusers guides at every step; leave guidance_interval out"
+        yield Misfit("guidance_interval", message, protocol.guidance_interval)
+    if protocol.precision != "float32":
+        message = "the pipeline of diffusers is compared in float32, which alone gives its bits"
+        yield Misfit("precision", message, protocol.precision, ("float32",))
+    if protocol.sampler == "flow_euler" and protocol.spacing != "linspace":
+        message = "diffusers places the steps of a flow evenly between the first and the last level"
+        yield Misfit("spacing", message, protocol.spacing, ("linspace",))
 
 
 def finetuning_misfits(card: BackboneCard, plan: FinetunePlan) -> Iterator[Misfit]:

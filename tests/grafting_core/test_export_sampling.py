@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from grafting_core import export_model
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.registered import load_registered, read_card
 from grafting_core.diffusion.sampling import sample_generators, sample_images
-from grafting_core.specs.plans import EvaluationProtocol
+from grafting_core.specs.noise import LEARNED_VARIANCE
+from grafting_core.specs.plans import EvaluationProtocol, SamplerName
+from grafting_core.specs.sampling_rules import check_protocol
 from tests.support.builders import replacement
 from tests.support.diffusers_folders import PIXELS, UNLABELLED, write_folder
 from tests.support.grafts import graft_of, original_backbone
@@ -82,6 +84,59 @@ def test_every_objective_gives_the_images_of_the_labs_sampler(tmp_path: Path, ki
     # diffusers places the steps of a flow a little differently, and rounds halves to even.
     assert (found - ours.float()).abs().mean() < (2 if flow else 0.1)
     assert (found - ours.float()).abs().max() <= (12 if flow else 1)
+
+
+SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "dpm_solver": DPMSolverMultistepScheduler}
+
+
+def images_of_pipeline(pipeline: Any, protocol: EvaluationProtocol, classes: int, latents: Any) -> Tensor:
+    """uint8 images, rounded as diffusers rounds them for pictures."""
+    images = pipeline(
+        [index % max(1, classes) for index in range(2)],
+        guidance_scale=protocol.guidance,
+        num_inference_steps=STEPS,
+        generator=None if latents is not None else sample_generators(protocol, range(2)),
+        latents=latents,
+        output_type="np",
+    ).images
+    return torch.from_numpy((images * 255).round().astype("uint8")).squeeze(-1)
+
+
+SAMPLED: list[tuple[str, SamplerName]] = [
+    *((kind, "flow_euler") for kind in ("flow", "pixels")),
+    *((kind, "ddim") for kind in KINDS if kind not in ("flow", "pixels")),
+    *((kind, each) for kind in ("noise and variance", "noise", "v") for each in ("ddpm", "dpm_solver")),
+]
+
+
+@pytest.mark.parametrize(("kind", "sampler"), SAMPLED)
+def test_the_labs_images_are_those_of_the_pipeline_to_the_bit(
+    tmp_path: Path, kind: str, sampler: SamplerName
+) -> None:
+    graft, pipeline = exported(tmp_path, **KINDS[kind])
+    flow = sampler == "flow_euler"
+    protocol = EvaluationProtocol(
+        sampler=sampler,
+        sampling_steps=STEPS,
+        spacing="linspace" if flow else "leading",
+        pipeline="diffusers",
+        guidance=1.5 if graft.card.num_classes else 1.0,
+        guidance_channels="all",
+        labels="balanced",
+        micro_batch=2,
+    )
+    check_protocol(graft.card, protocol)
+    learned = {"variance_type": "learned_range"} if graft.card.objective in LEARNED_VARIANCE else {}
+    if not flow and sampler != "ddim":
+        changes = {"timestep_spacing": "leading", **(learned if sampler == "ddpm" else {})}
+        pipeline.scheduler = SAMPLERS[sampler].from_config(pipeline.scheduler.config, **changes)
+    ours = sample_images(graft, graft.transformer, protocol, range(2))
+    theirs = images_of_pipeline(pipeline, protocol, graft.card.num_classes, None)
+    assert torch.equal(theirs, ours)
+    if sampler != "ddpm":
+        latents = noise(graft, protocol, 2)
+        assert torch.equal(images_of_pipeline(pipeline, protocol, graft.card.num_classes, latents), ours)
+    assert ours.unique().numel() > 2
 
 
 def test_an_original_is_guided_on_three_channels_as_in_the_lab(tmp_path: Path) -> None:

@@ -246,6 +246,18 @@ def test_an_interval_costs_what_the_objectives_noise_levels_say() -> None:
             "guidance_channels: .*all channels",
         ),
         ({"guidance": 1.5}, {"num_classes": 0}, "guidance: .*takes no labels"),
+        ({"pipeline": "diffusers"}, {"family": "other"}, "pipeline: .*samples DiTs.*family other"),
+        (
+            {"pipeline": "diffusers", "guidance_interval": (0.1, 2.0)},
+            {},
+            "guidance_interval: .*guides at every step",
+        ),
+        ({"pipeline": "diffusers", "precision": "bfloat16"}, {}, "precision: .*float32"),
+        (
+            {"pipeline": "diffusers", "spacing": "trailing"},
+            {"objective": "flow_velocity"},
+            "spacing: .*evenly between the first and the last level",
+        ),
     ],
 )
 def test_a_protocol_that_does_not_go_with_the_backbone_is_refused(
