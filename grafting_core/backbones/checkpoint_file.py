@@ -1,6 +1,5 @@
 """Checkpoints of the original DiT's code and of its grafts: pickles, read without running their code."""
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grafting_core.backbones.weight_files import named, unpickled
+from grafting_core.backbones.torch_files import Record, check_records, is_zip, records_with, unpickled
+from grafting_core.backbones.weight_files import named
 
 State = dict[str, Tensor]
 Kind = Literal["original", "ema", "training", "stage1"]
@@ -36,23 +36,36 @@ class CheckpointFile:
 def read_checkpoint(path: Path) -> CheckpointFile:
     """Read a checkpoint; tensors stay in the file until they are used.
 
-    Raises ValueError that names the file and what is wrong: more than tensors, plain values and the
-    arguments of a command line; nothing that is a known kind of checkpoint; a tensor that is not in single
-    precision, or not stored in full. Whether numbers are finite is left to `check_finite`, once shapes are
-    known to be right.
+    Of a trainer's settings and optimiser nothing is made, whatever classes they are of. The weights have
+    been checked against the file's checksums, if it has any; other tensors are never read.
+
+    Raises ValueError that names the file and what is wrong: code of the standard library, which no trainer
+    stores; nothing that is a known kind of checkpoint; a tensor that is not in single precision, or not
+    stored in full; damage. Whether numbers are finite is left to `check_finite`, once shapes are known to be
+    right.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        document = unpickled(path)
-    if not isinstance(document, dict) or not document:
-        raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
+    document = unpickled(path, placeholders=True)
     kind, state = _weights(path, document)
     _check_tensors(path, state)
+    if is_zip(path):
+        check_records(path, weight_records(path))
     _check_extent(path, state)
     plain = {name: value.detach() for name, value in state.items()}
     return CheckpointFile(path, kind, plain, _figures(document))
 
 
-def _weights(path: Path, document: Mapping[Any, Any]) -> tuple[Kind, State]:
+def weight_records(path: Path) -> list[Record]:
+    """Where the bytes of a checkpoint's weights are in its file, which is a zip. None of them is read.
+
+    Raises ValueError as `read_checkpoint` does.
+    """
+    _, state = _weights(path, unpickled(path, placeholders=True, device="meta"))
+    return records_with(path, (value for value in state.values() if isinstance(value, Tensor)))
+
+
+def _weights(path: Path, document: Any) -> tuple[Kind, State]:
+    if not isinstance(document, dict) or not document:
+        raise ValueError(f"{path} holds a {type(document).__name__}, not tensors by name")
     if all(isinstance(value, Tensor) for value in document.values()):
         return "original", dict(document)
     for name, value in document.items():

@@ -1,4 +1,4 @@
-"""A DiT with the arithmetic of the original implementation, which pipelines of diffusers would guide otherwise."""
+"""A DiT with the arithmetic of the original implementation, which `DiTPipeline` would guide otherwise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

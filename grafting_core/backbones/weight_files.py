@@ -1,6 +1,5 @@
 """Weights of one network as diffusers stores them: safetensors or `.bin`, in one file or in shards."""
 
-import pickle
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,12 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from grafting_core.backbones.torch_files import (
+    check_no_pointer,
+    check_records,
+    is_zip,
+    records_of,
+    unpickled,
+)
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.features import digest_of_path
 
@@ -27,10 +32,7 @@ NAME = re.compile(
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RECOMPUTED = frozenset({"pos_embed.pos_embed"})
 """Tensors that diffusers makes itself whatever a file holds."""
-LFS_POINTER = b"version https://git-lfs"
 NAMED = 5
-REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-"""In torch's message: the class or function that a pickle names and that is not allowed."""
 MAX_SHARED = 100
 """Names of one tensor in a `.bin` file, as of embedders that all blocks share."""
 
@@ -125,7 +127,7 @@ def open_weights(folder: Path) -> Iterator[OpenWeights]:
 
 class _SafetensorsFile:
     def __init__(self, file: Path) -> None:
-        _check_no_pointer(file)
+        check_no_pointer(file)
         try:
             opened: Any = safe_open
             self._opened = opened(file, framework="pt")
@@ -146,6 +148,8 @@ class _SafetensorsFile:
 class _BinFile:
     def __init__(self, file: Path) -> None:
         self._state = unpickled(file)
+        if is_zip(file):
+            check_records(file, (record for record in records_of(file) if record.is_storage))
         if not isinstance(self._state, dict) or not all(isinstance(x, Tensor) for x in self._state.values()):
             raise ValueError(f"{file} does not hold tensors by name alone, as a file of weights does")
         _check_extent(file, self._state)
@@ -172,61 +176,6 @@ def _check_extent(file: Path, tensors: Mapping[str, Tensor]) -> None:
             + (f", {wide} alone {tensors[wide].nbytes:,}" if wide else "")
             + "; save contiguous copies"
         )
-
-
-def unpickled(file: Path) -> Any:
-    """Tensors and plain containers alone: whatever else a pickle names is refused before it is made.
-
-    Raises ValueError for such a file, and for one that is no whole pickle.
-    """
-    _check_no_pointer(file)
-    # The format before torch 1.6 is no zip, and cannot be mapped into memory.
-    mapped = _starts_with(file, b"PK")
-    try:
-        if mapped:
-            _check_uncompressed(file)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        OSError,
-        KeyError,
-        BadZipFile,
-    ) as error:
-        raise ValueError(
-            f"{file} is not a whole file of weights (truncated, another format, or a pickle of more than "
-            f"tensors, which is never opened): {_reason(error)}"
-        ) from error
-
-
-def _check_uncompressed(file: Path) -> None:
-    """Raise ValueError for a zip with compressed entries, which torch never writes: of a mapped file it would
-    take the compressed bytes for numbers, and a short pickle may stand for many gigabytes.
-    """
-    with ZipFile(file) as opened:
-        packed = next((each.filename for each in opened.infolist() if each.compress_type != ZIP_STORED), None)
-    if packed is not None:
-        raise ValueError(f"its entry {packed[:100]} is compressed; torch.save writes files that are not")
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, without torch's advice to load such a file nevertheless."""
-    text = str(error)
-    if refused := REFUSED_GLOBAL.search(text):
-        return f"it names {refused[1][:200]}"
-    return " ".join(text.rpartition("WeightsUnpickler error: ")[2].split())[:300]
-
-
-def _starts_with(file: Path, mark: bytes) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(len(mark)) == mark
-
-
-def _check_no_pointer(file: Path) -> None:
-    if _starts_with(file, LFS_POINTER):
-        raise ValueError(f"{file} is a Git LFS pointer, not the weights; `git lfs pull` fetches them")
 
 
 def check_names(folder: Path, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:

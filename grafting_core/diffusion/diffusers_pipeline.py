@@ -27,7 +27,7 @@ SCHEDULERS: dict[SamplerName, Any] = {
 
 
 def scheduler_of(card: BackboneCard, protocol: EvaluationProtocol) -> Any:
-    """Scheduler of diffusers for the protocol's sampler, over the schedule that the backbone was trained with.
+    """Scheduler of diffusers for the protocol's sampler, over the schedule of the backbone's training.
 
     `ddpm` takes the variance that a backbone has learned; the others have no use for one.
     """
