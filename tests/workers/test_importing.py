@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load
 
 from grafting_core.backbones.base import Backbone
+from grafting_core.backbones.checkpoint_file import weight_records
 from grafting_core.backbones.registry import load_backbone
 from grafting_core.operators.table import build_operator
 from grafting_core.specs.backbone import BackboneCard, register_cards
@@ -27,7 +28,7 @@ from tests.support.original_dit import State
 from tests.support.registering_stage import registered
 from workers.contract import StageReport
 from workers.registered import make_known
-from workers.stages import checkpoints
+from workers.stages import checkpoints, registering
 from workers.stages.intake import BadInput
 
 EDIT = ReplaceOperator(site=GraftSite(block=1, slot="attention"), operator=HyenaX())
@@ -216,3 +217,50 @@ def test_what_would_grow_beyond_the_quota_is_refused_before_it_is_written(
     with pytest.raises(BadInput, match=r"its weights take [\d,]+ bytes here; its owner may register"):
         registered(tmp_path, file, vae=str(vae), licence="MIT", max_bytes=most)
     assert written == []
+
+
+def training(tmp_path: Path) -> Path:
+    """A checkpoint of a trainer, several times as large as the weights that are taken of it."""
+    state = small_state(HYENA)
+    document = {"model": state, "opt": {"m": torch.ones(10**7), "v": torch.ones(10**7)}}
+    copied = {name: tensor.clone() for name, tensor in state.items()}
+    return save_checkpoint(tmp_path / "models" / RELEASED / "model.pt", document | {"ema": copied})
+
+
+def test_of_a_training_checkpoint_only_the_weights_are_copied_and_counted(
+    tmp_path: Path, vae: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = training(tmp_path)
+    copies = list[tuple[int, int]]()
+    convert = checkpoints.convert
+
+    def recorded(staging: Path, source: Path, content: Path, left: int | None) -> Any:
+        found = checkpoints.copy_of(staging, source).stat()
+        copies.append((found.st_size, 512 * found.st_blocks))
+        return convert(staging, source, content, left)
+
+    monkeypatch.setattr(registering, "convert", recorded)
+    weights = sum(tensor.nbytes for tensor in small_state(HYENA).values())
+    most = 2 * weights
+    assert file.stat().st_size > 3 * weights
+    assert most < file.stat().st_size
+    card = card_of(registered(tmp_path, file, vae=str(vae), licence="MIT", max_bytes=most))
+    [(size, on_disk)] = copies
+    assert size == file.stat().st_size
+    assert weights <= on_disk < 1.2 * weights
+    alone = card_of(registered(tmp_path, graft(tmp_path), vae=str(vae), licence="MIT"))
+    assert alone.digest == card.digest
+    assert loaded(storage, card).transformer.transformer_blocks[1].attn1.operator is not None
+
+
+def test_damage_of_a_checkpoint_is_refused_by_its_record_and_nothing_is_stored(
+    tmp_path: Path, vae: Path, storage: Storage
+) -> None:
+    file = training(tmp_path)
+    record = weight_records(file)[3]
+    with file.open("r+b") as opened:
+        opened.seek(record.offset + 5)
+        opened.write(b"x")
+    with pytest.raises(BadInput, match=rf"model.pt is damaged: its record {record.name} does not match"):
+        registered(tmp_path, file, vae=str(vae), licence="MIT")
+    assert storage.names("registry/backbones") == storage.names("registry/staging") == []

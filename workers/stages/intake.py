@@ -132,14 +132,15 @@ def copy_files(
         if stopped():
             return False
         tell(done, total)
-        if not _is_copied(file, to / file.name):
+        if not is_copied(file, to / file.name):
             _copy(file, to / file.name, roots)
         done += file.size
     tell(total, total)
     return True
 
 
-def _is_copied(file: SourceFile, target: Path) -> bool:
+def is_copied(file: SourceFile, target: Path) -> bool:
+    """Whether an earlier attempt has finished this copy."""
     try:
         found = target.stat()
     except FileNotFoundError:
@@ -155,18 +156,18 @@ def _copy(file: SourceFile, target: Path, roots: Roots | None) -> None:
         return
     partial = target.with_name(f".{target.name}.part")
     try:
-        with open(_opened(file, roots), "rb") as source, partial.open("wb") as copy:
-            _copy_bytes(source, copy, file.size)
+        with open(open_source(file, roots), "rb") as source, partial.open("wb") as copy:
+            copy_bytes(source, copy, file.size)
             copy.flush()
             os.fsync(copy.fileno())
-            _check_unchanged(file, source.fileno())
+            check_unchanged(file, source.fileno())
         os.utime(partial, ns=(file.changed, file.changed))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:
+def copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:
     """Copy so many bytes and no more, also of a file that grows meanwhile."""
     while size > 0:
         piece = source.read(min(size, COPY_BYTES))
@@ -176,14 +177,14 @@ def _copy_bytes(source: BinaryIO, copy: BinaryIO, size: int) -> None:
         size -= len(piece)
 
 
-def _opened(file: SourceFile, roots: Roots | None) -> int:
+def open_source(file: SourceFile, roots: Roots | None) -> int:
     """Open the file that was listed, not one that has replaced it since. Raises BadInput."""
     try:
         descriptor = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise BadInput(f"{file.path} cannot be read: {error.strerror}") from error
     try:
-        _check_unchanged(file, descriptor)
+        check_unchanged(file, descriptor)
         _resolved(str(Path(f"/proc/self/fd/{descriptor}").readlink()), roots)
     except BaseException:
         os.close(descriptor)
@@ -191,7 +192,8 @@ def _opened(file: SourceFile, roots: Roots | None) -> int:
     return descriptor
 
 
-def _check_unchanged(file: SourceFile, descriptor: int) -> None:
+def check_unchanged(file: SourceFile, descriptor: int) -> None:
+    """Raises BadInput for another file than was listed."""
     found = os.fstat(descriptor)
     if (found.st_size, found.st_mtime_ns, found.st_ino) != (file.size, file.changed, file.inode):
         raise BadInput(f"{file.path} changed while it was read; nothing was registered")

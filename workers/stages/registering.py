@@ -25,7 +25,7 @@ from grafting_core.specs.features import FeatureCard
 from grafting_core.specs.registration import NO_AUTOENCODER, RegistrationSpec, TrainSettings
 from grafting_core.storage.folders import CONTENT
 from grafting_core.training.observer import StopRequested
-from workers.stages.checkpoints import convert, copy_of
+from workers.stages.checkpoints import convert, copy_of, copy_weights
 from workers.stages.hub import download
 from workers.stages.intake import (
     BadInput,
@@ -86,12 +86,19 @@ def _converted(intake: Intake) -> ImportedCheckpoint:
         list_files(decoder, intake.allowed)
     parts = {f"vae/{file.name}": file for file in (files_of(decoder) if decoder else [])}
     files = [source_file(path, name, intake.allowed) for name, path in sorted(parts.items())]
-    _check_size(intake, [checkpoint, *files])
-    _copy(intake, [checkpoint], copy_of(intake.staging, source).parent)
+    _check_size(intake, files)
+    left = None if work.max_bytes is None else work.max_bytes - sum(file.size for file in files)
+    copy_weights(
+        checkpoint,
+        copy_of(intake.staging, source),
+        intake.allowed,
+        left,
+        lambda done, total: intake.progress(done, total, "copied to checkpoint"),
+        intake.progress.stopped,
+    )
     _forget_others(intake.content, files)
     _copy(intake, files, intake.content)
     intake.progress(0, 1, "converted")
-    left = None if work.max_bytes is None else work.max_bytes - sum(file.size for file in files)
     imported = convert(intake.staging, source, intake.content, left)
     intake.progress(1, 1, "converted")
     return imported
