@@ -26,6 +26,7 @@ from grafting_core.backbones.original_checkpoint import (
     shapes_outside,
     split_blocks,
 )
+from grafting_core.backbones.published_figures import published_fid
 from grafting_core.backbones.released_operators import ReadOperator, read_operator
 from grafting_core.backbones.weight_files import named
 from grafting_core.specs.dims import SLOTS, BlockDims, Slot
@@ -49,8 +50,6 @@ PRETRAINED: Mapping[str, str] = {
 }
 """Linear layer of an operator of ours -> of the pretrained operator in diffusers."""
 BLOCK_OF_PATH = re.compile(r"block_(\d+)(/|$)")
-FID_OF_NAME = re.compile(r"-fid(\d{1,4}(?:\.\d{1,6})?)")
-PUBLISHED_FID = "published_fid"
 INPUTS = ("qkv.weight", "Wqkv.weight", "in_proj.weight", "fc1.weight")
 """Of operators, the weights whose columns are the network's width."""
 GRID = (16, 16)
@@ -68,7 +67,7 @@ class ImportedCheckpoint:
     state: State
     """Weights by the names of the transformer that the config describes; many are views of the file."""
     figures: Mapping[str, float]
-    """Numbers of the training that made it, and the FID in the name of a released graft's folder."""
+    """Numbers of the training that made it, and of a released graft the FID in its name."""
 
     @property
     def edits(self) -> tuple[ReplaceOperator, ...]:
@@ -179,9 +178,8 @@ def _transformer(file: CheckpointFile) -> ImportedCheckpoint:
     check_positions(path, config, outside[POSITIONS])
     config = DiTConfig(**{**dict(config), "edits": tuple(edits)})
     check_shapes(path, shapes_of(empty_transformer(config)), state)
-    named_fid = FID_OF_NAME.search(folder_name(path))
-    published = {PUBLISHED_FID: float(named_fid[1])} if named_fid else {}
-    return ImportedCheckpoint(path, file.kind, config, state, {**file.figures, **published})
+    figures = {**file.figures, **published_fid(folder_name(path), config)}
+    return ImportedCheckpoint(path, file.kind, config, state, figures)
 
 
 def _operators(path: Path, config: DiTConfig, index: int, tensors: State) -> dict[Slot, ReadOperator]:

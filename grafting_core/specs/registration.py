@@ -1,7 +1,7 @@
 """Registering: a backbone, a data set or a feature network becomes the lab's own copy, verified."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,8 +39,11 @@ NO_AUTOENCODER = "none"
 class HubSource(Frozen):
     """A repository of the Hugging Face hub at one revision, downloaded because somebody ordered it."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"file"})
     repository: Annotated[str, Field(max_length=200, pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(max_length=200, pattern=r"^[\w./-]+$")]
+    file: Annotated[str, Field(min_length=1, max_length=400)] | None = None
+    """A checkpoint in it, where that alone is taken."""
 
 
 class TrainSettings(Frozen):
@@ -82,6 +85,8 @@ class RegistrationSpec(Frozen):
     train: TrainSettings | None = None
     max_bytes: Annotated[int, Field(ge=0)] | None = None
     """What its owner may still register."""
+    another_revision: bool = False
+    """Whether it may become a revision of a name that was made in another way, or of another checkpoint."""
     budget: Budget = Budget()
     resources: Resources = Resources()
 
@@ -98,8 +103,16 @@ class RegistrationSpec(Frozen):
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether a backbone is made of a file as the original DiT's code writes it."""
-        return self.what == "backbone" and self.path is not None and self.path.endswith(CHECKPOINTS)
+        """Whether a backbone is made of a file as the original DiT's code writes it.
+
+        Of a repository without a named file this is seen once it is downloaded.
+        """
+        return self.what == "backbone" and str(self.source_file).endswith(CHECKPOINTS)
+
+    @property
+    def source_file(self) -> str | None:
+        """The path, or the file of a repository; None where a whole repository is taken."""
+        return self.path or (self.hub.file if self.hub else None)
 
     @property
     def backbone(self) -> BackboneRef:
@@ -109,7 +122,7 @@ class RegistrationSpec(Frozen):
     @property
     def digest(self) -> str:
         """Names what is to be registered from where."""
-        asked = fields_of(self, exclude={"budget", "resources", "max_bytes"})
+        asked = fields_of(self, exclude={"budget", "resources", "max_bytes", "another_revision"})
         return digest({"registration": asked})
 
 

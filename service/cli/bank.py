@@ -139,7 +139,10 @@ def gc_command(
     json: AsJson = False,
     yes: Yes = False,
 ) -> None:
-    """Delete scions by age and size, but none that an unfinished run needs."""
+    """Delete scions by age and size, but none that an unfinished run needs.
+
+    Imported scions stay while the backbone that they came with is registered: nothing makes them again.
+    """
     if older_than is None and max_mib is None:
         raise Refused(["name what to delete: --older-than DAYS, --max-mib SIZE, or both"])
     size = None if max_mib is None else int(min(max_mib * MEBI, 2**62))
@@ -150,6 +153,8 @@ def gc_command(
         return print_json(answer)
     verb = "would free" if answer.dry_run else "freed"
     kept = f"{answer.kept_for_runs} are needed by runs that have not ended"
+    if answer.kept_imported:
+        kept += f"; {answer.kept_imported} were imported and stay while their backbone is registered"
     what = f"{len(answer.removed)} scions and {answer.remains} remains"
     return out.print(f"{verb} {what}, {answer.bytes / MEBI:.1f} MiB; {kept}")
 

@@ -32,6 +32,12 @@ Private = Annotated[bool, typer.Option("--private", help="Only you and admins ca
 MaxBytes = Annotated[
     int | None, typer.Option(min=1, help="Reserve so many of your quota's bytes; default: all that are left.")
 ]
+AnotherRevision = Annotated[
+    bool,
+    typer.Option(
+        "--another-revision", help="Make it the next revision of a name that came from somewhere else."
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the run; exit 0 only if it succeeds.")]
 Vae = Annotated[str | None, typer.Option(help="Folder of the autoencoder; `none` for pixels.")]
 Revision = Annotated[int | None, typer.Option(min=1, help="Default: the newest; for rm, all.")]
@@ -47,6 +53,10 @@ def add_backbone(
     private: Private = False,
     max_bytes: MaxBytes = None,
     from_hub: Hub = None,
+    file: Annotated[
+        str | None, typer.Option(help="Checkpoint in the repository of --from-hub, taken alone.")
+    ] = None,
+    another_revision: AnotherRevision = False,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
@@ -56,6 +66,7 @@ def add_backbone(
     A checkpoint (.pt) is one of the original DiT's code or of a released graft; it takes --vae and --licence.
     """
     document = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
+    document |= {"file": file, "another_revision": another_revision or None}
     rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("backbones", document | rights, wait, url, json)
 
@@ -67,6 +78,8 @@ def import_command(
     licence: Licence = None,
     dataset: Annotated[str | None, typer.Option(help="The data set that it was trained on.")] = None,
     private: Private = False,
+    max_bytes: MaxBytes = None,
+    another_revision: AnotherRevision = False,
     wait: Wait = False,
     url: Url = None,
     json: AsJson = False,
@@ -79,7 +92,9 @@ def import_command(
     if not str(checkpoint).endswith(CHECKPOINTS):
         raise Refused([f"{checkpoint} is no checkpoint, which ends in {', '.join(CHECKPOINTS)}"])
     document = {"name": name, "path": _path(checkpoint), "dataset": dataset, "vae": _vae(vae)}
-    _register("backbones", document | {"licence": licence, "private": private}, wait, url, json)
+    document |= {"another_revision": another_revision or None}
+    rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
+    _register("backbones", document | rights, wait, url, json)
 
 
 @dataset_app.command("add")

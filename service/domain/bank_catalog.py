@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from grafting_core.specs.backbone import card_of
+from grafting_core.specs.backbone import backbone_cards, card_of
 from grafting_core.specs.budget import Usage
 from grafting_core.specs.cost import ExperimentPlan, StagePlan, pass_flops_per_image
 from grafting_core.specs.experiment import ExperimentSpec, scions_of
@@ -15,6 +15,7 @@ from grafting_core.specs.scions import ImportedScion, ScionCard
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.storage import Storage
 from service.db.engine import Database
+from service.db.registry_tables import USABLE, RegisteredRow
 from service.db.tables import RunDependencyRow, RunRow
 from service.domain.artifact_dependencies import is_there, needed_by_others
 from service.schemas.bank import Cleared, ScionPage, ScionView
@@ -129,7 +130,8 @@ def clear(
 ) -> Cleared:
     """Delete the scions that were needed longest ago: those older than the limit, then down to `max_bytes`.
 
-    Scions that an unfinished run needs are kept. Remains of scions that were never finished are deleted
+    Scions that an unfinished run needs are kept, and imported ones while the backbone that they came with is
+    registered: no plan makes them again. Remains of scions that were never finished are deleted
     too: progress of cancelled runs, divergences, damage. Age counts from the last run that needed the
     scion, else from when it was made. No lock is held during storage operations: each scion's use is
     checked right before it is deleted, and a run that needs it a moment later makes it again.
@@ -138,8 +140,10 @@ def clear(
     with database.reading() as session:
         needed = needed_by_others(session, names)
         last_needed = _last_needed(session, [card.key for card in cards])
+        imported = _imported(session, cards)
     free = sorted(
-        (card for card in cards if card.key not in needed), key=lambda c: last_needed.get(c.key, c.made_at)
+        (card for card in cards if card.key not in needed and card.key not in imported),
+        key=lambda c: last_needed.get(c.key, c.made_at),
     )
     total = sum(card.size for card in cards)
     chosen = list(_chosen(free, last_needed, total, older_than_days, max_bytes))
@@ -157,8 +161,20 @@ def clear(
         bytes=freed,
         remains=len(remains),
         kept_for_runs=len(banked & needed.keys()),
+        kept_imported=len(imported - needed.keys()),
         dry_run=dry_run,
     )
+
+
+def _imported(session: Session, cards: Sequence[ScionCard]) -> set[str]:
+    """Keys of imported scions whose backbone is in the lab."""
+    found = {card.key: card.scion.backbone for card in cards if isinstance(card.scion, ImportedScion)}
+    digests = {ref.digest for ref in found.values()}
+    query = select(RegisteredRow.digest).where(
+        RegisteredRow.what == "backbone", RegisteredRow.state.in_(USABLE), RegisteredRow.digest.in_(digests)
+    )
+    there = set(session.scalars(query)) | {card.digest for card in backbone_cards().values()}
+    return {key for key, ref in found.items() if ref.digest in there}
 
 
 def _remove(database: Database, bank: Bank, key: str) -> int | None:

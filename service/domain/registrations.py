@@ -1,6 +1,8 @@
 """States of a registration: it begins with its run, becomes a revision on success, is removed on request."""
 
+import json
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from sqlalchemy import String, cast, select
 from sqlalchemy.orm import Session
@@ -51,10 +53,36 @@ def begin(session: Session, run: RunRow, work: RegistrationSpec) -> None:
     if any(row.private != work.private for row in rows):
         how = "private" if rows[0].private else "the lab's"
         raise NameTaken(f"the {kind} {work.name} is {how}, and so are its revisions; choose another name")
+    _check_source(session, rows, work)
     row = _row(run, work, "registering")
     row.size = work.max_bytes or 0
     session.add(row)
     session.flush()
+
+
+def _check_source(session: Session, rows: Sequence[RegisteredRow], work: RegistrationSpec) -> None:
+    """Raises NameTaken for a checkpoint under the name of something else, and the other way round.
+
+    The same file again, or one of the same name in a folder of the same name, is a revision of it.
+    """
+    newest = next((row for row in reversed(rows) if row.state in USABLE), None)
+    if newest is None or work.another_revision:
+        return
+    run = session.get_one(RunRow, newest.run_id)
+    before = RegistrationSpec.model_validate_json(json.dumps(run.experiment.spec))
+    either = work.is_checkpoint or before.is_checkpoint
+    if either and _place(work) != _place(before):
+        raise NameTaken(
+            f"the backbone {work.name} was registered from {'/'.join(_place(before))}; choose another name, "
+            "or say with another_revision that this is its next revision"
+        )
+
+
+def _place(work: RegistrationSpec) -> tuple[str, ...]:
+    """Names of a source and of the folder or repository that it is in."""
+    if work.hub is not None:
+        return (work.hub.repository.rpartition("/")[2], *([work.hub.file] if work.hub.file else []))
+    return PurePath(str(work.path)).parts[-2:]
 
 
 def _row(run: RunRow, work: RegistrationSpec, state: RegisteredState) -> RegisteredRow:

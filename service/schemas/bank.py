@@ -63,11 +63,13 @@ class ClearRequest(Frozen):
 
 
 class Cleared(View):
-    """Scions that were (or would be) deleted, and the number kept for unfinished runs."""
+    """Scions that were (or would be) deleted, and the numbers of those kept."""
 
     removed: list[str]
     bytes: int
     remains: int
     """Folders without a scion: progress of cancelled runs, divergences, damage."""
     kept_for_runs: int
+    kept_imported: int = 0
+    """Imported scions, which nothing makes again, of backbones that are registered."""
     dry_run: bool

@@ -1,8 +1,9 @@
 """Released grafts and operators of stage 1 are read by their keys and shapes, and compute their formulas."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from grafting_core.backbones.checkpoint_folder import write_checkpoint
 from grafting_core.backbones.diffusers_folder import load_transformer
 from grafting_core.backbones.dit_config import DiTConfig
 from grafting_core.backbones.imported_scions import publish_operator
+from grafting_core.backbones.published_figures import published_fid
 from grafting_core.backbones.registered import load_registered, read_card
 from grafting_core.backbones.released_grafts import (
     ImportedCheckpoint,
@@ -137,7 +139,7 @@ def test_a_file_in_the_hubs_cache_has_the_name_of_its_repository(tmp_path: Path)
     link.symlink_to(blob)
     found = imported(link)
     assert found.origin == "dit-xl2-mha-hyena_x-50p-fid2.61/model.pt"
-    assert found.figures == {"published_fid": 2.61}
+    assert found.figures == {}
     assert imported(link.parent / ".." / "0e7d1f3c" / "model.pt").origin == found.origin
 
 
@@ -145,7 +147,7 @@ def test_the_registered_form_has_its_edits_origin_and_published_figure(tmp_path:
     file = saved(random_state(2, {(1, "attn"): "hyena_x"}), tmp_path)
     found = imported(file)
     assert found.origin == "dit-xl2-mha-hyena_x-50p-fid2.61/model.pt"
-    assert found.figures == {"published_fid": 2.61}
+    assert found.figures == {}
     write_checkpoint(found, tmp_path / "folder")
     random_autoencoder().save_pretrained(tmp_path / "folder" / "vae")
     card = read_card(tmp_path / "folder", name="ann/hyena-x", licence="apache-2.0")
@@ -252,3 +254,39 @@ def test_an_operator_of_stage_1_is_read_alone(place: tuple[str, str], tmp_path: 
     hidden = torch.randn(2, 256, 1152, generator=torch.Generator().manual_seed(1))
     choose = original_dit.mixer if slot == "attn" else original_dit.channels
     assert max(relative_errors(module(hidden), choose(state)(state, hidden))) < 1e-5
+
+
+def xl2(*edits: ReplaceOperator, **changes: Any) -> DiTConfig:
+    return DiTConfig(**{"norm_eps": 1e-6, "arithmetic": "original", "edits": edits, **changes})
+
+
+def grafts_at(blocks: Iterable[int], slot: Slot, operator: OperatorBase) -> list[ReplaceOperator]:
+    return [ReplaceOperator(site=GraftSite(block=block, slot=slot), operator=operator) for block in blocks]
+
+
+ODD = range(1, 28, 2)
+MOST = [block for block in range(28) if block % 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "edits", "fid"),
+    [
+        ("dit-xl2-mha-hyena_x-50p-fid2.74", grafts_at(ODD, "attention", HyenaX()), 2.74),
+        ("dit-xl2-mha-swa-75p-fid3.09", grafts_at(MOST, "attention", WindowAttention(half_width=4)), 3.09),
+        ("dit-xl2-mha-mamba_2-50p-fid2.55_ablation", grafts_at(ODD, "attention", Mamba2()), 2.55),
+        ("dit-xl2-mlp-mlp_r_3-100p-fid2.66", grafts_at(range(28), "mlp", Mlp(ratio=3.0)), 2.66),
+        ("dit-xl2-mlp-hyena_x-50p-fid2.64", grafts_at(ODD, "mlp", MlpHyenaX()), 2.64),
+        ("dit-xl2-mha-mha-100p-fid2.49", [], 2.49),
+        ("dit-xl2-mha-hyena_y-50p-fid2.72", grafts_at(ODD, "attention", HyenaX()), None),
+        ("dit-xl2-mha-hyena_x-75p-fid3.69", grafts_at(ODD, "attention", HyenaX()), None),
+        ("dit-xl2-mlp-hyena_x-50p-fid2.64", grafts_at(ODD, "attention", HyenaX()), None),
+        ("my-dit-fid2.61", grafts_at(ODD, "attention", HyenaX()), None),
+        ("dit-xl2-mha-hyena_x-50p-fid2.74", [], None),
+    ],
+)
+def test_a_published_figure_is_that_of_the_graft_that_the_name_says(
+    name: str, edits: list[ReplaceOperator], fid: float | None
+) -> None:
+    assert published_fid(name, xl2(*edits)) == ({} if fid is None else {"published_fid": fid})
+    other = [edit for edit in edits if edit.site.block < 24]
+    assert published_fid(name, xl2(*other, num_layers=24)) == {}

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from grafting_core.backbones import published_figures
 from grafting_core.specs.backbone import register_cards
 from service.db.engine import Database
 from service.settings import Settings
 from tests.support.checkpoints import HYENA, RELEASED, save_checkpoint, save_vae, small_state
 from tests.support.commands import Graft, command_line, serving_lab
+from tests.support.diffusers_folders import write_folder
 from tests.support.registering import InProcess, register
 
 
@@ -88,8 +90,9 @@ def test_a_link_to_a_checkpoint_keeps_its_name_and_leads_to_no_other_place(
 
 
 def test_an_imported_graft_has_its_arithmetic_edits_licence_and_scions(
-    client: TestClient, lab: InProcess, models: Path
+    client: TestClient, lab: InProcess, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(published_figures, "XL2", (2, 384, 2))
     file, vae = models / RELEASED / "model.pt", models / "vae"
     run_id = register(client, lab, name="hyena-x", path=str(file), vae=str(vae), licence="Apache-2.0")
     assert client.get(f"/api/v1/runs/{run_id}").json()["state"] == "SUCCEEDED"
@@ -113,6 +116,54 @@ def test_an_imported_graft_has_its_arithmetic_edits_licence_and_scions(
     assert "plan" not in shown["scion"]
 
 
+def test_imported_scions_stay_while_their_backbone_is_registered(
+    client: TestClient, lab: InProcess, models: Path
+) -> None:
+    file, vae = models / RELEASED / "model.pt", models / "vae"
+    register(client, lab, name="hyena-x", path=str(file), vae=str(vae), licence="MIT")
+    answer = client.post("/api/v1/scions:gc", json={"max_bytes": 0}).json()
+    assert (answer["removed"], answer["kept_imported"]) == ([], 1)
+    assert len(client.get("/api/v1/scions").json()["scions"]) == 1
+    assert client.delete("/api/v1/backbones/hyena-x").status_code == 200
+    answer = client.post("/api/v1/scions:gc", json={"max_bytes": 0}).json()
+    assert (len(answer["removed"]), answer["kept_imported"]) == (1, 0)
+    assert client.get("/api/v1/scions").json()["scions"] == []
+
+
+def test_a_checkpoint_under_the_name_of_something_else_is_refused(
+    client: TestClient, lab: InProcess, models: Path
+) -> None:
+    file, vae = models / RELEASED / "model.pt", models / "vae"
+    given = {"name": "hyena-x", "vae": str(vae), "licence": "MIT"}
+    register(client, lab, path=str(file), **given)
+    register(client, lab, path=str(file), **given)
+    assert len(client.get("/api/v1/backbones/hyena-x").json()["revisions"]) == 1
+    other = save_checkpoint(models / "others" / "model.pt", small_state())
+    answer = client.post("/api/v1/backbones", json={**given, "path": str(other)})
+    assert answer.status_code == 409
+    assert f"hyena-x was registered from {RELEASED}/model.pt; choose another name" in answer.json()["detail"]
+    folder = write_folder(models / "plain")
+    answer = client.post("/api/v1/backbones", json={"name": "hyena-x", "path": str(folder)})
+    assert answer.status_code == 409
+    register(client, lab, path=str(other), another_revision=True, **given)
+    detail = client.get("/api/v1/backbones/hyena-x").json()
+    assert [each["revision"] for each in detail["revisions"]] == [1, 2]
+    assert detail["card"]["edits"] == []
+
+
+def test_a_file_of_the_hub_is_a_checkpoint_and_needs_what_a_checkpoint_needs(client: TestClient) -> None:
+    hub = {"name": "x", "hub": "ann/net@main"}
+    for more, pointers in (
+        ({"file": "model.pt"}, ["/licence", "/vae"]),
+        ({"file": "model.safetensors"}, ["/file"]),
+    ):
+        answer = client.post("/api/v1/backbones", json={**hub, **more})
+        assert answer.status_code == 422
+        assert sorted(each["pointer"] for each in answer.json()["errors"]) == pointers
+    answer = client.post("/api/v1/backbones", json={"name": "x", "path": "/models/x", "file": "model.pt"})
+    assert [each["pointer"] for each in answer.json()["errors"]] == ["/file"]
+
+
 def test_the_command_line_asks_for_the_licence_and_imports(
     settings: Settings, database: Database, graft: Graft, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +178,9 @@ def check_commands(graft: Graft, models: Path) -> None:
     assert "a checkpoint names no licence" in told
     assert graft("import", str(models / "vae"), "--name", "x", "--vae", str(vae))[0] == 2
     words = ["--vae", str(vae), "--licence", "Apache-2.0", "--wait", "--json"]
+    code, _, told = graft("import", str(file), "--name", "hyena-x", *words, "--max-bytes", "1000")
+    assert code == 1
+    assert "may register 1,000 more" in told
     code, shown, told = graft("import", str(file), "--name", "hyena-x", *words)
     assert code == 0, told
     made = json.loads(shown)

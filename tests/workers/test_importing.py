@@ -1,6 +1,8 @@
 """A checkpoint becomes a backbone of the lab, and its operators scions of the bank, or nothing is stored."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from grafting_core.backbones import published_figures
 from grafting_core.backbones.base import Backbone
 from grafting_core.backbones.checkpoint_file import weight_records
 from grafting_core.backbones.registry import load_backbone
@@ -16,14 +19,15 @@ from grafting_core.specs.backbone import BackboneCard, register_cards
 from grafting_core.specs.design import ReplaceOperator
 from grafting_core.specs.operators.hyena import HyenaX
 from grafting_core.specs.plans import DistillPlan
-from grafting_core.specs.registration import Registry, registry_folder
+from grafting_core.specs.registration import HubSource, Registry, registry_folder
 from grafting_core.specs.scions import ImportedScion, ScionCard, ScionSpec
 from grafting_core.specs.site import GraftSite
-from grafting_core.storage.artifacts import damage
+from grafting_core.storage.artifacts import damage, read_card
 from grafting_core.storage.bank import Bank
 from grafting_core.storage.bank_transfer import export_scions, import_scions
 from grafting_core.storage.storage import Storage
 from tests.support.checkpoints import HYENA, RELEASED, RunsCode, save_checkpoint, save_vae, small_state
+from tests.support.hub_server import hub_of
 from tests.support.original_dit import State
 from tests.support.registering_stage import registered
 from workers.contract import StageReport
@@ -85,13 +89,17 @@ def test_an_original_is_registered_with_its_arithmetic(tmp_path: Path, vae: Path
 
 
 def test_a_released_graft_is_a_backbone_and_its_operators_are_scions(
-    tmp_path: Path, vae: Path, storage: Storage
+    tmp_path: Path, vae: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(published_figures, "XL2", (2, 384, 2))
     file = graft(tmp_path)
     report = registered(tmp_path, file, vae=str(vae), licence="Apache-2.0")
     card = card_of(report)
     assert (card.edits, card.origin) == ((EDIT,), f"{RELEASED}/model.pt")
     assert card.figures["published_fid"] == 2.61
+    shared = read_card(storage, registry_folder("backbone", card.digest))["card"]["figures"]
+    assert "published_fid" not in shared
+    assert "decoder_bytes" in shared
     [key] = storage.names("scions")
     assert report.metrics["scions"] == 1
     bank = Bank(storage)
@@ -234,10 +242,10 @@ def test_of_a_training_checkpoint_only_the_weights_are_copied_and_counted(
     copies = list[tuple[int, int]]()
     convert = checkpoints.convert
 
-    def recorded(staging: Path, source: Path, content: Path, left: int | None) -> Any:
-        found = checkpoints.copy_of(staging, source).stat()
+    def recorded(copy: Path, content: Path, left: int | None) -> Any:
+        found = copy.stat()
         copies.append((found.st_size, 512 * found.st_blocks))
-        return convert(staging, source, content, left)
+        return convert(copy, content, left)
 
     monkeypatch.setattr(registering, "convert", recorded)
     weights = sum(tensor.nbytes for tensor in small_state(HYENA).values())
@@ -264,3 +272,73 @@ def test_damage_of_a_checkpoint_is_refused_by_its_record_and_nothing_is_stored(
     with pytest.raises(BadInput, match=rf"model.pt is damaged: its record {record.name} does not match"):
         registered(tmp_path, file, vae=str(vae), licence="MIT")
     assert storage.names("registry/backbones") == storage.names("registry/staging") == []
+
+
+def packed(document: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(document, file)
+    return file.getvalue()
+
+
+@contextmanager
+def hub(monkeypatch: pytest.MonkeyPatch, **files: bytes) -> Iterator[Any]:
+    """A repository with these files; a double underscore in a name stands for a dot."""
+    with hub_of({name.replace("__", "."): content for name, content in files.items()}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+CARD = b"---\nlicense: apache-2.0\n---\n"
+
+
+def from_hub(tmp_path: Path, vae: Path | None, file: str | None = None, **changes: Any) -> StageReport:
+    source = HubSource(repository="ann/net", revision="main", file=file)
+    return registered(tmp_path, tmp_path, **{"path": None, "hub": source, "vae": vae and str(vae), **changes})
+
+
+def test_the_only_checkpoint_of_a_repository_is_taken(
+    tmp_path: Path, vae: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"model__pt": packed({"ema": small_state(HYENA)}), "README__md": CARD, "run__json": b"{}"}
+    with hub(monkeypatch, **files) as server:
+        report = from_hub(tmp_path, vae)
+    card = card_of(report)
+    assert sorted(server.fetched) == ["README.md", "model.pt"]
+    assert (card.edits, card.origin, card.licence) == ((EDIT,), "net/model.pt", "apache-2.0")
+    assert (report.metrics["scions"], len(storage.names("scions"))) == (1, 1)
+    assert storage.names("registry/staging") == []
+    own = next(iter(vae.iterdir())).stat()
+    assert own.st_nlink == 1
+    assert loaded(storage, card).card.digest == card.digest
+
+
+def test_a_named_checkpoint_is_taken_alone(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "a__pt": packed(small_state()),
+        "b__pt": b"not fetched",
+        "model__safetensors": b"not fetched",
+    }
+    with hub(monkeypatch, **files) as server:
+        card = card_of(from_hub(tmp_path, vae, "a.pt", licence="MIT"))
+        assert server.fetched == ["a.pt"]
+        assert (card.origin, card.arithmetic) == ("net/a.pt", "original")
+        with pytest.raises(BadInput, match=r"ann/net@main has no file c.pt; its checkpoints: a.pt, b.pt$"):
+            from_hub(tmp_path, vae, "c.pt", licence="MIT")
+    with (
+        hub(monkeypatch, a__pt=b"", b__ckpt=b"") as server,
+        pytest.raises(BadInput, match=r"several checkpoints, a.pt, b.ckpt; name one of them as file"),
+    ):
+        from_hub(tmp_path, vae, licence="MIT")
+    assert server.fetched == []
+
+
+@pytest.mark.parametrize(
+    ("licence", "message"), [("MIT", "has no autoencoder"), (None, "names a licence; give the publisher's")]
+)
+def test_a_checkpoint_of_a_repository_needs_an_autoencoder_and_a_licence(
+    tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch, licence: str | None, message: str
+) -> None:
+    with hub(monkeypatch, model__pt=packed(small_state())), pytest.raises(BadInput, match=message):
+        from_hub(tmp_path, None if licence else vae, licence=licence)

@@ -113,7 +113,7 @@ def test_a_file_that_grows_is_copied_to_its_listed_size(
     file.write_bytes(b"x" * 10)
     [listed] = intake.list_files(tmp_path, Roots([str(tmp_path)]))
     written: list[int] = []
-    checked = intake._check_unchanged
+    checked = intake.check_unchanged
 
     def growing(listed_file: Any, descriptor: int) -> None:
         checked(listed_file, descriptor)
@@ -123,9 +123,9 @@ def test_a_file_that_grows_is_copied_to_its_listed_size(
         copied(source, copy, size)
         written.append(copy.tell())
 
-    copied = intake._copy_bytes
-    monkeypatch.setattr(intake, "_check_unchanged", growing)
-    monkeypatch.setattr(intake, "_copy_bytes", sized)
+    copied = intake.copy_bytes
+    monkeypatch.setattr(intake, "check_unchanged", growing)
+    monkeypatch.setattr(intake, "copy_bytes", sized)
     with pytest.raises(BadInput, match="changed while it was read"):
         intake.copy_files([listed], tmp_path / "copy", Roots([str(tmp_path)]), lambda done, total: None)
     assert written == [10]

@@ -21,6 +21,7 @@ from grafting_core.backbones.released_grafts import (
 from grafting_core.backbones.torch_files import Record, is_zip, records_of
 from grafting_core.backbones.weight_files import OpenWeights, open_weights
 from grafting_core.specs.backbone import BackboneCard
+from grafting_core.specs.registration import HubSource
 from grafting_core.specs.site import GraftSite
 from grafting_core.storage.bank import Bank
 from grafting_core.training.observer import StopRequested
@@ -39,19 +40,19 @@ CHECKPOINT = "checkpoint"
 """Folder of the staging area in which the lab's copy of a checkpoint lies while it is read."""
 
 
-def convert(staging: Path, source: Path, content: Path, max_bytes: int | None = None) -> ImportedCheckpoint:
-    """Write the transformer in the copy of `source` to `content`, and delete the copy.
+def convert(copy: Path, content: Path, max_bytes: int | None = None) -> ImportedCheckpoint:
+    """Write the transformer in the lab's copy of a checkpoint to `content`, and delete the copy.
 
     Raises BadInput for an operator of stage 1 and for weights that would take more than `max_bytes`,
     ValueError as `import_checkpoint` does.
     """
-    imported = import_checkpoint(copy_of(staging, source))
+    imported = import_checkpoint(copy)
     if not isinstance(imported, ImportedCheckpoint):
-        raise BadInput(f"{source.name} holds one {imported.operator.kind} operator of stage 1, no backbone")
+        raise BadInput(f"{copy.name} holds one {imported.operator.kind} operator of stage 1, no backbone")
     # More than the file's: every block gets the embedders that a file has once.
     _check_size(sum(tensor.nbytes for tensor in imported.state.values()), max_bytes)
     write_checkpoint(imported, content)
-    shutil.rmtree(staging / CHECKPOINT)
+    shutil.rmtree(copy.parent)
     return imported
 
 
@@ -126,9 +127,13 @@ def _check_size(size: int, max_bytes: int | None) -> None:
         raise BadInput(f"its weights take {size:,} bytes here; its owner may register {max_bytes:,} more")
 
 
-def copy_of(staging: Path, source: Path) -> Path:
-    """Where the copy of a checkpoint lies: under its folder's name, which says what a released graft is."""
-    return staging / CHECKPOINT / (folder_name(source) or "root") / source.name
+def copy_of(staging: Path, source: Path, hub: HubSource | None = None) -> Path:
+    """Where the copy of a checkpoint lies: under its folder's name, which says what a released graft is.
+
+    That of a file from the hub is its repository's.
+    """
+    folder = hub.repository.rpartition("/")[2] if hub else folder_name(source)
+    return staging / CHECKPOINT / (folder or "root") / source.name
 
 
 def bank_operators(bank: Bank, card: BackboneCard, transformer: Path, made_by: str) -> list[str]:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grafting_core.backbones.checkpoint_file import COUNTS
 from grafting_core.backbones.diffusers_folder import transformer_folder
+from grafting_core.backbones.published_figures import PUBLISHED_FID
 from grafting_core.specs.backbone import BackboneCard
 from grafting_core.specs.registration import Registered, RegistrationSpec, registry_folder
 from grafting_core.storage.artifacts import CARD, damage, keep_published, read_card
@@ -23,7 +25,16 @@ from workers.contract import StageReport
 from workers.stages.checkpoints import CHECKPOINT, bank_operators
 from workers.stages.context import Context
 from workers.stages.intake import BadInput, Roots
-from workers.stages.registering import Card, Intake, add_backbone, add_dataset, add_features, encode, train
+from workers.stages.registering import (
+    Card,
+    Intake,
+    add_backbone,
+    add_dataset,
+    add_features,
+    encode,
+    made_of_checkpoint,
+    train,
+)
 
 STAGING = "registry/staging"
 MEBI = 2**20
@@ -32,6 +43,8 @@ REGISTRANTS = {"name", "licence", "dataset", "feature_network", "origin", "weigh
 """Fields of cards that are decided by the user who registers. All users who register equal files share the
 published ones, so their card has only what follows from the files.
 """
+SOURCE_FIGURES = {PUBLISHED_FID, *COUNTS}
+"""Figures that a checkpoint or the name of its folder states; another source of the same files has others."""
 
 
 def run(context: Context) -> StageReport:
@@ -55,10 +68,11 @@ def run(context: Context) -> StageReport:
     except ValueError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise BadInput(_sentence(error, staging)) from error
+    from_checkpoint = made_of_checkpoint(intake)
     size, reused = _publish(context, work, card, staging, progress)
     shutil.rmtree(staging, ignore_errors=True)
     metrics = {"bytes": float(size)}
-    if work.is_checkpoint and isinstance(card, BackboneCard):
+    if from_checkpoint and isinstance(card, BackboneCard):
         metrics["scions"] = float(len(_bank_operators(context, card)))
     return StageReport(
         stage="register",
@@ -126,7 +140,7 @@ def _publish(
         shutil.rmtree(staging, ignore_errors=True)
         raise BadInput(f"it has {size:,} bytes; its owner may register {work.max_bytes:,} more")
     document = {
-        "card": card.model_dump(mode="json", exclude=REGISTRANTS),
+        "card": _shared(card),
         "size": size,
         "what": work.what,
     }
@@ -134,6 +148,15 @@ def _publish(
         storage, folder, staging / CONTENT, document, lambda done, total: progress(done, total, "verified")
     )
     return size, False
+
+
+def _shared(card: Card) -> dict[str, object]:
+    """What follows from the files alone of a card."""
+    document: dict[str, object] = card.model_dump(mode="json", exclude=REGISTRANTS)
+    if isinstance(card, BackboneCard):
+        figures = {name: value for name, value in card.figures.items() if name not in SOURCE_FIGURES}
+        document["figures"] = figures
+    return document
 
 
 def _verify(context: Context, work: RegistrationSpec) -> StageReport:

@@ -1,5 +1,6 @@
 """Make the card of what is registered: each function fills the folder `content` and checks it."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from grafting_core.backbones.diffusers_folder import TRANSFORMER, transformer_folder
 from grafting_core.backbones.dit_config import MAX_JSON_BYTES, DiTConfig, read_config
+from grafting_core.backbones.model_card import README, stated_facts
 from grafting_core.backbones.registered import BackboneFolder, read_card
 from grafting_core.backbones.released_grafts import ImportedCheckpoint
 from grafting_core.backbones.weight_files import CONFIG, files_of
@@ -22,7 +24,7 @@ from grafting_core.evaluation.features.train import train_classifier
 from grafting_core.specs.backbone import BackboneCard, HeldOutImages, card_of
 from grafting_core.specs.datasets import DATASETS, DatasetCard
 from grafting_core.specs.features import FeatureCard
-from grafting_core.specs.registration import NO_AUTOENCODER, RegistrationSpec, TrainSettings
+from grafting_core.specs.registration import CHECKPOINTS, NO_AUTOENCODER, RegistrationSpec, TrainSettings
 from grafting_core.storage.folders import CONTENT
 from grafting_core.training.observer import StopRequested
 from workers.stages.checkpoints import convert, copy_of, copy_weights
@@ -39,6 +41,8 @@ from workers.stages.intake import (
 )
 
 Card = BackboneCard | DatasetCard | FeatureCard
+HUB = "hub"
+"""Folder of the staging area with what was downloaded."""
 
 
 class Progress(Protocol):
@@ -67,31 +71,50 @@ class Intake:
 
 def add_backbone(intake: Intake) -> BackboneCard:
     """Copy a pipeline's folder, or convert a checkpoint, and read the card from the result."""
-    work = intake.work
-    if work.is_checkpoint:
-        imported = _converted(intake)
+    source, roots = _source(intake)
+    checkpoint = source if intake.work.is_checkpoint else _only_checkpoint(intake)
+    if checkpoint is not None:
+        imported = _converted(intake, checkpoint, roots)
         card = _read_backbone(intake)
         figures = {**imported.figures, **card.figures}
         return card.model_copy(update={"origin": imported.origin, "figures": figures})
-    _copied(intake, lambda: _files_of_backbone(intake))
+    _copied(intake, lambda: _files_of_backbone(intake, source, roots))
     return _read_backbone(intake)
 
 
-def _converted(intake: Intake) -> ImportedCheckpoint:
-    """Copy a checkpoint and an autoencoder, and write the checkpoint's transformer into the same folder."""
-    work, source = intake.work, Path(str(intake.work.path))
-    checkpoint = source_file(source, copy_of(intake.staging, source).name, intake.allowed)
+def made_of_checkpoint(intake: Intake) -> bool:
+    """Whether a backbone is made of a checkpoint, which for a repository its download tells."""
+    return intake.work.is_checkpoint or _only_checkpoint(intake) is not None
+
+
+def _only_checkpoint(intake: Intake) -> Path | None:
+    """The checkpoint in a downloaded repository that holds nothing else that is registered."""
+    files = sorted((intake.staging / HUB).rglob("*")) if intake.work.what == "backbone" else []
+    return next((file for file in files if file.name.endswith(CHECKPOINTS)), None)
+
+
+def _converted(intake: Intake, source: Path, roots: Roots | None) -> ImportedCheckpoint:
+    """Copy a checkpoint and an autoencoder, and write the checkpoint's transformer into the same folder.
+
+    Raises BadInput where no autoencoder is named, or neither the work nor a model card states a licence.
+    """
+    work = intake.work
+    copy = copy_of(intake.staging, source, work.hub)
+    readme = intake.staging / HUB / README
+    _check_complete(work, readme)
+    checkpoint = source_file(source, copy.name, roots)
     decoder = None if work.vae == NO_AUTOENCODER else Path(str(work.vae))
     if decoder is not None:
         list_files(decoder, intake.allowed)
     parts = {f"vae/{file.name}": file for file in (files_of(decoder) if decoder else [])}
     files = [source_file(path, name, intake.allowed) for name, path in sorted(parts.items())]
+    files += [source_file(readme, README, None)] if readme.is_file() else []
     _check_size(intake, files)
     left = None if work.max_bytes is None else work.max_bytes - sum(file.size for file in files)
     copy_weights(
         checkpoint,
-        copy_of(intake.staging, source),
-        intake.allowed,
+        copy,
+        roots,
         left,
         lambda done, total: intake.progress(done, total, "copied to checkpoint"),
         intake.progress.stopped,
@@ -99,9 +122,16 @@ def _converted(intake: Intake) -> ImportedCheckpoint:
     _forget_others(intake.content, files)
     _copy(intake, files, intake.content)
     intake.progress(0, 1, "converted")
-    imported = convert(intake.staging, source, intake.content, left)
+    imported = convert(copy, intake.content, left)
     intake.progress(1, 1, "converted")
     return imported
+
+
+def _check_complete(work: RegistrationSpec, readme: Path) -> None:
+    if work.vae is None:
+        raise BadInput("a checkpoint has no autoencoder; name the folder of one as vae")
+    if work.licence is None and stated_facts(readme.parent).licence is None:
+        raise BadInput("neither the checkpoint nor a model card names a licence; give the publisher's")
 
 
 def _read_backbone(intake: Intake) -> BackboneCard:
@@ -128,9 +158,8 @@ def _with_data(card: BackboneCard) -> BackboneCard:
     return card.model_copy(update={"num_images": data.training, "held_out": unseen})
 
 
-def _files_of_backbone(intake: Intake) -> list[SourceFile]:
+def _files_of_backbone(intake: Intake, source: Path, roots: Roots | None) -> list[SourceFile]:
     """List the backbone's files; those of its autoencoder are in the folder `vae` if the work names one."""
-    source, roots = _source(intake)
     work = intake.work
     list_files(source, roots)
     elsewhere = work.vae if work.vae not in (None, NO_AUTOENCODER) else None
@@ -235,8 +264,10 @@ def _source(intake: Intake) -> tuple[Path, Roots | None]:
     """Return the source folder and the roots that must hold its files (None for the lab's own download)."""
     work = intake.work
     if work.hub is not None:
-        to, progress = intake.staging / "hub", intake.progress
-        return download(work.hub, to, progress, work.max_bytes, progress.stopped), None
+        to, progress = intake.staging / HUB, intake.progress
+        checkpoints = work.what == "backbone"
+        folder = download(work.hub, to, progress, work.max_bytes, progress.stopped, checkpoints)
+        return folder / (work.hub.file or ""), None
     return Path(str(work.path)), intake.allowed
 
 
@@ -254,13 +285,17 @@ def _copied(intake: Intake, listed: Callable[[], list[SourceFile]]) -> None:
 
 
 def _copy(intake: Intake, files: Sequence[SourceFile], to: Path) -> None:
-    roots = None if intake.work.hub is not None else intake.allowed
+    """Copy files into a folder; of the lab's own download there are links, and of nobody else's file."""
 
     def tell(done: int, total: int) -> None:
         intake.progress(done, total, f"copied to {to.name}")
 
-    if not copy_files(files, to, roots, tell, intake.progress.stopped):
-        raise StopRequested
+    downloaded = Path(os.path.realpath(intake.staging / HUB))
+    own = [file for file in files if Path(file.path).is_relative_to(downloaded)]
+    others = [file for file in files if file not in own]
+    for part, roots in ((own, None), (others, intake.allowed)):
+        if part and not copy_files(part, to, roots, tell, intake.progress.stopped):
+            raise StopRequested
 
 
 def _check_size(intake: Intake, files: Sequence[SourceFile]) -> None:

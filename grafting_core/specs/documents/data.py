@@ -34,6 +34,13 @@ class BackboneData:
         return self.dataset.training if self.dataset else self.card.num_images
 
     @property
+    def held_out(self) -> int | None:
+        """Images held out from training; None where it is not known how many."""
+        if self.dataset is not None:
+            return self.dataset.held_out
+        return self.card.held_out.images if self.card.held_out else None
+
+    @property
     def feature_network(self) -> str:
         """A registered network of the data set's own classes, else what the backbone's card names."""
         own = [

@@ -96,7 +96,7 @@ def _spec(submission: Submission, data: BackboneData, design: GraftDesign) -> Ex
     _check_fit(card, evaluate, finetune)
     if not design.is_teacher:
         check_shares(finetune, submission.resources)
-        _check_held_out(distill, card, data.training)
+        _check_held_out(distill, data, "held_out" in submission.distill.model_fields_set)
     limit = data.training or None
     named = {"dataset": data.ref}
     return ExperimentSpec(
@@ -140,10 +140,19 @@ def check_shares(plan: FinetunePlan, resources: Resources) -> None:
     raise SpecError([problem(("resources", "workers"), "out-of-range", message, workers, fitting)])
 
 
-def _check_held_out(plan: DistillPlan, card: BackboneCard, images: int) -> None:
-    """Refuse to measure held-out error on more draws than the backbone has images: some would count twice."""
-    if 0 < images < plan.held_out:
-        message = f"{card.name} is trained on {images:,} images; hold out at most that many"
+def _check_held_out(plan: DistillPlan, data: BackboneData, given: bool) -> None:
+    """Refuse a data set without held-out images, and a `given` number of draws beyond those that it has.
+
+    The preset's number is taken as it is: every draw has its own noise and timestep, also of an image that
+    comes again.
+    """
+    images = data.held_out
+    if images == 0:
+        name = data.dataset.name if data.dataset else data.card.name
+        message = f"{name} has no images held out from training, on which operators are judged; encode some"
+        raise SpecError([problem(("dataset",), "no-held-out-images", message, name)])
+    if given and images is not None and images < plan.held_out:
+        message = f"{data.card.name} has {images:,} held-out images; draw at most that many"
         raise SpecError([problem(("distill", "held_out"), "out-of-range", message, plan.held_out)])
 
 

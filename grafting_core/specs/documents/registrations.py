@@ -49,6 +49,10 @@ class BackboneDocument(Frozen):
     path: FolderPath | None = None
     hub: HubText | None = None
     """`REPO@REVISION` of the Hugging Face hub; downloaded because it is named here."""
+    file: HubText | None = None
+    """A checkpoint in that repository; left out, one is taken only if the repository holds nothing else."""
+    another_revision: bool = False
+    """Whether the name may be that of a backbone from elsewhere, whose next revision this becomes."""
     dataset: Word | None = None
     """The data set that it was trained on."""
     vae: FolderPath | None = None
@@ -103,11 +107,23 @@ def parse_backbone(document: Any) -> RegistrationSpec:
     asked = _read(document, BackboneDocument)
     _one_of(asked, "path", "hub")
     data = None if asked.dataset is None else _known(DATASETS, asked.dataset, "/dataset").card
-    given = asked.model_dump(include={"name", "path", "vae", "objective", "licence", "private"})
-    if asked.path is not None and asked.path.endswith(CHECKPOINTS):
+    fields = {"name", "path", "vae", "objective", "licence", "private", "another_revision"}
+    given = asked.model_dump(include=fields)
+    if asked.file is not None:
+        _check_file(asked)
+    if (asked.path or asked.file or "").endswith(CHECKPOINTS):
         _check_checkpoint(asked)
     named = {"trained_on": asked.dataset, "dataset": data.ref if data else None}
-    return _spec("backbone", asked, given | named | {"hub": _hub(asked.hub)})
+    return _spec("backbone", asked, given | named | {"hub": _hub(asked.hub, asked.file)})
+
+
+def _check_file(asked: BackboneDocument) -> None:
+    """Raises SpecError for a file outside a repository, and for one that is no checkpoint."""
+    if asked.hub is None:
+        _refuse("/file", "without-effect", "file goes with hub; a path names its file itself", asked.file)
+    if not str(asked.file).endswith(CHECKPOINTS):
+        message = f"file names a checkpoint, which ends in {', '.join(CHECKPOINTS)}; leave it out for others"
+        _refuse("/file", "bad-source", message, asked.file)
 
 
 def _check_checkpoint(asked: BackboneDocument) -> None:
@@ -237,12 +253,12 @@ def _without(asked: Frozen, reason: str, fields: tuple[str, ...]) -> None:
         _refuse(pointer(extra[0]), "without-effect", f"{extra[0]} does not go with {reason}", reason)
 
 
-def _hub(text: str | None) -> HubSource | None:
+def _hub(text: str | None, file: str | None = None) -> HubSource | None:
     if text is None:
         return None
     repository, _, revision = text.partition("@")
     try:
-        return HubSource(repository=repository, revision=revision)
+        return HubSource(repository=repository, revision=revision, file=file)
     except ValidationError:
         message = "write OWNER/REPOSITORY@REVISION, the revision a commit, tag or branch"
         _refuse("/hub", "bad-source", message, text)

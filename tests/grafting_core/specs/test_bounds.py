@@ -103,9 +103,11 @@ def test_bands_beyond_the_tokens_are_refused(band: int) -> None:
     assert (problem.pointer, problem.code) == ("/bands", "out-of-range")
 
 
-def test_no_more_images_are_held_out_than_there_are() -> None:
-    (problem,) = refused(parse_submission, {**graft(), "distill": {"held_out": 60_001}})
+def test_no_more_draws_of_held_out_images_are_asked_for_than_there_are_such_images() -> None:
+    (problem,) = refused(parse_submission, {**graft(), "distill": {"held_out": 1_001}})
     assert (problem.pointer, problem.code) == ("/distill/held_out", "out-of-range")
+    assert problem.message == f"{TESTBED} has 1,000 held-out images; draw at most that many"
+    assert parse_submission({**graft(), "distill": {"held_out": 1_000}}).distill.held_out == 1_000
 
 
 def test_a_teacher_may_have_few_images_as_it_distils_nothing() -> None:
