@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import PatchEmbed
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grafting_core.backbones.autoencoder import KLAutoencoder
@@ -24,7 +23,7 @@ from grafting_core.backbones.dit_config import GRAFTED_NORM, DiTConfig, read_con
 from grafting_core.backbones.model_card import stated_facts
 from grafting_core.backbones.original_dit import OriginalDiT
 from grafting_core.backbones.scheduler_config import read_objective, write_scheduler
-from grafting_core.backbones.shared_embedders import repeated_state, share_embedders
+from grafting_core.backbones.shared_embedders import share_embedders
 from grafting_core.backbones.table import FAMILIES, family_of
 from grafting_core.backbones.weight_files import (
     CONFIG,
@@ -38,6 +37,7 @@ from grafting_core.specs.backbone import BackboneCard, Pretraining
 from grafting_core.specs.canonical import digest
 from grafting_core.specs.datasets import DATASETS
 from grafting_core.specs.features import FEATURE_NETWORKS
+from grafting_core.storage.tensor_files import write_safetensors
 
 TRANSFORMER = "transformer"
 EMBEDDER = ".norm1.emb."
@@ -155,15 +155,14 @@ def save_folder(backbone: Backbone, folder: Path) -> None:
     card tells.
     """
     config = config_of(backbone)
-    state = repeated_state(backbone.transformer)
+    state = backbone.transformer.state_dict()
     expected = shapes_of(empty_transformer(config))
     if {name: tuple(value.shape) for name, value in state.items()} != expected:
         raise ValueError("the transformer has other grafts than its backbone's card tells")
     target = folder / TRANSFORMER
     target.mkdir(parents=True, exist_ok=True)
     write_config(target, config)
-    cpu = {name: value.cpu() for name, value in state.items()}
-    save_file(cpu, target / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    write_safetensors(target / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
     if isinstance(backbone.autoencoder, KLAutoencoder):
         write_kl(backbone.autoencoder, folder / "vae")
     write_scheduler(backbone.card, folder)

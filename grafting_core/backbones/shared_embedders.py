@@ -6,7 +6,6 @@ common: it takes memory once, its gradients are summed, and it is averaged once.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from grafting_core.operators.parallel import flat_blocks
@@ -42,13 +41,3 @@ def load_unique_state(module: nn.Module, state: dict[str, Tensor], *, assign: bo
         if name not in complete and origin in complete:
             complete[name] = complete[origin]
     module.load_state_dict(complete, assign=assign)
-
-
-@torch.no_grad()
-def repeated_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with a tensor of its own for every name, as diffusers stores it."""
-    seen, state = set[int](), dict[str, Tensor]()
-    for name, value in module.state_dict().items():
-        state[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
-        seen.add(value.data_ptr())
-    return state

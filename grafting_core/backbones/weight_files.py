@@ -128,9 +128,9 @@ def open_weights(folder: Path) -> Iterator[OpenWeights]:
 class _SafetensorsFile:
     def __init__(self, file: Path) -> None:
         check_no_pointer(file)
+        self._file = file
         try:
-            opened: Any = safe_open
-            self._opened = opened(file, framework="pt")
+            self._opened = self._open()
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{file} is not a whole safetensors file (truncated, or another format): {_line(error)}"
@@ -141,8 +141,13 @@ class _SafetensorsFile:
         return tuple(self._opened.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._opened.get_tensor(name)
+        """A view of the file, of which only this tensor is in memory while it is used."""
+        tensor: Tensor = self._open().get_tensor(name)
         return tensor
+
+    def _open(self) -> Any:
+        opened: Any = safe_open
+        return opened(self._file, framework="pt")
 
 
 class _BinFile:

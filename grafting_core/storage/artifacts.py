@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -65,6 +66,23 @@ def read_published(storage: Storage, folder: str) -> bytes:
     if hashlib.sha256(payload).hexdigest() != card["sha256"]:
         raise CorruptArtifact(f"{folder}/{card['file']} does not match its card")
     return payload
+
+
+def published_file(storage: Storage, folder: str, scratch: Path) -> Path:
+    """The payload as a file of this machine, verified in pieces, for what is not to be held in memory.
+
+    Of a storage elsewhere it is a copy in `scratch`. Raises CorruptArtifact if it does not match the card.
+    """
+    card = read_card(storage, folder)
+    path = f"{folder}/{card['file']}"
+    local = storage.local_path(path) if storage.is_local else scratch / str(card["file"])
+    if not storage.is_local:
+        with local.open("wb") as copy:
+            copy.writelines(storage.pieces(path))
+    with local.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != card["sha256"]:
+            raise CorruptArtifact(f"{path} does not match its card")
+    return local
 
 
 def read_file(storage: Storage, folder: str, name: str, model: type[M]) -> M:

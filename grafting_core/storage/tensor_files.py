@@ -50,10 +50,13 @@ def _with_digest(digest: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes
     yield from _content(tensors)
 
 
-def _content(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _content(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """Header and tensors, the widest types first so that each lies where its type may."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, offset = dict[str, object](), 0
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for name in order:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
@@ -73,10 +76,15 @@ def _content(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
             yield flat.view(torch.uint8).numpy().data
 
 
-def write_safetensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a plain file of safetensors, without a checksum before it. Tensors may share memory."""
+def write_safetensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a plain file of safetensors, without a checksum before it. Tensors may share memory.
+
+    One tensor at a time is made contiguous and moved to the CPU, where it is not.
+    """
     with file.open("wb") as opened:
-        for piece in _content(tensors):
+        for piece in _content(tensors, metadata):
             opened.write(piece)
 
 

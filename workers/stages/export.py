@@ -4,13 +4,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor
 
 from grafting_core.export.folder import export_model
 from grafting_core.specs.experiment import finetune_key
 from grafting_core.specs.exports import ExportSpec, export_folder
-from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, keep_published, read_published
+from grafting_core.storage.artifacts import CARD, READ_ERRORS, CorruptArtifact, keep_published, published_file
 from grafting_core.storage.artifacts import read_card as published_card
 from grafting_core.storage.folders import CONTENT, publish_folder
 from workers.contract import StageReport
@@ -44,7 +44,7 @@ def _publish(context: Context, work: ExportSpec, folder: str) -> None:
     observer.progress(0, 2, {})
     staging = _staging(context)
     try:
-        target, state = staging / WRITTEN, _state(context, work)
+        target, state = staging / WRITTEN, _state(context, work, staging)
         export_model(context.backbone, work.experiment.design, state, target, work.record)
         observer.progress(1, 2, {})
         card = {"made_by": context.ticket.run_id, "record": work.record.model_dump(mode="json")}
@@ -68,13 +68,16 @@ def _staging(context: Context) -> Path:
     return staging
 
 
-def _state(context: Context, work: ExportSpec) -> dict[str, Tensor]:
-    """Weights that the run published, verified; of a design without edits the backbone's own."""
+def _state(context: Context, work: ExportSpec, staging: Path) -> dict[str, Tensor]:
+    """Weights that the run published, verified and left in their file until they are used.
+
+    Of a design without edits they are the backbone's own.
+    """
     if work.experiment.design.is_teacher:
         return dict(context.backbone.transformer.state_dict())
     folder = f"models/{finetune_key(work.experiment)}"
     try:
-        state: dict[str, Tensor] = load(read_published(context.storage, folder))
+        state: dict[str, Tensor] = load_file(published_file(context.storage, folder, staging))
     except (CorruptArtifact, *READ_ERRORS) as error:
         text = f"the model of run {work.run} cannot be read: {error}; run its design again"
         raise BadInput(text) from error
