@@ -34,12 +34,19 @@ from grafting_core.evaluation.evaluate import (
     versions,
 )
 from grafting_core.evaluation.features.base import FeatureNetwork, concat, extract
+from grafting_core.evaluation.features.image_models import read_feature_folder
 from grafting_core.evaluation.features.table import load_network
 from grafting_core.evaluation.metrics.report import compute_metrics
 from grafting_core.evaluation.reference import Reference, load_reference, make_reference, read_own
 from grafting_core.specs.backbone import backbone_cards
 from grafting_core.specs.design import GraftDesign
 from grafting_core.specs.experiment import RECIPE_VERSIONS, own_fingerprint
+from grafting_core.specs.features import (
+    FEATURE_NETWORKS,
+    FeatureSource,
+    digest_of_path,
+    register_features,
+)
 from grafting_core.specs.requests import (
     REQUEST,
     EvaluateRequest,
@@ -58,6 +65,7 @@ Model = tuple[Backbone, nn.Module]
 
 def evaluate(request: EvaluateRequest) -> EvaluationReport:
     """Evaluate a model or images. Raises ValueError (BadFile included) for bad input, before sampling."""
+    _know_network(request.protocol.feature_network, request.source)
     model = load_model(request.subject)
     if model is None:
         return _evaluate_images(request, open_images(Path(request.subject)))
@@ -97,6 +105,21 @@ def _published(folder: Path) -> Model:
     operate(backbone.with_transformer(network), design)
     load_unique_state(network, weights)
     return backbone, network.eval().requires_grad_(False)
+
+
+def _know_network(name: str, source: FeatureSource | None) -> None:
+    """Make a lab's own network known, whose folder a request gives as weights.
+
+    Raises ValueError for a folder without an image model, or with another digest.
+    """
+    if name in FEATURE_NETWORKS or source is None:
+        return
+    if not Path(source.path).is_dir():
+        raise ValueError(f"{name} is no network of a package, so its weights are the folder of one")
+    found = digest_of_path(Path(source.path))
+    if found != source.sha256:
+        raise ValueError(f"{name}: {source.path} has SHA-256 {found}, not {source.sha256}; it was not loaded")
+    register_features([read_feature_folder(Path(source.path), name)])
 
 
 def _evaluate_model(request: EvaluateRequest, backbone: Backbone, network: nn.Module) -> EvaluationReport:
@@ -198,6 +221,7 @@ def _evaluate_images(request: EvaluateRequest, images: ImageSet) -> EvaluationRe
 
 def write_reference(request: ReferenceRequest) -> ReferenceView:
     """Write the reference atomically and describe it."""
+    _know_network(request.feature_network, request.source)
     feature_network = load_network(request.feature_network, _device(), request.source)
     made = make_reference(open_images(Path(request.images)), feature_network)
     output = Path(request.output)

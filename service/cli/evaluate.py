@@ -26,7 +26,10 @@ INTERVALS = (
     "intervals: those of fid_infinity, kid and label_accuracy cover the true value; the other metrics are "
     "biased at N samples, and their intervals cover the values of other draws of N samples"
 )
-Weights = Annotated[Path | None, typer.Option(help="Weight file or folder of the feature network.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Weight file or folder of the feature network, one that a lab registered too."),
+]
 Sha256 = Annotated[
     str | None, typer.Option(help="Expected SHA-256 of the weights; a file with another is not opened.")
 ]
@@ -73,7 +76,7 @@ def make_command(
     json: AsJson = False,
 ) -> None:
     """Compute the reference statistics of a set of images and save them."""
-    if network not in FEATURE_NETWORKS:
+    if network not in FEATURE_NETWORKS and weights is None:
         raise Refused([f"unknown feature network {network!r}{nearest(network, FEATURE_NETWORKS)}"])
     request = ReferenceRequest(
         images=str(images), feature_network=network, output=str(output), source=_source(weights, sha256)

@@ -15,6 +15,7 @@ from grafting_core.data.datasets import Dataset, LabelledImages, load_dataset
 from grafting_core.data.encode import encode_folder
 from grafting_core.data.latent_folder import load_latent_folder
 from grafting_core.data.progress import StopRequested
+from grafting_core.evaluation.cli import evaluate, write_reference
 from grafting_core.evaluation.evaluate import dataset_reference
 from grafting_core.evaluation.features.base import extract
 from grafting_core.evaluation.features.classifier import ClassifierConfig, load_classifier, pixels_for
@@ -39,6 +40,7 @@ from grafting_core.specs.features import (
 )
 from grafting_core.specs.plans import EvaluationProtocol
 from grafting_core.specs.registration import TrainSettings
+from grafting_core.specs.requests import EvaluateRequest, ReferenceRequest
 from tests.support.other_backbone import flags
 from tests.support.pictures import picture_folder
 
@@ -389,3 +391,29 @@ def test_a_timm_config_loads_no_other_files(
 ) -> None:
     with pytest.raises(ValueError, match="a plain name and sizes are allowed"):
         _plain_arguments(tmp_path, architecture, arguments)
+
+
+def test_a_network_that_a_lab_registered_judges_without_the_lab(tmp_path: Path) -> None:
+    images, labels = flags(24, 0)
+    data = LabelledImages("own/flags", "1" * 64, images, labels)
+    train_classifier(data, tmp_path / "net", SETTINGS.model_copy(update={"steps": 1}), name="flags-judge")
+    np.savez(tmp_path / "pictures.npz", images.numpy())
+    digest = digest_of_path(tmp_path / "net")
+    source = FeatureSource(path=str(tmp_path / "net"), sha256=digest)
+    made = {"images": str(tmp_path / "pictures.npz"), "output": str(tmp_path / "reference.npz")}
+    try:
+        view = write_reference(ReferenceRequest(feature_network="flags-judge", source=source, **made))
+        assert view.feature_network == "flags-judge"
+        protocol = EvaluationProtocol(feature_network="flags-judge", samples=24, micro_batch=12)
+        asked = {"protocol": protocol, "subject": made["images"], "reference": made["output"]}
+        report = evaluate(EvaluateRequest(source=source, **asked))
+        assert report.fingerprint.feature_network == digest
+        assert report.values["fid24/flags-judge"] == pytest.approx(0, abs=1e-6)
+        register_features(())
+        other = source.model_copy(update={"sha256": "0" * 64})
+        with pytest.raises(ValueError, match=r"flags-judge: .* has SHA-256 .*; it was not loaded"):
+            evaluate(EvaluateRequest(source=other, **asked))
+        with pytest.raises(ValueError, match="flags-judge"):
+            evaluate(EvaluateRequest(**asked))
+    finally:
+        register_features(())

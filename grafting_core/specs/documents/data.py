@@ -69,7 +69,7 @@ def with_data(card: BackboneCard, given: str | None) -> BackboneData:
     if card.weights is not None and entry is None:
         known = name is not None and ("data set", name) not in hidden()
         missing = f", and the lab has no {shown(name)}" if known else ""
-        message = f"{card.name} has no data set of its own: name a registered one{missing}"
+        message = f"{card.name} has no data set of its own: name a registered one{missing}. {_needed(card)}"
         raise SpecError([problem(("dataset",), "no-dataset", message, given, list(DATASETS.entries))])
     found = entry.card if entry else None
     problems = list(_misfits(card, found)) if found else []
@@ -106,7 +106,18 @@ def _misfits(card: BackboneCard, data: DatasetCard) -> Iterator[Problem]:
         yield problem(place, "too-many-classes", message, given)
     if data.classes and len(data.classes) < card.num_classes:
         message = f"{data.name} has {len(data.classes)} classes, {card.name} has {card.num_classes}"
-        yield problem(place, "too-few-classes", message, given)
+        yield problem(place, "too-few-classes", f"{message}. {_needed(card)}", given)
+
+
+def _needed(card: BackboneCard) -> str:
+    """What to register for a backbone, and how it is evaluated without."""
+    height, width = (side * card.patch_size for side in card.dims.grid)
+    classes = f" in {card.num_classes:,} classes" if card.num_classes else ""
+    return (
+        f"Register images{classes}, as samples of {_size((card.latent_channels, height, width))}: `graft "
+        f"dataset encode IMAGES --name NAME --backbone {card.name} --size SIDE`. Or compare its samples with "
+        "any pictures, whatever their classes: `graft evaluate FOLDER --reference PICTURES`"
+    )
 
 
 def _size(shape: tuple[int, int, int]) -> str:
