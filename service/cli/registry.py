@@ -65,8 +65,8 @@ def add_backbone(
 
     A checkpoint (.pt) is one of the original DiT's code or of a released graft; it takes --vae and --licence.
     """
-    document = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
-    document |= {"file": file, "another_revision": another_revision or None}
+    source = {"name": name, "path": _path(path), "hub": from_hub, "dataset": dataset, "vae": _vae(vae)}
+    document: dict[str, Any] = source | {"file": file, "another_revision": another_revision or None}
     rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("backbones", document | rights, wait, url, json)
 
@@ -91,8 +91,8 @@ def import_command(
     """
     if not str(checkpoint).endswith(CHECKPOINTS):
         raise Refused([f"{checkpoint} is no checkpoint, which ends in {', '.join(CHECKPOINTS)}"])
-    document = {"name": name, "path": _path(checkpoint), "dataset": dataset, "vae": _vae(vae)}
-    document |= {"another_revision": another_revision or None}
+    source = {"name": name, "path": _path(checkpoint), "dataset": dataset, "vae": _vae(vae)}
+    document: dict[str, Any] = source | {"another_revision": another_revision or None}
     rights = {"licence": licence, "private": private, "max_bytes": max_bytes}
     _register("backbones", document | rights, wait, url, json)
 
