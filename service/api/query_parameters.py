@@ -1,6 +1,8 @@
-"""Reject unknown query parameters and unreadable ids: both are mistakes of the caller."""
+"""Reject unknown and repeated query parameters and unreadable ids: all are mistakes of the caller."""
 
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -26,14 +28,28 @@ async def known_parameters(request: Request) -> None:
         _check_part(value)
     for name, value in request.query_params.multi_items():
         _check_legible(name, value)
-    unknown = sorted(set(request.query_params) - _names(request.scope["route"]))
+    declared = _declared(request.scope["route"])
+    _check_known(request.query_params.keys(), declared)
+    _check_single(Counter(name for name, _ in request.query_params.multi_items()), declared)
+
+
+def _check_known(names: Iterable[str], declared: Mapping[str, bool]) -> None:
+    unknown = sorted(set(names) - declared.keys())
     if unknown:
-        allowed = sorted(_names(request.scope["route"]))
+        allowed = sorted(declared)
         message = f"unknown parameter {shown(unknown[0])}{_hint(unknown[0], allowed)}"
         place = pointer("query", unknown[0])
         raise SpecError(
             [Problem(pointer=place, code="unknown-field", message=message, allowed=tuple(allowed))]
         )
+
+
+def _check_single(counts: Mapping[str, int], declared: Mapping[str, bool]) -> None:
+    """Refuse several values where one is used: all but the last would be ignored silently."""
+    repeated = sorted(name for name, count in counts.items() if count > 1 and not declared[name])
+    if repeated:
+        message = f"the parameter is given {counts[repeated[0]]} times; give it once"
+        raise SpecError([Problem(pointer=pointer("query", repeated[0]), code="repeated", message=message)])
 
 
 def _hint(name: str, allowed: list[str]) -> str:
@@ -58,15 +74,26 @@ def _check_legible(name: str, value: str) -> None:
         raise SpecError([Problem(pointer=place, code="bad-text", message=message, given=shown(value))])
 
 
-def _names(route: Any) -> set[str]:
-    """Return the names of a route's parameters and those of its dependencies, computed once per route."""
-    names: set[str] | None = getattr(route, "known_parameters", None)
-    if names is None:
-        names = _declared(route.dependant)
-        route.known_parameters = names
-    return names
+def _declared(route: Any) -> Mapping[str, bool]:
+    """Return the route's parameters and those of its dependencies, and whether each takes several values.
+
+    It is computed once per route.
+    """
+    declared: dict[str, bool] | None = getattr(route, "declared_parameters", None)
+    if declared is None:
+        declared = dict(_parameters(route.dependant))
+        route.declared_parameters = declared
+    return declared
 
 
-def _declared(dependant: Dependant) -> set[str]:
-    own = {field.alias for field in dependant.query_params}
-    return own.union(*(_declared(inner) for inner in dependant.dependencies))
+def _parameters(dependant: Dependant) -> Iterator[tuple[str, bool]]:
+    for field in dependant.query_params:
+        yield field.alias, _takes_several(field.field_info.annotation)
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
+
+
+def _takes_several(annotation: object) -> bool:
+    return get_origin(annotation) in (list, tuple, set) or any(
+        _takes_several(each) for each in get_args(annotation)
+    )

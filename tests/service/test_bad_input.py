@@ -52,6 +52,7 @@ CASES: list[Case] = [
     (10, "repeated key", POST, raw('{"name": "a", "name": "b"}'), 400, "malformed"),
     (11, "unknown field", POST, changed(distill={"stpes": 5}), 422, "unknown-field"),
     (11, "unknown parameter", (GET, f"{RUN}?limt=5"), {}, 422, "unknown-field"),
+    (11, "repeated parameter", (GET, f"{RUN}?limit=5&limit=6"), {}, 422, "repeated"),
     (12, "text for a number", POST, changed(distill={"steps": "7"}), 422, "wrong-type"),
     (12, "true for a number", POST, changed(distill={"steps": True}), 422, "wrong-type"),
     (12, "7.0 for an integer", POST, changed(distill={"steps": 7.5}), 422, "wrong-type"),
