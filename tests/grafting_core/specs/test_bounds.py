@@ -103,7 +103,7 @@ def test_bands_beyond_the_tokens_are_refused(band: int) -> None:
     assert (problem.pointer, problem.code) == ("/bands", "out-of-range")
 
 
-def test_no_more_draws_of_held_out_images_are_asked_for_than_there_are_such_images() -> None:
+def test_held_out_draws_need_as_many_held_out_images() -> None:
     (problem,) = refused(parse_submission, {**graft(), "distill": {"held_out": 1_001}})
     assert (problem.pointer, problem.code) == ("/distill/held_out", "out-of-range")
     assert problem.message == f"{TESTBED} has 1,000 held-out images; draw at most that many"
