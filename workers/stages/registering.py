@@ -285,7 +285,7 @@ def _copied(intake: Intake, listed: Callable[[], list[SourceFile]]) -> None:
 
 
 def _copy(intake: Intake, files: Sequence[SourceFile], to: Path) -> None:
-    """Copy files into a folder; of the lab's own download there are links, and of nobody else's file."""
+    """Copy files into a folder; files that the lab downloaded itself are linked instead of copied."""
 
     def tell(done: int, total: int) -> None:
         intake.progress(done, total, f"copied to {to.name}")
